@@ -1,0 +1,35 @@
+// Command firebreak-runsc is gVisor's runsc reduced to the commands Firebreak
+// uses.
+//
+// It is a program of its own, not a mode of bin/firebreak, because a sandbox
+// start executes it three times (runtime, gofer, sentry): whatever else it
+// linked would be paid for three times in start-up and once per sandbox in
+// memory. bin/firebreak embeds it compressed and unpacks it once per version.
+//
+// The command table is built here rather than taken from runsc/cli/maincli,
+// which would link a 47 MB helper for checkpoints to cloud storage.
+package main
+
+import (
+	"github.com/google/subcommands"
+	"gvisor.dev/gvisor/runsc/cli"
+	"gvisor.dev/gvisor/runsc/cmd"
+	"gvisor.dev/gvisor/runsc/cmd/sentry/sentrycmd"
+	"gvisor.dev/gvisor/runsc/cmd/util"
+)
+
+func main() {
+	cli.Run(nil, map[util.SubCommand]string{
+		new(cmd.Run):    "",
+		new(cmd.Create): "",
+		new(cmd.Start):  "",
+		new(cmd.Kill):   "",
+		new(cmd.State):  "",
+		new(cmd.Delete): "",
+
+		// What the commands above execute in turn.
+		new(sentrycmd.Boot):   "internal",
+		new(sentrycmd.Umount): "internal",
+		new(cmd.Gofer):        "internal",
+	}, []subcommands.Command{})
+}
