@@ -1,0 +1,17 @@
+// Package event keeps what happened in each sandbox as a numbered sequence that
+// any number of readers can follow live and resume exactly, across restarts of
+// the daemon and after the sandbox's death.
+//
+//	h, err := event.Open(dir, event.Options{}, log)
+//	id, err := h.Publish(sb.ID, event.Event{Type: event.Stdout, Process: "p1", Data: chunk})
+//
+//	sub, err := h.Subscribe(ctx, sb.ID, lastEventID)   // 0: from the beginning
+//	defer sub.Close()
+//	for {
+//		batch, err := sub.Next(ctx)                // one or more events; io.EOF after the last
+//		…
+//	}
+//
+// A reader pulls at its own pace and never delays a publisher. Events are not
+// evidence: that is internal/audit.
+package event
