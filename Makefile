@@ -1,0 +1,73 @@
+# Firebreak. `make` builds bin/firebreak, one file to copy to a server.
+#
+#   make          build bin/firebreak (guest agent and runsc embedded)
+#   make demo     build, then run the main job for real
+#   make test     everything CI runs
+#   make bench    floor, peer and ours, interleaved; results in bench/results
+#   make lint     formatting, vet, generated files up to date
+#   make generate regenerate api/gen and api/openapi.json from api/proto
+
+export GOFLAGS := -trimpath
+SHELL     := /bin/bash
+GO        := go
+VERSION   := $(shell cat VERSION)
+REVISION  := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
+# The sentry is large, so everything static is built with one set of flags: vet
+# and build then share one cache.
+BUILD     := CGO_ENABLED=0 $(GO) build
+LDFLAGS   := -s -w
+LDVERSION := -X main.version=$(VERSION) -X main.revision=$(REVISION)
+
+ASSETS := internal/bundle/assets
+# Everything but the sentry, which nothing else compiles.
+PACKAGES = $$($(GO) list ./... | grep -v /cmd/firebreak-runsc)
+
+.DEFAULT_GOAL := build
+.PHONY: build demo test test-short bench lint generate clean FORCE
+
+build: bin/firebreak
+
+# go build decides by itself what is stale, so these always ask it.
+bin/firebreak: $(ASSETS)/runsc.gz $(ASSETS)/firebreak-guest.gz FORCE
+	@$(BUILD) -ldflags "$(LDFLAGS) $(LDVERSION)" -o $@ ./cmd/firebreak
+	@echo "built $@ ($$(du -h $@ | cut -f1))"
+
+bin/runsc: FORCE
+	@mkdir -p bin
+	@scripts/with-progress "compiling gVisor (first time: a few minutes)" \
+	  env CGO_ENABLED=0 $(GO) build -v -ldflags "$(LDFLAGS) -X gvisor.dev/gvisor/runsc/version.version=$(GVISOR)" -o $@ ./cmd/firebreak-runsc
+GVISOR := $(shell sed -n 's/^.*gvisor.dev\/gvisor //p' go.mod | cut -d' ' -f1)
+
+bin/firebreak-guest: FORCE
+	@mkdir -p bin
+	@$(BUILD) -ldflags "$(LDFLAGS)" -o $@ ./cmd/firebreak-guest
+
+# Deterministic: no name, no time. Rewritten only when the content changed, so
+# that an unchanged embed does not relink.
+$(ASSETS)/%.gz: bin/%
+	@mkdir -p $(ASSETS)
+	@if [ ! -e $@ ] || [ "$$(gzip -dc $@ | sha256sum)" != "$$(sha256sum < $<)" ]; then gzip -n -9 -c $< > $@.tmp && mv $@.tmp $@; fi
+
+demo: build
+	@bin/firebreak demo
+
+test: build lint
+	@$(GO) run ./test/runner -allow CONTRIBUTING.md
+
+test-short: build
+	@$(GO) run ./test/runner -allow CONTRIBUTING.md -short
+
+bench: build
+	@$(GO) run ./bench/cmd
+
+lint:
+	@out=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); [ -z "$$out" ] || { echo "not gofmt-ed:"; echo "$$out"; exit 1; }
+	@CGO_ENABLED=0 $(GO) vet $(PACKAGES)
+	@GOOS=darwin CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/firebreak
+	@scripts/generate --check
+
+generate:
+	@scripts/generate
+
+clean:
+	rm -rf bin $(ASSETS)/*.gz

@@ -1,0 +1,202 @@
+// Command runner is what `make test` runs: every test of the module, with the
+// race detector where a C compiler is at hand, and a verdict on what did not
+// run.
+//
+// A test that cannot run here skips with a message starting "not run: ". On a
+// Linux machine as root, such a skip fails the run unless the list in
+// CONTRIBUTING.md names the test; elsewhere it is only counted. That way a
+// missing tool can never pass for a passed test where everything is promised
+// to run.
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+)
+
+// event is one line of `go test -json` (see `go doc test2json`).
+type event struct {
+	Action  string
+	Package string
+	Test    string
+	Output  string
+	Elapsed float64
+}
+
+type tally struct {
+	passed, failed int
+	skipped        []skip
+	output         map[string][]string // by package and test, until its verdict
+	failures       []string
+}
+
+type skip struct{ name, reason string }
+
+func main() {
+	allow := flag.String("allow", "", "Markdown file whose section \"Not run\" lists the tests that may skip")
+	short := flag.Bool("short", false, "pass -short")
+	flag.Parse()
+	patterns := flag.Args()
+	if len(patterns) == 0 {
+		patterns = modulePackages()
+	}
+	allowed, err := readAllowed(*allow)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(2)
+	}
+	start := time.Now()
+	t, runErr := run(append(goTestArgs(*short), patterns...))
+	os.Exit(t.report(allowed, runErr, time.Since(start)))
+}
+
+// modulePackages is every package but the sentry's, which has no tests and
+// takes minutes to vet.
+func modulePackages() []string {
+	out, err := exec.Command("go", "list", "./...").Output()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "go list:", err)
+		os.Exit(2)
+	}
+	return slices.DeleteFunc(strings.Fields(string(out)), func(p string) bool { return strings.HasSuffix(p, "/cmd/firebreak-runsc") })
+}
+
+func goTestArgs(short bool) []string {
+	args := []string{"test", "-json", "-vet=off", "-timeout=20m"}
+	if _, err := exec.LookPath("gcc"); err == nil {
+		args = append(args, "-race")
+	} else {
+		fmt.Println("no C compiler: running without the race detector")
+	}
+	if short {
+		args = append(args, "-short")
+	}
+	return args
+}
+
+func run(args []string) (*tally, error) {
+	cmd := exec.Command("go", args...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
+	if !slices.Contains(args, "-race") {
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	}
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	t := &tally{output: map[string][]string{}}
+	lines := bufio.NewScanner(out)
+	lines.Buffer(nil, 16<<20)
+	for lines.Scan() {
+		var e event
+		if json.Unmarshal(lines.Bytes(), &e) != nil {
+			fmt.Println(lines.Text()) // a build error, before any test
+			continue
+		}
+		t.add(e)
+	}
+	return t, cmd.Wait()
+}
+
+func (t *tally) add(e event) {
+	key := e.Package + " " + e.Test
+	name := strings.TrimPrefix(e.Package, "github.com/firebreak-dev/firebreak/") + " " + e.Test
+	switch e.Action {
+	case "output", "build-output":
+		if e.Test == "" {
+			if s := e.Output; strings.HasPrefix(s, "ok ") || strings.HasPrefix(s, "FAIL\t") || strings.HasPrefix(s, "panic") || e.Action == "build-output" {
+				fmt.Print(s)
+			}
+		}
+		t.output[key] = append(t.output[key], e.Output)
+		return
+	case "pass":
+		if e.Test != "" {
+			t.passed++
+		}
+	case "skip":
+		if e.Test != "" {
+			t.skipped = append(t.skipped, skip{name, reason(t.output[key])})
+		}
+	case "fail":
+		if e.Test != "" {
+			t.failed++
+		}
+		t.failures = append(t.failures, "--- "+name+"\n"+strings.Join(t.output[key], ""))
+	default:
+		return
+	}
+	delete(t.output, key)
+}
+
+var skipLine = regexp.MustCompile(`^\s+\S+_test\.go:\d+: |^\s+\S+\.go:\d+: `)
+
+// reason extracts what t.Skip was told.
+func reason(lines []string) string {
+	for _, l := range lines {
+		if loc := skipLine.FindStringIndex(l); loc != nil {
+			return strings.TrimSpace(l[loc[1]:])
+		}
+	}
+	return "no reason given"
+}
+
+func (t *tally) report(allowed []string, runErr error, took time.Duration) int {
+	bad := runErr != nil || t.failed > 0
+	for _, f := range t.failures {
+		fmt.Println(f)
+	}
+	strict := runtime.GOOS == "linux" && os.Geteuid() == 0
+	for _, s := range t.skipped {
+		ok := slices.ContainsFunc(allowed, func(a string) bool { return s.name == a || strings.HasPrefix(s.name, a+"/") })
+		mark := ""
+		if strict && !ok {
+			mark, bad = "  <- not on the list in CONTRIBUTING.md: fails the run", true
+		}
+		fmt.Printf("%s: %s%s\n", s.name, s.reason, mark)
+	}
+	if runErr != nil && t.failed == 0 {
+		fmt.Println("go test:", runErr)
+	}
+	fmt.Printf("took %s\n", took.Round(time.Second))
+	fmt.Printf("%d passed, %d failed, %d skipped\n", t.passed, t.failed, len(t.skipped))
+	if bad {
+		return 1
+	}
+	return 0
+}
+
+// readAllowed returns the `code` entries of the list below the heading
+// "Not run": package path and test name.
+func readAllowed(file string) ([]string, error) {
+	if file == "" {
+		return nil, nil
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	_, section, found := strings.Cut(string(data), "\n## Not run\n")
+	if !found {
+		return nil, fmt.Errorf("%s has no section \"Not run\"", file)
+	}
+	section, _, _ = strings.Cut(section, "\n## ")
+	var names []string
+	for _, m := range regexp.MustCompile("(?m)^- `([^`]+)`").FindAllStringSubmatch(section, -1) {
+		names = append(names, m[1])
+	}
+	return names, nil
+}
