@@ -1,0 +1,28 @@
+package guest
+
+// Where things are inside a sandbox. Backends lay the directory out read-only;
+// the agent, the language modules and the host agree on it here.
+const (
+	// RuntimeDir holds what Firebreak brings into every sandbox.
+	RuntimeDir = "/.firebreak"
+	// AgentPath is the static agent binary, PID 1 and probe program.
+	AgentPath = RuntimeDir + "/firebreak-guest"
+	// PythonDir is appended to PYTHONPATH.
+	PythonDir = RuntimeDir + "/python"
+	// NodeModule is loaded into every Node process by NODE_OPTIONS.
+	NodeModule = RuntimeDir + "/node/firebreak.js"
+	// ResultPrefix and an exec's id make the file named by $FIREBREAK_RESULT.
+	ResultPrefix = "/tmp/.firebreak-result-"
+	// ResultEnv names the environment variable that holds that path.
+	ResultEnv = "FIREBREAK_RESULT"
+	// MaxResult caps a structured result, in bytes.
+	MaxResult = 1 << 20
+
+	// DefaultUser runs user code; without a passwd entry it is uid and gid
+	// DefaultUID with DefaultHome.
+	DefaultUser = "user"
+	DefaultUID  = 1000
+	DefaultHome = "/home/user"
+	// DefaultPath is PATH inside.
+	DefaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+)

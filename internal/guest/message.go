@@ -1,0 +1,204 @@
+package guest
+
+import (
+	"io/fs"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// ProtocolVersion is what both hellos must carry.
+const ProtocolVersion = 1
+
+// Hello is the first JSON message in each direction.
+type Hello struct {
+	Protocol     int       `json:"protocol"`
+	Version      string    `json:"version,omitempty"`      // of the program
+	Nonce        string    `json:"nonce,omitempty"`        // →: the guest's nonce, in hex
+	Capabilities []string  `json:"capabilities,omitempty"` // ←
+	NextID       uint32    `json:"next_id,omitempty"`      // ←: lowest id never used
+	Settings     *Settings `json:"settings,omitempty"`     // →
+}
+
+// Settings is what the host decides about a sandbox. The latest hello wins.
+type Settings struct {
+	User   string `json:"user,omitempty"`   // who runs code by default
+	PIDs   int    `json:"pids,omitempty"`   // tasks user code may hold; 0: unlimited
+	Memory int64  `json:"memory,omitempty"` // bytes user code may use; 0: unlimited
+	Window int    `json:"window,omitempty"` // of each output channel
+}
+
+// Op names an operation of a call.
+type Op string
+
+// The operations. What an agent does not know it answers with KindUnsupported.
+const (
+	OpPing      Op = "ping"
+	OpExec      Op = "exec"
+	OpSignal    Op = "signal"
+	OpAttach    Op = "attach"
+	OpDetach    Op = "detach"
+	OpProcesses Op = "processes"
+	OpRead      Op = "read"
+	OpWrite     Op = "write"
+	OpStat      Op = "stat"
+	OpList      Op = "list"
+	OpMkdir     Op = "mkdir"
+	OpMove      Op = "move"
+	OpRemove    Op = "remove"
+	OpQuiesce   Op = "quiesce" // reserved: forks
+	OpReseed    Op = "reseed"  // reserved: forks
+)
+
+// Call asks the guest for something. Exactly the part that fits Op is set.
+type Call struct {
+	Op      Op        `json:"op"`
+	Exec    *ExecCall `json:"exec,omitempty"`
+	Process *ProcCall `json:"process,omitempty"`
+	File    *FileCall `json:"file,omitempty"`
+}
+
+// ExecCall starts a program. The call's id becomes the process id of the
+// protocol (not the PID).
+type ExecCall struct {
+	Argv    []string `json:"argv"`
+	Env     []string `json:"env,omitempty"` // KEY=VALUE, on top of the base environment
+	Dir     string   `json:"dir,omitempty"` // relative to the home, which is the default
+	User    string   `json:"user,omitempty"`
+	Stdin   bool     `json:"stdin,omitempty"` // false: /dev/null
+	Timeout int64    `json:"timeout_ms,omitempty"`
+}
+
+// ProcCall is about the process ID: signal, attach, detach.
+type ProcCall struct {
+	ID     uint32 `json:"id"`
+	Signal int    `json:"signal,omitempty"`
+	Stdout int64  `json:"stdout,omitempty"` // attach: offsets the host already has; -1: whatever is kept
+	Stderr int64  `json:"stderr,omitempty"`
+}
+
+// FileCall is a file operation.
+type FileCall struct {
+	Path    string      `json:"path"`
+	To      string      `json:"to,omitempty"` // move
+	User    string      `json:"user,omitempty"`
+	Offset  int64       `json:"offset,omitempty"` // read
+	Length  int64       `json:"length,omitempty"` // read; 0: to the end
+	Mode    fs.FileMode `json:"mode,omitempty"`   // write, mkdir: permission bits
+	Parents bool        `json:"parents,omitempty"`
+	Append  bool        `json:"append,omitempty"`
+	MaxSize int64       `json:"max_size,omitempty"`  // write: refuse to grow beyond; 0: no cap
+	Depth   int         `json:"depth,omitempty"`     // list: 1 is the directory itself
+	Max     int         `json:"max,omitempty"`       // list: entries
+	Force   bool        `json:"force,omitempty"`     // remove: a missing path is fine
+	Tree    bool        `json:"recursive,omitempty"` // remove
+}
+
+// Reply answers a call: Error, or what the operation returns.
+type Reply struct {
+	Error     *WireError    `json:"error,omitempty"`
+	Process   *ProcessInfo  `json:"process,omitempty"`   // exec, attach
+	Processes []ProcessInfo `json:"processes,omitempty"` // processes
+	File      *FileInfo     `json:"file,omitempty"`      // stat, read, write
+	More      bool          `json:"more,omitempty"`      // list, processes: entries were left out
+}
+
+// ProcessInfo describes a process of the sandbox that an exec started.
+type ProcessInfo struct {
+	ID      uint32    `json:"id"`
+	PID     int       `json:"pid"`
+	Argv    []string  `json:"argv,omitempty"` // shortened
+	User    string    `json:"user,omitempty"`
+	Started time.Time `json:"started"`
+	Exit    *Exit     `json:"exit,omitempty"` // set when it has ended and is not acknowledged
+	// Attach only: where each channel stands. Output resumes at these offsets,
+	// input is expected from Stdin on.
+	Stdin  int64 `json:"stdin,omitempty"`
+	Stdout int64 `json:"stdout,omitempty"`
+	Stderr int64 `json:"stderr,omitempty"`
+}
+
+// Exit is how a process ended, as the guest reports it.
+type Exit struct {
+	Code     int            `json:"code"`             // its own, or 128 + Signal
+	Signal   int            `json:"signal,omitempty"` // that ended it
+	Reason   sandbox.Reason `json:"reason"`           // done, timeout, memory, pids, disk, operator
+	Detail   string         `json:"detail,omitempty"`
+	Duration time.Duration  `json:"duration_ns"`
+	CPU      time.Duration  `json:"cpu_ns,omitempty"`  // user and system, children waited for
+	MaxRSS   int64          `json:"max_rss,omitempty"` // bytes
+}
+
+// FileInfo describes a file inside a sandbox. Everything in it is the guest's
+// claim.
+type FileInfo struct {
+	Path    string      `json:"path"` // absolute; in a listing relative to the directory
+	Size    int64       `json:"size"`
+	Mode    fs.FileMode `json:"mode"` // type and permission bits
+	ModTime time.Time   `json:"mod_time"`
+	UID     int         `json:"uid"`
+	GID     int         `json:"gid"`
+	Target  string      `json:"target,omitempty"` // of a symbolic link
+}
+
+// IsDir reports whether it is a directory.
+func (f FileInfo) IsDir() bool { return f.Mode.IsDir() }
+
+// Name is the last element of Path.
+func (f FileInfo) Name() string { return f.Path[strings.LastIndexByte(f.Path, '/')+1:] }
+
+// WireError is an error on the wire.
+type WireError struct {
+	Kind    sandbox.Kind `json:"kind"`
+	Message string       `json:"message"`
+}
+
+// guestKinds are the kinds a guest may claim. It has no say in
+// authentication, capacity of the host and the like.
+var guestKinds = map[sandbox.Kind]bool{
+	sandbox.KindInvalid: true, sandbox.KindDenied: true, sandbox.KindNotFound: true,
+	sandbox.KindExists: true, sandbox.KindConflict: true, sandbox.KindGone: true,
+	sandbox.KindUnsupported: true, sandbox.KindCapacity: true, sandbox.KindTooLarge: true,
+	sandbox.KindNoSpace: true, sandbox.KindTimeout: true, sandbox.KindCanceled: true,
+	sandbox.KindIsDirectory: true, sandbox.KindNotDirectory: true, sandbox.KindInternal: true,
+}
+
+// ErrorOnWire turns err into what crosses the wire. Nil stays nil.
+func ErrorOnWire(err error) *WireError {
+	if err == nil {
+		return nil
+	}
+	e := &WireError{Kind: sandbox.KindOf(err), Message: err.Error()}
+	if len(e.Message) > maxMessage {
+		e.Message = e.Message[:maxMessage]
+	}
+	return e
+}
+
+const maxMessage = 1 << 10
+
+// clean makes a guest's text safe to show: bounded, valid UTF-8 and without
+// control characters, which could rewrite a terminal.
+func clean(s string, limit int) string {
+	if len(s) > limit {
+		s = s[:limit]
+	}
+	s = strings.ToValidUTF8(s, "\uFFFD")
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return -1
+		}
+		return r
+	}, s)
+}
+
+// unwire is the host's view of a guest's error.
+func unwire(op string, e *WireError) error {
+	kind := e.Kind
+	if !guestKinds[kind] {
+		kind = sandbox.KindProtocol
+	}
+	return sandbox.Errorf(op, kind, "%s", clean(e.Message, maxMessage))
+}
