@@ -26,6 +26,7 @@ var ranks = []struct {
 	{"sandbox", 0},
 	{"api/gen/", 0},
 	{"api", 0},
+	{"images", 0},
 	{"api/gen/firebreak/v1/firebreakv1connect", 1},
 	{"internal/failpoint", 0},
 	{"internal/guest/runtime", 0},

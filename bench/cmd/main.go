@@ -1,0 +1,277 @@
+// Command cmd runs the benches of issue-independent promises in
+// SPECIFICATION.md and stores the results in bench/results.
+//
+//	go run ./bench/cmd [-only REGEXP] [-rounds N] [-out FILE]
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"syscall"
+	"time"
+
+	"github.com/firebreak-dev/firebreak/bench"
+	"github.com/firebreak-dev/firebreak/internal/template"
+)
+
+func main() {
+	only := flag.String("only", ".", "run the rows whose name matches")
+	rounds := flag.Int("rounds", 40, "rounds per row")
+	out := flag.String("out", "bench/results/latest.json", "where to store the results")
+	binary := flag.String("firebreak", "bin/firebreak", "the program to measure")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, *binary, *out, regexp.MustCompile(*only), *rounds); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// report is what is stored.
+type report struct {
+	Time    time.Time      `json:"time"`
+	Go      string         `json:"go"`
+	CPUs    int            `json:"cpus"`
+	Kernel  string         `json:"kernel"`
+	Load    string         `json:"load_before"`
+	Results []bench.Result `json:"results"`
+	Memory  []measure      `json:"memory"`
+}
+
+// measure is a single figure with a bound, not a ratio.
+type measure struct {
+	Name  string  `json:"name"`
+	Value float64 `json:"value_mib"`
+	Goal  float64 `json:"goal_mib"`
+	Met   bool    `json:"met"`
+}
+
+// set is everything the rows share.
+type set struct {
+	d      *bench.Daemon
+	peer   *bench.Runsc
+	dir    string
+	rounds int
+	want   *regexp.Regexp
+	rep    *report
+}
+
+func run(ctx context.Context, binary, out string, want *regexp.Regexp, rounds int) error {
+	dir, err := os.MkdirTemp("", "firebreak-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	runsc := filepath.Join(dir, "runsc")
+	build := exec.CommandContext(ctx, "go", "build", "-ldflags", "-s -w", "-o", runsc, "./bench/runsc")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	build.Stderr = os.Stderr
+	if err := build.Run(); err != nil {
+		return fmt.Errorf("building the peer: %w", err)
+	}
+	d, err := bench.StartDaemon(ctx, binary, dir)
+	if err != nil {
+		return err
+	}
+	defer d.Stop()
+	templates, err := template.New(filepath.Join(dir, "peer-templates"), slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	host, err := templates.Resolve(ctx, "host")
+	if err != nil {
+		return err
+	}
+	peerDir := filepath.Join(dir, "peer")
+	if err := os.Mkdir(peerDir, 0o700); err != nil {
+		return err
+	}
+	rep := &report{Time: time.Now().UTC(), Go: runtime.Version(), CPUs: runtime.NumCPU(), Kernel: read("/proc/sys/kernel/osrelease"), Load: read("/proc/loadavg")}
+	s := &set{d, bench.NewRunsc(runsc, peerDir, host.Root), dir, rounds, want, rep}
+	for _, row := range []func(context.Context) error{s.create, s.exec, s.get, s.write, s.memory} {
+		if err := row(ctx); err != nil {
+			return err
+		}
+	}
+	data, err := json.MarshalIndent(rep, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(out, append(data, '\n'), 0o644); err != nil {
+		return err
+	}
+	fmt.Println("stored in", out)
+	return nil
+}
+
+func read(path string) string {
+	data, _ := os.ReadFile(path)
+	return string(bytes.TrimSpace(data))
+}
+
+func (s *set) measure(ctx context.Context, row bench.Row) error {
+	r, err := bench.Measure(ctx, row)
+	if err != nil {
+		return err
+	}
+	fmt.Println(r)
+	s.rep.Results = append(s.rep.Results, r)
+	return nil
+}
+
+// create: a cold sandbox and its first exec against plain runsc.
+func (s *set) create(ctx context.Context) error {
+	const name = "cold create + exec true"
+	if !s.want.MatchString(name) {
+		return nil
+	}
+	ours := func(ctx context.Context) (time.Duration, error) {
+		start := time.Now()
+		id, err := s.d.Create(ctx, `{"template":"host","backend":"gvisor"}`)
+		if err != nil {
+			return 0, err
+		}
+		err = s.d.ExecTrue(ctx, id)
+		took := time.Since(start)
+		return took, firstError(err, s.d.Destroy(ctx, id))
+	}
+	return s.measure(ctx, bench.Row{Name: name, Rounds: s.rounds, Ours: 2, Base: 1, Goal: 1.4, Columns: []bench.Column{
+		{Name: "floor: fork+exec true", Run: bench.ForkTrue},
+		{Name: "peer: runsc run … true", Run: s.peer.RunTrue},
+		{Name: "ours: POST sandboxes, POST exec", Run: ours},
+	}})
+}
+
+// exec: one more command in a live sandbox.
+func (s *set) exec(ctx context.Context) error {
+	const name = "exec true on a live sandbox"
+	if !s.want.MatchString(name) {
+		return nil
+	}
+	live, end, err := s.peer.Start(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	id, err := s.d.Create(ctx, `{"template":"host","backend":"gvisor"}`)
+	if err != nil {
+		return err
+	}
+	err = s.measure(ctx, bench.Row{Name: name, Rounds: s.rounds, Ours: 2, Base: 1, Goal: 0.7, Columns: []bench.Column{
+		{Name: "floor: fork+exec true", Run: bench.ForkTrue},
+		{Name: "peer: runsc exec true", Run: func(ctx context.Context) (time.Duration, error) { return s.peer.ExecTrue(ctx, live) }},
+		{Name: "ours: POST exec", Run: func(ctx context.Context) (time.Duration, error) {
+			start := time.Now()
+			err := s.d.ExecTrue(ctx, id)
+			return time.Since(start), err
+		}},
+	}})
+	return firstError(err, s.d.Destroy(ctx, id))
+}
+
+// get: what authentication, tenancy, the store and the encoder cost.
+func (s *set) get(ctx context.Context) error {
+	const name = "GET /v1/sandboxes/{id} with auth"
+	if !s.want.MatchString(name) {
+		return nil
+	}
+	id, err := s.d.Create(ctx, `{"template":"host","backend":"gvisor"}`)
+	if err != nil {
+		return err
+	}
+	body, err := s.d.Do(ctx, http.MethodGet, "/v1/sandboxes/"+id, nil, 0)
+	if err != nil {
+		return err
+	}
+	bare, end, err := bench.BareHandler(body)
+	if err != nil {
+		return err
+	}
+	defer end()
+	err = s.measure(ctx, bench.Row{Name: name, Rounds: s.rounds, Ours: 1, Base: 0, Goal: 2.5, Columns: []bench.Column{bare, s.d.GetColumn(id)}})
+	return firstError(err, s.d.Destroy(ctx, id))
+}
+
+// write: a file through the whole stack into the guest.
+func (s *set) write(ctx context.Context) error {
+	const name, size = "16 MiB file write through the API", 16 << 20
+	if !s.want.MatchString(name) {
+		return nil
+	}
+	floor, end, err := bench.SocketToFile(s.dir, size)
+	if err != nil {
+		return err
+	}
+	defer end()
+	id, err := s.d.Create(ctx, `{"template":"host","backend":"gvisor","limits":{"memory_bytes":536870912}}`)
+	if err != nil {
+		return err
+	}
+	err = s.measure(ctx, bench.Row{Name: name, Rounds: s.rounds, Ours: 1, Base: 0, Rate: true, Goal: 0.4, Columns: []bench.Column{floor, s.d.WriteColumn(id, size)}})
+	return firstError(err, s.d.Destroy(ctx, id))
+}
+
+// memory: what a hundred idle sandboxes cost.
+func (s *set) memory(ctx context.Context) error {
+	if !s.want.MatchString("memory") {
+		return nil
+	}
+	const n = 100
+	var ids []string
+	defer func() {
+		for _, id := range ids {
+			s.d.Destroy(context.WithoutCancel(ctx), id)
+		}
+	}()
+	for range n {
+		id, err := s.d.Create(ctx, `{"template":"host","backend":"gvisor","limits":{"memory_bytes":67108864}}`)
+		if err != nil {
+			return fmt.Errorf("after %d sandboxes: %w", len(ids), err)
+		}
+		ids = append(ids, id)
+	}
+	time.Sleep(2 * time.Second) // idle means idle
+	pss, processes, err := s.d.SandboxPSS()
+	if err != nil {
+		return err
+	}
+	rss, err := s.d.RSS()
+	if err != nil {
+		return err
+	}
+	fmt.Printf("memory with %d idle sandboxes (%d processes)\n", n, processes)
+	s.figure("idle sandbox, PSS of all its processes", float64(pss)/n/(1<<20), 16)
+	s.figure("daemon, RSS", float64(rss)/(1<<20), 60)
+	return nil
+}
+
+func (s *set) figure(name string, value, goal float64) {
+	m := measure{name, value, goal, value <= goal}
+	s.rep.Memory = append(s.rep.Memory, m)
+	verdict := "met"
+	if !m.Met {
+		verdict = "NOT MET"
+	}
+	fmt.Printf("    %-40s %8.1f MiB   goal ≤ %.0f MiB: %s\n", name, value, goal, verdict)
+}
+
+func firstError(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

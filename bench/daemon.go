@@ -1,0 +1,221 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Daemon is a `firebreak serve` of its own, in a directory of its own, on a
+// loopback port of its own.
+type Daemon struct {
+	Dir    string
+	URL    string
+	key    string
+	cmd    *exec.Cmd
+	client *http.Client
+}
+
+// StartDaemon starts binary and waits until it is ready. Stop ends it.
+func StartDaemon(ctx context.Context, binary, dir string) (*Daemon, error) {
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	d := &Daemon{Dir: dir, URL: "http://127.0.0.1:" + port, client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 4}}}
+	log, err := os.Create(filepath.Join(dir, "serve.log"))
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	d.cmd = exec.Command(binary, "serve", "--data", filepath.Join(dir, "data"), "--listen", "127.0.0.1:"+port,
+		"--socket", filepath.Join(dir, "firebreak.sock"), "--stop-sandboxes")
+	d.cmd.Stdout, d.cmd.Stderr = log, log
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	if err := d.cmd.Start(); err != nil {
+		return nil, err
+	}
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		resp, err := d.client.Get(d.URL + "/readyz")
+		if err == nil {
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				break
+			}
+		}
+		if time.Now().After(deadline) {
+			d.Stop()
+			out, _ := os.ReadFile(log.Name())
+			return nil, fmt.Errorf("the daemon is not ready after 30 s:\n%s", out)
+		}
+	}
+	key, err := os.ReadFile(filepath.Join(dir, "data", "api-key"))
+	if err != nil {
+		d.Stop()
+		return nil, err
+	}
+	d.key = strings.TrimSpace(string(key))
+	return d, nil
+}
+
+func freePort() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	return port, err
+}
+
+// Stop ends the daemon and its sandboxes.
+func (d *Daemon) Stop() {
+	d.cmd.Process.Signal(syscall.SIGTERM)
+	done := make(chan struct{})
+	go func() { d.cmd.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(30 * time.Second):
+		d.cmd.Process.Kill()
+		<-done
+	}
+}
+
+// Do sends one request and returns the body of a 2xx answer.
+func (d *Daemon) Do(ctx context.Context, method, path string, body io.Reader, size int64) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, d.URL+path, body)
+	if err != nil {
+		return nil, err
+	}
+	if size > 0 {
+		req.ContentLength = size
+	}
+	req.Header.Set("Authorization", "Bearer "+d.key)
+	resp, err := d.client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	out, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode/100 != 2 {
+		return nil, fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, out)
+	}
+	return out, nil
+}
+
+func (d *Daemon) post(ctx context.Context, path, body string) (map[string]any, error) {
+	out, err := d.Do(ctx, "POST", path, strings.NewReader(body), int64(len(body)))
+	if err != nil {
+		return nil, err
+	}
+	var m map[string]any
+	return m, json.Unmarshal(out, &m)
+}
+
+// Create makes a sandbox and returns its id.
+func (d *Daemon) Create(ctx context.Context, body string) (string, error) {
+	m, err := d.post(ctx, "/v1/sandboxes", body)
+	if err != nil {
+		return "", err
+	}
+	id, _ := m["id"].(string)
+	if id == "" {
+		return "", fmt.Errorf("create answered without an id: %v", m)
+	}
+	return id, nil
+}
+
+// ExecTrue runs `true` in a sandbox and checks that it ended well.
+func (d *Daemon) ExecTrue(ctx context.Context, id string) error {
+	m, err := d.post(ctx, "/v1/sandboxes/"+id+"/exec", `{"command":"/bin/true"}`)
+	if err == nil && m["exit_code"] != 0.0 {
+		err = fmt.Errorf("exec: %v", m)
+	}
+	return err
+}
+
+// Destroy ends a sandbox and demands a clean receipt.
+func (d *Daemon) Destroy(ctx context.Context, id string) error {
+	out, err := d.Do(ctx, "DELETE", "/v1/sandboxes/"+id, nil, 0)
+	if err == nil && !bytes.Contains(out, []byte(`"clean":true`)) && !bytes.Contains(out, []byte(`"clean": true`)) {
+		err = fmt.Errorf("the receipt of %s is not clean: %s", id, out)
+	}
+	return err
+}
+
+// RSS is the daemon's resident memory in bytes, from /proc.
+func (d *Daemon) RSS() (int64, error) { return procField(d.cmd.Process.Pid, "status", "VmRSS:") }
+
+// procField reads a "name: N kB" line of a file below /proc/<pid>.
+func procField(pid int, file, name string) (int64, error) {
+	data, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), file))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(data)) {
+		if rest, ok := strings.CutPrefix(line, name); ok {
+			kb, err := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
+			return kb << 10, err
+		}
+	}
+	return 0, fmt.Errorf("no %s in /proc/%d/%s", name, pid, file)
+}
+
+// SandboxPSS sums the proportional set size of every process outside the daemon
+// whose command line names something below the daemon's directory: the
+// sandboxes' sentries, gofers and stubs (a stub shares its sentry's command
+// line).
+func (d *Daemon) SandboxPSS() (total int64, processes int, err error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == d.cmd.Process.Pid {
+			continue
+		}
+		cmdline, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
+		if err != nil || !bytes.Contains(cmdline, []byte(d.Dir)) {
+			continue
+		}
+		pss, err := procField(pid, "smaps_rollup", "Pss:")
+		if err != nil {
+			continue // it ended meanwhile
+		}
+		total += pss
+		processes++
+	}
+	return total, processes, nil
+}
+
+// GetColumn fetches a sandbox's record over one kept-alive connection.
+func (d *Daemon) GetColumn(id string) Column {
+	return Column{"ours", func(ctx context.Context) (time.Duration, error) {
+		return repeat(ctx, getsPerRound, func() error { return get(ctx, d.client, d.URL+"/v1/sandboxes/"+id, d.key) })
+	}}
+}
+
+// WriteColumn stores size bytes in a file inside the sandbox.
+func (d *Daemon) WriteColumn(id string, size int) Column {
+	data := pattern(size)
+	return Column{"ours: PUT files", func(ctx context.Context) (time.Duration, error) {
+		start := time.Now()
+		_, err := d.Do(ctx, http.MethodPut, "/v1/sandboxes/"+id+"/files?path=bench.bin", bytes.NewReader(data), int64(size))
+		return time.Since(start), err
+	}}
+}
