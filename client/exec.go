@@ -1,0 +1,125 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"time"
+
+	"connectrpc.com/connect"
+
+	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// Command is a program: Path with Args or, if Path is empty, Code in Language
+// with Args.
+type Command struct {
+	Code     string
+	Language string // python, node, shell; default the sandbox's, else python
+
+	Path string // looked up in the guest's PATH
+	Args []string
+
+	Dir     string // working directory; default the user's home
+	Env     map[string]string
+	Stdin   []byte
+	User    string        // default "user" (uid 1000)
+	Timeout time.Duration // wall clock; zero the server's default, Never none
+}
+
+// Exit is how a program ended.
+type Exit struct {
+	// Code is the program's own; 124 after a timeout, 137 after another limit.
+	Code     int
+	Reason   sandbox.Reason // done, timeout, memory, …
+	Detail   string         // the reason in words: "limit 64 MiB"
+	Duration time.Duration
+	// Result is the JSON that the program reported with firebreak.result; nil
+	// if it did not.
+	Result json.RawMessage
+}
+
+// Exec runs cmd to its end and copies what it prints to stdout and stderr as it
+// comes; nil discards. A program that fails or is killed is an Exit, not an
+// error. Ending ctx kills the program.
+//
+// Output is never dropped: a slow writer slows the program down.
+//
+// Errors: those of the server (KindNotFound, KindGone, KindInvalid, …), of the
+// writers, and KindUnavailable when the connection broke; the program has then
+// been killed.
+func (s *Sandbox) Exec(ctx context.Context, cmd Command, stdout, stderr io.Writer) (Exit, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	st, err := s.c.sandboxes.Exec(ctx, connect.NewRequest(cmd.exec(s.id)))
+	if err != nil {
+		return Exit{}, fromConnect(ctx, err)
+	}
+	defer func() {
+		cancel() // first: Close would otherwise wait for the program
+		_ = st.Close()
+	}()
+	for st.Receive() {
+		switch e := st.Msg().GetEvent().(type) {
+		case *v1.ExecEvent_Stdout:
+			err = write(stdout, e.Stdout)
+		case *v1.ExecEvent_Stderr:
+			err = write(stderr, e.Stderr)
+		case *v1.ExecEvent_Exit:
+			return exitOf(e.Exit), nil
+		}
+		if err != nil {
+			return Exit{}, sandbox.Wrap("exec", s.id, err)
+		}
+	}
+	if err := fromConnect(ctx, st.Err()); err != nil {
+		return Exit{}, err
+	}
+	return Exit{}, sandbox.Errorf("exec", sandbox.KindUnavailable, "the server ended the stream before the program did").WithID(s.id)
+}
+
+func write(w io.Writer, o *v1.Output) error {
+	if w == nil {
+		return nil
+	}
+	_, err := w.Write(eventBytes(o.GetText(), o.GetData()))
+	return err
+}
+
+func exitOf(e *v1.ProcessExit) Exit {
+	x := Exit{
+		Code: int(e.GetExitCode()), Reason: sandbox.Reason(e.GetReason()), Detail: e.GetDetail(),
+		Duration: time.Duration(e.GetDurationMs() * float64(time.Millisecond)),
+	}
+	if e.GetResultJson() != "" {
+		x.Result = json.RawMessage(e.GetResultJson())
+	}
+	return x
+}
+
+func (c Command) exec(id string) *v1.ExecRequest {
+	r := &v1.ExecRequest{
+		Id: id, Args: c.Args, LanguagePack: c.Language, Cwd: c.Dir, Env: c.Env,
+		StdinData: c.Stdin, User: c.User, TimeoutMs: millis(c.Timeout),
+	}
+	if c.Path != "" {
+		r.Command = &c.Path
+	} else {
+		r.Code = &c.Code
+	}
+	return r
+}
+
+func (c Command) program() *v1.RunProgram {
+	r := &v1.RunProgram{
+		Args: c.Args, LanguagePack: c.Language, Cwd: c.Dir, Env: c.Env,
+		StdinData: c.Stdin, User: c.User, TimeoutMs: millis(c.Timeout),
+	}
+	if c.Path != "" {
+		r.Command = &c.Path
+	} else {
+		r.Code = &c.Code
+	}
+	return r
+}

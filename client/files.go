@@ -1,0 +1,173 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"strconv"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// File paths are the sandbox's; relative ones start at the user's home. All
+// operations act as the sandbox's user and fail with KindNotFound, KindDenied,
+// KindIsDirectory, KindNotDirectory, KindExists, KindNoSpace or KindGone as the
+// file system says.
+//
+// Bodies use the REST routes: raw bytes, no framing, no limit on size.
+
+// WriteFile stores what r yields as path with mode (zero: 0644). Missing
+// parent directories are made. It streams: memory does not depend on the size.
+func (s *Sandbox) WriteFile(ctx context.Context, path string, r io.Reader, mode fs.FileMode) (*v1.FileInfo, error) {
+	q := url.Values{"path": {path}}
+	if mode != 0 {
+		q.Set("mode", strconv.FormatUint(uint64(mode.Perm()), 8))
+	}
+	res, err := s.c.raw(ctx, http.MethodPut, s.filesPath(), q, r)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
+	if err != nil {
+		return nil, unreachable(err)
+	}
+	info := new(v1.FileInfo)
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(body, info); err != nil {
+		return nil, sandbox.Errorf("write", sandbox.KindProtocol, "the server's answer cannot be read: %w", err).WithID(s.id)
+	}
+	return info, nil
+}
+
+// ReadFile copies path to w and returns how many bytes it copied. It streams.
+func (s *Sandbox) ReadFile(ctx context.Context, path string, w io.Writer) (int64, error) {
+	res, err := s.c.raw(ctx, http.MethodGet, s.filesPath(), url.Values{"path": {path}}, nil)
+	if err != nil {
+		return 0, err
+	}
+	defer res.Body.Close()
+	n, err := io.Copy(w, res.Body)
+	if err != nil {
+		return n, sandbox.Wrap("read", s.id, err)
+	}
+	return n, nil
+}
+
+// ReadFileBytes is ReadFile for small files. Errors: KindTooLarge over limit.
+func (s *Sandbox) ReadFileBytes(ctx context.Context, path string, limit int64) ([]byte, error) {
+	res, err := s.c.raw(ctx, http.MethodGet, s.filesPath(), url.Values{"path": {path}}, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	var b bytes.Buffer
+	if _, err := b.ReadFrom(io.LimitReader(res.Body, limit+1)); err != nil {
+		return nil, sandbox.Wrap("read", s.id, err)
+	}
+	if int64(b.Len()) > limit {
+		return nil, sandbox.Errorf("read", sandbox.KindTooLarge, "%s is larger than %s", path, sandbox.FormatSize(limit)).WithID(s.id)
+	}
+	return b.Bytes(), nil
+}
+
+// Stat describes path without following a final symbolic link.
+func (s *Sandbox) Stat(ctx context.Context, path string) (*v1.FileInfo, error) {
+	return message(s.c.files.StatFile(ctx, connect.NewRequest(&v1.StatFileRequest{Id: s.id, Path: path})))
+}
+
+// ListFiles lists the directory path, depth levels deep (zero: one). truncated
+// tells that there were more entries than one answer holds.
+func (s *Sandbox) ListFiles(ctx context.Context, path string, depth int) (files []*v1.FileInfo, truncated bool, err error) {
+	res, err := message(s.c.files.ListFiles(ctx, connect.NewRequest(&v1.ListFilesRequest{Id: s.id, Path: path, Depth: int32(depth)})))
+	return res.GetFiles(), res.GetTruncated(), err
+}
+
+// Mkdir makes the directory path and its missing parents.
+func (s *Sandbox) Mkdir(ctx context.Context, path string) (*v1.FileInfo, error) {
+	return message(s.c.files.MakeDirectory(ctx, connect.NewRequest(&v1.MakeDirectoryRequest{Id: s.id, Path: path})))
+}
+
+// Move renames from to to.
+func (s *Sandbox) Move(ctx context.Context, from, to string) (*v1.FileInfo, error) {
+	return message(s.c.files.MoveFile(ctx, connect.NewRequest(&v1.MoveFileRequest{Id: s.id, From: from, To: to})))
+}
+
+// Remove removes path; with recursive, a directory and everything in it.
+func (s *Sandbox) Remove(ctx context.Context, path string, recursive bool) error {
+	_, err := s.c.files.RemoveFile(ctx, connect.NewRequest(&v1.RemoveFileRequest{Id: s.id, Path: path, Recursive: recursive}))
+	return err
+}
+
+func (s *Sandbox) filesPath() string { return "/v1/sandboxes/" + url.PathEscape(s.id) + "/files" }
+
+// message takes a Connect answer apart.
+func message[T any](res *connect.Response[T], err error) (*T, error) {
+	if err != nil {
+		return nil, err
+	}
+	return res.Msg, nil
+}
+
+// raw makes a REST call with a raw body and returns an answer below 400.
+func (c *Client) raw(ctx context.Context, method, path string, q url.Values, body io.Reader) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path+"?"+q.Encode(), body)
+	if err != nil {
+		return nil, sandbox.Errorf("call", sandbox.KindInvalid, "%w", err)
+	}
+	(&headers{key: c.key, userAgent: c.userAgent}).set(req.Header)
+	if body != nil {
+		req.Header.Set("Content-Type", "application/octet-stream")
+	}
+	res, err := c.http.Do(req)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, sandbox.Wrap("call", "", context.Cause(ctx))
+	case err != nil:
+		return nil, unreachable(err)
+	case res.StatusCode >= 400:
+		defer res.Body.Close()
+		return nil, fromREST(res)
+	}
+	return res, nil
+}
+
+// Healthy asks /readyz, which needs no key. Errors: KindUnavailable when
+// nothing answers or the server is not ready.
+func (c *Client) Healthy(ctx context.Context) error {
+	res, err := c.raw(ctx, http.MethodGet, "/readyz", nil, nil)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	_, _ = io.Copy(io.Discard, io.LimitReader(res.Body, 64<<10)) // lets the connection be used again
+	if res.StatusCode != http.StatusOK {
+		return sandbox.Errorf("connect", sandbox.KindUnavailable, "the server answered %s", res.Status)
+	}
+	return nil
+}
+
+// JSON is an answer of the REST surface, for what has no call of its own.
+func (c *Client) JSON(ctx context.Context, path string) (json.RawMessage, error) {
+	res, err := c.raw(ctx, http.MethodGet, path, nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(res.Body, 64<<20))
+	if err != nil {
+		return nil, unreachable(err)
+	}
+	if !json.Valid(body) {
+		return nil, sandbox.Errorf("call", sandbox.KindProtocol, "%s", fmt.Sprintf("%s is not JSON", path))
+	}
+	return body, nil
+}
