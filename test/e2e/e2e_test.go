@@ -1,0 +1,218 @@
+// Package e2e drives the built program the way people do: the command line,
+// curl, plain HTTP. Everything here runs on real gVisor.
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/firebreak-dev/firebreak/sandbox/backendtest/residue"
+)
+
+// binary is bin/firebreak, built by make.
+func binary(t testing.TB) string {
+	t.Helper()
+	path, err := filepath.Abs("../../bin/firebreak")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Skip("not run: bin/firebreak is not built (run `make`)")
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("not run: needs root for enforced limits")
+	}
+	return path
+}
+
+// world is a data directory of its own and the environment that points to it.
+type world struct {
+	t   testing.TB
+	bin string
+	dir string
+	env []string
+}
+
+// newWorld makes a world, and checks when the test ends that nothing of it is
+// left on the host.
+func newWorld(t testing.TB) *world {
+	t.Helper()
+	bin := binary(t)
+	dir := t.TempDir()
+	w := &world{t: t, bin: bin, dir: dir, env: []string{
+		"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "TMPDIR=" + dir,
+		"FIREBREAK_DATA=" + filepath.Join(dir, "data"), "FIREBREAK_SOCKET=" + filepath.Join(dir, "s.sock"),
+	}}
+	checkResidue(t, dir)
+	return w
+}
+
+// result is a finished command.
+type result struct {
+	stdout, stderr string
+	code           int
+	took           time.Duration
+}
+
+// run executes firebreak with args.
+func (w *world) run(stdin string, args ...string) result {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, w.bin, args...)
+	cmd.Env, cmd.Dir = w.env, w.dir
+	cmd.Stdin = strings.NewReader(stdin)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	start := time.Now()
+	err := cmd.Run()
+	r := result{out.String(), errs.String(), cmd.ProcessState.ExitCode(), time.Since(start)}
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		w.t.Fatalf("%v: %v", args, err)
+	}
+	return r
+}
+
+// server is a `firebreak serve` in a world.
+type server struct {
+	*world
+	url, socket, key string
+	cmd              *exec.Cmd
+	log              string
+}
+
+// serve starts a server and waits until it is ready; it is stopped when the
+// test ends.
+func (w *world) serve(args ...string) *server {
+	w.t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	l.Close()
+	s := &server{world: w, url: "http://" + addr, socket: filepath.Join(w.dir, "s.sock"), log: filepath.Join(w.dir, "serve.log")}
+	log, err := os.Create(s.log)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer log.Close()
+	s.cmd = exec.Command(w.bin, append([]string{"serve", "--listen", addr, "--socket", s.socket, "--stop-sandboxes"}, args...)...)
+	s.cmd.Env, s.cmd.Dir, s.cmd.Stdout, s.cmd.Stderr = w.env, w.dir, log, log
+	if err := s.cmd.Start(); err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(s.stop)
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if resp, err := http.Get(s.url + "/readyz"); err == nil {
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				break
+			}
+		}
+		if time.Now().After(deadline) {
+			w.t.Fatalf("the server is not ready after 30 s:\n%s", s.logText())
+		}
+	}
+	key, err := os.ReadFile(filepath.Join(w.dir, "data", "api-key"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	s.key = strings.TrimSpace(string(key))
+	return s
+}
+
+func (s *server) logText() string {
+	data, _ := os.ReadFile(s.log)
+	return string(data)
+}
+
+// stop ends the server gracefully; it may be called twice.
+func (s *server) stop() {
+	if s.cmd.ProcessState != nil {
+		return
+	}
+	s.cmd.Process.Signal(syscall.SIGTERM)
+	done := make(chan error, 1)
+	go func() { done <- s.cmd.Wait() }()
+	select {
+	case err := <-done:
+		if err != nil {
+			s.t.Errorf("the server ended with %v:\n%s", err, s.logText())
+		}
+	case <-time.After(30 * time.Second):
+		s.cmd.Process.Kill()
+		<-done
+		s.t.Errorf("the server did not stop within 30 s:\n%s", s.logText())
+	}
+}
+
+// do sends a request with the server's key and returns status, body, headers.
+func (s *server) do(method, path, body string, header ...string) (int, string, http.Header) {
+	s.t.Helper()
+	req, err := http.NewRequest(method, s.url+path, strings.NewReader(body))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+s.key)
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		s.t.Fatalf("%s %s: %v", method, path, err)
+	}
+	defer resp.Body.Close()
+	out, err := io.ReadAll(resp.Body)
+	if err != nil {
+		s.t.Fatalf("%s %s: %v", method, path, err)
+	}
+	return resp.StatusCode, string(out), resp.Header
+}
+
+// checkResidue takes a baseline now and compares when the test ends, after
+// every other clean-up.
+func checkResidue(t testing.TB, dir string) {
+	t.Helper()
+	base, err := residue.Take(residue.Scope{Paths: []string{dir}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for _, f := range base.Diff() {
+			t.Errorf("left behind: %v", f)
+		}
+	})
+}
+
+func curl(t testing.TB, args ...string) string {
+	t.Helper()
+	out, err := exec.Command("curl", append([]string{"-sS", "--max-time", "60"}, args...)...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("curl %v: %v\n%s", args, err, out)
+	}
+	return string(out)
+}
+
+func mustContain(t testing.TB, what, s string, subs ...string) {
+	t.Helper()
+	for _, sub := range subs {
+		if !strings.Contains(s, sub) {
+			t.Errorf("%s does not contain %q:\n%s", what, sub, s)
+		}
+	}
+}
+

@@ -1,0 +1,274 @@
+package e2e
+
+import (
+	"bufio"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestEmberd makes emberd's three calls with the curl people have.
+func TestEmberd(t *testing.T) {
+	w := newWorld(t)
+	s := w.serve()
+	for name, prefix := range map[string][]string{
+		"key over TCP": {"-H", "Authorization: Bearer " + s.key, s.url},
+		"local socket": {"--unix-socket", s.socket, "http://localhost"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			flags, base := prefix[:len(prefix)-1], prefix[len(prefix)-1]
+			call := func(args ...string) string { return curl(t, append(append([]string{}, flags...), args...)...) }
+			var sb struct{ ID string }
+			if out := call("-X", "POST", base+"/sandboxes"); json.Unmarshal([]byte(out), &sb) != nil || sb.ID == "" {
+				t.Fatalf("create: %s", out)
+			}
+			// -d sends application/x-www-form-urlencoded, as in emberd's README.
+			out := call("-X", "POST", base+"/sandboxes/"+sb.ID+"/exec", "-d", `{"code":"print(6*7)"}`)
+			var res struct {
+				Stdout, Stderr string
+				ExitCode       int     `json:"exit_code"`
+				Duration       float64 `json:"duration_ms"`
+			}
+			if err := json.Unmarshal([]byte(out), &res); err != nil || res.Stdout != "42\n" || res.Stderr != "" || res.ExitCode != 0 || res.Duration <= 0 {
+				t.Errorf("exec: %s", out)
+			}
+			out = call("-X", "POST", base+"/sandboxes/"+sb.ID+"/exec", "-d", `{"code":"echo $0; exit 3","language_pack":"shell"}`)
+			mustContain(t, "shell exec", out, `"exit_code":3`)
+			out = call("-o", "/dev/stdout", "-w", "%{http_code}", "-X", "DELETE", base+"/sandboxes/"+sb.ID)
+			if out != "204" {
+				t.Errorf("delete: %q, want 204 and no body", out)
+			}
+		})
+	}
+}
+
+// TestExecRightAfterCreate is emberd's boot race, which must never come back.
+func TestExecRightAfterCreate(t *testing.T) {
+	s := newWorld(t).serve()
+	for range 10 {
+		code, body, _ := s.do("POST", "/v1/sandboxes", "")
+		var sb struct{ ID string }
+		if json.Unmarshal([]byte(body), &sb); code != 201 {
+			t.Fatalf("create: %d %s", code, body)
+		}
+		if code, body, _ := s.do("POST", "/v1/sandboxes/"+sb.ID+"/exec", `{"command":"true"}`); code != 200 || !strings.Contains(body, `"exit_code":0`) {
+			t.Fatalf("exec right after create: %d %s", code, body)
+		}
+		code, first, _ := s.do("DELETE", "/v1/sandboxes/"+sb.ID, "")
+		if code != 200 || !strings.Contains(first, `"clean":true`) {
+			t.Errorf("destroy: %d %s", code, first)
+		}
+		if code, again, _ := s.do("DELETE", "/v1/sandboxes/"+sb.ID, ""); code != 200 || again != first {
+			t.Errorf("destroy again: %d\n%s\nwant\n%s", code, again, first)
+		}
+		if code, body, _ := s.do("GET", "/v1/sandboxes/"+sb.ID, ""); code != 200 || !strings.Contains(body, `"state":"ended"`) {
+			t.Errorf("get after death: %d %s", code, body)
+		}
+		if code, body, _ := s.do("POST", "/v1/sandboxes/"+sb.ID+"/exec", `{"command":"true"}`); code != 410 || !strings.Contains(body, `"kind":"gone"`) {
+			t.Errorf("exec after death: %d %s", code, body)
+		}
+	}
+}
+
+// TestFreshInterpreter: no name survives from one exec to the next.
+func TestFreshInterpreter(t *testing.T) {
+	s := newWorld(t).serve()
+	_, body, _ := s.do("POST", "/v1/sandboxes", "")
+	var sb struct{ ID string }
+	json.Unmarshal([]byte(body), &sb)
+	s.do("POST", "/v1/sandboxes/"+sb.ID+"/exec", `{"code":"x = 1; open('kept','w').write('y')"}`)
+	_, body, _ = s.do("POST", "/v1/sandboxes/"+sb.ID+"/exec", `{"code":"print('x' in globals(), open('kept').read())"}`)
+	mustContain(t, "second exec", body, `"stdout":"False y\n"`)
+}
+
+// TestBadInput: every mistake gets the right status, a kind and a hint.
+func TestBadInput(t *testing.T) {
+	s := newWorld(t).serve()
+	_, body, _ := s.do("POST", "/v1/sandboxes", "")
+	var sb struct{ ID string }
+	json.Unmarshal([]byte(body), &sb)
+	exec := "/v1/sandboxes/" + sb.ID + "/exec"
+	for _, c := range []struct {
+		name, method, path, body string
+		header                   []string
+		code                     int
+		kind                     string
+	}{
+		{"unknown field", "POST", "/v1/sandboxes", `{"tempalte":"host"}`, nil, 400, "invalid"},
+		{"not JSON", "POST", "/v1/sandboxes", `{"template":`, nil, 400, "invalid"},
+		{"wrong type", "POST", "/v1/sandboxes", `{"template":7}`, nil, 400, "invalid"},
+		{"absurd memory", "POST", "/v1/sandboxes", `{"limits":{"memory_bytes":9000000000000000}}`, nil, 400, "invalid"},
+		{"tiny memory", "POST", "/v1/sandboxes", `{"limits":{"memory_bytes":5}}`, nil, 400, "invalid"},
+		{"negative pids", "POST", "/v1/sandboxes", `{"limits":{"pids":-1}}`, nil, 400, "invalid"},
+		{"missing template", "POST", "/v1/sandboxes", `{"template":"no-such"}`, nil, 404, "not_found"},
+		{"unknown backend", "POST", "/v1/sandboxes", `{"backend":"chroot"}`, nil, 400, "invalid"},
+		{"stronger than there is", "POST", "/v1/sandboxes", `{"min_isolation":"confidential"}`, nil, 501, "unsupported"},
+		{"10 MB JSON", "POST", exec, `{"code":"` + strings.Repeat("x", 10<<20) + `"}`, nil, 413, "too_large"},
+		{"code and command", "POST", exec, `{"code":"1","command":"true"}`, nil, 400, "invalid"},
+		{"neither", "POST", exec, `{}`, nil, 400, "invalid"},
+		{"unknown pack", "POST", exec, `{"code":"1","language_pack":"cobol"}`, nil, 400, "invalid"},
+		{"unknown id", "GET", "/v1/sandboxes/sbaaaaaaaaaaaaaaaaaa", "", nil, 404, "not_found"},
+		{"odd id", "GET", "/v1/sandboxes/..%2f..%2fetc", "", nil, 404, "not_found"},
+		{"unknown route", "GET", "/v1/sandboxen", "", nil, 404, "not_found"},
+		{"wrong method", "PATCH", "/v1/sandboxes", "", nil, 405, "invalid"},
+		{"wrong key", "GET", "/v1/sandboxes", "", []string{"Authorization", "Bearer fb_wrong"}, 401, "unauthenticated"},
+		{"no key", "GET", "/v1/sandboxes", "", []string{"Authorization", ""}, 401, "unauthenticated"},
+		{"missing file", "GET", "/v1/sandboxes/" + sb.ID + "/files?path=nope", "", nil, 404, "not_found"},
+		{"no path", "GET", "/v1/sandboxes/" + sb.ID + "/files", "", nil, 400, "invalid"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			code, body, _ := s.do(c.method, c.path, c.body, c.header...)
+			var e struct{ Error struct{ Kind, Message, Hint, Op, ID string } }
+			if err := json.Unmarshal([]byte(body), &e); err != nil {
+				t.Fatalf("%d, not a typed error: %s", code, body)
+			}
+			if code != c.code || e.Error.Kind != c.kind {
+				t.Errorf("%d %s, want %d %s: %s", code, e.Error.Kind, c.code, c.kind, body)
+			}
+			if e.Error.Message == "" || e.Error.Hint == "" {
+				t.Errorf("message or hint is missing: %s", body)
+			}
+		})
+	}
+}
+
+// TestSlowBody: a client that dribbles its request is cut off with an answer.
+func TestSlowBody(t *testing.T) {
+	s := newWorld(t).serve()
+	c, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	io.WriteString(c, "POST /v1/sandboxes HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer "+s.key+"\r\nContent-Length: 100\r\n\r\n{")
+	c.SetReadDeadline(time.Now().Add(45 * time.Second))
+	start := time.Now()
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatalf("no answer after %v: %v", time.Since(start), err)
+	}
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(resp.Body)
+	if resp.StatusCode != http.StatusRequestTimeout || !strings.Contains(string(body), `"kind":"timeout"`) {
+		t.Errorf("%s: %s", resp.Status, body)
+	}
+}
+
+func TestIdempotencyKey(t *testing.T) {
+	s := newWorld(t).serve()
+	code, first, _ := s.do("POST", "/v1/sandboxes", `{"metadata":{"a":"b"}}`, "Idempotency-Key", "k1")
+	if code != 201 {
+		t.Fatalf("%d %s", code, first)
+	}
+	var a, b struct{ ID string }
+	json.Unmarshal([]byte(first), &a)
+	_, second, _ := s.do("POST", "/v1/sandboxes", `{"metadata":{"a":"b"}}`, "Idempotency-Key", "k1")
+	if json.Unmarshal([]byte(second), &b); a.ID == "" || a.ID != b.ID {
+		t.Errorf("%q and %q are not the same sandbox", a.ID, b.ID)
+	}
+	if code, body, _ := s.do("POST", "/v1/sandboxes", `{"metadata":{"a":"c"}}`, "Idempotency-Key", "k1"); code != 409 || !strings.Contains(body, `"kind":"conflict"`) {
+		t.Errorf("another body under the same key: %d %s", code, body)
+	}
+}
+
+// TestFiles: raw bodies in and out, ranges, and the typed errors of paths.
+func TestFiles(t *testing.T) {
+	s := newWorld(t).serve()
+	_, body, _ := s.do("POST", "/v1/sandboxes", "")
+	var sb struct{ ID string }
+	json.Unmarshal([]byte(body), &sb)
+	files := "/v1/sandboxes/" + sb.ID + "/files"
+	data := strings.Repeat("0123456789abcdef", 1<<16)
+	if code, body, _ := s.do("PUT", files+"?path=d/e/f.bin", data); code != 200 && code != 201 {
+		t.Fatalf("write: %d %s", code, body)
+	}
+	if code, got, _ := s.do("GET", files+"?path=d/e/f.bin", ""); code != 200 || got != data {
+		t.Errorf("read: %d, %d bytes", code, len(got))
+	}
+	if code, got, _ := s.do("GET", files+"?path=/home/user/d/e/f.bin", "", "Range", "bytes=10-15"); code != 206 || got != data[10:16] {
+		t.Errorf("range: %d %q", code, got)
+	}
+	_, body, _ = s.do("GET", files+"/list?path=d&depth=2", "")
+	mustContain(t, "list", body, `"f.bin"`, `"type":"directory"`)
+	if code, body, _ := s.do("POST", files+"/move", `{"from":"d/e/f.bin","to":"g.bin"}`); code != 200 {
+		t.Errorf("move: %d %s", code, body)
+	}
+	if code, body, _ := s.do("DELETE", files+"?path=d", ""); code/100 == 2 {
+		t.Errorf("a full directory was removed without recursive: %s", body)
+	}
+	if code, body, _ := s.do("DELETE", files+"?path=d&recursive=true", ""); code/100 != 2 {
+		t.Errorf("remove: %d %s", code, body)
+	}
+	if code, body, _ := s.do("PUT", files+"?path=/usr/bin/evil", "x"); code != 403 || !strings.Contains(body, `"kind":"denied"`) {
+		t.Errorf("write outside the user's reach: %d %s", code, body)
+	}
+	if code, body, _ := s.do("GET", files+"?path=../../../../etc/shadow", ""); code == 200 {
+		t.Errorf("the guest has a shadow file? %s", body)
+	}
+}
+
+// TestEvents: server-sent events replay from Last-Event-ID.
+func TestEvents(t *testing.T) {
+	s := newWorld(t).serve()
+	_, body, _ := s.do("POST", "/v1/sandboxes", "")
+	var sb struct{ ID string }
+	json.Unmarshal([]byte(body), &sb)
+	s.do("POST", "/v1/sandboxes/"+sb.ID+"/exec", `{"code":"print('seen')"}`)
+	s.do("DELETE", "/v1/sandboxes/"+sb.ID, "")
+	code, all, h := s.do("GET", "/v1/sandboxes/"+sb.ID+"/events", "", "Accept", "text/event-stream")
+	if code != 200 || !strings.HasPrefix(h.Get("Content-Type"), "text/event-stream") {
+		t.Fatalf("%d %v", code, h)
+	}
+	mustContain(t, "events", all, "id: 1\n", "seen", `"running"`, `"ended"`)
+	_, rest, _ := s.do("GET", "/v1/sandboxes/"+sb.ID+"/events", "", "Accept", "text/event-stream", "Last-Event-ID", "1")
+	if strings.Contains(rest, "id: 1\n") || !strings.Contains(rest, "id: 2\n") {
+		t.Errorf("Last-Event-ID was not honoured:\n%s", rest)
+	}
+}
+
+// TestLiveExec: with server-sent events, output arrives while the program runs.
+func TestLiveExec(t *testing.T) {
+	s := newWorld(t).serve()
+	_, body, _ := s.do("POST", "/v1/sandboxes", "")
+	var sb struct{ ID string }
+	json.Unmarshal([]byte(body), &sb)
+	req, _ := http.NewRequest("POST", s.url+"/v1/sandboxes/"+sb.ID+"/exec", strings.NewReader(`{"command":"sh","args":["-c","echo first; sleep 3; echo second"]}`))
+	req.Header.Set("Authorization", "Bearer "+s.key)
+	req.Header.Set("Accept", "text/event-stream")
+	start := time.Now()
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var first time.Duration
+	var text strings.Builder
+	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
+		if first == 0 && strings.Contains(lines.Text(), "first") {
+			first = time.Since(start)
+		}
+		text.WriteString(lines.Text() + "\n")
+	}
+	if first == 0 || first > 2500*time.Millisecond {
+		t.Errorf("the first line came after %v", first)
+	}
+	mustContain(t, "stream", text.String(), "event: started", "event: stdout", "second", "event: exit", `"exit_code":0`)
+}
+
+func TestMetricsAndDocuments(t *testing.T) {
+	s := newWorld(t).serve()
+	for path, want := range map[string]string{
+		"/healthz": "", "/readyz": "", "/metrics": "firebreak_", "/openapi.json": `"/v1/sandboxes/{id}/exec"`,
+		"/v1/backends": `"gvisor"`, "/v1/templates": `"host"`, "/v1/version": `"version"`,
+	} {
+		code, body, _ := s.do("GET", path, "")
+		if code != 200 {
+			t.Errorf("%s: %d %s", path, code, body)
+		}
+		mustContain(t, path, body, want)
+	}
+}
