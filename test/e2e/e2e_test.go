@@ -215,4 +215,3 @@ func mustContain(t testing.TB, what, s string, subs ...string) {
 		}
 	}
 }
-

@@ -122,7 +122,9 @@ func TestBadInput(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			code, body, _ := s.do(c.method, c.path, c.body, c.header...)
-			var e struct{ Error struct{ Kind, Message, Hint, Op, ID string } }
+			var e struct {
+				Error struct{ Kind, Message, Hint, Op, ID string }
+			}
 			if err := json.Unmarshal([]byte(body), &e); err != nil {
 				t.Fatalf("%d, not a typed error: %s", code, body)
 			}
