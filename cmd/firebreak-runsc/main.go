@@ -28,8 +28,8 @@ func main() {
 		new(cmd.Delete): "",
 
 		// What the commands above execute in turn.
-		new(sentrycmd.Boot):   "internal",
+		new(boot):             "internal",
 		new(sentrycmd.Umount): "internal",
-		new(cmd.Gofer):        "internal",
+		new(gofer):            "internal",
 	}, []subcommands.Command{})
 }

@@ -1,0 +1,188 @@
+package gvisor
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// Backend makes gVisor sandboxes below one directory. It is safe for
+// concurrent use; two Backends, in this process or others, may share a Dir.
+type Backend struct {
+	cfg Config
+	log *slog.Logger
+
+	probe func() (probed, error) // once, then remembered
+
+	monitors sync.WaitGroup
+
+	mu        sync.Mutex
+	closed    bool                                   // guarded by mu
+	instances map[sandbox.InstanceID]*Instance       // guarded by mu: live ones and what replaced a Destroy
+	receipts  map[sandbox.InstanceID]sandbox.Receipt // guarded by mu: of destroyed instances
+}
+
+var _ sandbox.Backend = (*Backend)(nil)
+
+// New returns a Backend over c.Dir, which it makes if need be. It starts
+// nothing; whether sandboxes work here is Info's to say.
+//
+// Errors: KindInvalid for a relative or missing path.
+func New(c Config) (*Backend, error) {
+	for name, p := range map[string]string{"directory": c.Dir, "runsc": c.Runsc, "runtime": c.Runtime} {
+		if !filepath.IsAbs(p) {
+			return nil, sandbox.Errorf("gvisor", sandbox.KindInvalid, "%s %q is not an absolute path", name, p)
+		}
+	}
+	if c.Cgroup == "" {
+		c.Cgroup = "firebreak"
+	}
+	if c.BootTimeout == 0 {
+		c.BootTimeout = 30 * time.Second
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if err := os.MkdirAll(c.Dir, 0o711); err != nil {
+		return nil, sandbox.Wrap("gvisor", "", err)
+	}
+	b := &Backend{
+		cfg:       c,
+		log:       c.Log,
+		instances: map[sandbox.InstanceID]*Instance{},
+		receipts:  map[sandbox.InstanceID]sandbox.Receipt{},
+	}
+	b.probe = sync.OnceValues(b.probeHost)
+	return b, nil
+}
+
+// dir is where an instance lives.
+func (b *Backend) dir(id sandbox.InstanceID) string { return filepath.Join(b.cfg.Dir, string(id)) }
+
+// Attach implements sandbox.Backend. An instance that is still being made is
+// not found; one whose maker died before handing it out is, as a dead one.
+func (b *Backend) Attach(ctx context.Context, id sandbox.InstanceID) (sandbox.Instance, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := b.openLocked("attach", id); err != nil {
+		return nil, err
+	}
+	if i, ok := b.instances[id]; ok {
+		return i, nil
+	}
+	if _, ok := b.receipts[id]; ok || !id.Valid() {
+		return nil, notFound("attach", id)
+	}
+	p, err := b.probe()
+	if err != nil {
+		return nil, sandbox.Wrap("attach", string(id), err)
+	}
+	in, err := readIntent(b.dir(id))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, notFound("attach", id)
+	case err != nil:
+		return nil, sandbox.Wrap("attach", string(id), err)
+	case beingMade(b.dir(id)):
+		return nil, notFound("attach", id)
+	}
+	i := newInstance(b, in, p.cgroups.group(id))
+	if r, err := readRunning(b.dir(id)); err == nil && in.Boot == bootID() {
+		i.running = r
+	}
+	i.watch(sandbox.ReasonLost)
+	b.instances[id] = i
+	return i, nil
+}
+
+// openLocked fails when the Backend was closed. b.mu is held.
+func (b *Backend) openLocked(op string, id sandbox.InstanceID) error {
+	if b.closed {
+		return sandbox.Errorf(op, sandbox.KindUnavailable, "the backend is closed").WithID(string(id))
+	}
+	return nil
+}
+
+func notFound(op string, id sandbox.InstanceID) error {
+	return sandbox.Errorf(op, sandbox.KindNotFound, "no such instance").WithID(string(id))
+}
+
+// List implements sandbox.Backend. It reads directories and cgroups only; what
+// has just a cgroup left is listed too, dead. Instances being made count as
+// alive.
+func (b *Backend) List(ctx context.Context) ([]sandbox.Status, error) {
+	p, err := b.probe()
+	if err != nil {
+		return nil, sandbox.Wrap("list", "", err)
+	}
+	entries, err := os.ReadDir(b.cfg.Dir)
+	if err != nil {
+		return nil, sandbox.Wrap("list", "", err)
+	}
+	var list []sandbox.Status
+	for _, e := range entries {
+		id := sandbox.InstanceID(e.Name())
+		if !e.IsDir() || !id.Valid() {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, sandbox.Wrap("list", "", err)
+		}
+		st, err := b.statusOf(id, p)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // destroyed meanwhile
+		}
+		if err != nil {
+			return nil, sandbox.Wrap("list", string(id), err)
+		}
+		list = append(list, st)
+	}
+	return list, nil
+}
+
+// statusOf looks at an instance without attaching to it.
+func (b *Backend) statusOf(id sandbox.InstanceID, p probed) (sandbox.Status, error) {
+	b.mu.Lock()
+	i := b.instances[id]
+	b.mu.Unlock()
+	if i != nil {
+		return i.status(), nil
+	}
+	dir := b.dir(id)
+	making := beingMade(dir)
+	in, err := readIntent(dir)
+	if err != nil {
+		return sandbox.Status{}, err
+	}
+	tmp := newInstance(b, in, p.cgroups.group(id))
+	if r, err := readRunning(dir); err == nil && in.Boot == bootID() {
+		tmp.running = r
+	}
+	st := tmp.status()
+	if making {
+		st.Alive, st.Exit = true, sandbox.Exit{}
+	}
+	return st, nil
+}
+
+// Close implements sandbox.Backend. Streams and waits of the instances end;
+// the instances live on.
+func (b *Backend) Close() error {
+	b.mu.Lock()
+	b.closed = true
+	all := b.instances
+	b.instances = map[sandbox.InstanceID]*Instance{}
+	b.mu.Unlock()
+	for _, i := range all {
+		i.release()
+	}
+	b.monitors.Wait()
+	return nil
+}

@@ -1,0 +1,412 @@
+package gvisor
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/firebreak-dev/firebreak/internal/failpoint"
+	"github.com/firebreak-dev/firebreak/internal/guest"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// Create implements sandbox.Backend.
+func (b *Backend) Create(ctx context.Context, s sandbox.Spec) (sandbox.Instance, error) {
+	p, err := b.probe()
+	if err != nil {
+		return nil, sandbox.Wrap("create", string(s.Instance), err)
+	}
+	if s, err = admit(s, p.info); err != nil {
+		return nil, err
+	}
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, b.cfg.BootTimeout)
+		defer cancel()
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, sandbox.Wrap("create", string(s.Instance), err)
+	}
+	b.mu.Lock()
+	err = b.openLocked("create", s.Instance)
+	b.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	i := newInstance(b, intentOf(s, p), p.cgroups.group(s.Instance))
+	lock, err := writeIntent(i.dir, i.intent)
+	if err != nil {
+		if errors.Is(err, fs.ErrExist) {
+			return nil, sandbox.Errorf("create", sandbox.KindExists, "the instance exists").WithID(string(s.Instance))
+		}
+		return nil, sandbox.Wrap("create", string(s.Instance), err)
+	}
+	defer lock.Close()
+	failpoint.Hit("gvisor.create/after-intent")
+	if err := i.boot(ctx, s, p); err != nil {
+		receipt, left := i.Destroy(context.WithoutCancel(ctx))
+		if left != nil {
+			b.log.Error("create left objects behind", "instance", s.Instance, "objects", receipt.Objects)
+		}
+		return nil, i.explain(ctx, err)
+	}
+	return i, b.adopt(i)
+}
+
+// adopt puts a booted instance under the Backend's watch, or removes it when
+// the Backend was closed meanwhile.
+func (b *Backend) adopt(i *Instance) error {
+	b.mu.Lock()
+	err := b.openLocked("create", i.id)
+	if err == nil {
+		b.instances[i.id] = i
+		i.watch(sandbox.ReasonCrashed)
+	}
+	b.mu.Unlock()
+	if err != nil {
+		_, left := i.Destroy(context.Background())
+		return errors.Join(err, left)
+	}
+	return nil
+}
+
+// admit validates a spec and fills in what it leaves open.
+func admit(s sandbox.Spec, info sandbox.Info) (sandbox.Spec, error) {
+	if !s.Instance.Valid() {
+		return s, sandbox.Errorf("create", sandbox.KindInvalid, "instance id %q is not valid", s.Instance)
+	}
+	if err := s.Limits.Validate(); err != nil {
+		return s, err
+	}
+	if err := info.Check(s); err != nil {
+		return s, err
+	}
+	if err := checkRoot(s); err != nil {
+		return s, err
+	}
+	l := &s.Limits
+	if l.Memory == 0 {
+		l.Memory = DefaultMemory
+	}
+	if l.CPUs == 0 {
+		l.CPUs = DefaultCPUs
+	}
+	if l.PIDs == 0 {
+		l.PIDs = DefaultPIDs
+	}
+	if l.Disk == 0 {
+		l.Disk = DefaultDisk
+	}
+	if s.Hostname == "" {
+		s.Hostname = string(s.Sandbox)
+	}
+	if s.Hostname == "" {
+		s.Hostname = string(s.Instance)
+	}
+	return s, nil
+}
+
+func intentOf(s sandbox.Spec, p probed) intent {
+	in := intent{
+		Instance: s.Instance, Sandbox: s.Sandbox, Tenant: s.Tenant,
+		Created: time.Now().UTC(), Boot: bootID(),
+		Cgroups: p.cgroups.group(s.Instance).dirs,
+		Limits:  s.Limits, Enforced: p.info.Capabilities.Limits,
+	}
+	if in.Enforced&sandbox.LimitMemory != 0 {
+		in.Overhead = Overhead(s.Limits.Memory)
+	}
+	return in
+}
+
+// boot makes everything and returns when the agent has answered. What it made
+// when it fails is Destroy's to remove.
+func (i *Instance) boot(ctx context.Context, s sandbox.Spec, p probed) error {
+	if err := i.group.create(s.Limits, i.intent.Overhead); err != nil {
+		return fmt.Errorf("make cgroup: %w", err)
+	}
+	failpoint.Hit("gvisor.create/after-cgroup")
+	if err := i.b.writeBundle(i.dir, s); err != nil {
+		return err
+	}
+	in, out, err := makeFIFOs(i.dir)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	defer out.Close()
+	failpoint.Hit("gvisor.create/after-files")
+	if i.launch, err = i.b.launch(i, s, p, in, out); err != nil {
+		return err
+	}
+	failpoint.Hit("gvisor.create/after-start")
+	conn, err := dialFIFOs(i.dir)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	in.Close()
+	out.Close() // from here on only the sandbox keeps the stream alive
+	if err := i.awaitAgent(ctx, conn); err != nil {
+		return err
+	}
+	failpoint.Hit("gvisor.create/after-answer")
+	return i.settle(s)
+}
+
+// settle records and adjusts what runs, once the agent has answered.
+func (i *Instance) settle(s sandbox.Spec) error {
+	procs, err := allOf(i.id, i.group, nil)
+	if err != nil {
+		return err
+	}
+	for _, p := range procs {
+		switch p.Role {
+		case "sentry":
+			i.running.Sentry = p
+		case "runtime": // ends by itself any moment
+			continue
+		}
+		i.running.Processes = append(i.running.Processes, p)
+	}
+	if i.running.Sentry.PID == 0 {
+		return errNoAgent
+	}
+	for _, p := range i.running.Processes {
+		if p.Role == "sentry" || p.Role == "gofer" {
+			setOOMScore(p.PID, oomScoreSandbox)
+		}
+	}
+	if err := i.group.limitCPU(s.Limits.CPUs); err != nil {
+		return fmt.Errorf("set cpu limit: %w", err)
+	}
+	return writeRunning(i.dir, i.running)
+}
+
+// Scores of the kernel's out-of-memory killer. Within an instance's cgroup they
+// decide that a guest process goes before the sentry, whatever memory either
+// has mapped; on a host out of memory, that guests go before the host.
+const (
+	oomScoreGuest   = 1000 // the runtime starts with it and the stubs keep it
+	oomScoreSandbox = -998 // sentry and gofer, once they run: last, not immune
+)
+
+// setOOMScore sets the score, or one as low as a process without CAP_SYS_RESOURCE
+// may choose: what it was born with.
+func setOOMScore(pid, score int) {
+	name := fmt.Sprintf("/proc/%d/oom_score_adj", pid)
+	if err := writeFile(name, strconv.Itoa(score)); errors.Is(err, fs.ErrPermission) {
+		_ = writeFile(name, strconv.Itoa(max(score, int(readInt("/proc/self/oom_score_adj")))))
+	}
+}
+
+// launch is a running `firebreak-runsc run -detach`.
+type launch struct {
+	pid  int
+	done chan struct{} // closed when it has ended
+	err  error         // set before done is closed
+}
+
+// launch starts the runtime inside the instance's cgroup. It dies with this
+// process: a sandbox nobody has been told of must not come up later.
+func (b *Backend) launch(i *Instance, s sandbox.Spec, p probed, in, out *os.File) (*launch, error) {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer null.Close()
+	cmd := exec.Command(b.cfg.Runsc, runtimeArgs(i, s, p)...)
+	cmd.Args[0] = "runsc"
+	cmd.Dir = i.dir
+	cmd.Env = []string{}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, out, null
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	if i.group.v2 && len(i.group.dirs) > 0 {
+		d, err := os.Open(i.group.dirs[0])
+		if err != nil {
+			return nil, err
+		}
+		defer d.Close()
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(d.Fd())
+	}
+	l := &launch{done: make(chan struct{})}
+	started := make(chan error, 1)
+	b.monitors.Go(func() {
+		defer close(l.done)
+		// The thread is the parent the death signal is about, and it visits
+		// the cgroup: it stays ours until the runtime has ended. If it could
+		// not leave the cgroup it is not given back, and ends with us.
+		runtime.LockOSThread()
+		left, err := startIn(i.group, cmd)
+		started <- err
+		if err == nil {
+			l.err = cmd.Wait()
+		}
+		if left == nil {
+			runtime.UnlockOSThread()
+		}
+	})
+	if err := <-started; err != nil {
+		<-l.done
+		return nil, fmt.Errorf("start runsc: %w", err)
+	}
+	l.pid = cmd.Process.Pid
+	setOOMScore(l.pid, oomScoreGuest)
+	return l, nil
+}
+
+// startIn starts cmd as a member of the group.
+func startIn(g cgroup, cmd *exec.Cmd) (left, err error) {
+	if g.v2 || len(g.dirs) == 0 {
+		return nil, cmd.Start()
+	}
+	leave, err := g.join()
+	if err == nil {
+		err = cmd.Start()
+	}
+	return leave(), err
+}
+
+// runtimeArgs is runsc's command line. Paths are relative to the instance's
+// directory where runsc allows it: that keeps the control socket's path within
+// the 108 bytes of a socket address, beyond which runsc would put it elsewhere.
+func runtimeArgs(i *Instance, s sandbox.Spec, p probed) []string {
+	args := []string{
+		"--root=" + dirState,
+		"--log=" + fileRunscLog,
+		"--panic-log=" + filePanicLog,
+		"--platform=systrap",
+		"--network=none",
+		"--overlay2=" + overlay(i.dir, s),
+		"--ignore-cgroups", // we do them, see cgroup.join
+		"--host-settings=ignore",
+		"--gofer-network-namespace=new",
+	}
+	if !s.Root.Mutable {
+		args = append(args, "--file-access-mounts=exclusive")
+	}
+	if !p.root {
+		args = append(args, "--rootless")
+	}
+	return append(args, "run", "-detach", "-bundle=.", string(i.id))
+}
+
+// awaitAgent returns nil once the agent has answered. It ends early when the
+// runtime failed or ctx ended.
+func (i *Instance) awaitAgent(ctx context.Context, conn net.Conn) error {
+	answered := make(chan error, 1)
+	go func() { answered <- handshake(conn) }()
+	finish := func(err error) error {
+		conn.Close() // ends the handshake
+		<-answered
+		return err
+	}
+	runtimeDone := i.launch.done
+	for {
+		select {
+		case err := <-answered:
+			return err
+		case <-ctx.Done():
+			return finish(ctx.Err())
+		case <-runtimeDone:
+			if i.launch.err != nil {
+				return finish(fmt.Errorf("runsc failed: %w", i.launch.err))
+			}
+			runtimeDone = nil // it has started the sandbox; now it is the agent's turn
+		}
+	}
+}
+
+// handshake asks the agent to reset and returns when it has. The answer is
+// recognised by the nonce alone, which nobody but the agent has seen: bytes
+// from a guest are compared here, never parsed.
+func handshake(conn net.Conn) error {
+	nonce := make([]byte, guest.NonceSize)
+	rand.Read(nonce)
+	payload := append(bytes.Clone(nonce), make([]byte, 8)...) // epoch 0: a session's will be later
+	if _, err := conn.Write(guest.AppendFrame(nil, guest.TypeReset, 0, payload)); err != nil {
+		return fmt.Errorf("%w: %w", errNoAgent, err)
+	}
+	var seen []byte
+	buf := make([]byte, 4096)
+	for {
+		n, err := conn.Read(buf)
+		seen = append(seen, buf[:n]...)
+		if bytes.Contains(seen, nonce) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("%w: %w", errNoAgent, err)
+		}
+		if len(seen) > len(nonce) {
+			seen = append(seen[:0], seen[len(seen)-len(nonce)+1:]...)
+		}
+	}
+}
+
+// explain turns a failed boot into a typed error that says what runsc said.
+func (i *Instance) explain(ctx context.Context, err error) error {
+	id := string(i.id)
+	if cause := ctx.Err(); cause != nil {
+		return sandbox.Errorf("create", sandbox.KindOf(cause), "the agent did not answer: %w", cause).WithID(id)
+	}
+	kind := sandbox.KindOf(err)
+	if kind == sandbox.KindInternal || kind == sandbox.KindNotFound || kind == sandbox.KindExists {
+		kind = sandbox.KindInternal
+	}
+	if i.said != "" {
+		err = fmt.Errorf("%w: %s", err, i.said)
+	}
+	return sandbox.Errorf("create", kind, "%w", err).WithID(id)
+}
+
+// lastWords is what the runtime or the sentry wrote before it failed, at most
+// a line of it.
+func lastWords(dir string) string {
+	if b := head(filepath.Join(dir, filePanicLog)); len(b) > 0 {
+		line, _, _ := strings.Cut(string(b), "\n")
+		return clip(line)
+	}
+	var last string
+	for line := range strings.Lines(string(head(filepath.Join(dir, fileRunscLog)))) {
+		var m struct{ Msg string }
+		if json.Unmarshal([]byte(line), &m) == nil && m.Msg != "" {
+			last = m.Msg
+		} else if t := strings.TrimSpace(line); t != "" {
+			last = t
+		}
+	}
+	return clip(last)
+}
+
+// head reads at most the first 64 KiB of a file.
+func head(name string) []byte {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	b := make([]byte, 64<<10)
+	n, _ := f.Read(b)
+	return b[:n]
+}
+
+func clip(s string) string {
+	if len(s) > 300 {
+		s = s[:300] + "…"
+	}
+	return strings.ToValidUTF8(s, "?")
+}

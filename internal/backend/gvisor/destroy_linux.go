@@ -1,0 +1,195 @@
+package gvisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/firebreak-dev/firebreak/internal/failpoint"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// destroyTimeout bounds a teardown. A killed process leaves within
+// milliseconds; one stuck in the kernel for longer is reported as resisting.
+const destroyTimeout = 10 * time.Second
+
+// Destroy implements sandbox.Instance. A receipt that is not clean is not
+// final: the next call tries again.
+func (i *Instance) Destroy(ctx context.Context) (sandbox.Receipt, error) {
+	i.destroying.Lock()
+	defer i.destroying.Unlock()
+	if i.receipt.Clean {
+		return i.receipt, nil
+	}
+	i.mu.Lock()
+	i.killer = sandbox.ReasonOperator
+	i.mu.Unlock()
+	deadline := time.Now().Add(destroyTimeout)
+
+	killed, errs := i.killAll(deadline)
+	if i.launch != nil {
+		<-i.launch.done // it was among the killed; this reaps it
+	}
+	i.said = lastWords(i.dir)
+	i.over(sandbox.ReasonOperator)
+	failpoint.Hit("gvisor.destroy/after-kill")
+	objects := i.inventory(killed)
+	errs = append(errs, i.group.remove(deadline))
+	failpoint.Hit("gvisor.destroy/after-cgroup")
+	errs = append(errs, unmountBelow(i.dir), os.RemoveAll(i.dir))
+
+	i.receipt = i.recheck(objects, errors.Join(errs...))
+	if !i.receipt.Clean {
+		return i.receipt, sandbox.Errorf("destroy", sandbox.KindInternal, "objects are left: %w", errors.Join(errs...)).
+			WithID(string(i.id)).WithHint("destroy it again; the receipt names what resists")
+	}
+	i.b.forget(i)
+	return i.receipt, nil
+}
+
+// forget drops a destroyed instance.
+func (b *Backend) forget(i *Instance) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.instances[i.id] == i {
+		delete(b.instances, i.id)
+	}
+}
+
+// killAll kills until no source knows of a live process any more, and returns
+// all it killed.
+func (i *Instance) killAll(deadline time.Time) (killed []process, errs []error) {
+	recorded := i.running.Processes
+	i.group.freezeSize()
+	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 10*time.Millisecond) {
+		alive, err := allOf(i.id, i.group, recorded)
+		if err != nil {
+			return killed, append(errs, err)
+		}
+		if len(alive) == 0 {
+			return killed, errs
+		}
+		i.group.killAll()
+		for _, p := range alive {
+			if err := p.kill(); err != nil {
+				errs = append(errs, fmt.Errorf("kill %d: %w", p.PID, err))
+			}
+			if !slices.ContainsFunc(killed, func(o process) bool { return o.PID == p.PID && o.Start == p.Start }) {
+				killed = append(killed, p)
+			}
+		}
+		for _, p := range alive {
+			p.waitGone(deadline)
+		}
+		if time.Now().After(deadline) {
+			return killed, append(errs, errors.New("processes survived being killed"))
+		}
+		time.Sleep(wait)
+	}
+}
+
+// inventory lists what the instance owned. Nothing of it has to exist.
+func (i *Instance) inventory(killed []process) []sandbox.Object {
+	var o []sandbox.Object
+	for _, p := range append(slices.Clone(i.running.Processes), killed...) {
+		name := fmt.Sprintf("%d@%d", p.PID, p.Start)
+		if !slices.ContainsFunc(o, func(x sandbox.Object) bool { return x.Name == name }) {
+			o = append(o, sandbox.Object{Kind: "process", Name: name})
+		}
+	}
+	for _, d := range i.cgroupDirs() {
+		o = append(o, sandbox.Object{Kind: "cgroup", Name: d})
+	}
+	for _, m := range mountsBelow(i.dir) {
+		o = append(o, sandbox.Object{Kind: "mount", Name: m})
+	}
+	for _, f := range []string{fileIn, fileOut} {
+		o = append(o, sandbox.Object{Kind: "fifo", Name: filepath.Join(i.dir, f)})
+	}
+	socket := filepath.Join(i.dir, dirState, "runsc-"+string(i.id)+".sock")
+	return append(o,
+		sandbox.Object{Kind: "socket", Name: socket},
+		sandbox.Object{Kind: "directory", Name: i.dir})
+}
+
+// cgroupDirs unites what the intent named with what this host has now.
+func (i *Instance) cgroupDirs() []string {
+	dirs := slices.Clone(i.intent.Cgroups)
+	for _, d := range i.group.dirs {
+		if !slices.Contains(dirs, d) {
+			dirs = append(dirs, d)
+		}
+	}
+	return dirs
+}
+
+// recheck looks for every object again.
+func (i *Instance) recheck(objects []sandbox.Object, trouble error) sandbox.Receipt {
+	left, err := allOf(i.id, i.group, i.running.Processes)
+	if err != nil {
+		trouble = errors.Join(trouble, err)
+	}
+	for k := range objects {
+		o := &objects[k]
+		switch o.Kind {
+		case "process":
+			var p process
+			_, err := fmt.Sscanf(o.Name, "%d@%d", &p.PID, &p.Start)
+			o.Gone = err == nil && p.gone()
+		case "mount":
+			o.Gone = !slices.Contains(mountsBelow(i.dir), o.Name)
+		default:
+			_, err := os.Lstat(o.Name)
+			o.Gone = errors.Is(err, fs.ErrNotExist)
+		}
+		if !o.Gone && trouble != nil {
+			o.Detail = trouble.Error()
+		}
+	}
+	for _, p := range left { // came after the kill: must not happen, must not be hidden
+		name := fmt.Sprintf("%d@%d", p.PID, p.Start)
+		if !slices.ContainsFunc(objects, func(o sandbox.Object) bool { return o.Name == name }) {
+			objects = append(objects, sandbox.Object{Kind: "process", Name: name, Detail: "appeared during teardown"})
+		}
+	}
+	return sandbox.Receipt{Instance: i.id, Objects: objects}.Seal()
+}
+
+// mountsBelow lists the mount points at or below dir, deepest first.
+func mountsBelow(dir string) []string {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil
+	}
+	var found []string
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		if len(f) < 5 {
+			continue
+		}
+		if m := unescapeMount(f[4]); m == dir || strings.HasPrefix(m, dir+"/") {
+			found = append(found, m)
+		}
+	}
+	slices.Reverse(found)
+	return found
+}
+
+// unmountBelow detaches every mount at or below dir.
+func unmountBelow(dir string) error {
+	var errs []error
+	for _, m := range mountsBelow(dir) {
+		if err := unix.Unmount(m, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+			errs = append(errs, &fs.PathError{Op: "unmount", Path: m, Err: err})
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,52 @@
+// Package gvisor makes sandboxes with an embedded runsc: gVisor's user-space
+// kernel on the systrap platform.
+//
+//	b, err := gvisor.New(gvisor.Config{
+//		Dir:     filepath.Join(data, "instances"), // one directory per instance
+//		Runsc:   bundle.Runsc,                     // firebreak-runsc
+//		Runtime: bundle.Runtime,                   // bound read-only at /.firebreak
+//		Log:     log,
+//	})
+//	inst, err := b.Create(ctx, spec) // live, or nothing left behind
+//	conn, err := inst.Dial(ctx)      // to firebreak-guest, PID 1 inside
+//	receipt, err := inst.Destroy(ctx)
+//
+// # What an instance is
+//
+// A directory <Dir>/<instance> holding everything the instance owns on disk,
+// one cgroup <parent>/<instance> per controller, and three kinds of processes:
+// the sentry (the user-space kernel), the gofer (serves the root file system)
+// and the sentry's stubs (execute guest code). All of them are started by one
+// short-lived `firebreak-runsc run -detach` and outlive this process, so
+// nothing here is a parent that has to stay: another Backend over the same
+// Dir finds the instances with List and takes them over with Attach.
+//
+//	instance.json  the intent, written and fsynced before any other object
+//	config.json    the OCI bundle
+//	in, out        FIFOs: the agent's stdin and stdout, see Dial
+//	processes      who was running when the agent first answered
+//	runsc/         runsc's own state and control socket
+//	runsc.log      what runsc said when it failed
+//	panic.log      the sentry's last words, if it had any
+//
+// The writable layer is an unlinked file in the instance's directory, held by
+// the sentry; it costs disk, not memory, and ends with the sentry. Dirty pages
+// on their way to that file are charged to the instance's memory cgroup like
+// any page cache: they make the kernel write back and reclaim earlier, they
+// never make it kill.
+//
+// # Teardown
+//
+// Destroy does not use runsc. It stops the cgroup from growing, kills what is
+// in it, what was recorded, and what names the instance on its command line,
+// waits until all of it is gone, and removes cgroups, mounts and directory. It
+// therefore works the same on an instance whose creator was killed half way.
+//
+// # Memory
+//
+// Limits.Memory is what the guest may use. The cgroup's limit is that plus
+// Overhead, the sentry's and gofer's own. The sentry and the gofer are the
+// last processes the kernel picks when the limit is hit, so a guest that
+// overruns it loses the process that did; only if that does not help does the
+// sandbox end, with ReasonMemory.
+package gvisor

@@ -1,0 +1,270 @@
+package gvisor
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// Instance is one gVisor sandbox. It is safe for concurrent use.
+type Instance struct {
+	b      *Backend
+	id     sandbox.InstanceID
+	dir    string
+	intent intent
+	group  cgroup
+
+	// Set before the instance is handed out, constant then.
+	running running
+	launch  *launch // nil when attached
+
+	ended    chan struct{} // closed when the boundary has ended
+	released chan struct{} // closed when the Backend was
+
+	mu       sync.Mutex
+	exit     sandbox.Exit // guarded by mu; final once ended is closed
+	killer   sandbox.Reason
+	monitor  *os.File // guarded by mu: the sentry's pidfd while it is watched
+	conn     *stream  // guarded by mu: the live stream
+	disk     []string // guarded by mu: /proc paths of the writable layer
+	overDone sync.Once
+
+	destroying sync.Mutex
+	receipt    sandbox.Receipt // guarded by destroying
+	said       string          // guarded by destroying: lastWords, read before the directory went
+}
+
+var _ sandbox.Instance = (*Instance)(nil)
+
+func newInstance(b *Backend, in intent, g cgroup) *Instance {
+	return &Instance{
+		b: b, id: in.Instance, dir: b.dir(in.Instance), intent: in, group: g,
+		ended: make(chan struct{}), released: make(chan struct{}),
+	}
+}
+
+// ID implements sandbox.Instance.
+func (i *Instance) ID() sandbox.InstanceID { return i.id }
+
+// watch notices the sentry's death from now on. otherwise is the reason of an
+// end that nothing else explains.
+func (i *Instance) watch(otherwise sandbox.Reason) {
+	f, err := i.sentryFile()
+	if err != nil {
+		i.over(sandbox.ReasonLost)
+		return
+	}
+	i.mu.Lock()
+	i.monitor = f
+	i.mu.Unlock()
+	i.b.monitors.Go(func() {
+		if waitExit(f) {
+			i.over(otherwise)
+		}
+		f.Close()
+	})
+}
+
+// sentryFile opens the sentry's pidfd for the runtime's poller.
+func (i *Instance) sentryFile() (*os.File, error) {
+	p := i.running.Sentry
+	if p.PID == 0 {
+		return nil, unix.ESRCH
+	}
+	fd, err := unix.PidfdOpen(p.PID, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return nil, err
+	}
+	if p.gone() {
+		unix.Close(fd)
+		return nil, unix.ESRCH
+	}
+	return os.NewFile(uintptr(fd), "pidfd"), nil
+}
+
+// waitExit blocks until the process of a pidfd has ended (true) or the file was
+// closed (false).
+func waitExit(f *os.File) bool {
+	c, err := f.SyscallConn()
+	if err != nil {
+		return false
+	}
+	return c.Read(func(fd uintptr) bool {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, _ := unix.Poll(fds, 0)
+		return n > 0
+	}) == nil
+}
+
+// over records the end, once.
+func (i *Instance) over(otherwise sandbox.Reason) {
+	i.overDone.Do(func() {
+		i.mu.Lock()
+		i.exit = i.whyLocked(otherwise)
+		conn := i.conn
+		i.conn = nil
+		i.mu.Unlock()
+		if conn != nil {
+			conn.Close()
+		}
+		close(i.ended)
+	})
+}
+
+// whyLocked decides the reason of an end. i.mu is held.
+func (i *Instance) whyLocked(otherwise sandbox.Reason) sandbox.Exit {
+	e := sandbox.Exit{Reason: otherwise, Time: time.Now().UTC()}
+	switch {
+	case i.killer != "":
+		e.Reason = i.killer
+	case i.group.oomKills() > 0:
+		e.Reason = sandbox.ReasonMemory
+		e.Detail = "limit " + sandbox.FormatSize(i.intent.Limits.Memory)
+	default:
+		e.Detail = lastWords(i.dir)
+	}
+	return e
+}
+
+// Dial implements sandbox.Instance.
+func (i *Instance) Dial(ctx context.Context) (net.Conn, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, sandbox.Wrap("dial", string(i.id), err)
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	select {
+	case <-i.ended:
+		return nil, i.goneLocked("dial")
+	case <-i.released:
+		return nil, sandbox.Errorf("dial", sandbox.KindUnavailable, "the backend is closed").WithID(string(i.id))
+	default:
+	}
+	if i.conn != nil {
+		i.conn.Close()
+		i.conn = nil
+	}
+	s, err := dialFIFOs(i.dir)
+	if err != nil {
+		if isGone(err) {
+			return nil, i.goneLocked("dial")
+		}
+		return nil, sandbox.Wrap("dial", string(i.id), err)
+	}
+	i.conn = s
+	return s, nil
+}
+
+// goneLocked says that the instance has ended. i.mu is held.
+func (i *Instance) goneLocked(op string) error {
+	why := string(i.exit.Reason)
+	if why == "" {
+		why = "its stream is closed"
+	}
+	return sandbox.Errorf(op, sandbox.KindGone, "the instance has ended: %s", why).WithID(string(i.id))
+}
+
+// Status implements sandbox.Instance.
+func (i *Instance) Status(ctx context.Context) (sandbox.Status, error) {
+	if err := ctx.Err(); err != nil {
+		return sandbox.Status{}, sandbox.Wrap("status", string(i.id), err)
+	}
+	return i.status(), nil
+}
+
+func (i *Instance) status() sandbox.Status {
+	st := sandbox.Status{
+		Instance: i.id, Enforced: i.intent.Enforced, Created: i.intent.Created,
+		Usage: sandbox.Usage{Overhead: i.intent.Overhead},
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	select {
+	case <-i.ended:
+		st.Exit = i.exit
+	default:
+		st.Alive = i.running.Sentry.PID != 0 && !i.running.Sentry.gone()
+		if !st.Alive {
+			st.Exit = i.whyLocked(sandbox.ReasonLost)
+		}
+	}
+	i.group.usage(&st.Usage)
+	if st.Alive {
+		st.Usage.Disk = i.diskLocked()
+	}
+	return st
+}
+
+// diskLocked measures the writable layer: an unlinked file that only the
+// sentry holds. i.mu is held.
+func (i *Instance) diskLocked() (bytes int64) {
+	if i.disk == nil {
+		fds := fmt.Sprintf("/proc/%d/fd", i.running.Sentry.PID)
+		entries, _ := os.ReadDir(fds)
+		i.disk = []string{}
+		for _, e := range entries {
+			p := filepath.Join(fds, e.Name())
+			if to, err := os.Readlink(p); err == nil && strings.Contains(to, "/runsc-filestore-") {
+				i.disk = append(i.disk, p)
+			}
+		}
+	}
+	for _, p := range i.disk {
+		var st unix.Stat_t
+		if unix.Stat(p, &st) == nil {
+			bytes += st.Blocks * 512
+		}
+	}
+	return bytes
+}
+
+// Wait implements sandbox.Instance.
+func (i *Instance) Wait(ctx context.Context) (sandbox.Exit, error) {
+	select {
+	case <-i.ended: // also when ctx has ended
+		return i.exitNow(), nil
+	default:
+	}
+	select {
+	case <-i.ended:
+		return i.exitNow(), nil
+	case <-i.released:
+		return sandbox.Exit{}, sandbox.Errorf("wait", sandbox.KindUnavailable, "the backend is closed").WithID(string(i.id))
+	case <-ctx.Done():
+		return sandbox.Exit{}, sandbox.Wrap("wait", string(i.id), ctx.Err())
+	}
+}
+
+func (i *Instance) exitNow() sandbox.Exit {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.exit
+}
+
+// release lets go of the instance without ending it.
+func (i *Instance) release() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	select {
+	case <-i.released:
+		return
+	default:
+		close(i.released)
+	}
+	if i.conn != nil {
+		i.conn.Close()
+		i.conn = nil
+	}
+	if i.monitor != nil {
+		i.monitor.Close()
+	}
+}

@@ -1,0 +1,159 @@
+package gvisor
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// Names inside an instance's directory.
+const (
+	fileIntent    = "instance.json"
+	fileBundle    = "config.json"
+	fileIn        = "in"
+	fileOut       = "out"
+	fileProcesses = "processes"
+	fileRunscLog  = "runsc.log"
+	filePanicLog  = "panic.log"
+	dirState      = "runsc"
+)
+
+// intent is what the creator of an instance was about to make. It is durable
+// before the first host object besides the directory it lies in, so whoever
+// finds the directory knows every name to look for.
+type intent struct {
+	Instance sandbox.InstanceID `json:"instance"`
+	Sandbox  sandbox.ID         `json:"sandbox,omitempty"`
+	Tenant   sandbox.TenantID   `json:"tenant,omitempty"`
+	Created  time.Time          `json:"created"`
+	Boot     string             `json:"boot"`    // the host's boot id: pids of another boot mean nothing
+	Cgroups  []string           `json:"cgroups"` // directories, to be made
+	Limits   sandbox.Limits     `json:"limits"`
+	Enforced sandbox.LimitSet   `json:"enforced"`
+	Overhead int64              `json:"overhead"`
+}
+
+// process identifies a process beyond the reuse of its pid.
+type process struct {
+	PID   int    `json:"pid"`
+	Start uint64 `json:"start"` // clock ticks since boot
+	Role  string `json:"role,omitempty"`
+}
+
+// running is what was alive when the agent first answered. An instance without
+// it was never handed to anyone.
+type running struct {
+	Sentry    process   `json:"sentry"`
+	Processes []process `json:"processes"`
+}
+
+// writeIntent makes the instance's directory and puts the intent into it, both
+// durable. The returned file holds an exclusive lock for as long as the
+// instance is being made. Errors: fs.ErrExist when the directory exists.
+func writeIntent(dir string, in intent) (lock *os.File, err error) {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			os.RemoveAll(dir)
+		}
+	}()
+	b, err := json.Marshal(in)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(dir, fileIntent), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+		}
+	}()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, fmt.Errorf("lock intent: %w", err)
+	}
+	if _, err := f.Write(append(b, '\n')); err != nil {
+		return nil, err
+	}
+	if err := f.Sync(); err != nil {
+		return nil, err
+	}
+	return f, syncDir(filepath.Dir(dir))
+}
+
+// syncDir makes the entries of a directory durable.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// readIntent reads an instance's intent. A directory whose creator died before
+// the intent was complete yields what its name tells and no error: nothing but
+// the directory was made for it.
+func readIntent(dir string) (intent, error) {
+	in := intent{Instance: sandbox.InstanceID(filepath.Base(dir))}
+	b, err := os.ReadFile(filepath.Join(dir, fileIntent))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if _, err := os.Lstat(dir); err != nil {
+			return in, err
+		}
+		return in, nil
+	case err != nil:
+		return in, err
+	}
+	var read intent
+	if json.Unmarshal(b, &read) != nil || read.Instance != in.Instance {
+		return in, nil
+	}
+	return read, nil
+}
+
+// beingMade reports whether somebody holds the lock of writeIntent.
+func beingMade(dir string) bool {
+	f, err := os.Open(filepath.Join(dir, fileIntent))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	return errors.Is(err, unix.EWOULDBLOCK)
+}
+
+// writeRunning records the processes. It is not synced: what a crash of the
+// host would lose, it has ended too.
+func writeRunning(dir string, r running) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	tmp := filepath.Join(dir, fileProcesses+".tmp")
+	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, filepath.Join(dir, fileProcesses))
+}
+
+// readRunning is the inverse of writeRunning; fs.ErrNotExist when there is none.
+func readRunning(dir string) (r running, err error) {
+	b, err := os.ReadFile(filepath.Join(dir, fileProcesses))
+	if err != nil {
+		return r, err
+	}
+	return r, json.Unmarshal(b, &r)
+}
