@@ -1,0 +1,13 @@
+//go:build !unix
+
+package store
+
+import (
+	"errors"
+	"os"
+)
+
+// flock refuses: without a lock two daemons could own one directory.
+func flock(*os.File) (taken bool, err error) {
+	return false, errors.ErrUnsupported
+}

@@ -1,0 +1,210 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+
+	_ "modernc.org/sqlite" // registers the "sqlite" driver
+
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// Sizes of what SQLite may hold in memory, in KiB, and of its connection pool.
+// They bound the daemon's resident size; the working set is a few hundred
+// small rows.
+const (
+	writerCacheKiB = 1024
+	readerCacheKiB = 512
+	maxReaders     = 3
+	walPages       = 1000 // checkpoint once the log holds this many
+	busyTimeoutMS  = 2000
+)
+
+// Store owns the database. It is safe for concurrent use.
+type Store struct {
+	log   *slog.Logger
+	epoch string // names this process's ownership; see Reserve
+
+	writer  *writer
+	writeDB *sql.DB // one connection, owned by writer
+	readDB  *sql.DB
+
+	mu    sync.Mutex
+	stmts map[string]*sql.Stmt // of readDB, by text; guarded by mu
+
+	cache    *cache
+	inflight inflight
+
+	closeOnce sync.Once
+	closeErr  error
+}
+
+// Open opens or creates the database at path and migrates its schema to the
+// newest version in one transaction per step. The caller holds Lock on the
+// directory.
+//
+// Errors: KindUnavailable when another process holds the database;
+// KindUnsupported when a newer Firebreak wrote it, which then is left
+// untouched; KindNoSpace; KindDenied.
+//
+// Cost: milliseconds. log gets what an operator should know and no data.
+func Open(ctx context.Context, path string, log *slog.Logger) (s *Store, err error) {
+	path, err = filepath.Abs(path)
+	if err != nil {
+		return nil, sandbox.Wrap("open store", "", err)
+	}
+	// SQLite gives its side files the mode of the database.
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, sandbox.Wrap("open store", "", err)
+	}
+	f.Close()
+
+	s = &Store{log: log, epoch: rand.Text(), stmts: map[string]*sql.Stmt{}, cache: newCache(cacheEntries)}
+	s.inflight.done = map[tenantKey]chan struct{}{}
+	defer func() {
+		if err != nil {
+			s.Close()
+			s, err = nil, fail("open store", "", err)
+		}
+	}()
+	if s.writeDB, err = sql.Open("sqlite", dsn(path, writerCacheKiB, false)); err != nil {
+		return
+	}
+	s.writeDB.SetMaxOpenConns(1)
+	conn, err := s.writeDB.Conn(ctx)
+	if err != nil {
+		return
+	}
+	if err = migrate(ctx, conn, migrations); err != nil {
+		conn.Close()
+		return
+	}
+	s.writer = startWriter(conn, s.cache)
+	if s.readDB, err = sql.Open("sqlite", dsn(path, readerCacheKiB, true)); err != nil {
+		return
+	}
+	s.readDB.SetMaxOpenConns(maxReaders)
+	s.readDB.SetMaxIdleConns(maxReaders)
+	return s, s.readDB.PingContext(ctx)
+}
+
+func dsn(path string, cacheKiB int, readOnly bool) string {
+	q := url.Values{
+		"_pragma": {
+			fmt.Sprintf("busy_timeout(%d)", busyTimeoutMS),
+			"journal_mode(wal)",
+			"synchronous(full)",
+			fmt.Sprintf("cache_size(-%d)", cacheKiB),
+			fmt.Sprintf("wal_autocheckpoint(%d)", walPages),
+			"journal_size_limit(8388608)",
+			"temp_store(memory)",
+			"mmap_size(0)",
+			"trusted_schema(off)",
+		},
+		"_dqs":       {"0"},
+		"_defensive": {"1"},
+	}
+	if readOnly {
+		q["_pragma"] = append(q["_pragma"], "query_only(on)")
+	}
+	return (&url.URL{Scheme: "file", Path: path, RawQuery: q.Encode()}).String()
+}
+
+// Close waits for writes under way, flushes and closes. It is idempotent.
+// Every later call of any handle fails with KindUnavailable.
+func (s *Store) Close() error {
+	s.closeOnce.Do(func() {
+		var errs []error
+		if s.writer != nil {
+			errs = append(errs, s.writer.close())
+		}
+		if s.readDB != nil {
+			errs = append(errs, s.readDB.Close()) // closes its statements
+		}
+		if s.writeDB != nil {
+			errs = append(errs, s.writeDB.Close())
+		}
+		s.cache.disable()
+		if err := errors.Join(errs...); err != nil {
+			s.closeErr = fail("close store", "", err)
+		}
+	})
+	return s.closeErr
+}
+
+// Tenant returns the handle of one tenant. It costs nothing and checks
+// nothing: a tenant that has no rows is empty, and an id that is not Valid
+// cannot be written to.
+func (s *Store) Tenant(id sandbox.TenantID) *Tenant { return &Tenant{s: s, id: id} }
+
+// System returns the handle of the daemon itself, over all tenants. It must
+// not reach code that serves a caller.
+func (s *Store) System() *System { return &System{s: s} }
+
+// Tenant reaches the rows of one tenant and no others. It is safe for
+// concurrent use.
+type Tenant struct {
+	s  *Store
+	id sandbox.TenantID
+}
+
+// ID is the tenant's.
+func (t *Tenant) ID() sandbox.TenantID { return t.id }
+
+// System reaches all tenants. It is safe for concurrent use.
+type System struct{ s *Store }
+
+// stmt returns the prepared statement for q on the read pool.
+func (s *Store) stmt(q string) (*sql.Stmt, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if st := s.stmts[q]; st != nil {
+		return st, nil
+	}
+	st, err := s.readDB.Prepare(q)
+	if err == nil {
+		s.stmts[q] = st
+	}
+	return st, err
+}
+
+// row runs a one-row query on the read pool. The query itself does not watch
+// ctx: it takes microseconds, and watching costs more than running it.
+func (s *Store) row(ctx context.Context, dest []any, q string, args ...any) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	st, err := s.stmt(q)
+	if err != nil {
+		return err
+	}
+	return st.QueryRowContext(context.WithoutCancel(ctx), args...).Scan(dest...)
+}
+
+// rows runs a query on the read pool and calls scan for each row.
+func (s *Store) rows(ctx context.Context, scan func(*sql.Rows) error, q string, args ...any) error {
+	st, err := s.stmt(q)
+	if err != nil {
+		return err
+	}
+	rs, err := st.QueryContext(ctx, args...)
+	if err != nil {
+		return err
+	}
+	defer rs.Close()
+	for rs.Next() {
+		if err := scan(rs); err != nil {
+			return err
+		}
+	}
+	return rs.Err()
+}
