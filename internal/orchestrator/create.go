@@ -1,0 +1,370 @@
+package orchestrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/firebreak-dev/firebreak/internal/failpoint"
+	"github.com/firebreak-dev/firebreak/internal/store"
+	"github.com/firebreak-dev/firebreak/internal/template"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// Auto, as a backend's name, is the strongest that works here and isolates.
+const Auto = "auto"
+
+// plan is a create that has been checked and not yet begun.
+type plan struct {
+	backend sandbox.Backend
+	spec    sandbox.Spec
+	sb      Sandbox
+	release func() // of the template
+}
+
+// Create makes a sandbox and returns when the agent inside has answered. The
+// end of ctx undoes it.
+//
+// Errors: KindInvalid, KindNotFound (template), KindUnsupported (a demand the
+// backend cannot enforce), KindUnavailable, KindExists (name), KindCapacity
+// with RetryAfter: these leave no record, except when the backend itself is the
+// first to notice. After the intent was journalled, any error leaves an ended
+// record that says why.
+//
+// Cost: a boot and two disk flushes.
+func (o *Orchestrator) Create(ctx context.Context, who Caller, req CreateRequest) (Sandbox, error) {
+	if err := o.begin(); err != nil {
+		return Sandbox{}, err
+	}
+	defer o.work.Done()
+	begun := time.Now()
+	p, err := o.plan(ctx, who, req)
+	if err != nil {
+		return Sandbox{}, err
+	}
+	leave, err := o.gate.enter(ctx, who.Tenant)
+	if err != nil {
+		p.release()
+		return Sandbox{}, err
+	}
+	defer leave()
+	l, ctx, err := o.intend(ctx, who, p)
+	if err != nil {
+		p.release()
+		return Sandbox{}, err
+	}
+	err = l.boot(ctx, p, begun)
+	if err == nil {
+		err = l.running(ctx, begun)
+	}
+	l.cancel()
+	close(l.booted)
+	if err != nil {
+		return Sandbox{}, l.failed(ctx, who, err)
+	}
+	return l.snapshot(), nil
+}
+
+// plan checks req and chooses everything there is to choose.
+func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) (*plan, error) {
+	if err := validate(&req); err != nil {
+		return nil, err
+	}
+	d := o.Defaults
+	backend, info, notes, err := o.choose(ctx, pick(req.Backend, d.Backend))
+	if err != nil {
+		return nil, err
+	}
+	t, err := o.Templates.Resolve(ctx, pick(req.Template, d.Template))
+	if err != nil {
+		return nil, err
+	}
+	if req.Pack != "" && !t.Runs(req.Pack) {
+		return nil, packMissing(req.Pack, t.Packs)
+	}
+	limits := req.Limits
+	def(&limits.Memory, d.Limits.Memory)
+	def(&limits.CPUs, d.Limits.CPUs)
+	def(&limits.PIDs, d.Limits.PIDs)
+	def(&limits.Disk, d.Limits.Disk)
+	if req.ID == "" {
+		req.ID = sandbox.NewID()
+	}
+	spec := sandbox.Spec{Instance: sandbox.NewInstanceID(), Sandbox: req.ID, Tenant: who.Tenant, Hostname: pick(req.Hostname, string(req.ID)),
+		Root: t.Root, ReadonlyRoot: req.ReadonlyRoot, Limits: limits, Explicit: req.explicit(),
+		AcceptWeaker: req.AcceptWeaker, MinIsolation: req.MinIsolation}
+	if err := info.Check(spec); err != nil {
+		return nil, err
+	}
+	release, err := o.Templates.Acquire(t.Digest)
+	if err != nil {
+		return nil, err
+	}
+	env := map[string]string{}
+	maps.Copy(env, t.Env)
+	maps.Copy(env, req.Env)
+	sb := Sandbox{
+		Sandbox: store.Sandbox{ID: req.ID, Tenant: who.Tenant, Instance: spec.Instance, Name: req.Name, State: store.Creating,
+			Backend: info.Name, Isolation: info.Isolation, Template: pick(t.Name, t.Digest), TemplateDigest: t.Digest,
+			Tier: req.Tier, Metadata: maps.Clone(req.Metadata), Limits: limits, Explicit: spec.Explicit,
+			AcceptWeaker: req.AcceptWeaker, ReadonlyRoot: req.ReadonlyRoot,
+			IdleTimeout: given(req.IdleTimeout, d.IdleTimeout), MaxLife: given(req.Timeout, d.Timeout),
+			Principal: who.Principal, Created: time.Now().UTC()},
+		Details: Details{Pack: pick(req.Pack, t.Default), Packs: slices.Clone(t.Packs), Env: env, Hostname: spec.Hostname, Notes: notes, Run: req.run},
+	}
+	if sb.MaxLife > 0 {
+		sb.ExpiresAt = sb.Created.Add(sb.MaxLife)
+	}
+	return &plan{backend: backend, spec: spec, sb: sb, release: release}, nil
+}
+
+func pick(v, d string) string {
+	if v != "" {
+		return v
+	}
+	return d
+}
+
+func given(v *time.Duration, d time.Duration) time.Duration {
+	if v != nil {
+		return *v
+	}
+	return d
+}
+
+// maxTimeout keeps times within what every clock and encoding can hold.
+const maxTimeout = 10 * 365 * 24 * time.Hour
+
+// validate rejects what no backend could make sense of. KindInvalid.
+func validate(req *CreateRequest) error {
+	if err := req.Limits.Validate(); err != nil {
+		return err
+	}
+	for name, d := range map[string]*time.Duration{"timeout": req.Timeout, "idle timeout": req.IdleTimeout} {
+		if d != nil && (*d < 0 || *d > maxTimeout) {
+			return sandbox.Errorf("create", sandbox.KindInvalid, "%s %s is out of range", name, *d).WithHint("between 0 (never) and 10 years")
+		}
+	}
+	if req.ID != "" && !req.ID.Valid() {
+		return sandbox.Errorf("create", sandbox.KindInvalid, "malformed sandbox id %.80q", req.ID)
+	}
+	if sandbox.ID(req.Name).Valid() {
+		return sandbox.Errorf("create", sandbox.KindInvalid, "the name %q looks like a sandbox id", req.Name).WithHint("choose another name")
+	}
+	return checkEnv(req.Env)
+}
+
+// checkEnv rejects what cannot be an environment variable.
+func checkEnv(env map[string]string) error {
+	for k, v := range env {
+		if k == "" || strings.ContainsAny(k, "=\x00") || strings.IndexByte(v, 0) >= 0 {
+			return sandbox.Errorf("environment", sandbox.KindInvalid, "%.80q cannot be an environment variable", k).
+				WithHint("a name holds no '=', and neither name nor value a NUL byte")
+		}
+	}
+	return nil
+}
+
+// choose returns the backend called name, or for Auto the strongest that works
+// here. Auto never takes one that isolates nothing.
+func (o *Orchestrator) choose(ctx context.Context, name string) (sandbox.Backend, sandbox.Info, []string, error) {
+	var best sandbox.Backend
+	var info sandbox.Info
+	var names, why []string
+	for _, b := range o.Backends {
+		i, err := b.Info(ctx)
+		if err != nil {
+			return nil, info, nil, sandbox.Wrap("create", "", err)
+		}
+		names = append(names, i.Name)
+		if name == i.Name {
+			return b, i, i.Notes, nil // Info.Check says if it does not work
+		}
+		switch {
+		case !i.Available:
+			why = append(why, i.Name+": "+i.Reason)
+		case i.Isolation == sandbox.IsolationNone:
+			why = append(why, i.Name+": isolates nothing, so it must be named")
+		case best == nil || i.Isolation > info.Isolation:
+			best, info = b, i
+		}
+	}
+	if name != Auto {
+		return nil, info, nil, sandbox.Errorf("create", sandbox.KindInvalid, "unknown backend %.64q", name).
+			WithHint("one of %s, or auto", strings.Join(names, ", "))
+	}
+	if best == nil {
+		return nil, info, nil, sandbox.Errorf("create", sandbox.KindUnavailable, "no backend works here (%s)", strings.Join(why, "; ")).
+			WithHint("`firebreak doctor` says what is missing and how to mend it")
+	}
+	note := fmt.Sprintf("backend %s chosen: %s is the strongest isolation that works here", info.Name, info.Isolation)
+	return best, info, append([]string{note}, info.Notes...), nil
+}
+
+// intend reserves what the sandbox needs, records and journals it. From here
+// on it exists, for the store, the recovery and the reaper. The context it
+// returns ends with ctx, with the boot's deadline, and when somebody ends the
+// sandbox meanwhile.
+func (o *Orchestrator) intend(ctx context.Context, who Caller, p *plan) (*live, context.Context, error) {
+	memory := p.sb.Limits.Memory
+	if err := o.ledger.reserve(memory); err != nil {
+		return nil, nil, err
+	}
+	undo := func(err error) (*live, context.Context, error) {
+		o.ledger.release(memory)
+		// What was recorded as about to be done was not: say so. If that fails
+		// too, the missing sandbox.running says the same.
+		_ = o.record(context.WithoutCancel(ctx), who, &p.sb, sandbox.Record{Class: sandbox.Flow, Action: "sandbox.create",
+			Outcome: sandbox.OutcomeFailed, Detail: map[string]string{"error": clip(err.Error())}})
+		var e *sandbox.Error
+		if errors.As(err, &e) && e.Kind == sandbox.KindCapacity && e.RetryAfter == 0 {
+			e.RetryAfter = 5 * time.Second
+		}
+		return nil, nil, err
+	}
+	if err := o.record(ctx, who, &p.sb, createRecord(p)); err != nil {
+		o.ledger.release(memory)
+		return nil, nil, err
+	}
+	failpoint.Hit("create/before-intent")
+	p.sb.Extra = p.sb.Details.pack()
+	rec, err := o.Store.Tenant(who.Tenant).CreateSandbox(ctx, p.sb.Sandbox, store.Quota{Tenant: o.Quota.Tenant, Host: o.Quota.Host})
+	if err != nil {
+		return undo(err)
+	}
+	failpoint.Hit("create/after-intent")
+	ctx, cancel := context.WithTimeout(ctx, o.Defaults.CreateTimeout)
+	l := o.newLive(Sandbox{Sandbox: rec, Details: p.sb.Details}, p.release, cancel)
+	o.add(l)
+	l.publishState(store.Creating, "", "", false)
+	return l, ctx, nil
+}
+
+func createRecord(p *plan) sandbox.Record {
+	d := map[string]string{"backend": p.sb.Backend, "isolation": p.sb.Isolation.String(), "template": p.sb.TemplateDigest,
+		"memory": strconv.FormatInt(p.spec.Limits.Memory, 10), "cpus": strconv.FormatFloat(p.spec.Limits.CPUs, 'g', -1, 64),
+		"pids": strconv.Itoa(p.spec.Limits.PIDs), "disk": strconv.FormatInt(p.spec.Limits.Disk, 10), "network": "none"}
+	if p.sb.Tier != "" {
+		d["tier"] = p.sb.Tier
+	}
+	if p.spec.AcceptWeaker {
+		d["accept_weaker"] = "true"
+	}
+	if p.sb.Details.Run != "" {
+		d["run"] = string(p.sb.Details.Run)
+	}
+	return sandbox.Record{Action: "sandbox.create", Outcome: sandbox.OutcomeAllowed, Object: p.sb.Name, Detail: d}
+}
+
+// clip bounds a value of a record's detail.
+func clip(s string) string {
+	if len(s) > 1000 {
+		s = s[:1000]
+	}
+	return strings.ToValidUTF8(s, "\uFFFD")
+}
+
+// boot makes the instance and meets its agent.
+func (l *live) boot(ctx context.Context, p *plan, begun time.Time) error {
+	inst, err := p.backend.Create(ctx, p.spec)
+	if err != nil {
+		return err
+	}
+	failpoint.Hit("create/after-boot")
+	l.mu.Lock()
+	l.inst = inst
+	l.mu.Unlock()
+	s, err := l.open(ctx, inst)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.sess = s
+	l.mu.Unlock()
+	failpoint.Hit("create/after-session")
+	return nil
+}
+
+// running journals that the sandbox is ready and begins to watch it.
+func (l *live) running(ctx context.Context, begun time.Time) error {
+	l.mu.Lock()
+	inst, det := l.inst, l.sb.Details
+	l.mu.Unlock()
+	st, err := inst.Status(ctx)
+	if err != nil {
+		return err
+	}
+	det.Boot = time.Since(begun)
+	rec, err := l.o.Store.Tenant(l.tenant).EditSandbox(ctx, l.id, func(rec *store.Sandbox) error {
+		rec.State, rec.Started, rec.Enforced = store.Running, time.Now().UTC(), st.Enforced
+		for _, n := range (sandbox.AllLimits &^ st.Enforced).Names() {
+			det.Notes = append(slices.Clip(det.Notes), "the "+n+" limit is not enforced here")
+		}
+		rec.Extra = det.pack()
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	failpoint.Hit("create/after-running")
+	l.mu.Lock()
+	l.sb = Sandbox{Sandbox: rec, Details: det}
+	l.usage, l.sampled, l.used = st.Usage, time.Now(), time.Now()
+	l.arm()
+	ended := l.ending != nil
+	l.mu.Unlock()
+	if ended { // somebody destroyed it just now
+		return l.gone()
+	}
+	if err := l.o.begin(); err != nil {
+		return err
+	}
+	go func() {
+		defer l.o.work.Done()
+		l.watch(inst)
+	}()
+	l.publishState(store.Running, "", "", false)
+	return nil
+}
+
+// failed ends a sandbox whose boot went wrong and returns why.
+func (l *live) failed(ctx context.Context, who Caller, err error) error {
+	reason := sandbox.ReasonCrashed
+	switch {
+	case context.Cause(ctx) == context.DeadlineExceeded || sandbox.KindOf(err) == sandbox.KindTimeout:
+		reason = sandbox.ReasonTimeout
+	case ctx.Err() != nil || sandbox.KindOf(err) == sandbox.KindCanceled:
+		reason = sandbox.ReasonOperator
+	}
+	l.mu.Lock()
+	other := l.ending != nil // somebody ended it while it booted
+	l.mu.Unlock()
+	e := l.end(who, reason, "create: "+clip(err.Error()), nil)
+	<-e.done // bounded: an end does not wait for anybody
+	if other {
+		return l.gone()
+	}
+	var typed *sandbox.Error
+	if errors.As(err, &typed) {
+		if typed.ID == "" {
+			typed.ID = string(l.id)
+		}
+		return err
+	}
+	return sandbox.Wrap("create", string(l.id), err)
+}
+
+// packMissing says what to do about a language a template does not have.
+func packMissing(pack string, have []string) error {
+	known := []string{template.Python, template.Node, template.Shell}
+	if !slices.Contains(known, pack) {
+		return sandbox.Errorf("exec", sandbox.KindInvalid, "unknown language pack %.32q", pack).WithHint("one of %s", strings.Join(known, ", "))
+	}
+	return sandbox.Errorf("exec", sandbox.KindInvalid, "the template cannot run %s", pack).
+		WithHint("it has %s; choose another language_pack or the template %q", pick(strings.Join(have, ", "), "none"), pack)
+}

@@ -1,0 +1,254 @@
+package orchestrator
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"strconv"
+	"time"
+
+	"github.com/firebreak-dev/firebreak/internal/event"
+	"github.com/firebreak-dev/firebreak/internal/failpoint"
+	"github.com/firebreak-dev/firebreak/internal/store"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// Destroy ends a sandbox and returns its record with the receipt. Concurrent
+// calls share one teardown; on a sandbox that has ended it returns the same
+// record again.
+//
+// It goes on if ctx ends. Errors: KindNotFound; KindInternal when an object
+// resisted, which the receipt names and the reaper keeps trying to remove.
+func (o *Orchestrator) Destroy(ctx context.Context, who Caller, ref string) (Sandbox, error) {
+	if err := o.begin(); err != nil {
+		return Sandbox{}, err
+	}
+	defer o.work.Done()
+	l := o.find(who.Tenant, ref)
+	if l == nil {
+		return o.Get(ctx, who.Tenant, ref)
+	}
+	e := l.end(who, sandbox.ReasonOperator, "destroyed by "+who.Principal, nil)
+	select {
+	case <-e.done:
+		return e.sb.clone(), e.err
+	case <-ctx.Done():
+		return Sandbox{}, sandbox.Wrap("destroy", string(l.id), ctx.Err())
+	}
+}
+
+// end begins the sandbox's end, unless it has begun, and returns it. It does
+// not wait.
+func (l *live) end(who Caller, reason sandbox.Reason, detail string, exit *sandbox.Exit) *ending {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ending != nil {
+		return l.ending
+	}
+	if detail == "" {
+		detail = limitDetail(reason, l.sb.Limits)
+	}
+	l.ending = &ending{who: who, reason: reason, detail: detail, exit: exit, done: make(chan struct{})}
+	if l.timer != nil {
+		l.timer.Stop()
+	}
+	l.cancel()
+	close(l.dying)
+	l.o.work.Add(1) // never from zero: whoever calls is at work
+	go func() {
+		defer l.o.work.Done()
+		l.finish(l.ending)
+	}()
+	return l.ending
+}
+
+// watch waits for the boundary to end by itself.
+func (l *live) watch(inst sandbox.Instance) {
+	exit, err := inst.Wait(l.o.ctx)
+	switch {
+	case l.o.ctx.Err() != nil && err != nil: // Close: somebody else will watch
+	case err != nil:
+		l.end(system(l.tenant), sandbox.ReasonLost, clip(err.Error()), nil)
+	default:
+		l.end(system(l.tenant), exit.Reason, exit.Detail, &exit)
+	}
+}
+
+// teardown bounds an end. A backend finishes a Destroy regardless.
+const teardown = 2 * time.Minute
+
+// finish carries an end out: evidence, intent, teardown, receipt, record. It
+// destroys whatever else fails, and reports the rest in e.err.
+func (l *live) finish(e *ending) {
+	ctx, cancel := context.WithTimeout(context.Background(), teardown)
+	defer cancel()
+	select {
+	case <-l.booted: // a boot that is cancelled cleans up after itself first
+	case <-ctx.Done():
+	}
+	var notes []string
+	note := func(what string, err error) {
+		if err != nil {
+			notes = append(notes, what+": "+clip(err.Error()))
+			l.o.Log.Error(what, "sandbox", l.id, "error", err)
+			if e.err == nil {
+				e.err = err
+			}
+		}
+	}
+	note("the end could not be recorded as evidence", l.record(ctx, e.who, sandbox.Record{
+		Action: "sandbox.destroy", Outcome: sandbox.OutcomeAllowed, Reason: e.reason, Detail: detailOf(e.detail)}))
+	_, err := l.o.Store.Tenant(l.tenant).EditSandbox(ctx, l.id, func(rec *store.Sandbox) error {
+		rec.State, rec.Reason, rec.Detail = store.Stopping, e.reason, e.detail
+		return nil
+	})
+	note("the end could not be journalled", err)
+	failpoint.Hit("end/after-intent")
+	l.publishState(store.Stopping, e.reason, e.detail, false)
+
+	receipt, usage, err := l.destroy(ctx)
+	note("teardown", err)
+	failpoint.Hit("end/after-destroy")
+	note("the receipt could not be recorded as evidence", l.record(ctx, e.who, receiptRecord(receipt, e.reason)))
+	failpoint.Hit("end/after-evidence")
+
+	l.mu.Lock()
+	sb := l.sb
+	l.mu.Unlock()
+	sb.State, sb.Reason, sb.Detail, sb.Exit = store.Ended, e.reason, e.detail, e.exit
+	sb.Ended, sb.Usage, sb.Receipt = time.Now().UTC(), usage, &receipt
+	sb.Details.Env = nil
+	sb.Details.Notes = append(sb.Details.Notes[:len(sb.Details.Notes):len(sb.Details.Notes)], notes...)
+	if e.sb, err = l.bury(ctx, sb); err != nil && e.err == nil {
+		e.err = err
+	}
+	l.mu.Lock()
+	l.sb = e.sb
+	l.mu.Unlock()
+	l.publishReceipt(receipt)
+	l.publishState(store.Ended, e.reason, e.detail, true)
+	l.o.ledger.release(l.memory)
+	l.release()
+	close(e.done)
+}
+
+// bury writes the final record. When that fails the sandbox stays known to this
+// process, which tries again; the next one would find the record stopping and
+// come to the same end.
+func (l *live) bury(ctx context.Context, sb Sandbox) (Sandbox, error) {
+	rec, err := l.o.Store.Tenant(l.tenant).EditSandbox(ctx, l.id, func(rec *store.Sandbox) error {
+		final := sb.Sandbox
+		final.Extra, final.Version = sb.Details.pack(), rec.Version
+		*rec = final
+		return nil
+	})
+	if err != nil {
+		l.o.Log.Error("the final record could not be written; it is tried again", "sandbox", l.id, "error", err)
+		return sb, err
+	}
+	failpoint.Hit("end/after-record")
+	sb.Sandbox = rec
+	l.o.remove(l)
+	return sb, nil
+}
+
+// destroy removes the instance and returns what it had used.
+func (l *live) destroy(ctx context.Context) (sandbox.Receipt, sandbox.Usage, error) {
+	l.mu.Lock()
+	inst, sess, usage := l.inst, l.sess, l.usage
+	l.mu.Unlock()
+	if sess != nil {
+		defer sess.Close()
+	}
+	if inst == nil { // the boot failed, and a backend leaves nothing then
+		return sandbox.Receipt{Instance: l.instance}.Seal(), usage, nil
+	}
+	if st, err := inst.Status(ctx); err == nil {
+		usage = st.Usage
+	}
+	receipt, err := inst.Destroy(ctx)
+	if err == nil && !receipt.Clean {
+		err = sandbox.Errorf("destroy", sandbox.KindInternal, "an object could not be removed").WithID(string(l.id)).
+			WithHint("the receipt names it; it is tried again every minute")
+	}
+	return receipt, usage, err
+}
+
+func detailOf(detail string) map[string]string {
+	if detail == "" {
+		return nil
+	}
+	return map[string]string{"detail": clip(detail)}
+}
+
+// receiptRecord is the evidence of a teardown: the digest covers the receipt as
+// the API returns it, in JSON.
+func receiptRecord(r sandbox.Receipt, reason sandbox.Reason) sandbox.Record {
+	outcome := sandbox.OutcomeDone
+	if !r.Clean {
+		outcome = sandbox.OutcomeFailed
+	}
+	b, _ := json.Marshal(r) // strings, booleans and a time always encode
+	sum := sha256.Sum256(b)
+	return sandbox.Record{Action: "sandbox.receipt", Outcome: outcome, Reason: reason, Digest: hex.EncodeToString(sum[:]),
+		Detail: map[string]string{"objects": strconv.Itoa(len(r.Objects)), "clean": strconv.FormatBool(r.Clean)}}
+}
+
+// The JSON bodies of events that are not output. Absent fields are empty.
+type (
+	// StateEvent is the body of a "state" event.
+	StateEvent struct {
+		State  store.State    `json:"state"`
+		Reason sandbox.Reason `json:"reason,omitempty"`
+		Detail string         `json:"detail,omitempty"`
+	}
+	// ExitEvent is the body of an "exit" or "limit" event.
+	ExitEvent struct {
+		Code   int            `json:"exit_code"`
+		Reason sandbox.Reason `json:"reason"`
+		Detail string         `json:"detail,omitempty"`
+	}
+	// ArtifactEvent is the body of an "artifact" event.
+	ArtifactEvent struct {
+		Path  string `json:"path"`
+		Size  int64  `json:"size"`
+		Error string `json:"error,omitempty"`
+	}
+	// ReceiptEvent is the body of a "receipt" event.
+	ReceiptEvent struct {
+		Clean   bool `json:"clean"`
+		Objects int  `json:"objects"`
+	}
+)
+
+// Event types beside those of internal/event.
+const (
+	EventStarted  event.Type = "started"
+	EventArtifact event.Type = "artifact"
+	EventReceipt  event.Type = "receipt"
+)
+
+// publish tells whoever watches. Events are a convenience, never evidence: one
+// that cannot be kept is logged and nothing else stops for it.
+func (o *Orchestrator) publish(id sandbox.ID, e event.Event) {
+	if _, err := o.Events.Publish(id, e); err != nil {
+		o.Log.Warn("event lost", "sandbox", id, "type", e.Type, "error", err)
+	}
+}
+
+func (o *Orchestrator) publishJSON(id sandbox.ID, t event.Type, process string, body any, final bool) {
+	b, err := json.Marshal(body)
+	if err != nil {
+		b = []byte("{}") // unreachable: the bodies above always encode
+	}
+	o.publish(id, event.Event{Type: t, Process: process, Data: b, Final: final})
+}
+
+func (l *live) publishState(s store.State, r sandbox.Reason, detail string, final bool) {
+	l.o.publishJSON(l.id, event.StateChange, "", StateEvent{State: s, Reason: r, Detail: detail}, final)
+}
+
+func (l *live) publishReceipt(r sandbox.Receipt) {
+	l.o.publishJSON(l.id, EventReceipt, "", ReceiptEvent{Clean: r.Clean, Objects: len(r.Objects)}, false)
+}

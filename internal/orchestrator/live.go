@@ -1,0 +1,210 @@
+package orchestrator
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/firebreak-dev/firebreak/internal/guest"
+	"github.com/firebreak-dev/firebreak/internal/store"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// live is a sandbox that has not ended, as this process holds it. One costs
+// three goroutines (its watcher and the session's two) and a timer.
+type live struct {
+	o        *Orchestrator
+	id       sandbox.ID
+	tenant   sandbox.TenantID
+	instance sandbox.InstanceID
+	name     string
+	memory   int64              // reserved in the ledger
+	release  func()             // of the template
+	cancel   context.CancelFunc // of the boot
+	booted   chan struct{}      // closed when the boot is over, well or badly
+	dying    chan struct{}      // closed when ending is set
+
+	mu      sync.Mutex
+	sb      Sandbox          // guarded by mu; as last stored, or nearly
+	inst    sandbox.Instance // guarded by mu; nil until booted
+	sess    *guest.Session   // guarded by mu
+	opening chan struct{}    // guarded by mu; closed when a reopening is over
+	uses    int              // guarded by mu; operations under way
+	used    time.Time        // guarded by mu; when the last one ended
+	timer   *time.Timer      // guarded by mu; fires due
+	usage   sandbox.Usage    // guarded by mu
+	sampled time.Time        // guarded by mu; when usage was measured
+	ending  *ending          // guarded by mu; set once
+}
+
+// ending is the one end of a sandbox; whoever asks for it later shares it.
+type ending struct {
+	who    Caller
+	reason sandbox.Reason
+	detail string
+	exit   *sandbox.Exit // what the backend said, if it ended by itself
+	done   chan struct{} // closed when it is over
+	// Valid once done is closed.
+	sb  Sandbox
+	err error // what could not be made clean, or written
+}
+
+func (o *Orchestrator) newLive(sb Sandbox, release func(), cancel context.CancelFunc) *live {
+	return &live{o: o, id: sb.ID, tenant: sb.Tenant, instance: sb.Instance, name: sb.Name, memory: sb.Limits.Memory,
+		release: release, cancel: cancel, booted: make(chan struct{}), dying: make(chan struct{}), sb: sb, used: time.Now()}
+}
+
+// snapshot returns the sandbox as it stands.
+func (l *live) snapshot() Sandbox {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.sb.clone()
+}
+
+// arm sets the timer to the next moment something may be due.
+// Preconditions: l.mu is held.
+func (l *live) arm() {
+	if l.ending != nil || l.sb.State != store.Running {
+		return
+	}
+	next := l.sb.ExpiresAt
+	if idle := l.sb.IdleTimeout; idle > 0 && l.uses == 0 {
+		if t := l.used.Add(idle); next.IsZero() || t.Before(next) {
+			next = t
+		}
+	}
+	switch {
+	case next.IsZero() && l.timer != nil:
+		l.timer.Stop()
+	case next.IsZero():
+	case l.timer == nil:
+		l.timer = time.AfterFunc(time.Until(next), l.due)
+	default:
+		l.timer.Reset(time.Until(next))
+	}
+}
+
+// due ends the sandbox if a deadline has passed. The timer may be early: it is
+// not set back each time a sandbox is used.
+func (l *live) due() {
+	if l.o.begin() != nil {
+		return
+	}
+	defer l.o.work.Done()
+	l.mu.Lock()
+	now, idle := time.Now(), l.sb.IdleTimeout
+	expired := !l.sb.ExpiresAt.IsZero() && !now.Before(l.sb.ExpiresAt)
+	unused := idle > 0 && l.uses == 0 && !now.Before(l.used.Add(idle))
+	if !expired && !unused {
+		l.arm()
+	}
+	life := l.sb.ExpiresAt.Sub(l.sb.Created)
+	l.mu.Unlock()
+	switch {
+	case expired:
+		l.end(system(l.tenant), sandbox.ReasonTimeout, "limit "+short(life), nil)
+	case unused:
+		l.end(system(l.tenant), sandbox.ReasonIdle, "unused for "+short(idle), nil)
+	}
+}
+
+// short prints a duration without needless digits.
+func short(d time.Duration) string {
+	if d >= time.Second {
+		d = d.Round(100 * time.Millisecond)
+	} else {
+		d = d.Round(time.Millisecond)
+	}
+	return d.String()
+}
+
+// hold marks the sandbox as in use until the returned function is called, once.
+// It waits for a boot. Errors: KindGone, or ctx's.
+func (l *live) hold(ctx context.Context) (func(), error) {
+	select {
+	case <-l.booted:
+	case <-ctx.Done():
+		return nil, sandbox.Wrap("wait for boot", string(l.id), ctx.Err())
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ending != nil {
+		return nil, l.goneLocked()
+	}
+	l.uses++
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.uses--
+		l.used = time.Now()
+		if l.uses == 0 && l.sb.IdleTimeout > 0 {
+			l.arm()
+		}
+	}, nil
+}
+
+// gone says why the sandbox cannot be used any more.
+func (l *live) gone() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.goneLocked()
+}
+
+// goneLocked is gone. Preconditions: l.mu is held, l.ending is set.
+func (l *live) goneLocked() error {
+	return goneError(l.id, l.ending.reason, l.ending.detail, time.Time{})
+}
+
+// goneError is the answer about a sandbox that has ended, or is about to.
+func goneError(id sandbox.ID, reason sandbox.Reason, detail string, at time.Time) error {
+	text := string(reason)
+	if detail != "" {
+		text += " (" + detail + ")"
+	}
+	if !at.IsZero() {
+		text += " at " + at.UTC().Format(time.RFC3339)
+	}
+	e := sandbox.Errorf("use", sandbox.KindGone, "the sandbox has ended: %s", text).WithID(string(id))
+	switch reason {
+	case sandbox.ReasonTimeout:
+		return e.WithHint("create another one; timeout_ms makes it live longer")
+	case sandbox.ReasonIdle:
+		return e.WithHint("create another one; idle_timeout_ms makes it wait longer")
+	case sandbox.ReasonMemory:
+		return e.WithHint("create another one; limits.memory_bytes gives it more memory")
+	}
+	return e.WithHint("create another one; its record and receipt remain")
+}
+
+// sample measures the sandbox's use, at most once a second: many may ask.
+func (l *live) sample(ctx context.Context) sandbox.Usage {
+	l.mu.Lock()
+	inst, fresh := l.inst, time.Since(l.sampled) < time.Second
+	if fresh || inst == nil || l.ending != nil {
+		defer l.mu.Unlock()
+		return l.usage
+	}
+	l.sampled = time.Now()
+	l.mu.Unlock()
+	st, err := inst.Status(ctx)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err == nil {
+		l.usage = st.Usage
+	}
+	return l.usage
+}
+
+// limitDetail is what a kill's detail says when nobody said more.
+func limitDetail(r sandbox.Reason, l sandbox.Limits) string {
+	switch {
+	case r == sandbox.ReasonMemory && l.Memory > 0:
+		return "limit " + sandbox.FormatSize(l.Memory)
+	case r == sandbox.ReasonPIDs && l.PIDs > 0:
+		return fmt.Sprintf("limit %d", l.PIDs)
+	case r == sandbox.ReasonDisk && l.Disk > 0:
+		return "limit " + sandbox.FormatSize(l.Disk)
+	}
+	return ""
+}

@@ -1,0 +1,326 @@
+package orchestrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/firebreak-dev/firebreak/internal/store"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// Orchestrator owns every sandbox of a data directory. It is safe for
+// concurrent use.
+type Orchestrator struct {
+	Config
+	gate   *gate
+	ledger *ledger
+
+	ctx  context.Context // ends at Close; bounds what runs on its own
+	stop context.CancelFunc
+	work sync.WaitGroup // operations, watchers, ends, runs, the reaper
+
+	mu     sync.Mutex
+	closed bool                   // guarded by mu
+	lives  map[sandbox.ID]*live   // guarded by mu
+	names  map[nameKey]*live      // guarded by mu; those with a name
+	runs   map[sandbox.RunID]*run // guarded by mu; those that have not ended
+}
+
+type nameKey struct {
+	tenant sandbox.TenantID
+	name   string
+}
+
+// New returns an Orchestrator that does nothing until Start.
+func New(c Config) (*Orchestrator, error) {
+	c.fill()
+	switch {
+	case c.Store == nil, c.Recorder == nil, c.Events == nil, c.Templates == nil:
+		return nil, errors.New("orchestrator: store, recorder, events and templates are needed")
+	case c.Runs == "":
+		return nil, errors.New("orchestrator: a directory for runs is needed")
+	}
+	if err := c.Defaults.Limits.Validate(); err != nil {
+		return nil, fmt.Errorf("default limits: %w", err)
+	}
+	if err := os.MkdirAll(c.Runs, 0o700); err != nil {
+		return nil, err
+	}
+	o := &Orchestrator{Config: c, gate: newGate(c.Quota), ledger: &ledger{overcommit: c.Quota.Overcommit, host: c.Memory},
+		lives: map[sandbox.ID]*live{}, names: map[nameKey]*live{}, runs: map[sandbox.RunID]*run{}}
+	o.ctx, o.stop = context.WithCancel(context.Background())
+	return o, nil
+}
+
+// Start recovers what an earlier process left and begins to reap. It is
+// idempotent in effect: a crash in the middle of it loses nothing. Errors: the
+// store's, or a backend's that cannot list; nothing is served then.
+func (o *Orchestrator) Start(ctx context.Context) error {
+	if err := o.recover(ctx); err != nil {
+		return err
+	}
+	if err := o.begin(); err != nil {
+		return err
+	}
+	go func() {
+		defer o.work.Done()
+		o.reap()
+	}()
+	return nil
+}
+
+// Close stops serving: runs under way are ended, sandboxes are left running for
+// the next process or, with DestroyOnClose, destroyed. It waits until
+// everything this process began is over, or for ctx. It is idempotent.
+func (o *Orchestrator) Close(ctx context.Context) error {
+	o.mu.Lock()
+	o.closed = true
+	lives := make([]*live, 0, len(o.lives))
+	for _, l := range o.lives {
+		lives = append(lives, l)
+	}
+	runs := make([]*run, 0, len(o.runs))
+	for _, r := range o.runs {
+		runs = append(runs, r)
+	}
+	o.mu.Unlock()
+	for _, r := range runs {
+		r.cancelWith(sandbox.ReasonLost, "the server was stopped")
+	}
+	for _, r := range runs {
+		waitFor(ctx, r.done)
+	}
+	var errs []error
+	for _, l := range lives {
+		if o.DestroyOnClose {
+			l.end(system(l.tenant), sandbox.ReasonOperator, "the program that made it has ended", nil)
+		}
+	}
+	for _, l := range lives {
+		if o.DestroyOnClose {
+			waitFor(ctx, l.dying)
+			if waitFor(ctx, l.ending.done) {
+				errs = append(errs, l.ending.err)
+			}
+		}
+	}
+	o.stop()
+	for _, l := range lives {
+		l.detach()
+	}
+	all := make(chan struct{})
+	go func() { o.work.Wait(); close(all) }() // ends with the work
+	if !waitFor(ctx, all) {
+		errs = append(errs, sandbox.Wrap("close", "", ctx.Err()))
+	}
+	return errors.Join(errs...)
+}
+
+// detach lets go of a sandbox without ending it.
+func (l *live) detach() {
+	l.mu.Lock()
+	if l.timer != nil {
+		l.timer.Stop()
+	}
+	s := l.sess
+	ending := l.ending != nil
+	l.mu.Unlock()
+	if s != nil {
+		s.Close()
+	}
+	if !ending {
+		l.release()
+	}
+}
+
+// waitFor reports whether c was closed before ctx ended.
+func waitFor(ctx context.Context, c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// begin registers an operation, which ends with o.work.Done. Errors:
+// KindUnavailable once the Orchestrator is closed.
+func (o *Orchestrator) begin() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closed {
+		return sandbox.Errorf("orchestrate", sandbox.KindUnavailable, "the server is shutting down").WithHint("retry in a moment")
+	}
+	o.work.Add(1)
+	return nil
+}
+
+// find returns the live sandbox that ref names for tenant: an id, or a name.
+func (o *Orchestrator) find(tenant sandbox.TenantID, ref string) *live {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if l := o.lives[sandbox.ID(ref)]; l != nil && l.tenant == tenant {
+		return l
+	}
+	return o.names[nameKey{tenant, ref}]
+}
+
+// add makes a sandbox known; remove forgets it.
+func (o *Orchestrator) add(l *live) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.lives[l.id] = l
+	if l.name != "" {
+		o.names[nameKey{l.tenant, l.name}] = l
+	}
+}
+
+func (o *Orchestrator) remove(l *live) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.lives, l.id)
+	if k := (nameKey{l.tenant, l.name}); o.names[k] == l {
+		delete(o.names, k)
+	}
+}
+
+// record writes evidence about one sandbox and remembers where.
+func (o *Orchestrator) record(ctx context.Context, who Caller, sb *Sandbox, r sandbox.Record) error {
+	r.Tenant, r.Principal = sb.Tenant, who.Principal
+	r.Sandbox, r.Instance = sb.ID, sb.Instance
+	pos, err := o.Recorder.Record(ctx, r)
+	if err != nil {
+		return sandbox.Wrap("record "+r.Action, string(sb.ID), err)
+	}
+	if pos != 0 {
+		if sb.Details.First == 0 {
+			sb.Details.First = pos
+		}
+		sb.Details.Last = max(sb.Details.Last, pos)
+	}
+	return nil
+}
+
+// Get returns one sandbox by id, dead or alive, or by the name of a live one,
+// with its use measured at most a second ago. Errors: KindNotFound.
+func (o *Orchestrator) Get(ctx context.Context, tenant sandbox.TenantID, ref string) (Sandbox, error) {
+	if l := o.find(tenant, ref); l != nil {
+		usage := l.sample(ctx)
+		sb := l.snapshot()
+		if sb.State != store.Ended {
+			sb.Usage = usage
+		}
+		return sb, nil
+	}
+	if !sandbox.ID(ref).Valid() {
+		return Sandbox{}, notFound(ref)
+	}
+	rec, err := o.Store.Tenant(tenant).Sandbox(ctx, sandbox.ID(ref))
+	if sandbox.KindOf(err) == sandbox.KindNotFound {
+		return Sandbox{}, notFound(ref)
+	} else if err != nil {
+		return Sandbox{}, err
+	}
+	return unpack(rec).clone(), nil
+}
+
+// notFound is the one answer to an id that does not exist for the caller,
+// whether it exists for another tenant or not.
+func notFound(ref string) error {
+	return sandbox.Errorf("find", sandbox.KindNotFound, "no such sandbox").WithID(ref).
+		WithHint("list yours with `firebreak ls`; the name of a sandbox is good only while it lives")
+}
+
+// List returns one page of the tenant's sandboxes, newest first. Use is only
+// measured for sandboxes asked for one by one.
+func (o *Orchestrator) List(ctx context.Context, tenant sandbox.TenantID, f store.Filter, p store.Page) ([]Sandbox, string, error) {
+	recs, next, err := o.Store.Tenant(tenant).ListSandboxes(ctx, f, p)
+	if err != nil {
+		return nil, "", err
+	}
+	out := make([]Sandbox, len(recs))
+	for i, rec := range recs {
+		out[i] = unpack(rec).clone()
+	}
+	return out, next, nil
+}
+
+// SetTimeout moves the moment the sandbox ends by itself to d from now; 0 is
+// never. With extendOnly it is not moved closer. Errors: KindNotFound, KindGone.
+func (o *Orchestrator) SetTimeout(ctx context.Context, who Caller, ref string, d time.Duration, extendOnly bool) (Sandbox, error) {
+	l, done, err := o.use(ctx, who.Tenant, ref)
+	if err != nil {
+		return Sandbox{}, err
+	}
+	defer done()
+	if err := l.record(ctx, who, sandbox.Record{Action: "sandbox.timeout", Outcome: sandbox.OutcomeAllowed, Object: d.String()}); err != nil {
+		return Sandbox{}, err
+	}
+	var at time.Time
+	if d > 0 {
+		at = time.Now().Add(d).UTC()
+	}
+	rec, err := o.Store.Tenant(l.tenant).EditSandbox(ctx, l.id, func(rec *store.Sandbox) error {
+		if extendOnly && (rec.ExpiresAt.IsZero() || !at.IsZero() && at.Before(rec.ExpiresAt)) {
+			return nil
+		}
+		rec.ExpiresAt = at
+		rec.MaxLife = 0
+		if !at.IsZero() {
+			rec.MaxLife = at.Sub(rec.Created)
+		}
+		return nil
+	})
+	if err != nil {
+		return Sandbox{}, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sb.ExpiresAt, l.sb.MaxLife, l.sb.Version = rec.ExpiresAt, rec.MaxLife, rec.Version
+	l.arm()
+	return l.sb.clone(), nil
+}
+
+// record writes evidence about l.
+func (l *live) record(ctx context.Context, who Caller, r sandbox.Record) error {
+	l.mu.Lock()
+	sb := Sandbox{Sandbox: l.sb.Sandbox, Details: l.sb.Details}
+	l.mu.Unlock()
+	if err := l.o.record(ctx, who, &sb, r); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.sb.Details.First == 0 {
+		l.sb.Details.First = sb.Details.First
+	}
+	l.sb.Details.Last = max(l.sb.Details.Last, sb.Details.Last)
+	return nil
+}
+
+// use finds a live sandbox and holds it. Errors: KindNotFound, KindGone,
+// KindUnavailable at shutdown.
+func (o *Orchestrator) use(ctx context.Context, tenant sandbox.TenantID, ref string) (*live, func(), error) {
+	if err := o.begin(); err != nil {
+		return nil, nil, err
+	}
+	l := o.find(tenant, ref)
+	if l == nil {
+		o.work.Done()
+		sb, err := o.Get(ctx, tenant, ref)
+		if err == nil {
+			err = goneError(sb.ID, sb.Reason, sb.Detail, sb.Ended)
+		}
+		return nil, nil, err
+	}
+	done, err := l.hold(ctx)
+	if err != nil {
+		o.work.Done()
+		return nil, nil, err
+	}
+	return l, func() { done(); o.work.Done() }, nil
+}

@@ -1,0 +1,109 @@
+package orchestrator
+
+import (
+	"encoding/json"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/firebreak-dev/firebreak/internal/store"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// Caller is on whose behalf something is done.
+type Caller struct {
+	Tenant    sandbox.TenantID
+	Principal string // as audit records name it
+}
+
+// system is the daemon itself, acting on one of tenant's sandboxes.
+func system(tenant sandbox.TenantID) Caller { return Caller{Tenant: tenant, Principal: "system"} }
+
+// CreateRequest says what to make. The zero value takes every default.
+type CreateRequest struct {
+	ID       sandbox.ID // generated if empty
+	Name     string     // unique among the tenant's live sandboxes
+	Template string     // name or digest
+	Backend  string     // "auto": the strongest that works here
+	// MinIsolation refuses anything weaker.
+	MinIsolation sandbox.Isolation
+	// Limits that are not zero were asked for, and are refused where they
+	// cannot be enforced; zero ones get the default.
+	Limits       sandbox.Limits
+	IdleTimeout  *time.Duration // nil: the default; 0: none
+	Timeout      *time.Duration // maximum life; nil: the default; 0: none
+	Env          map[string]string
+	Metadata     map[string]string
+	Tier         string
+	ReadonlyRoot bool
+	AcceptWeaker bool
+	Pack         string // what runs code when an exec names none
+	Hostname     string
+
+	run sandbox.RunID // the run it belongs to
+}
+
+// explicit is the set of limits that were asked for.
+func (r *CreateRequest) explicit() (s sandbox.LimitSet) {
+	for set, given := range map[sandbox.LimitSet]bool{
+		sandbox.LimitMemory: r.Limits.Memory != 0, sandbox.LimitCPU: r.Limits.CPUs != 0,
+		sandbox.LimitPIDs: r.Limits.PIDs != 0, sandbox.LimitDisk: r.Limits.Disk != 0,
+	} {
+		if given {
+			s |= set
+		}
+	}
+	return s
+}
+
+// Sandbox is a sandbox's record and what this package keeps beside it.
+type Sandbox struct {
+	store.Sandbox
+	Details Details
+}
+
+// Details is what the store keeps for this package without reading it.
+type Details struct {
+	Pack  string   `json:"pack,omitempty"`  // what runs code when an exec names none
+	Packs []string `json:"packs,omitempty"` // all the template has
+	// Env is every process's environment. It is forgotten at the end: callers
+	// put secrets there, whatever they are told.
+	Env      map[string]string `json:"env,omitempty"`
+	Hostname string            `json:"hostname,omitempty"`
+	Notes    []string          `json:"notes,omitempty"`
+	Boot     time.Duration     `json:"boot,omitempty"` // how long create took
+	Run      sandbox.RunID     `json:"run,omitempty"`
+	// First and Last are the audit records about it.
+	First sandbox.Position `json:"first,omitempty"`
+	Last  sandbox.Position `json:"last,omitempty"`
+}
+
+// clone keeps what is handed out apart from what is kept.
+func (s Sandbox) clone() Sandbox {
+	s.Metadata = maps.Clone(s.Metadata)
+	s.Extra = nil
+	s.Details.Env = nil
+	s.Details.Notes = slices.Clone(s.Details.Notes)
+	s.Details.Packs = slices.Clone(s.Details.Packs)
+	return s
+}
+
+// unpack decodes a stored record. Extra that does not decode was written by
+// another version: what it said is missing, which is no reason to refuse.
+func unpack(rec store.Sandbox) Sandbox {
+	sb := Sandbox{Sandbox: rec}
+	if len(rec.Extra) > 0 {
+		if err := json.Unmarshal(rec.Extra, &sb.Details); err != nil {
+			sb.Details = Details{Notes: []string{"details of this record cannot be read: " + err.Error()}}
+		}
+	}
+	return sb
+}
+
+func (d Details) pack() json.RawMessage {
+	b, err := json.Marshal(d)
+	if err != nil {
+		panic(err) // strings and numbers always encode
+	}
+	return b
+}

@@ -1,0 +1,381 @@
+package orchestrator
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/firebreak-dev/firebreak/internal/store"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// Phase is where a run is, finer than its stored state.
+type Phase string
+
+// The phases.
+const (
+	PhaseCreating   Phase = "creating"
+	PhaseAwaiting   Phase = "awaiting_inputs"
+	PhaseRunning    Phase = "running"
+	PhaseCollecting Phase = "collecting"
+	PhaseEnded      Phase = "ended"
+)
+
+// Input is a file put into the sandbox before the program starts.
+type Input struct {
+	Path string
+	Data []byte
+	Mode fs.FileMode
+}
+
+// RunRequest says what to run, in what, and what to keep.
+type RunRequest struct {
+	Sandbox   CreateRequest // its Timeout bounds the whole run
+	Exec      ExecRequest   // Stdin is left nil
+	Stdin     []byte
+	Inputs    []Input
+	Artifacts []string // files or directories to collect at the end
+	// Await keeps the program from starting until StartRun, so that inputs
+	// can be written with the file operations first.
+	Await bool
+	// Spec is the request as it is kept, without environment and inputs.
+	Spec json.RawMessage
+}
+
+// Run is a run's record and what this package keeps beside it.
+type Run struct {
+	store.Run
+	Report Report
+}
+
+// Report is what is known of a run beyond its record.
+type Report struct {
+	Phase           Phase             `json:"phase"`
+	Backend         string            `json:"backend,omitempty"`
+	Isolation       sandbox.Isolation `json:"isolation,omitempty"`
+	TemplateDigest  string            `json:"template_digest,omitempty"`
+	Limits          sandbox.Limits    `json:"limits,omitzero"`
+	Explicit        sandbox.LimitSet  `json:"explicit,omitempty"`
+	Enforced        sandbox.LimitSet  `json:"enforced,omitempty"`
+	Artifacts       []Artifact        `json:"artifacts,omitempty"`
+	StdoutTruncated bool              `json:"stdout_truncated,omitempty"`
+	StderrTruncated bool              `json:"stderr_truncated,omitempty"`
+	Usage           sandbox.Usage     `json:"usage,omitzero"`
+	Receipt         *sandbox.Receipt  `json:"receipt,omitempty"`
+	Notes           []string          `json:"notes,omitempty"`
+	Error           *RunError         `json:"error,omitempty"`
+	First           sandbox.Position  `json:"first,omitempty"`
+	Last            sandbox.Position  `json:"last,omitempty"`
+}
+
+// RunError says why a run could not be carried out.
+type RunError struct {
+	Kind    sandbox.Kind `json:"kind"`
+	Message string       `json:"message"`
+	Hint    string       `json:"hint,omitempty"`
+}
+
+// exitFirebreak is a run's exit code when Firebreak itself failed.
+const exitFirebreak = 125
+
+// run is a run under way. Its goroutine belongs to the Orchestrator, not to
+// whoever asked for it.
+type run struct {
+	o      *Orchestrator
+	id     sandbox.RunID
+	who    Caller
+	req    RunRequest
+	ctx    context.Context // the run's own; see cancelWith
+	cancel context.CancelFunc
+	start  chan struct{} // closed by StartRun
+	done   chan struct{} // closed when the final record is written, or cannot be
+
+	mu     sync.Mutex
+	rec    Run            // guarded by mu
+	began  bool           // guarded by mu; start is closed
+	reason sandbox.Reason // guarded by mu; why it was cancelled
+	detail string         // guarded by mu
+}
+
+// CreateRun begins a run and returns at once; the run goes on whatever happens
+// to the caller. What would be refused for the request's own sake is refused
+// here; what fails later is in the record.
+func (o *Orchestrator) CreateRun(ctx context.Context, who Caller, req RunRequest) (Run, error) {
+	p, err := o.plan(ctx, who, req.Sandbox) // Create does it again, when it is this run's turn
+	if err != nil {
+		return Run{}, err
+	}
+	p.release()
+	if _, err := req.Exec.program(p.sb.Details); err != nil {
+		return Run{}, err
+	}
+	if err := o.checkUser(req.Exec.User); err != nil {
+		return Run{}, err
+	}
+	if err := o.begin(); err != nil {
+		return Run{}, err
+	}
+	r, err := o.newRun(ctx, who, req)
+	if err != nil {
+		o.work.Done()
+		return Run{}, err
+	}
+	go func() {
+		defer o.work.Done()
+		r.carryOut()
+	}()
+	return r.snapshot(), nil
+}
+
+// newRun records and journals a run.
+func (o *Orchestrator) newRun(ctx context.Context, who Caller, req RunRequest) (*run, error) {
+	r := &run{o: o, id: sandbox.NewRunID(), who: who, req: req, start: make(chan struct{}), done: make(chan struct{})}
+	r.req.Sandbox.ID, r.req.Sandbox.run = sandbox.NewID(), r.id
+	r.ctx, r.cancel = context.WithCancel(o.ctx)
+	about := Sandbox{Sandbox: store.Sandbox{ID: r.req.Sandbox.ID, Tenant: who.Tenant}}
+	err := o.record(ctx, who, &about, sandbox.Record{Action: "run.create", Outcome: sandbox.OutcomeAllowed, Object: string(r.id)})
+	if err != nil {
+		r.cancel()
+		return nil, err
+	}
+	r.rec.Report = Report{Phase: PhaseCreating, First: about.Details.First, Last: about.Details.Last}
+	r.rec.Run, err = o.Store.Tenant(who.Tenant).CreateRun(ctx, store.Run{ID: r.id, Sandbox: r.req.Sandbox.ID,
+		State: store.RunPending, Spec: req.Spec, Principal: who.Principal, Extra: r.rec.Report.pack()})
+	if err == nil {
+		err = os.Mkdir(r.dir(), 0o700)
+	}
+	if err != nil {
+		r.cancel()
+		return nil, sandbox.Wrap("run", string(r.id), err)
+	}
+	o.mu.Lock()
+	o.runs[r.id] = r
+	o.mu.Unlock()
+	return r, nil
+}
+
+func (r *run) dir() string { return filepath.Join(r.o.Runs, string(r.id)) }
+
+func (rep Report) pack() json.RawMessage {
+	b, err := json.Marshal(rep)
+	if err != nil {
+		panic(err) // strings and numbers always encode
+	}
+	return b
+}
+
+func (r *run) snapshot() Run {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.rec
+}
+
+// phase notes where the run is, for whoever asks, and in the store.
+func (r *run) phase(p Phase) error {
+	r.mu.Lock()
+	r.rec.Report.Phase = p
+	rep := r.rec.Report
+	r.mu.Unlock()
+	_, err := r.o.Store.Tenant(r.who.Tenant).EditRun(r.ctx, r.id, func(rec *store.Run) error {
+		rec.State, rec.Extra = store.RunRunning, rep.pack()
+		return nil
+	})
+	return err
+}
+
+// carryOut does the run: create, inputs, execute, artifacts, destroy, record.
+func (r *run) carryOut() {
+	defer r.cancel()
+	begun := time.Now()
+	sb, err := r.o.Create(r.ctx, r.who, r.req.Sandbox)
+	timings := map[string]time.Duration{"create": time.Since(begun)}
+	var exit ExecExit
+	if err == nil {
+		r.mu.Lock()
+		rep := &r.rec.Report
+		rep.Backend, rep.Isolation, rep.TemplateDigest = sb.Backend, sb.Isolation, sb.TemplateDigest
+		rep.Limits, rep.Explicit, rep.Enforced, rep.Notes = sb.Limits, sb.Explicit, sb.Enforced, sb.Details.Notes
+		r.mu.Unlock()
+		if err = r.prepare(); err == nil {
+			begun = time.Now()
+			exit, err = r.execute()
+			timings["execute"] = time.Since(begun)
+		}
+	}
+	if err == nil && exit.Reason != sandbox.ReasonOperator {
+		r.collect()
+	}
+	begun = time.Now()
+	final, destroyErr := r.destroy(exit.Reason, sb.ID != "")
+	timings["destroy"] = time.Since(begun)
+	if sb.ID == "" && final.ID == "" { // there never was a sandbox: its watchers wait for an end
+		r.o.publishJSON(r.req.Sandbox.ID, "state", "", StateEvent{State: store.Ended, Reason: sandbox.ReasonCrashed}, true)
+	}
+	r.conclude(exit, err, destroyErr, final, timings)
+}
+
+// prepare writes the inputs and waits for the start.
+func (r *run) prepare() error {
+	ref := string(r.req.Sandbox.ID)
+	for _, in := range r.req.Inputs {
+		if _, err := r.o.WriteFile(r.ctx, r.who, ref, in.Path, r.req.Exec.User, in.Mode, bytes.NewReader(in.Data)); err != nil {
+			return err
+		}
+	}
+	r.req.Inputs = nil // a run may be long, and they large
+	if !r.req.Await {
+		return nil
+	}
+	if err := r.phase(PhaseAwaiting); err != nil {
+		return err
+	}
+	l := r.o.find(r.who.Tenant, ref)
+	if l == nil {
+		return notFound(ref)
+	}
+	select {
+	case <-r.start:
+		return nil
+	case <-l.dying:
+		return l.gone()
+	case <-r.ctx.Done():
+		return sandbox.Wrap("run", string(r.id), r.ctx.Err())
+	}
+}
+
+// execute runs the program and keeps what it prints.
+func (r *run) execute() (ExecExit, error) {
+	if err := r.phase(PhaseRunning); err != nil {
+		return ExecExit{}, err
+	}
+	keep, err := newKeeper(r.dir())
+	if err != nil {
+		return ExecExit{}, sandbox.Wrap("run", string(r.id), err)
+	}
+	req := r.req.Exec
+	if len(r.req.Stdin) > 0 {
+		req.Stdin = bytes.NewReader(r.req.Stdin)
+	}
+	exit, err := r.o.Exec(r.ctx, r.who, string(r.req.Sandbox.ID), req, keep)
+	truncated, closeErr := keep.close()
+	r.mu.Lock()
+	r.rec.Report.StdoutTruncated, r.rec.Report.StderrTruncated = truncated[0], truncated[1]
+	r.mu.Unlock()
+	return exit, errors.Join(err, sandbox.Wrap("run", string(r.id), closeErr))
+}
+
+// destroy ends the run's sandbox, for the run's reason, and returns its final
+// record; nothing if there was none.
+func (r *run) destroy(reason sandbox.Reason, made bool) (Sandbox, error) {
+	ref := string(r.req.Sandbox.ID)
+	if l := r.o.find(r.who.Tenant, ref); l != nil {
+		detail := "its run is over"
+		if reason == "" {
+			reason = sandbox.ReasonCrashed
+		}
+		if why, text := r.cancelled(); why != "" {
+			reason, detail = why, text
+		}
+		e := l.end(r.who, reason, detail, nil)
+		<-e.done // bounded
+		return e.sb, e.err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), openWait)
+	defer cancel()
+	sb, err := r.o.Get(ctx, r.who.Tenant, ref)
+	if sandbox.KindOf(err) == sandbox.KindNotFound && !made {
+		return Sandbox{}, nil
+	}
+	return sb, err
+}
+
+// conclude writes the final record.
+func (r *run) conclude(exit ExecExit, err, destroyErr error, sb Sandbox, timings map[string]time.Duration) {
+	defer close(r.done)
+	why, text := r.cancelled()
+	r.mu.Lock()
+	rec := r.rec
+	r.mu.Unlock()
+	rep := &rec.Report
+	rep.Phase, rep.Usage, rep.Receipt = PhaseEnded, sb.Usage, sb.Receipt
+	rep.Last = max(rep.Last, sb.Details.Last)
+	switch {
+	case why != "":
+		exit.Code, exit.Reason, exit.Detail = exitKilled, why, text
+	case sandbox.KindOf(err) == sandbox.KindGone && sb.Reason != "": // it died under us
+		exit.Code, exit.Reason, exit.Detail = exitKilled, sb.Reason, sb.Detail
+		if sb.Reason == sandbox.ReasonTimeout {
+			exit.Code = exitTimeout
+		}
+	case err != nil:
+		exit.Code, exit.Reason, rep.Error = exitFirebreak, sandbox.ReasonCrashed, runError(err)
+	}
+	if destroyErr != nil {
+		rep.Notes = append(rep.Notes[:len(rep.Notes):len(rep.Notes)], "teardown: "+clip(destroyErr.Error()))
+	}
+	if exit.ResultError != "" {
+		rep.Notes = append(rep.Notes[:len(rep.Notes):len(rep.Notes)], exit.ResultError)
+	}
+	rec.State, rec.Result, rec.ExitCode, rec.Reason, rec.Detail = store.RunEnded, exit.Result, exit.Code, exit.Reason, exit.Detail
+	rec.Timings, rec.Ended = timings, time.Now().UTC()
+	for _, a := range rep.Artifacts {
+		if a.Error == "" {
+			rec.Artifacts = append(rec.Artifacts, store.Artifact{Path: a.Path, Size: a.Size, SHA256: a.SHA256})
+		}
+	}
+	rec.Extra = rep.pack()
+	r.o.buryRun(rec)
+	r.mu.Lock()
+	r.rec = rec
+	r.mu.Unlock()
+	r.o.mu.Lock()
+	delete(r.o.runs, r.id)
+	r.o.mu.Unlock()
+}
+
+// buryRun writes a run's final record. Should that fail, the next start finds
+// the run unfinished and calls it lost.
+func (o *Orchestrator) buryRun(rec Run) {
+	ctx, cancel := context.WithTimeout(context.Background(), openWait)
+	defer cancel()
+	_, err := o.Store.Tenant(rec.Tenant).EditRun(ctx, rec.ID, func(r *store.Run) error {
+		version := r.Version
+		*r = rec.Run
+		r.Version = version
+		return nil
+	})
+	if err != nil {
+		o.Log.Error("the final record of a run could not be written", "run", rec.ID, "error", err)
+	}
+}
+
+func runError(err error) *RunError {
+	e := &RunError{Kind: sandbox.KindOf(err), Message: clip(err.Error())}
+	var typed *sandbox.Error
+	if errors.As(err, &typed) {
+		e.Message, e.Hint = clip(typed.Message()), typed.Hint
+	}
+	return e
+}
+
+// cancelWith ends the run early, once, for that reason.
+func (r *run) cancelWith(reason sandbox.Reason, detail string) {
+	r.mu.Lock()
+	if r.reason == "" {
+		r.reason, r.detail = reason, detail
+	}
+	r.mu.Unlock()
+	r.cancel()
+}
+
+func (r *run) cancelled() (sandbox.Reason, string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.reason, r.detail
+}

@@ -1,0 +1,246 @@
+package orchestrator
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/firebreak-dev/firebreak/internal/store"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// maxKept is how much of each output stream a run keeps.
+const maxKept = 8 << 20
+
+// keeper is a Sink that keeps a run's output in files, the first maxKept bytes
+// of each stream. What is beyond is still seen by whoever watches.
+type keeper struct {
+	files [2]*os.File
+	sizes [2]int64
+	cut   [2]bool
+}
+
+var keptNames = [2]string{"stdout", "stderr"}
+
+func newKeeper(dir string) (*keeper, error) {
+	k := &keeper{}
+	for i, name := range keptNames {
+		f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+		if err != nil {
+			k.close()
+			return nil, err
+		}
+		k.files[i] = f
+	}
+	return k, nil
+}
+
+func (k *keeper) keep(i int, data []byte) error {
+	if room := maxKept - k.sizes[i]; int64(len(data)) > room {
+		data, k.cut[i] = data[:room], true
+	}
+	n, err := k.files[i].Write(data)
+	k.sizes[i] += int64(n)
+	return err
+}
+
+func (k *keeper) Started(int) error        { return nil }
+func (k *keeper) Stdout(data []byte) error { return k.keep(0, data) }
+func (k *keeper) Stderr(data []byte) error { return k.keep(1, data) }
+
+// close reports which streams were cut short.
+func (k *keeper) close() (cut [2]bool, err error) {
+	for _, f := range k.files {
+		if f != nil {
+			if e := f.Close(); e != nil {
+				err = e
+			}
+		}
+	}
+	return k.cut, err
+}
+
+// run returns a run under way, or nil.
+func (o *Orchestrator) run(id sandbox.RunID) *run {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.runs[id]
+}
+
+func (o *Orchestrator) runOf(tenant sandbox.TenantID, id string) *run {
+	if r := o.run(sandbox.RunID(id)); r != nil && r.who.Tenant == tenant {
+		return r
+	}
+	return nil
+}
+
+func noRun(id string) error {
+	return sandbox.Errorf("find", sandbox.KindNotFound, "no such run").WithID(id).
+		WithHint("run ids begin with \"rn\"; records are kept for a while and then forgotten")
+}
+
+// GetRun returns a run, also while it goes on. With wait it returns once the
+// run has ended or the wait is over. Errors: KindNotFound.
+func (o *Orchestrator) GetRun(ctx context.Context, tenant sandbox.TenantID, id string, wait time.Duration) (Run, error) {
+	if r := o.runOf(tenant, id); r != nil {
+		if wait > 0 {
+			t := time.NewTimer(wait)
+			defer t.Stop()
+			select {
+			case <-r.done:
+			case <-t.C:
+			case <-ctx.Done():
+				return Run{}, sandbox.Wrap("run", id, ctx.Err())
+			}
+		}
+		return r.snapshot(), nil
+	}
+	if !sandbox.RunID(id).Valid() {
+		return Run{}, noRun(id)
+	}
+	rec, err := o.Store.Tenant(tenant).Run(ctx, sandbox.RunID(id))
+	if sandbox.KindOf(err) == sandbox.KindNotFound {
+		return Run{}, noRun(id)
+	}
+	return unpackRun(rec), err
+}
+
+func unpackRun(rec store.Run) Run {
+	r := Run{Run: rec}
+	if len(rec.Extra) > 0 {
+		if err := json.Unmarshal(rec.Extra, &r.Report); err != nil {
+			r.Report = Report{Notes: []string{"details of this record cannot be read: " + err.Error()}}
+		}
+	}
+	return r
+}
+
+// StartRun lets a run that awaits its inputs begin. Errors: KindNotFound;
+// KindConflict when it does not wait; KindGone when it has ended.
+func (o *Orchestrator) StartRun(ctx context.Context, who Caller, id string) (Run, error) {
+	r := o.runOf(who.Tenant, id)
+	if r == nil {
+		rec, err := o.GetRun(ctx, who.Tenant, id, 0)
+		if err == nil {
+			err = sandbox.Errorf("start", sandbox.KindGone, "the run has ended: %s", rec.Reason).WithID(id).WithHint("create another one")
+		}
+		return Run{}, err
+	}
+	if !r.req.Await {
+		return Run{}, sandbox.Errorf("start", sandbox.KindConflict, "the run did not ask to await inputs").WithID(id).
+			WithHint("create it with await_inputs")
+	}
+	about := Sandbox{Sandbox: store.Sandbox{ID: r.req.Sandbox.ID, Tenant: who.Tenant}}
+	if err := o.record(ctx, who, &about, sandbox.Record{Action: "run.start", Outcome: sandbox.OutcomeAllowed, Object: id}); err != nil {
+		return Run{}, err
+	}
+	r.mu.Lock()
+	if !r.began {
+		r.began = true
+		close(r.start)
+	}
+	r.mu.Unlock()
+	return r.snapshot(), nil
+}
+
+// CancelRun ends a run early and returns it when it has ended, or at the end
+// of ctx. A run that has ended stays as it is.
+func (o *Orchestrator) CancelRun(ctx context.Context, who Caller, id string) (Run, error) {
+	r := o.runOf(who.Tenant, id)
+	if r == nil {
+		return o.GetRun(ctx, who.Tenant, id, 0)
+	}
+	about := Sandbox{Sandbox: store.Sandbox{ID: r.req.Sandbox.ID, Tenant: who.Tenant}}
+	if err := o.record(ctx, who, &about, sandbox.Record{Action: "run.cancel", Outcome: sandbox.OutcomeAllowed,
+		Object: id, Reason: sandbox.ReasonOperator}); err != nil {
+		o.Log.Error("a cancel could not be recorded", "run", id, "error", err) // an end is done all the same
+	}
+	r.cancelWith(sandbox.ReasonOperator, "cancelled by "+who.Principal)
+	if !waitFor(ctx, r.done) {
+		return Run{}, sandbox.Wrap("cancel", id, ctx.Err())
+	}
+	return r.snapshot(), nil
+}
+
+// RunOutput returns what a run has printed so far, up to 8 MiB of each stream.
+// Preconditions: the caller has seen the run, so it may.
+func (o *Orchestrator) RunOutput(id sandbox.RunID) (stdout, stderr []byte, err error) {
+	var out [2][]byte
+	for i, name := range keptNames {
+		out[i], err = o.readKept(id, name)
+		if err != nil {
+			return nil, nil, sandbox.Wrap("run", string(id), err)
+		}
+	}
+	return out[0], out[1], nil
+}
+
+func (o *Orchestrator) readKept(id sandbox.RunID, name string) ([]byte, error) {
+	f, err := os.Open(filepath.Join(o.Runs, string(id), name))
+	if os.IsNotExist(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxKept))
+}
+
+// OpenArtifact opens what a run left behind, by the path its record gives.
+// Errors: KindNotFound.
+func (o *Orchestrator) OpenArtifact(ctx context.Context, tenant sandbox.TenantID, id, path string) (*os.File, Artifact, error) {
+	r, err := o.GetRun(ctx, tenant, id, 0)
+	if err != nil {
+		return nil, Artifact{}, err
+	}
+	missing := sandbox.Errorf("artifact", sandbox.KindNotFound, "the run has no artifact %.200q", path).WithID(id)
+	for _, a := range r.Report.Artifacts {
+		if a.Path != path {
+			continue
+		}
+		if a.Error != "" {
+			return nil, a, missing.WithHint("it was not collected: %s", a.Error)
+		}
+		root, err := os.OpenRoot(filepath.Join(o.Runs, id, artifactDir))
+		if err != nil {
+			return nil, a, sandbox.Wrap("artifact", id, err)
+		}
+		defer root.Close()
+		f, err := root.Open(filepath.FromSlash(path))
+		if err != nil {
+			return nil, a, sandbox.Wrap("artifact", id, err)
+		}
+		if info, err := f.Stat(); err != nil || info.Mode().Type() != fs.FileMode(0) {
+			f.Close()
+			return nil, a, missing
+		}
+		return f, a, nil
+	}
+	return nil, Artifact{}, missing.WithHint("the run's artifacts are listed in its record")
+}
+
+// recoverRuns ends the runs an earlier process left unfinished. Their sandboxes
+// have been dealt with.
+func (o *Orchestrator) recoverRuns(ctx context.Context) error {
+	recs, err := o.Store.System().UnfinishedRuns(ctx)
+	if err != nil {
+		return err
+	}
+	for _, rec := range recs {
+		r := unpackRun(rec)
+		r.State, r.Reason, r.Detail = store.RunEnded, sandbox.ReasonLost, "the server stopped while it was under way"
+		r.ExitCode, r.Ended, r.Report.Phase = exitFirebreak, time.Now().UTC(), PhaseEnded
+		r.Report.Error = &RunError{Kind: sandbox.KindUnavailable, Message: r.Detail, Hint: "run it again"}
+		if sb, err := o.Get(ctx, rec.Tenant, string(rec.Sandbox)); err == nil {
+			r.Report.Usage, r.Report.Receipt, r.Report.Last = sb.Usage, sb.Receipt, max(r.Report.Last, sb.Details.Last)
+		}
+		r.Extra = r.Report.pack()
+		o.buryRun(r)
+	}
+	return nil
+}

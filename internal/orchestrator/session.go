@@ -1,0 +1,156 @@
+package orchestrator
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/firebreak-dev/firebreak/internal/guest"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// openWait bounds one attempt to meet an agent that is already up.
+const openWait = 10 * time.Second
+
+// reopenDelays are the waits before each attempt to reach an agent whose
+// session broke. An agent that answers none of them is not coming back.
+var reopenDelays = []time.Duration{0, 100 * time.Millisecond, time.Second}
+
+// open dials the agent and makes a session of it.
+func (l *live) open(ctx context.Context, inst sandbox.Instance) (*guest.Session, error) {
+	conn, err := inst.Dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	limits := l.sb.Limits
+	l.mu.Unlock()
+	return guest.Open(ctx, conn, guest.Config{PIDs: limits.PIDs, Memory: limits.Memory})
+}
+
+// session returns the live session, making a new one if the old one broke.
+// Errors: KindGone when the sandbox has ended, also because its agent could not
+// be reached any more; ctx's.
+func (l *live) session(ctx context.Context) (*guest.Session, error) {
+	for {
+		l.mu.Lock()
+		if l.ending != nil {
+			defer l.mu.Unlock()
+			return nil, l.goneLocked()
+		}
+		if s := l.sess; s != nil && s.Err() == nil {
+			l.mu.Unlock()
+			return s, nil
+		}
+		if l.opening == nil {
+			l.opening = make(chan struct{})
+			l.o.work.Add(1) // never from zero: the caller holds the sandbox
+			go func() {
+				defer l.o.work.Done()
+				l.reopen(l.inst)
+			}()
+		}
+		opening := l.opening
+		l.mu.Unlock()
+		select {
+		case <-opening:
+		case <-ctx.Done():
+			return nil, sandbox.Wrap("connect", string(l.id), ctx.Err())
+		}
+	}
+}
+
+// reopen replaces a broken session, or ends the sandbox.
+func (l *live) reopen(inst sandbox.Instance) {
+	s, err := l.redial(inst)
+	if err == nil && l.o.ctx.Err() != nil {
+		s.Close()
+		err = l.o.ctx.Err()
+	}
+	if err != nil && l.o.ctx.Err() == nil {
+		l.lost(inst, err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err == nil {
+		l.sess = s
+	}
+	close(l.opening)
+	l.opening = nil
+}
+
+// redial tries to reach the agent, and kills what earlier sessions left
+// running: whoever waited for it has been told that it is over.
+func (l *live) redial(inst sandbox.Instance) (s *guest.Session, err error) {
+	for _, d := range reopenDelays {
+		select {
+		case <-time.After(d):
+		case <-l.dying:
+			return nil, l.gone()
+		case <-l.o.ctx.Done():
+			return nil, l.o.ctx.Err()
+		}
+		ctx, cancel := context.WithTimeout(l.o.ctx, openWait)
+		if s, err = l.open(ctx, inst); err == nil {
+			if err = killStrays(ctx, s); err != nil {
+				s.Close()
+			}
+		}
+		cancel()
+		if err == nil || sandbox.KindOf(err) == sandbox.KindGone {
+			return s, err
+		}
+	}
+	return nil, err
+}
+
+// killStrays ends every program an earlier session started.
+func killStrays(ctx context.Context, s *guest.Session) error {
+	procs, err := s.Processes(ctx)
+	if err != nil {
+		return err
+	}
+	for _, p := range procs {
+		if p.Exit != nil {
+			continue
+		}
+		if err := s.Signal(ctx, p.ID, sigKill); err != nil && sandbox.KindOf(err) != sandbox.KindNotFound {
+			return err
+		}
+	}
+	return nil
+}
+
+const sigKill = 9 // the guest is Linux, whatever the host is
+
+// lost ends a sandbox whose agent does not answer, for the reason the boundary
+// gives if it has one.
+func (l *live) lost(inst sandbox.Instance, cause error) {
+	ctx, cancel := context.WithTimeout(l.o.ctx, openWait)
+	defer cancel()
+	if st, err := inst.Status(ctx); err == nil && !st.Alive {
+		l.end(system(l.tenant), st.Exit.Reason, st.Exit.Detail, &st.Exit)
+		return
+	}
+	l.end(system(l.tenant), sandbox.ReasonCrashed, "the agent does not answer: "+clip(cause.Error()), nil)
+}
+
+// settleWait is how long after its session broke a sandbox may take to be seen
+// dead.
+const settleWait = 3 * time.Second
+
+// settle interprets err, which an operation over session s met. When the
+// session broke because the sandbox died, the error says so and why.
+func (l *live) settle(s *guest.Session, err error) error {
+	if err == nil || s.Err() == nil || errors.Is(err, context.Canceled) {
+		return err
+	}
+	t := time.NewTimer(settleWait)
+	defer t.Stop()
+	select {
+	case <-l.dying:
+		return l.gone()
+	case <-t.C:
+		return err
+	}
+}
