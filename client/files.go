@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"io/fs"
 	"net/http"
@@ -119,7 +118,11 @@ func message[T any](res *connect.Response[T], err error) (*T, error) {
 
 // raw makes a REST call with a raw body and returns an answer below 400.
 func (c *Client) raw(ctx context.Context, method, path string, q url.Values, body io.Reader) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, method, c.base+path+"?"+q.Encode(), body)
+	target := c.base + path
+	if len(q) > 0 {
+		target += "?" + q.Encode()
+	}
+	req, err := http.NewRequestWithContext(ctx, method, target, body)
 	if err != nil {
 		return nil, sandbox.Errorf("call", sandbox.KindInvalid, "%w", err)
 	}
@@ -155,9 +158,10 @@ func (c *Client) Healthy(ctx context.Context) error {
 	return nil
 }
 
-// JSON is an answer of the REST surface, for what has no call of its own.
-func (c *Client) JSON(ctx context.Context, path string) (json.RawMessage, error) {
-	res, err := c.raw(ctx, http.MethodGet, path, nil, nil)
+// JSON fetches what the REST route path answers, byte for byte: for those who
+// pass it on rather than read it.
+func (c *Client) JSON(ctx context.Context, path string, q url.Values) (json.RawMessage, error) {
+	res, err := c.raw(ctx, http.MethodGet, path, q, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -167,7 +171,7 @@ func (c *Client) JSON(ctx context.Context, path string) (json.RawMessage, error)
 		return nil, unreachable(err)
 	}
 	if !json.Valid(body) {
-		return nil, sandbox.Errorf("call", sandbox.KindProtocol, "%s", fmt.Sprintf("%s is not JSON", path))
+		return nil, sandbox.Errorf("call", sandbox.KindProtocol, "the answer to %s is not JSON", path)
 	}
 	return body, nil
 }

@@ -1,0 +1,265 @@
+// Package cli is bin/firebreak's command tree: it reads arguments, calls a
+// server through the client package, and presents answers. What the commands
+// do is done by the server, which may run in this process.
+//
+//	app := &cli.App{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Lookup: os.LookupEnv, Local: node.Local}
+//	os.Exit(app.Execute(ctx, os.Args[1:]))
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"golang.org/x/term"
+
+	"github.com/firebreak-dev/firebreak/cmd/firebreak/config"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// Exit codes beyond a program's own.
+const (
+	exitFailed      = 1   // a command other than run and exec failed
+	exitUsage       = 2   // the command line, or a value in it, is wrong
+	exitTimeout     = 124 // run, exec: wall-clock limit
+	exitFirebreak   = 125 // run, exec: Firebreak itself failed
+	exitInterrupted = 130 // Ctrl-C
+	exitKilled      = 137 // run, exec: another limit
+	exitBrokenPipe  = 141 // nobody reads our output any more
+)
+
+// App is the program's surroundings. Everything it needs is a field, so that
+// tests run the whole tree in process.
+type App struct {
+	In       io.Reader
+	Out, Err io.Writer
+	Lookup   func(string) (string, bool) // environment
+	Root     bool                        // whether we are root
+	Build    Build
+
+	// Local starts Firebreak in this process; nil where it cannot be.
+	Local func(context.Context, LocalOptions) (Local, error)
+	// Serve runs a server until ctx ends.
+	Serve func(context.Context, ServeOptions) error
+	// Examine looks at this machine for doctor.
+	Examine func(context.Context, *config.Config) []Check
+	// Uninstall removes what is installed outside the program itself.
+	Uninstall func(context.Context, *config.Config, UninstallOptions) error
+
+	flags  map[string]string // configuration given as flags
+	file   string            // --config
+	loaded *config.Config
+}
+
+// Build says which build this is.
+type Build struct {
+	Version  string `json:"version"`
+	Revision string `json:"revision,omitempty"`
+	Go       string `json:"go_version"`
+	OS       string `json:"os"`
+	Arch     string `json:"arch"`
+	GVisor   string `json:"runsc_version,omitempty"`
+}
+
+// Local is Firebreak running in this process.
+type Local interface {
+	// Dial connects to its API.
+	Dial(context.Context) (net.Conn, error)
+	// Close destroys what is left, and removes everything but the evidence.
+	Close() error
+}
+
+// LocalOptions says how to start a Local.
+type LocalOptions struct {
+	Config *config.Config
+	// Progress, if not nil, is told about work that takes long.
+	Progress func(string)
+}
+
+// ServeOptions says how to run a server.
+type ServeOptions struct {
+	Config *config.Config
+	// Log is where the structured log goes.
+	Log io.Writer
+	// Ready is called once the server answers.
+	Ready func(Serving)
+}
+
+// Serving is how a server can be reached.
+type Serving struct {
+	URL     string // empty without a TCP listener
+	Socket  string
+	KeyFile string
+	Backend string // what auto takes, or why nothing
+	Data    string
+}
+
+// interrupted is the cause of a context that a signal ended.
+type interrupted struct{ signal os.Signal }
+
+// Error implements error.
+func (e interrupted) Error() string { return "interrupted" }
+
+// Interrupted returns the cause to cancel Execute's context with when the
+// process gets a signal.
+func Interrupted(s os.Signal) error { return interrupted{s} }
+
+// exitError ends the program with a code; the message, if any, was printed.
+type exitError struct{ code int }
+
+// Error implements error.
+func (e exitError) Error() string { return fmt.Sprintf("exit %d", e.code) }
+
+// Execute runs one command line and returns the exit code.
+func (a *App) Execute(ctx context.Context, args []string) int {
+	a.flags = map[string]string{}
+	root := a.root()
+	root.SetArgs(args)
+	cmd, err := root.ExecuteContextC(ctx)
+	return a.finish(ctx, cmd, err)
+}
+
+// finish prints err, if that has not been done, and picks the exit code.
+func (a *App) finish(ctx context.Context, cmd *cobra.Command, err error) int {
+	var exit exitError
+	var sig interrupted
+	var se *sandbox.Error
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		return exit.code
+	case errors.Is(err, syscall.EPIPE):
+		return exitBrokenPipe
+	case errors.As(context.Cause(ctx), &sig):
+		if s, ok := sig.signal.(syscall.Signal); ok && s != syscall.SIGINT {
+			return 128 + int(s)
+		}
+		return exitInterrupted
+	case !errors.As(err, &se): // cobra's own: unknown command, missing argument
+		se = sandbox.Errorf("", sandbox.KindInvalid, "%s", firstLine(err.Error())).
+			WithHint("`%s --help` shows how", cmd.CommandPath())
+	}
+	a.report(se)
+	return codeOf(cmd, se)
+}
+
+// codeOf maps an error to an exit code.
+func codeOf(cmd *cobra.Command, e *sandbox.Error) int {
+	switch {
+	case e.Kind == sandbox.KindInvalid:
+		return exitUsage
+	case cmd.Name() == "run" || cmd.Name() == "exec":
+		return exitFirebreak
+	}
+	return exitFailed
+}
+
+// report prints an error as one line and, if there is one, its hint.
+func (a *App) report(e *sandbox.Error) {
+	head := e.Op
+	if e.ID != "" {
+		head = strings.TrimSpace(head + " " + e.ID)
+	}
+	if head != "" {
+		head += ": "
+	}
+	a.say("%s%s", head, oneLine(e.Message()))
+	if e.Hint != "" {
+		fmt.Fprintf(a.Err, "  hint: %s\n", oneLine(e.Hint))
+	}
+}
+
+// say prints one line on stderr.
+func (a *App) say(format string, args ...any) {
+	fmt.Fprintf(a.Err, "firebreak: %s\n", visible(fmt.Sprintf(format, args...)))
+}
+
+// visible replaces control characters: names and messages may come from hostile
+// code, and a terminal obeys escape sequences.
+func visible(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' && r != '\t' || r >= 0x7f && r < 0xa0 {
+			return '�'
+		}
+		return r
+	}, s)
+}
+
+func oneLine(s string) string {
+	return visible(strings.Join(strings.Fields(strings.ReplaceAll(s, "\n", " ")), " "))
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
+}
+
+// terminal reports whether w is one: progress and colours are for people.
+func terminal(w any) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// config loads the configuration once.
+func (a *App) config() (*config.Config, error) {
+	if a.loaded != nil {
+		return a.loaded, nil
+	}
+	c, err := config.Load(config.Source{Flags: a.flags, Lookup: a.Lookup, File: a.file, Root: a.Root})
+	if err != nil {
+		return nil, err
+	}
+	a.loaded = c
+	return c, nil
+}
+
+// configFlag is a flag that sets a configuration key.
+type configFlag struct {
+	app *App
+	key string
+}
+
+// String implements pflag.Value.
+func (f configFlag) String() string { return "" }
+
+// Set implements pflag.Value.
+func (f configFlag) Set(v string) error { f.app.flags[f.key] = v; return nil }
+
+// Type implements pflag.Value.
+func (f configFlag) Type() string { return "string" }
+
+// configFlags adds flags for configuration keys.
+func (a *App) configFlags(fs *pflag.FlagSet, names ...string) {
+	for _, k := range config.Keys {
+		for _, n := range names {
+			if k.Name != n {
+				continue
+			}
+			f := fs.VarPF(configFlag{a, k.Name}, k.Flag(), "", k.Doc)
+			if k.Name == "stop_sandboxes" {
+				f.NoOptDefVal = "true"
+			}
+		}
+	}
+}
+
+// flagError turns pflag's errors into ours.
+func flagError(cmd *cobra.Command, err error) error {
+	var se *sandbox.Error
+	var bad *pflag.InvalidValueError
+	if errors.As(err, &se) && errors.As(err, &bad) {
+		c := *se
+		c.Op, c.ID = "--"+bad.GetFlag().Name, ""
+		return &c
+	}
+	return sandbox.Errorf("", sandbox.KindInvalid, "%s", firstLine(err.Error())).
+		WithHint("`%s --help` lists the flags", cmd.CommandPath())
+}

@@ -1,0 +1,417 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
+	"github.com/firebreak-dev/firebreak/client"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// maxProgram and maxStdin bound what is read into memory and sent in one
+// message. Larger inputs go through --input, which streams.
+const (
+	maxProgram = 4 << 20
+	maxStdin   = 4 << 20
+)
+
+type runFlags struct {
+	makeFlags
+	code, language, user, cwd string
+	inputs, artifacts         []string
+	stdin, json, verbose      bool
+}
+
+func (a *App) runCommand() *cobra.Command {
+	var f runFlags
+	cmd := &cobra.Command{
+		Use:   "run [flags] FILE [ARG...] | - | -c CODE [ARG...] | -- CMD [ARG...]",
+		Short: "Run code in a sandbox of its own, then remove it",
+		Long: `Run makes a sandbox, runs a program in it, prints what it prints, and removes the
+sandbox. Without a server it starts what it needs in this process and leaves
+nothing but the audit record.
+
+Flags come before FILE; what follows FILE is the program's. The language is
+that of the file's ending (.py .js .mjs .cjs .sh), else of its first line (#!), else
+python; -c is python unless --language says otherwise.
+
+Stdout and stderr are the program's, unchanged and live. Exit code: the program's
+own; 124 over the wall-clock limit; 137 killed by another limit, with one line
+that says which on stderr; 125 Firebreak itself failed; 2 wrong usage; 130 Ctrl-C.
+
+--input SRC[:DST] brings a file or directory from here; DST is relative to the
+home, where the program starts. --artifact PATH[:DST] keeps a file or directory;
+it is saved as its base name in the current directory, or as DST.
+
+Code reports a result with firebreak.result({...}) (Python: import firebreak) or
+by writing JSON to the file named in $FIREBREAK_RESULT; --json prints it.`,
+		Example: `  firebreak run -c 'print(6*7)'
+  firebreak run --memory 64MiB --timeout 10s job.py --its-own-flag
+  echo 'console.log(1+1)' | firebreak run --language node -
+  firebreak run --input data.csv --artifact plot.png analyse.py data.csv
+  cat words.txt | firebreak run --stdin -- sort -u
+  firebreak run --json job.py | jq .result`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.run(cmd, args, &f)
+		},
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			return nil, cobra.ShellCompDirectiveDefault
+		},
+	}
+	fs := cmd.Flags()
+	fs.SetInterspersed(false) // what follows FILE is the program's
+	fs.StringVarP(&f.code, "code", "c", "", "run CODE itself")
+	fs.StringVarP(&f.language, "language", "l", "", "python, node or shell")
+	f.add(fs, "wall-clock limit of the program, such as 30s; 0: none (default: the server's)")
+	fs.StringArrayVarP(&f.inputs, "input", "i", nil, "bring SRC[:DST], a file or directory (repeatable)")
+	fs.StringArrayVarP(&f.artifacts, "artifact", "a", nil, "keep PATH[:DST], a file or directory (repeatable)")
+	fs.StringVar(&f.user, "user", "", "user inside the sandbox (default user, uid 1000)")
+	fs.StringVar(&f.cwd, "cwd", "", "working directory (default the home)")
+	fs.BoolVar(&f.stdin, "stdin", false, "pass standard input on to the program")
+	fs.BoolVar(&f.json, "json", false, "print one JSON object instead of the program's output")
+	fs.BoolVarP(&f.verbose, "verbose", "v", false, "print what was not enforced, and how long things took")
+	_ = cmd.RegisterFlagCompletionFunc("language", cobra.FixedCompletions([]string{"python", "node", "shell"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("backend", cobra.FixedCompletions([]string{"auto", "gvisor", "sim"}, cobra.ShellCompDirectiveNoFileComp))
+	return cmd
+}
+
+func (a *App) run(cmd *cobra.Command, args []string, f *runFlags) error {
+	err := a.runOnce(cmd, args, f)
+	var exit exitError
+	var se *sandbox.Error
+	if !f.json || err == nil || errors.As(err, &exit) || cmd.Context().Err() != nil {
+		return err
+	}
+	// A failure of Firebreak itself is the one object that --json prints.
+	if !errors.As(sandbox.Wrap("run", "", err), &se) {
+		return err
+	}
+	if perr := a.printJSON(errorJSON(se)); perr != nil {
+		return perr
+	}
+	return exitError{codeOf(cmd, se)}
+}
+
+func (a *App) runOnce(cmd *cobra.Command, args []string, f *runFlags) (err error) {
+	ctx := cmd.Context()
+	o, keep, err := a.runOptions(cmd, args, f)
+	if err != nil {
+		return err
+	}
+	tail := &lastByte{w: a.Err}
+	if !f.json {
+		o.Stdout, o.Stderr = a.Out, tail
+	}
+	s, err := a.connectOrLocal(ctx)
+	if err != nil {
+		return err
+	}
+	var run *v1.Run
+	defer func() {
+		if cerr := s.close(); cerr != nil {
+			err = errors.Join(err, cerr)
+		}
+		if err == nil {
+			err = a.ended(run, tail, f)
+		}
+	}()
+	var lost bool
+	o.Event = func(e *v1.Event) { lost = lost || e.GetType() == "truncated" }
+	run, err = s.Run(ctx, o)
+	if err != nil {
+		return err
+	}
+	if err := client.RunError(run); err != nil {
+		return err
+	}
+	if lost && !f.json {
+		return sandbox.Errorf("run", sandbox.KindTooLarge, "output came faster than it was read and was cut").
+			WithID(run.GetId()).WithHint("write large output to a file and keep it with --artifact")
+	}
+	saved, err := keep.save(ctx, s, run)
+	if err != nil {
+		return err
+	}
+	if f.json {
+		return a.printJSON(runJSON(run, saved))
+	}
+	for _, art := range run.GetArtifacts() {
+		if art.GetError() != "" {
+			a.say("artifact %s: %s", art.GetPath(), art.GetError())
+		}
+	}
+	return nil
+}
+
+// runOptions turns the command line into a request.
+func (a *App) runOptions(cmd *cobra.Command, args []string, f *runFlags) (client.RunOptions, artifacts, error) {
+	var o client.RunOptions
+	var err error
+	if o.Sandbox, err = f.options(cmd, a.Lookup); err != nil {
+		return o, nil, err
+	}
+	if o.Program, err = a.program(cmd, args, f); err != nil {
+		return o, nil, err
+	}
+	o.Program.User, o.Program.Dir = f.user, f.cwd
+	o.Program.Timeout = never(cmd.Flags().Changed("timeout"), f.timeout)
+	if o.Program.Timeout == client.Never {
+		o.Sandbox.Timeout = client.Never
+	}
+	for _, s := range f.inputs {
+		t, err := parseInput(s)
+		if err != nil {
+			return o, nil, err
+		}
+		in, err := collect(t)
+		if err != nil {
+			return o, nil, err
+		}
+		o.Inputs = append(o.Inputs, in...)
+	}
+	var keep artifacts
+	for _, s := range f.artifacts {
+		t, err := parseArtifact(s)
+		if err != nil {
+			return o, nil, err
+		}
+		keep = append(keep, t)
+		o.Artifacts = append(o.Artifacts, t.src)
+	}
+	return o, keep, nil
+}
+
+// program reads what is to be run.
+func (a *App) program(cmd *cobra.Command, args []string, f *runFlags) (client.Command, error) {
+	p, err := parseProgram(args, cmd.ArgsLenAtDash(), f.code, cmd.Flags().Changed("code"))
+	if err != nil {
+		return client.Command{}, err
+	}
+	language, err := parseLanguage(f.language)
+	if err != nil {
+		return client.Command{}, err
+	}
+	c := client.Command{Args: p.args, Language: language}
+	name := ""
+	switch p.form {
+	case formCommand:
+		c.Path, c.Args = p.args[0], p.args[1:]
+		if language != "" {
+			return c, sandbox.Errorf("--language", sandbox.KindInvalid, "a command has no language").WithHint("leave --language out, or use -c")
+		}
+	case formCode:
+		c.Code = p.code
+	case formStdin:
+		if f.stdin {
+			return c, sandbox.Errorf("--stdin", sandbox.KindInvalid, "standard input is already the program").WithHint("put the program into a file or -c")
+		}
+		src, err := readAll(a.In, maxProgram, "the program")
+		if err != nil {
+			return c, err
+		}
+		c.Code = string(src)
+	case formFile:
+		name = p.file
+		src, err := readProgram(p.file)
+		if err != nil {
+			return c, err
+		}
+		c.Code = string(src)
+	}
+	if p.form != formCommand && c.Language == "" {
+		c.Language = detectLanguage(name, []byte(c.Code))
+		if c.Language == "" && filepath.Ext(name) != "" && p.form == formFile {
+			return c, sandbox.Errorf("run", sandbox.KindInvalid, "%s: cannot tell the language", name).WithHint("add --language python, node or shell")
+		}
+		if c.Language == "" {
+			c.Language = "python"
+		}
+	}
+	if f.stdin {
+		if c.Stdin, err = readAll(a.In, maxStdin, "standard input"); err != nil {
+			return c, err
+		}
+	}
+	return c, nil
+}
+
+func readProgram(name string) ([]byte, error) {
+	file, err := os.Open(name)
+	if err != nil {
+		e := sandbox.Errorf("run", sandbox.KindInvalid, "%w", errors.Unwrap(err)).WithID(name)
+		return nil, e.WithHint("FILE is a program here; write -c CODE for code itself, -- CMD for a command of the sandbox")
+	}
+	defer file.Close()
+	if st, err := file.Stat(); err == nil && st.IsDir() {
+		return nil, sandbox.Errorf("run", sandbox.KindInvalid, "is a directory").WithID(name).
+			WithHint("bring it with --input %s and run a file of it", name)
+	}
+	return readAll(file, maxProgram, name)
+}
+
+func readAll(r io.Reader, limit int64, what string) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err != nil {
+		return nil, sandbox.Wrap("read", what, err)
+	}
+	if int64(len(data)) > limit {
+		return nil, sandbox.Errorf("", sandbox.KindTooLarge, "%s is larger than %s", what, sandbox.FormatSize(limit)).
+			WithHint("bring it as a file with --input")
+	}
+	return data, nil
+}
+
+// ended says how the run ended, once everything of it is printed and gone.
+func (a *App) ended(run *v1.Run, tail *lastByte, f *runFlags) error {
+	code := exitCode(run.GetReason(), int(run.GetExitCode()))
+	if !f.json {
+		if f.verbose {
+			a.printNotes(run)
+		}
+		if line := endLine(run.GetReason(), run.GetDetail(), code); line != "" {
+			tail.newline()
+			a.say("%s", line)
+		}
+	}
+	if r := run.GetReceipt(); r != nil && !r.GetClean() {
+		tail.newline()
+		for _, o := range r.GetObjects() {
+			if !o.GetGone() {
+				a.say("left behind: %s %s: %s", o.GetKind(), o.GetName(), o.GetDetail())
+			}
+		}
+		return exitError{exitFirebreak}
+	}
+	if code != 0 {
+		return exitError{code}
+	}
+	return nil
+}
+
+func (a *App) printNotes(run *v1.Run) {
+	t, u := run.GetTimingsMs(), run.GetUsage()
+	a.say("%s (%s): create %.0f ms, execute %.0f ms, destroy %.0f ms; cpu %.0f ms, memory peak %s", run.GetBackend(), run.GetIsolation(),
+		t.GetCreate(), t.GetExecute(), t.GetDestroy(), u.GetCpuMs(), sandbox.FormatSize(u.GetMemoryPeakBytes()))
+	for _, n := range run.GetNotes() {
+		a.say("note: %s", n)
+	}
+}
+
+// exitCode maps how a program ended to our exit code. The server has already
+// mapped what a limit killed; a program that met a limit and lived (a full
+// disk) keeps its own.
+func exitCode(reason string, code int) int {
+	switch sandbox.Reason(reason) {
+	case sandbox.ReasonTimeout:
+		return exitTimeout
+	case sandbox.ReasonCrashed, sandbox.ReasonLost:
+		return exitFirebreak
+	case sandbox.ReasonOperator, sandbox.ReasonIdle:
+		return exitKilled
+	}
+	return code
+}
+
+// endLine says why a program did not end by itself, or "".
+func endLine(reason, detail string, code int) string {
+	what := ""
+	switch r := sandbox.Reason(reason); {
+	case r == sandbox.ReasonDone || r == "":
+		return ""
+	case r == sandbox.ReasonCrashed:
+		what = "the sandbox crashed"
+	case r == sandbox.ReasonLost:
+		what = "the sandbox was lost"
+	case code == exitKilled || code == exitTimeout:
+		what = "killed: " + reason
+	default:
+		what = "limit reached: " + reason
+	}
+	if detail != "" {
+		what += " (" + detail + ")"
+	}
+	return what
+}
+
+// lastByte remembers how output ended, so that our own line can start one.
+type lastByte struct {
+	w    io.Writer
+	last byte
+}
+
+// Write implements io.Writer.
+func (l *lastByte) Write(p []byte) (int, error) {
+	if len(p) > 0 {
+		l.last = p[len(p)-1]
+	}
+	return l.w.Write(p)
+}
+
+func (l *lastByte) newline() {
+	if l.last != 0 && l.last != '\n' {
+		fmt.Fprintln(l.w)
+		l.last = '\n'
+	}
+}
+
+// artifacts is what --artifact asked to keep.
+type artifacts []transfer
+
+// save fetches what the run kept and returns where each went, by path in the
+// sandbox.
+func (as artifacts) save(ctx context.Context, s *session, run *v1.Run) (map[string]string, error) {
+	saved := map[string]string{}
+	for _, art := range run.GetArtifacts() {
+		if art.GetError() != "" {
+			continue
+		}
+		dst, rest, ok := as.destination(art.GetPath())
+		if !ok {
+			return saved, sandbox.Errorf("artifact", sandbox.KindProtocol, "the server kept %q, which nobody asked for", art.GetPath())
+		}
+		to, err := create(dst, rest)
+		if err != nil {
+			return saved, sandbox.Wrap("artifact", art.GetPath(), err)
+		}
+		_, err = s.ReadArtifact(ctx, run.GetId(), art.GetPath(), to)
+		if err = to.commit(err); err != nil {
+			return saved, sandbox.Wrap("artifact", art.GetPath(), err)
+		}
+		saved[art.GetPath()] = to.name
+	}
+	return saved, nil
+}
+
+// destination finds which --artifact a kept file belongs to. rest is the path
+// below it, for a file of a directory.
+func (as artifacts) destination(path string) (dst, rest string, ok bool) {
+	best := -1
+	for _, t := range as {
+		below, in := inside(t.src, path)
+		if in && len(t.src) > best {
+			best, dst, rest, ok = len(t.src), t.dst, below, true
+		}
+	}
+	return dst, rest, ok
+}
+
+// errorJSON is the API's own shape of an error.
+func errorJSON(e *sandbox.Error) any {
+	type body struct {
+		Kind    string `json:"kind"`
+		Message string `json:"message"`
+		Hint    string `json:"hint"`
+		Op      string `json:"op"`
+		ID      string `json:"id"`
+	}
+	return struct {
+		Error body `json:"error"`
+	}{body{string(e.Kind), e.Message(), e.Hint, e.Op, e.ID}}
+}

@@ -1,0 +1,138 @@
+package cli
+
+import (
+	"cmp"
+	"fmt"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+func (a *App) templateCommand() *cobra.Command {
+	return group("template", "Build, list and remove what sandboxes start from", a.templateBuild(), a.templateLs(), a.templateRm())
+}
+
+func (a *App) templateBuild() *cobra.Command {
+	return &cobra.Command{
+		Use:   "build NAME",
+		Short: "Build a template from Debian packages",
+		Long: `Build makes the template python, node or shell from Debian packages: minutes the
+first time, seconds when nothing changed. The template host needs no build: it
+shows the machine's own programs. Its digest is printed.`,
+		Example:   "  firebreak template build python\n  firebreak run --template python -c 'print(6*7)'",
+		Args:      cobra.ExactArgs(1),
+		ValidArgs: []string{"python", "node", "shell"},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.with(cmd, true, func(s *session) error {
+				p := &progressLine{app: a, on: terminal(a.Err)}
+				t, err := s.BuildTemplate(cmd.Context(), args[0], p.show)
+				p.end()
+				if err != nil {
+					return err
+				}
+				_, err = fmt.Fprintln(a.Out, t.GetDigest())
+				return err
+			})
+		},
+	}
+}
+
+// progressLine shows work on one line of a terminal, and nothing in a pipe.
+type progressLine struct {
+	app *App
+	on  bool
+	any bool
+}
+
+func (p *progressLine) show(b *v1.BuildProgress) {
+	if !p.on {
+		return
+	}
+	p.any = true
+	percent := ""
+	if b.GetPercent() >= 0 {
+		percent = fmt.Sprintf(" %3d%%", b.GetPercent())
+	}
+	text := []rune(visible(strings.TrimSpace(b.GetText())))
+	if len(text) > 50 {
+		text = append(text[:49], '…')
+	}
+	fmt.Fprintf(p.app.Err, "\r\x1b[K%s%s  %s", b.GetStage(), percent, string(text))
+}
+
+func (p *progressLine) end() {
+	if p.any {
+		fmt.Fprint(p.app.Err, "\r\x1b[K")
+	}
+}
+
+func (a *App) templateLs() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Short: "List templates", Args: cobra.NoArgs,
+		Example: "  firebreak template ls",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.with(cmd, true, func(s *session) error {
+				if asJSON {
+					body, err := s.JSON(cmd.Context(), "/v1/templates", nil)
+					if err != nil {
+						return err
+					}
+					return a.printJSON(body)
+				}
+				ts, err := s.Templates(cmd.Context())
+				if err != nil {
+					return err
+				}
+				w := tabwriter.NewWriter(a.Out, 0, 0, 2, ' ', 0)
+				fmt.Fprintln(w, "NAME\tSTATE\tSIZE\tRUNS\tDIGEST")
+				for _, t := range ts {
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", cmp.Or(t.GetName(), "-"), visible(t.GetState()), size(t.GetSizeBytes()),
+						cmp.Or(strings.Join(t.GetLanguagePacks(), ","), "-"), cmp.Or(short(t.GetDigest()), "-"))
+				}
+				return w.Flush()
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print what the API shows")
+	return cmd
+}
+
+func size(n int64) string {
+	if n <= 0 {
+		return "-"
+	}
+	return sandbox.FormatSize(n)
+}
+
+// short is a digest as people compare it.
+func short(digest string) string {
+	if len(digest) > 19 {
+		return digest[:19]
+	}
+	return digest
+}
+
+func (a *App) templateRm() *cobra.Command {
+	return &cobra.Command{
+		Use: "rm NAME...", Short: "Remove built templates", Args: cobra.MinimumNArgs(1),
+		Example: "  firebreak template rm node",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.with(cmd, true, func(s *session) error {
+				var errs []error
+				for _, name := range args {
+					if err := s.RemoveTemplate(cmd.Context(), name); err != nil {
+						errs = append(errs, err)
+					} else {
+						fmt.Fprintln(a.Out, name)
+					}
+				}
+				return a.all(errs)
+			})
+		},
+	}
+}
