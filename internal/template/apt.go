@@ -29,6 +29,12 @@ func (s aptSource) String() string {
 	return fmt.Sprintf("deb%s %s %s %s", option, s.uri, s.suite, strings.Join(s.components, " "))
 }
 
+// suiteName is the release a suite belongs to.
+func (s aptSource) suiteName() string {
+	name, _, _ := strings.Cut(strings.ReplaceAll(s.suite, "/", "-"), "-")
+	return name
+}
+
 var debianComponents = []string{"main", "contrib", "non-free", "non-free-firmware"}
 
 // debianSources reads the machine's apt sources below etc and returns those

@@ -120,12 +120,6 @@ func buildSources() ([]aptSource, error) {
 	return sources, err
 }
 
-// suiteName is the release a suite belongs to.
-func (s aptSource) suiteName() string {
-	name, _, _ := strings.Cut(strings.ReplaceAll(s.suite, "/", "-"), "-")
-	return name
-}
-
 // debstrapMode is root where possible, else a user namespace that can be had.
 func debstrapMode() (string, error) {
 	if os.Geteuid() == 0 {

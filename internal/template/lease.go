@@ -1,6 +1,7 @@
 package template
 
 import (
+	"crypto/rand"
 	"errors"
 	"io/fs"
 	"os"
@@ -132,11 +133,8 @@ func (s *Store) detach(digest string) (*temporary, error) {
 	if err != nil {
 		return nil, err
 	}
-	tmp, err := os.MkdirTemp(s.dir, tmpPrefix) // reserves a name; rename replaces the empty directory
-	if err == nil {
-		err = os.Rename(dir, tmp)
-	}
-	if err == nil {
+	tmp := filepath.Join(s.dir, tmpPrefix+rand.Text())
+	if err = os.Rename(dir, tmp); err == nil {
 		err = syncDir(s.dir)
 	}
 	if err != nil {

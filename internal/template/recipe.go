@@ -64,7 +64,7 @@ func decodeRecipe(b []byte) (r recipe, err error) {
 		}
 	}
 	for _, p := range slices.Concat(r.LeaveOut, r.Trim, r.CompilePython) {
-		if _, err := path.Match(p, ""); err != nil || path.IsAbs(p) || path.Clean(p) != p {
+		if _, err := path.Match(p, ""); err != nil || !fs.ValidPath(p) {
 			return r, fmt.Errorf("%q is not a clean relative pattern", p)
 		}
 	}

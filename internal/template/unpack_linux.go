@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 )
 
 // mergedDirs are links into /usr in every pack, whatever the release's packages
@@ -72,7 +73,8 @@ func unpackDeb(ctx context.Context, root *os.Root, deb string) error {
 	cmd.Stderr = tail
 	done := make(chan error, 1)
 	go func() {
-		err := runIsolated(cmd)
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+		err := runGroup(cmd)
 		if err != nil {
 			err = fmt.Errorf("dpkg-deb: %s: %w", tail.reason(), err)
 		}
