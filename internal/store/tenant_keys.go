@@ -22,7 +22,10 @@ func scanKey(scan func(...any) error) (Key, error) {
 	if n, err := hex.Decode(k.Hash[:], []byte(hash)); len(hash) != 64 || err != nil || n != 32 {
 		return Key{}, sandbox.Errorf("read key", sandbox.KindInternal, "damaged record").WithID(k.ID)
 	}
-	k.Tenant, k.Scopes = sandbox.TenantID(tenant), strings.Fields(scopes)
+	k.Tenant = sandbox.TenantID(tenant)
+	if scopes != "" {
+		k.Scopes = strings.Fields(scopes)
+	}
 	k.Created, k.LastUsed = fromNanos(created), fromNanos(lastUsed)
 	k.Expires, k.Revoked = fromNanos(expires), fromNanos(revoked)
 	return k, nil
