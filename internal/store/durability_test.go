@@ -152,11 +152,12 @@ func TestBatchIsolation(t *testing.T) {
 	s := openTemp(t)
 	tn := s.Tenant("acme")
 	taken := mustCreate(t, tn, Sandbox{})
-	gate := make(chan struct{})
+	started, gate := make(chan struct{}), make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() { // holds the writer until all others are queued
-		s.writer.do(ctx, false, func(*txn) error { <-gate; return nil })
+		s.writer.do(ctx, false, func(*txn) error { close(started); <-gate; return nil })
 	})
+	<-started
 	canceled, cancel := context.WithCancel(ctx)
 	ids := make([]sandbox.ID, 30)
 	errs := make([]error, len(ids))
