@@ -83,7 +83,9 @@ func (b *builder) bundle() error {
 // never checked against it. User code cannot write them itself (it is not root),
 // and those pip would write carry times.
 func (b *builder) compilePython(ctx context.Context) error {
-	args := []string{"-I", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"}
+	// -B: what compileall itself imports must not be compiled the usual way,
+	// with the time of its source in it.
+	args := []string{"-I", "-B", "-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash"}
 	n := len(args)
 	for _, pattern := range b.recipe.CompilePython {
 		found, err := filepath.Glob(filepath.Join(globQuote(b.rootfs), pattern))
@@ -98,7 +100,26 @@ func (b *builder) compilePython(ctx context.Context) error {
 		return nil
 	}
 	b.progress(StageSetUp, 79, "compiling Python")
-	return b.inside(ctx, "/usr/bin/python3", args...)
+	if err := b.inside(ctx, "/usr/bin/python3", args...); err != nil {
+		return err
+	}
+	return checkCompiled(b.rootfs)
+}
+
+// checkCompiled makes sure that no compiled file carries the time of its source,
+// which would make the digest depend on when the pack was built.
+func checkCompiled(rootfs string) error {
+	unchecked := []byte{1, 0, 0, 0} // PEP 552: hash-based, not to be checked
+	return filepath.WalkDir(filepath.Join(rootfs, "usr"), func(p string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() || filepath.Ext(p) != ".pyc" {
+			return err
+		}
+		b, err := os.ReadFile(p)
+		if err == nil && (len(b) < 16 || !bytes.Equal(b[4:8], unchecked)) {
+			err = fmt.Errorf("%s is not compiled reproducibly", p[len(rootfs):])
+		}
+		return err
+	})
 }
 
 // inside runs a program of the pack in the pack.
