@@ -16,6 +16,8 @@ import (
 type Templates interface {
 	// Resolve finds a template by name or digest.
 	Resolve(ctx context.Context, name string) (template.Template, error)
+	// Choose finds one that can run a language.
+	Choose(ctx context.Context, language string) (template.Template, error)
 	// Acquire keeps a template from being removed until release.
 	Acquire(digest string) (release func(), err error)
 }

@@ -81,6 +81,9 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 		return nil, err
 	}
 	t, err := o.Templates.Resolve(ctx, pick(req.Template, d.Template))
+	if err == nil && req.Template == "" && req.Pack != "" && !t.Runs(req.Pack) {
+		t, err = o.Templates.Choose(ctx, req.Pack)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -204,6 +207,22 @@ func (o *Orchestrator) choose(ctx context.Context, name string) (sandbox.Backend
 	}
 	note := fmt.Sprintf("backend %s chosen: %s is the strongest isolation that works here", info.Name, info.Isolation)
 	return best, info, append([]string{note}, info.Notes...), nil
+}
+
+// Infos describes every backend, and names the one that Auto takes; "" if there
+// is none.
+func (o *Orchestrator) Infos(ctx context.Context) (infos []sandbox.Info, auto string, err error) {
+	for _, b := range o.Backends {
+		i, err := b.Info(ctx)
+		if err != nil {
+			return nil, "", sandbox.Wrap("backends", "", err)
+		}
+		infos = append(infos, i)
+	}
+	if _, best, _, err := o.choose(ctx, Auto); err == nil {
+		auto = best.Name
+	}
+	return infos, auto, nil
 }
 
 // intend reserves what the sandbox needs, records and journals it. From here

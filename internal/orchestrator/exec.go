@@ -32,8 +32,8 @@ type ExecRequest struct {
 	Timeout *time.Duration
 }
 
-// Sink takes what a process produces, as it comes. Its methods are called one
-// at a time. One that is slow slows the process, by the window of its output,
+// Sink takes what a process produces, as it comes. Its methods are called from
+// the goroutine that called Exec. One that is slow slows the process, by the window of its output,
 // and nobody else; one that fails kills it. Data must not be changed.
 type Sink interface {
 	Started(pid int) error
@@ -172,58 +172,67 @@ func (l *live) oomKills(ctx context.Context) int {
 type execution struct {
 	l       *live
 	s       *guest.Session
+	sink    Sink
 	proc    *guest.Process
 	timeout time.Duration
 	oom     int
 	begun   time.Time
+}
 
-	mu   sync.Mutex // serialises sink
-	sink Sink
-	err  error         // guarded by mu; the sink's
-	fail chan struct{} // closed when err is set
+// output is a piece of what the process printed.
+type output struct {
+	to   func([]byte) error
+	data []byte
 }
 
 // run moves the process's output until it has ended and everything is
 // delivered. The error is ctx's or the sink's, and the process is dead then.
 func (x *execution) run(ctx context.Context, stdin io.Reader) (ExecExit, error) {
 	pid := strconv.Itoa(x.proc.PID())
-	x.fail = make(chan struct{})
 	x.l.o.publishJSON(x.l.id, EventStarted, pid, struct{}{}, false)
-	x.deliver(func() error { return x.sink.Started(x.proc.PID()) })
+	out, quit := make(chan output), make(chan struct{})
 	var pumps sync.WaitGroup
-	pumps.Go(func() { x.pump(x.proc.Stdout(), event.Stdout, pid, x.sink.Stdout) })
-	pumps.Go(func() { x.pump(x.proc.Stderr(), event.Stderr, pid, x.sink.Stderr) })
+	pumps.Go(func() { x.pump(x.proc.Stdout(), event.Stdout, pid, x.sink.Stdout, out, quit) })
+	pumps.Go(func() { x.pump(x.proc.Stderr(), event.Stderr, pid, x.sink.Stderr, out, quit) })
+	go func() { pumps.Wait(); close(out) }() // ends with the pumps
 	if stdin != nil {
 		// Not waited for: a reader may block for ever, and what it feeds ends
 		// with the process. The reader is the caller's to end.
 		go feed(x.proc.Stdin(), stdin)
 	}
-	over := make(chan struct{})
-	go func() { pumps.Wait(); close(over) }()
-	var cause error
-	select {
-	case <-over:
-	case <-ctx.Done():
-		cause = sandbox.Wrap("exec", string(x.l.id), ctx.Err())
-	case <-x.fail:
+	err := x.deliver(ctx, out)
+	var exit guest.Exit
+	var unknown error
+	if err == nil {
+		// A program may close its output and go on; a broken session ends this.
+		exit, unknown = x.proc.Wait(ctx)
+		err = sandbox.Wrap("exec", string(x.l.id), ctx.Err())
 	}
-	if cause == nil {
-		x.mu.Lock()
-		cause = x.err
-		x.mu.Unlock()
-	}
-	if cause != nil {
+	if err != nil {
+		close(quit)
 		x.kill()
-		<-over
-		return ExecExit{Code: exitKilled, Duration: time.Since(x.begun)}, cause
+		pumps.Wait()
+		return ExecExit{Code: exitKilled, Duration: time.Since(x.begun)}, err
 	}
-	// A program may close its output and go on; a broken session ends the wait.
-	exit, err := x.proc.Wait(ctx)
-	if ctx.Err() != nil {
-		x.kill()
-		return ExecExit{Code: exitKilled, Duration: time.Since(x.begun)}, sandbox.Wrap("exec", string(x.l.id), ctx.Err())
+	return x.classify(ctx, exit, unknown), nil
+}
+
+// deliver hands everything to the sink, until the output ends, the sink fails
+// or ctx ends.
+func (x *execution) deliver(ctx context.Context, out <-chan output) error {
+	err := x.sink.Started(x.proc.PID())
+	for err == nil {
+		select {
+		case o, more := <-out:
+			if !more {
+				return nil
+			}
+			err = o.to(o.data)
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
 	}
-	return x.classify(ctx, exit, err), nil
+	return sandbox.Wrap("exec", string(x.l.id), err)
 }
 
 // feed copies stdin into the process, then closes it.
@@ -232,31 +241,22 @@ func feed(w io.WriteCloser, r io.Reader) {
 	_, _ = io.Copy(w, r) // fails when the program no longer reads: its own business
 }
 
-// deliver calls the sink unless it has failed.
-func (x *execution) deliver(f func() error) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if x.err == nil {
-		if x.err = f(); x.err != nil {
-			close(x.fail)
-		}
-	}
-}
-
 // chunk is the most that is delivered at once.
 const chunk = 32 << 10
 
-// pump delivers one channel of output until it ends, or breaks: then the
-// process's Wait says why. It keeps draining a process whose sink has failed:
-// that is being killed.
-func (x *execution) pump(r io.Reader, t event.Type, pid string, to func([]byte) error) {
+// pump passes one channel of output on until it ends, or breaks: then the
+// process's Wait says why. After quit it only drains.
+func (x *execution) pump(r io.Reader, t event.Type, pid string, to func([]byte) error, out chan<- output, quit <-chan struct{}) {
 	buf := make([]byte, chunk)
 	for {
 		n, err := r.Read(buf)
 		if n > 0 {
 			data := bytes.Clone(buf[:n]) // shared, unchanged, by the hub and the sink
 			x.l.o.publish(x.l.id, event.Event{Type: t, Process: pid, Data: data})
-			x.deliver(func() error { return to(data) })
+			select {
+			case out <- output{to, data}:
+			case <-quit:
+			}
 		}
 		if err != nil {
 			return

@@ -36,6 +36,7 @@ type Input struct {
 
 // RunRequest says what to run, in what, and what to keep.
 type RunRequest struct {
+	ID        sandbox.RunID // generated if empty
 	Sandbox   CreateRequest // its Timeout bounds the whole run
 	Exec      ExecRequest   // Stdin is left nil
 	Stdin     []byte
@@ -135,7 +136,10 @@ func (o *Orchestrator) CreateRun(ctx context.Context, who Caller, req RunRequest
 
 // newRun records and journals a run.
 func (o *Orchestrator) newRun(ctx context.Context, who Caller, req RunRequest) (*run, error) {
-	r := &run{o: o, id: sandbox.NewRunID(), who: who, req: req, start: make(chan struct{}), done: make(chan struct{})}
+	if req.ID == "" {
+		req.ID = sandbox.NewRunID()
+	}
+	r := &run{o: o, id: req.ID, who: who, req: req, start: make(chan struct{}), done: make(chan struct{})}
 	r.req.Sandbox.ID, r.req.Sandbox.run = sandbox.NewID(), r.id
 	r.ctx, r.cancel = context.WithCancel(o.ctx)
 	about := Sandbox{Sandbox: store.Sandbox{ID: r.req.Sandbox.ID, Tenant: who.Tenant}}
