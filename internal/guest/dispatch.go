@@ -57,7 +57,7 @@ func (s *Session) onData(d *Decoder, h Header) error {
 	}
 	s.mu.Unlock()
 	if st != nil {
-		return st.receive(d, h)
+		return st.Receive(d, h)
 	}
 	if err := s.stray(h); err != nil {
 		return err
@@ -105,7 +105,7 @@ func (s *Session) onReply(h Header, body []byte) error {
 		if r.Error == nil {
 			return violation("call %d answered twice", h.Stream)
 		}
-		c.in.fail(unwire("read", r.Error))
+		c.in.Fail(unwire("read", r.Error))
 		return nil
 	}
 	c.reply <- r // capacity 1, and only this goroutine sends, once
@@ -176,12 +176,12 @@ func (s *Session) onEnd(h Header, body []byte) error {
 	s.mu.Unlock()
 	switch {
 	case channel == TypeFile && c != nil && c.open:
-		return c.in.finish(at)
+		return c.in.Finish(at)
 	case channel == TypeStdin && p != nil && p.stdin != nil:
 		p.stdin.stop(errStdinClosed)
 		return nil
 	case p != nil && p.output(channel) != nil:
-		return p.output(channel).finish(at)
+		return p.output(channel).Finish(at)
 	}
 	return s.stray(h)
 }

@@ -76,8 +76,8 @@ func (s *Session) ReadFile(ctx context.Context, path string, o ReadOptions) (*Fi
 
 // download makes a call whose answer is followed by data.
 func (s *Session) download(ctx context.Context, op Op, f *FileCall) (Reply, uint32, *Stream, error) {
-	c := &call{in: newStream(s, 0, TypeFile, FileWindow, 0)}
-	id, err := s.start(ctx, op, Call{File: f}, c, func(id uint32) { c.in.id = id })
+	c := &call{}
+	id, err := s.start(ctx, op, Call{File: f}, c, func(id uint32) { c.in = s.newStream(id, TypeFile, FileWindow, 0) })
 	if err != nil {
 		return Reply{}, 0, nil, err
 	}
@@ -119,7 +119,7 @@ func (s *Session) ReadAll(ctx context.Context, path, user string, limit int64) (
 		return nil, err
 	}
 	defer f.Close()
-	stop := context.AfterFunc(ctx, func() { f.in.fail(sandbox.Wrap("read", "", ctx.Err())) })
+	stop := context.AfterFunc(ctx, func() { f.in.Fail(sandbox.Wrap("read", "", ctx.Err())) })
 	defer stop()
 	b, err := io.ReadAll(f)
 	if err == nil && int64(len(b)) > limit {
@@ -267,7 +267,7 @@ func (s *Session) List(ctx context.Context, path string, o ListOptions) (entries
 		return nil, false, err
 	}
 	defer s.abandon(id)
-	stop := context.AfterFunc(ctx, func() { in.fail(sandbox.Wrap("list", "", ctx.Err())) })
+	stop := context.AfterFunc(ctx, func() { in.Fail(sandbox.Wrap("list", "", ctx.Err())) })
 	defer stop()
 	body, err := io.ReadAll(io.LimitReader(in, maxListing+1))
 	if err != nil {

@@ -174,8 +174,8 @@ func (s *Session) Reattach(ctx context.Context, id uint32, at Position) (*Proces
 
 func newProcess(s *Session, id uint32, at Position) *Process {
 	p := &Process{s: s, id: id, waited: make(chan struct{}), open: 2}
-	p.stdout = newStream(s, id, TypeStdout, s.window, uint64(at.Stdout))
-	p.stderr = newStream(s, id, TypeStderr, s.window, uint64(at.Stderr))
+	p.stdout = s.newStream(id, TypeStdout, s.window, uint64(at.Stdout))
+	p.stderr = s.newStream(id, TypeStderr, s.window, uint64(at.Stderr))
 	p.stdout.onEnd, p.stderr.onEnd = p.outputEnded, p.outputEnded
 	p.stdin = newOutflow(s, TypeStdin, DefaultWindow)
 	p.stdin.id = id
@@ -309,8 +309,8 @@ func (s *Session) unfollow(p *Process, forgive int) {
 // fail ends everything that waits for p with err.
 func (p *Process) fail(err error) {
 	p.finish(Exit{}, err)
-	p.stdout.fail(err)
-	p.stderr.fail(err)
+	p.stdout.Fail(err)
+	p.stderr.Fail(err)
 	p.stdin.stop(err)
 }
 

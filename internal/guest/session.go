@@ -180,7 +180,7 @@ func (s *Session) fail(err error) {
 	s.conn.Close()
 	for _, c := range calls {
 		if c.in != nil {
-			c.in.fail(err)
+			c.in.Fail(err)
 		}
 	}
 	for _, p := range procs {

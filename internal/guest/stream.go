@@ -6,19 +6,19 @@ import (
 	"sync"
 )
 
-// Stream is one channel of bytes from the guest. It holds at most its window,
-// and grants the guest more only for what has been read: a byte is acknowledged
+// Stream is one channel of bytes from the other end, mostly the guest. It holds
+// at most its window, and grants the sender more only for what has been read: a byte is acknowledged
 // when Read is called again after having returned it, or when the writer given
 // to WriteTo has taken it. Until then the guest keeps it for a Reattach.
 //
 // One goroutine may read a Stream.
 type Stream struct {
-	s       *Session
 	id      uint32
 	channel Type
 	window  uint64
-	wake    chan struct{} // capacity 1
-	onEnd   func()        // called once, without locks, when the end is known or the stream failed
+	mark    func(at uint64) // tells the sender what is consumed
+	wake    chan struct{}   // capacity 1
+	onEnd   func()          // called once, without locks, when the end is known or the stream failed
 
 	mu    sync.Mutex
 	ring  Ring
@@ -31,13 +31,19 @@ type Stream struct {
 
 const noEnd = 1<<64 - 1
 
-func newStream(s *Session, id uint32, channel Type, window int, at uint64) *Stream {
-	return &Stream{s: s, id: id, channel: channel, window: uint64(window),
+// NewStream returns the receiving end of a channel whose next byte is at. mark
+// is called, under the stream's lock, to acknowledge all before an offset.
+func NewStream(id uint32, channel Type, window int, at uint64, mark func(at uint64)) *Stream {
+	return &Stream{id: id, channel: channel, window: uint64(window), mark: mark,
 		wake: make(chan struct{}, 1), recv: at, acked: at, end: noEnd}
 }
 
-// receive reads a data frame's payload. Called by the session's reader only.
-func (st *Stream) receive(d *Decoder, h Header) error {
+func (s *Session) newStream(id uint32, channel Type, window int, at uint64) *Stream {
+	return NewStream(id, channel, window, at, func(at uint64) { s.out.mark(TypeWindow, id, channel, at) })
+}
+
+// Receive reads a data frame's payload. Called by the connection's reader only.
+func (st *Stream) Receive(d *Decoder, h Header) error {
 	st.mu.Lock()
 	n := uint64(h.Length)
 	switch {
@@ -82,10 +88,23 @@ func (st *Stream) receive(d *Decoder, h Header) error {
 	return nil
 }
 
-// finish handles an end frame.
-func (st *Stream) finish(at uint64) error {
+// Finish handles an end frame that follows all data. Called by the
+// connection's reader only.
+func (st *Stream) Finish(at uint64) error {
 	st.mu.Lock()
-	if st.end != noEnd || at != st.recv {
+	recv := st.recv
+	st.mu.Unlock()
+	if at != recv {
+		return violation("channel %#x of %d ends at %d, %d bytes came", byte(st.channel), st.id, at, recv)
+	}
+	return st.EndAt(at)
+}
+
+// EndAt handles an end frame that may have overtaken data, as those of a host
+// do. Called by the connection's reader only.
+func (st *Stream) EndAt(at uint64) error {
+	st.mu.Lock()
+	if st.end != noEnd || at < st.recv {
 		st.mu.Unlock()
 		return violation("channel %#x of %d ends at %d, %d bytes came", byte(st.channel), st.id, at, st.recv)
 	}
@@ -98,8 +117,19 @@ func (st *Stream) finish(at uint64) error {
 	return nil
 }
 
-// fail makes reads return err once the buffered bytes are gone.
-func (st *Stream) fail(err error) {
+// Resume is for a sender that starts again: it returns the offset of the next
+// byte and forgets an end that lies beyond.
+func (st *Stream) Resume() (at, acked uint64) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.end > st.recv {
+		st.end = noEnd
+	}
+	return st.recv, st.acked
+}
+
+// Fail makes reads return err once the buffered bytes are gone.
+func (st *Stream) Fail(err error) {
 	st.mu.Lock()
 	if st.err == nil {
 		st.err = err
@@ -115,7 +145,7 @@ func (st *Stream) ackLocked(at uint64) {
 		return
 	}
 	st.acked = at
-	st.s.out.mark(TypeWindow, st.id, st.channel, at)
+	st.mark(at)
 }
 
 // credit acknowledges consumed bytes, in steps that keep the guest busy
@@ -219,7 +249,7 @@ func (st *Stream) Close() error {
 	st.mu.Lock()
 	if !st.shut {
 		st.shut = true
-		st.ring.Consume(st.ring.Len()) // the memory goes with the Stream: receive may be filling it
+		st.ring.Consume(st.ring.Len()) // the memory goes with the Stream: Receive may be filling it
 		st.ackLocked(st.recv)
 	}
 	st.mu.Unlock()

@@ -37,6 +37,7 @@ type Program struct {
 	Dir   string   // relative to the home, which is the default
 	User  string   // name or number; "" is the default user
 	Stdin bool     // give it a pipe instead of /dev/null
+	PIDs  int      // the sandbox's task limit; 0: unlimited. A System may back it with RLIMIT_NPROC
 }
 
 // Process is a started program: a process that leads its own session and

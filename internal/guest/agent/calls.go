@@ -1,0 +1,292 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"sort"
+
+	"github.com/firebreak-dev/firebreak/internal/guest"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// onCall starts the call id. It waits for nobody.
+func (l *link) onCall(id uint32, body []byte) error {
+	l.s.mu.Lock()
+	fresh := id >= l.s.nextID
+	if fresh {
+		l.s.nextID = id + 1
+	}
+	l.s.mu.Unlock()
+	if !fresh || id == 1<<32-1 {
+		return guest.Violation("call id %d was used before", id)
+	}
+	var c guest.Call
+	if err := json.Unmarshal(body, &c); err != nil {
+		return guest.Violation("call: %v", err)
+	}
+	switch c.Op {
+	case guest.OpPing:
+		l.async(id, c.Op, func(*transfer) (guest.Reply, error) { return guest.Reply{}, nil })
+	case guest.OpExec:
+		if c.Exec == nil || len(c.Exec.Argv) == 0 {
+			return guest.Violation("exec without a program")
+		}
+		l.exec(id, c.Exec)
+	case guest.OpProcesses:
+		l.async(id, c.Op, func(*transfer) (guest.Reply, error) { return l.s.processes(), nil })
+	case guest.OpSignal, guest.OpAttach, guest.OpDetach:
+		if c.Process == nil {
+			return guest.Violation("%s without a process", c.Op)
+		}
+		l.async(id, c.Op, func(*transfer) (guest.Reply, error) { return l.process(c.Op, c.Process) })
+	case guest.OpRead, guest.OpWrite, guest.OpStat, guest.OpList, guest.OpMkdir, guest.OpMove, guest.OpRemove:
+		if c.File == nil {
+			return guest.Violation("%s without a file", c.Op)
+		}
+		l.file(id, c.Op, c.File)
+	default:
+		l.async(id, c.Op, func(*transfer) (guest.Reply, error) {
+			return guest.Reply{}, sandbox.Errorf(string(c.Op), sandbox.KindUnsupported, "this agent cannot do that")
+		})
+	}
+	return nil
+}
+
+// async runs work for the call id in a goroutine of the server and sends what
+// it returns. Too many at once are refused.
+func (l *link) async(id uint32, op guest.Op, work func(*transfer) (guest.Reply, error)) {
+	t := &transfer{}
+	l.start(id, op, t, work)
+}
+
+func (l *link) start(id uint32, op guest.Op, t *transfer, work func(*transfer) (guest.Reply, error)) {
+	t.ctx, t.cancel = context.WithCancel(l.ctx)
+	l.mu.Lock()
+	full := l.running >= maxCalls
+	if !full {
+		l.running++
+		l.calls[id] = t
+	}
+	l.mu.Unlock()
+	l.s.wg.Add(1)
+	go func() {
+		defer l.s.wg.Done()
+		defer t.cancel()
+		if full {
+			l.fail(id, op, capacity(op, "more than %d calls at once", maxCalls))
+			return
+		}
+		r, err := work(t)
+		l.mu.Lock()
+		delete(l.calls, id)
+		l.running--
+		l.mu.Unlock()
+		switch {
+		case errors.Is(err, errAnswered):
+		case err != nil:
+			l.fail(id, op, err)
+		default:
+			l.reply(id, r)
+		}
+	}()
+}
+
+// errAnswered says that a call has sent its own answer.
+var errAnswered = errors.New("answered")
+
+// processes lists what the host may ask about.
+func (s *Server) processes() guest.Reply {
+	s.mu.Lock()
+	procs := make([]*proc, 0, len(s.procs))
+	for _, p := range s.procs {
+		procs = append(procs, p)
+	}
+	s.mu.Unlock()
+	sort.Slice(procs, func(i, j int) bool { return procs[i].id > procs[j].id })
+	r := guest.Reply{Processes: []guest.ProcessInfo{}}
+	size := 0
+	for _, p := range procs { // newest first, as many as fit
+		info := p.info()
+		b, err := json.Marshal(info)
+		if size += len(b) + 1; err != nil || size > guest.MaxControl-1024 {
+			r.More = true
+			break
+		}
+		r.Processes = append(r.Processes, info)
+	}
+	return r
+}
+
+// process handles the calls about one program.
+func (l *link) process(op guest.Op, c *guest.ProcCall) (guest.Reply, error) {
+	p := l.s.proc(c.ID)
+	if p == nil {
+		return guest.Reply{}, sandbox.Errorf(string(op), sandbox.KindNotFound, "no process %d", c.ID)
+	}
+	switch op {
+	case guest.OpAttach:
+		info, err := p.attach(l, c)
+		return guest.Reply{Process: &info}, err
+	case guest.OpDetach:
+		p.detach(l)
+		return guest.Reply{}, nil
+	}
+	p.mu.Lock()
+	sys, over := p.p, p.exit != nil
+	p.mu.Unlock()
+	if sys == nil || over {
+		return guest.Reply{}, sandbox.Errorf("signal", sandbox.KindNotFound, "process %d does not run", c.ID)
+	}
+	if c.Signal == sigkill {
+		return guest.Reply{}, sys.Kill()
+	}
+	return guest.Reply{}, sys.Signal(c.Signal)
+}
+
+// file starts a call about the file system.
+func (l *link) file(id uint32, op guest.Op, c *guest.FileCall) {
+	t := &transfer{}
+	switch op {
+	case guest.OpWrite:
+		t.up = guest.NewStream(id, guest.TypeFile, guest.FileWindow, 0,
+			func(at uint64) { _ = l.mark(guest.TypeWindow, id, guest.TypeFile, at) })
+	case guest.OpRead, guest.OpList:
+		t.down = newCredit()
+	}
+	l.start(id, op, t, func(t *transfer) (guest.Reply, error) {
+		fs, err := l.s.sys.Files(l.s.userOf(c.User))
+		if err != nil {
+			return guest.Reply{}, err
+		}
+		switch op {
+		case guest.OpRead:
+			return guest.Reply{}, l.read(id, fs, t, c)
+		case guest.OpWrite:
+			return l.write(fs, t, c)
+		case guest.OpList:
+			return guest.Reply{}, l.list(id, fs, t, c)
+		case guest.OpStat:
+			info, err := fs.Stat(c.Path)
+			return guest.Reply{File: &info}, err
+		case guest.OpMkdir:
+			return guest.Reply{}, fs.Mkdir(c.Path, c.Mode.Perm(), c.Parents)
+		case guest.OpMove:
+			return guest.Reply{}, fs.Move(c.Path, c.To)
+		}
+		return guest.Reply{}, fs.Remove(c.Path, c.Tree, c.Force)
+	})
+}
+
+// write stores what the host sends.
+func (l *link) write(fs Files, t *transfer, c *guest.FileCall) (guest.Reply, error) {
+	w, err := fs.Create(c.Path, CreateOptions{Perm: c.Mode.Perm(), Parents: c.Parents, Append: c.Append})
+	if err != nil {
+		return guest.Reply{}, err
+	}
+	var dst io.Writer = w
+	if c.MaxSize > 0 {
+		dst = &capped{w: w, left: c.MaxSize}
+	}
+	if _, err := t.up.WriteTo(dst); err != nil {
+		w.Abort()
+		return guest.Reply{}, err
+	}
+	if t.ctx.Err() != nil {
+		w.Abort()
+		return guest.Reply{}, t.ctx.Err()
+	}
+	info, err := w.Commit()
+	return guest.Reply{File: &info}, err
+}
+
+// capped refuses to write more than left bytes.
+type capped struct {
+	w    io.Writer
+	left int64
+}
+
+func (c *capped) Write(p []byte) (int, error) {
+	if int64(len(p)) > c.left {
+		return 0, sandbox.Errorf("write", sandbox.KindTooLarge, "the file is larger than allowed")
+	}
+	c.left -= int64(len(p))
+	return c.w.Write(p)
+}
+
+// read sends a range of a file: the answer, then data, then the end.
+func (l *link) read(id uint32, fs Files, t *transfer, c *guest.FileCall) error {
+	f, err := fs.Open(c.Path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info := f.Info()
+	l.reply(id, guest.Reply{File: &info})
+	left := int64(1<<63 - 1 - c.Offset)
+	if c.Length > 0 {
+		left = min(left, c.Length)
+	}
+	return l.sendAll(id, t, io.NewSectionReader(f, c.Offset, left), min(left, max(info.Size-c.Offset, 0)))
+}
+
+// list sends a directory: the answer, then a FileInfo per line, then the end.
+func (l *link) list(id uint32, fs Files, t *transfer, c *guest.FileCall) error {
+	entries, more, err := fs.List(c.Path, c.Depth, c.Max)
+	if err != nil {
+		return err
+	}
+	l.reply(id, guest.Reply{More: more})
+	r, w := io.Pipe()
+	l.s.wg.Add(1)
+	go func() {
+		defer l.s.wg.Done()
+		enc := json.NewEncoder(w)
+		for _, e := range entries {
+			if enc.Encode(e) != nil {
+				return // nobody reads any more
+			}
+		}
+		w.Close()
+	}()
+	defer r.Close()
+	return l.sendAll(id, t, r, 16<<10)
+}
+
+// sendAll sends what r yields and the end. size is a hint. The call has been
+// answered, so a failure is a second answer.
+func (l *link) sendAll(id uint32, t *transfer, r io.Reader, size int64) error {
+	buf := make([]byte, min(max(size, 512)+1, guest.MaxData))
+	var at uint64
+	for {
+		offset, room := t.down.take(t.ctx.Done(), len(buf))
+		if room == 0 {
+			return errAnswered // cancelled
+		}
+		n, err := io.ReadFull(r, buf[:room])
+		t.down.untake(room - n)
+		at = offset + uint64(n)
+		if n > 0 {
+			if l.data(guest.TypeFile, id, offset, buf[:n], nil) != nil {
+				return errAnswered
+			}
+		}
+		switch {
+		case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
+			_ = l.mark(guest.TypeEnd, id, guest.TypeFile, at)
+			return errAnswered
+		case err != nil:
+			return err
+		case t.ctx.Err() != nil:
+			return errAnswered
+		}
+	}
+}
+
+// untake gives back the last n bytes of credit taken.
+func (c *credit) untake(n int) {
+	c.mu.Lock()
+	c.sent -= uint64(n)
+	c.mu.Unlock()
+}
