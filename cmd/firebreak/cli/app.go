@@ -72,6 +72,8 @@ type Build struct {
 type Local interface {
 	// Dial connects to its API.
 	Dial(context.Context) (net.Conn, error)
+	// Key is the credential for it.
+	Key() string
 	// Close destroys what is left, and removes everything but the evidence.
 	Close() error
 }

@@ -62,7 +62,7 @@ func (a *App) connectOrLocal(ctx context.Context) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	cl, err := client.New(client.Options{Dial: local.Dial, UserAgent: a.userAgent()})
+	cl, err := client.New(client.Options{Dial: local.Dial, APIKey: local.Key(), UserAgent: a.userAgent()})
 	if err != nil {
 		_ = local.Close()
 		return nil, err

@@ -1,0 +1,223 @@
+// Package node wires a complete Firebreak: backends, state, evidence, events,
+// templates, orchestrator, operations and the API over them. Nothing here
+// decides anything; every part is made by its own constructor.
+//
+//	w := node.Wiring{Build: build}
+//	local, err := w.Local(ctx, cli.LocalOptions{Config: cfg})   // for one command
+//	err = w.Serve(ctx, cli.ServeOptions{Config: cfg, …})        // for good
+//
+// # The data directory
+//
+//	lock state.db events/ runs/ instances/ api-key    the server's own, one owner at a time
+//	audit/server/                                     its evidence
+//	templates/ libexec/                               shared by all processes
+//	run/<id>/                                         one in-process run, laid out like the server's own
+//	audit/run-<id>/                                   its evidence, which stays when run/<id> is gone
+//
+// A run/<id> whose lock is free belonged to a process that died. The next run
+// or server opens it once more, which destroys what the dead process left and
+// records that, and removes it.
+package node
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"path/filepath"
+	"time"
+
+	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
+	"github.com/firebreak-dev/firebreak/cmd/firebreak/cli"
+	"github.com/firebreak-dev/firebreak/cmd/firebreak/config"
+	"github.com/firebreak-dev/firebreak/internal/audit"
+	"github.com/firebreak-dev/firebreak/internal/auth"
+	"github.com/firebreak-dev/firebreak/internal/event"
+	"github.com/firebreak-dev/firebreak/internal/orchestrator"
+	"github.com/firebreak-dev/firebreak/internal/server"
+	"github.com/firebreak-dev/firebreak/internal/service"
+	"github.com/firebreak-dev/firebreak/internal/store"
+	"github.com/firebreak-dev/firebreak/internal/template"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// Wiring is what all nodes of this program have in common.
+type Wiring struct{ Build cli.Build }
+
+// options says what a node is made of.
+type options struct {
+	dir     string // state, events, runs, instances; locked by the caller
+	audit   string // evidence
+	config  *config.Config
+	destroy bool // whether its sandboxes end with it
+	log     *slog.Logger
+	// progress, if not nil, is told about work that takes long.
+	progress func(string)
+	hosts    []string
+	// authenticate wraps the authenticator, if not nil.
+	authenticate func(*auth.Authenticator) server.Authenticator
+}
+
+// node is a running Firebreak without listeners.
+type node struct {
+	server   *server.Server
+	auth     *auth.Authenticator
+	orch     *orchestrator.Orchestrator
+	backends []sandbox.Backend
+	closers  []func() error // in the order they were opened
+}
+
+// open makes a node and recovers what an earlier one in its directory left. On
+// error, what was opened is closed again.
+func (w Wiring) open(ctx context.Context, o options) (n *node, err error) {
+	n = &node{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.closeParts())
+			n = nil
+		}
+	}()
+	if n.backends, err = backends(o); err != nil {
+		return n, err
+	}
+	for _, b := range n.backends {
+		n.closers = append(n.closers, b.Close)
+	}
+	st, err := store.Open(ctx, filepath.Join(o.dir, "state.db"), o.log)
+	if err != nil {
+		return n, err
+	}
+	n.closers = append(n.closers, st.Close)
+	record, err := audit.Open(o.audit, audit.Options{}, o.log)
+	if err != nil {
+		return n, err
+	}
+	n.closers = append(n.closers, record.Close)
+	events, err := event.Open(filepath.Join(o.dir, "events"), event.Options{}, o.log)
+	if err != nil {
+		return n, err
+	}
+	n.closers = append(n.closers, events.Close)
+	templates, err := template.New(filepath.Join(o.config.Data, "templates"), o.log)
+	if err != nil {
+		return n, err
+	}
+	n.auth = auth.New(st, auth.Options{})
+	n.closers = append(n.closers, n.auth.Close)
+	n.orch, err = orchestrator.New(orchestrator.Config{
+		Backends: n.backends, Store: st, Recorder: record, Events: events, Templates: templates, Log: o.log,
+		Runs:           filepath.Join(o.dir, "runs"),
+		Defaults:       orchestrator.Defaults{Backend: o.config.Backend},
+		Quota:          orchestrator.Quota{Host: o.config.MaxSandboxes},
+		DestroyOnClose: o.destroy,
+	})
+	if err != nil {
+		return n, err
+	}
+	svc, err := service.New(service.Config{
+		Orchestrator: n.orch, Store: st, Auth: n.auth, Events: events, Recorder: record, Templates: templates,
+		Version: w.version(ctx, n.backends), Log: o.log,
+	})
+	if err != nil {
+		return n, err
+	}
+	var a server.Authenticator = n.auth
+	if o.authenticate != nil {
+		a = o.authenticate(n.auth)
+	}
+	n.server, err = server.New(server.Config{API: svc, Auth: a, Log: o.log, Hosts: o.hosts, States: states(st)})
+	if err != nil {
+		return n, err
+	}
+	return n, n.orch.Start(ctx)
+}
+
+// version is what the API says about this program.
+func (w Wiring) version(ctx context.Context, bs []sandbox.Backend) *v1.GetVersionResponse {
+	v := &v1.GetVersionResponse{Version: w.Build.Version, Revision: w.Build.Revision, GoVersion: w.Build.Go}
+	for _, b := range bs {
+		if info, err := b.Info(ctx); err == nil && info.Name == "gvisor" {
+			v.RunscVersion = info.Version
+		}
+	}
+	return v
+}
+
+// handler is the node's API.
+func (n *node) handler() http.Handler { return n.server }
+
+// close ends the node: its sandboxes live on or are destroyed, as it was opened
+// with. Nobody may be using its API any more.
+func (n *node) close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	err := n.orch.Close(ctx)
+	return errors.Join(err, n.closeParts())
+}
+
+func (n *node) closeParts() error {
+	var errs []error
+	for i := len(n.closers) - 1; i >= 0; i-- {
+		errs = append(errs, n.closers[i]())
+	}
+	n.closers = nil
+	return errors.Join(errs...)
+}
+
+// states counts live sandboxes for /metrics.
+func states(st *store.Store) func(context.Context) (map[string]int, error) {
+	return func(ctx context.Context) (map[string]int, error) {
+		live, err := st.System().LiveSandboxes(ctx)
+		if err != nil {
+			return nil, err
+		}
+		m := map[string]int{}
+		for _, s := range []store.State{store.Creating, store.Running, store.Stopping} {
+			m[string(s)] = 0
+		}
+		for _, sb := range live {
+			m[string(sb.State)]++
+		}
+		return m, nil
+	}
+}
+
+// auto names the backend that "auto" takes, for people.
+func (n *node) auto(ctx context.Context) string {
+	best := sandbox.Info{Name: "nothing: no backend isolates here, see `firebreak doctor`"}
+	for _, b := range n.backends {
+		info, err := b.Info(ctx)
+		if err == nil && info.Available && info.Isolation > best.Isolation {
+			best = info
+		}
+	}
+	if best.Isolation == sandbox.IsolationNone {
+		return best.Name
+	}
+	return best.Name + " (" + best.Isolation.String() + ")"
+}
+
+// absent stands for a backend that cannot work here, so that its name, and the
+// reason, stay visible.
+type absent struct{ info sandbox.Info }
+
+// Info implements sandbox.Backend.
+func (a absent) Info(context.Context) (sandbox.Info, error) { return a.info, nil }
+
+// Create implements sandbox.Backend.
+func (a absent) Create(_ context.Context, spec sandbox.Spec) (sandbox.Instance, error) {
+	return nil, a.info.Check(spec)
+}
+
+// Attach implements sandbox.Backend.
+func (a absent) Attach(_ context.Context, id sandbox.InstanceID) (sandbox.Instance, error) {
+	return nil, sandbox.Errorf("attach", sandbox.KindNotFound, "backend %s does not work here: %s", a.info.Name, a.info.Reason).WithID(string(id))
+}
+
+// List implements sandbox.Backend.
+func (a absent) List(context.Context) ([]sandbox.Status, error) { return nil, nil }
+
+// Close implements sandbox.Backend.
+func (a absent) Close() error { return nil }
+
+var _ sandbox.Backend = absent{}

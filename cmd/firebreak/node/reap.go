@@ -1,0 +1,70 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/firebreak-dev/firebreak/cmd/firebreak/config"
+	"github.com/firebreak-dev/firebreak/internal/store"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// passingAge is when a directory that is being made or removed counts as dead:
+// both take moments.
+const passingAge = time.Minute
+
+// reap removes what runs that died left behind. A directory whose lock is held
+// is never touched. What fails is logged and tried again by the next.
+func (w Wiring) reap(ctx context.Context, c *config.Config, log *slog.Logger) {
+	parent := filepath.Join(c.Data, "run")
+	entries, err := os.ReadDir(parent)
+	if err != nil {
+		if !errors.Is(err, os.ErrNotExist) {
+			log.Error("reap", "error", err)
+		}
+		return
+	}
+	for _, e := range entries {
+		if ctx.Err() != nil {
+			return
+		}
+		dir := filepath.Join(parent, e.Name())
+		if strings.HasPrefix(e.Name(), passing) {
+			if st, err := e.Info(); err != nil || time.Since(st.ModTime()) < passingAge {
+				continue
+			}
+		}
+		if err := w.reapOne(ctx, c, dir, log); err != nil {
+			log.Error("reap", "dir", dir, "error", err)
+		}
+	}
+}
+
+// reapOne opens a dead run's directory once more: recovery destroys what is left
+// of its sandboxes and records it as lost. Then the directory goes.
+func (w Wiring) reapOne(ctx context.Context, c *config.Config, dir string, log *slog.Logger) error {
+	owner, err := store.Lock(dir)
+	if sandbox.KindOf(err) == sandbox.KindUnavailable {
+		return nil // alive
+	}
+	if err != nil {
+		return err
+	}
+	defer owner.Close()
+	if _, err := os.Stat(filepath.Join(dir, "state.db")); err == nil {
+		log.Info("reaping a run that died", "dir", dir)
+		n, err := w.open(ctx, options{dir: dir, audit: auditOf(c.Data, dir), config: c, destroy: true, log: log})
+		if err == nil {
+			err = n.close()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return os.RemoveAll(dir)
+}
