@@ -22,13 +22,20 @@ type Templates interface {
 	Acquire(digest string) (release func(), err error)
 }
 
+// Events is where what happens is told to whoever watches; *event.Hub is one.
+type Events interface {
+	// Publish appends an event to a sandbox's sequence. It never waits for a
+	// reader.
+	Publish(id sandbox.ID, e event.Event) (uint64, error)
+}
+
 // Config joins an Orchestrator to the rest.
 type Config struct {
 	// Backends are those of this host, the preferred first among equals.
 	Backends  []sandbox.Backend
 	Store     *store.Store
 	Recorder  sandbox.Recorder
-	Events    *event.Hub
+	Events    Events
 	Templates Templates
 	Log       *slog.Logger
 	// Runs is the directory for what runs leave behind; made if need be.

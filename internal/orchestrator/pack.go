@@ -51,8 +51,8 @@ var runners = map[string]runner{
 	},
 	template.Shell: {
 		ext:    "sh",
-		inline: func(code string) []string { return []string{"/bin/sh", "-c", code, "sh"} },
-		script: func(path string) []string { return []string{"/bin/sh", "-c", `. "$0"`, path} },
+		inline: func(code string) []string { return []string{"sh", "-c", code, "sh"} },
+		script: func(path string) []string { return []string{"sh", "-c", `. "$0"`, path} },
 	},
 }
 
