@@ -13,3 +13,9 @@ import _ "embed"
 //
 //go:embed descriptors.binpb
 var Descriptors []byte
+
+// OpenAPI is the OpenAPI 3.1 document of the REST surface, made from the
+// descriptors and the server's route table.
+//
+//go:embed openapi.json
+var OpenAPI []byte

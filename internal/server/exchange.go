@@ -1,0 +1,209 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"os"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/firebreak-dev/firebreak/internal/auth"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// exchange is one request and its answer. It is the http.ResponseWriter of the
+// handlers below, so that what was sent is known to logs and metrics, and it
+// travels in the request's context.
+type exchange struct {
+	http.ResponseWriter
+	s         *Server
+	r         *http.Request
+	route     *route
+	op        *operation
+	values    params
+	principal auth.Principal
+	id        string // request id
+	start     time.Time
+	status    int
+	sent      int64
+	err       error     // what went wrong, for the log
+	plainBody io.Reader // as net/http gave it
+	buf       [4]string
+}
+
+type exchangeKey struct{}
+
+// exchangeFrom returns the exchange of a request's context.
+func exchangeFrom(ctx context.Context) *exchange {
+	x, _ := ctx.Value(exchangeKey{}).(*exchange)
+	return x
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (x *exchange) WriteHeader(status int) {
+	if x.status == 0 && status >= 200 {
+		x.status = status
+	}
+	x.ResponseWriter.WriteHeader(status)
+}
+
+// Write implements http.ResponseWriter.
+func (x *exchange) Write(b []byte) (int, error) {
+	if x.status == 0 {
+		x.status = http.StatusOK
+	}
+	n, err := x.ResponseWriter.Write(b)
+	x.sent += int64(n)
+	return n, err
+}
+
+// Flush implements http.Flusher, which Connect's streams demand.
+func (x *exchange) Flush() {
+	if x.status == 0 {
+		x.status = http.StatusOK
+	}
+	http.NewResponseController(x.ResponseWriter).Flush()
+}
+
+// Unwrap serves http.ResponseController.
+func (x *exchange) Unwrap() http.ResponseWriter { return x.ResponseWriter }
+
+// extendRead gives the request d from now to bring its next bytes; 0 takes the
+// limit away. A writer without deadlines (a test's recorder) has none to set.
+func (x *exchange) extendRead(d time.Duration) {
+	http.NewResponseController(x.ResponseWriter).SetReadDeadline(after(d))
+}
+
+// extendWrite gives the caller d from now to take what is written next.
+func (x *exchange) extendWrite(d time.Duration) {
+	http.NewResponseController(x.ResponseWriter).SetWriteDeadline(after(d))
+}
+
+func after(d time.Duration) time.Time {
+	if d == 0 {
+		return time.Time{}
+	}
+	return time.Now().Add(d)
+}
+
+// read decodes the request into req: body, query, path.
+func (x *exchange) read(req proto.Message) error {
+	body, err := readBody(x.r)
+	if err != nil {
+		return err
+	}
+	if body != nil {
+		x.extendRead(0) // it is complete; from here on reads only watch for the caller's end
+		if err := decodeJSON(body, req); err != nil {
+			return err
+		}
+	}
+	m := req.ProtoReflect()
+	if err := x.readQuery(m); err != nil {
+		return err
+	}
+	return bindPath(m, x.route.params, x.values)
+}
+
+// readQuery decodes the query of a route that has one.
+func (x *exchange) readQuery(m protoreflect.Message) error {
+	switch x.r.Method {
+	case http.MethodPost, http.MethodPatch:
+		if x.r.URL.RawQuery != "" {
+			return invalidf("this route takes no query parameters").WithHint("put the fields into the JSON body")
+		}
+		return nil
+	}
+	return decodeQuery(x.r.URL.RawQuery, m)
+}
+
+// answer sends res with the operation's status.
+func (x *exchange) answer(res proto.Message) error {
+	x.extendWrite(writeTimeout)
+	if x.route.noBody {
+		x.WriteHeader(http.StatusNoContent)
+		return nil
+	}
+	b := appendMessage(make([]byte, 0, 1024), res)
+	writeJSON(x, x.op.success, append(b, '\n'))
+	return nil
+}
+
+// failed answers with err unless the answer has begun; then the connection is
+// cut, because nothing else tells the caller that what it has is not all.
+func (x *exchange) failed(err error) {
+	if x.err == nil {
+		x.err = err
+	}
+	if x.status != 0 {
+		panic(http.ErrAbortHandler)
+	}
+	x.drain()
+	x.extendWrite(writeTimeout)
+	writeError(x, typed(x.r.Context(), x.opName(), err), statusOf(err))
+}
+
+// drain takes in what is left of the body before an error is answered. A client
+// that is still sending when the connection closes sees the reset, not our
+// answer. Strangers get a second, as much as net/http reads by itself.
+func (x *exchange) drain() {
+	if x.r.ContentLength == 0 || x.r.ProtoMajor != 1 {
+		return
+	}
+	x.extendRead(time.Second)
+	if x.principal.ID == "" || x.r.ContentLength > drainBytes || x.r.Header.Get("Expect") != "" {
+		return
+	}
+	x.extendRead(drainTimeout)
+	io.CopyN(io.Discard, x.plainBody, drainBytes)
+	x.extendRead(time.Second)
+}
+
+func (x *exchange) opName() string {
+	if x.op == nil {
+		return "request"
+	}
+	return x.op.name
+}
+
+// body is a request body with a deadline that moves as it is read. It turns a
+// body that stalls or breaks off into a typed error.
+type body struct {
+	x        *exchange
+	rc       io.ReadCloser
+	extended time.Time
+}
+
+func bodyOf(x *exchange) io.ReadCloser {
+	if x.r.Body == nil || x.r.ContentLength == 0 {
+		return x.r.Body
+	}
+	return &body{x: x, rc: x.r.Body}
+}
+
+// Close implements io.Closer.
+func (b *body) Close() error { return b.rc.Close() }
+
+// Read implements io.Reader.
+func (b *body) Read(p []byte) (int, error) {
+	// Once a second is often enough, and cheaper than for every read.
+	if now := time.Now(); now.Sub(b.extended) > time.Second {
+		b.extended = now
+		b.x.extendRead(bodyTimeout)
+	}
+	n, err := b.rc.Read(p)
+	switch {
+	case err == nil:
+	case err == io.EOF:
+		b.x.extendRead(0)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		err = &httpError{errSlowBody(), http.StatusRequestTimeout}
+	default:
+		err = sandbox.Errorf("read request", sandbox.KindCanceled, "the request body ended early")
+	}
+	return n, err
+}

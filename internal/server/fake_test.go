@@ -1,0 +1,414 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
+	"github.com/firebreak-dev/firebreak/internal/auth"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+const testID = "sbaaaaaaaaaaaaaaaaaa"
+
+// fake is an API with simple, real behaviour: files are kept, events replayed.
+// A test changes a method by setting its hook.
+type fake struct {
+	mu    sync.Mutex
+	files map[string][]byte
+	reqs  []proto.Message
+
+	get    func(context.Context, *v1.GetSandboxRequest) (*v1.Sandbox, error)
+	create func(context.Context, *v1.CreateSandboxRequest) (*v1.Sandbox, error)
+	exec   func(context.Context, *v1.ExecRequest, func(*v1.ExecEvent) error) error
+	watch  func(context.Context, *v1.WatchEventsRequest, func(*v1.Event) error) error
+	open   func(offset, length int64) (io.ReadCloser, *v1.FileInfo, error)
+	write  func(io.Reader) error
+}
+
+func (f *fake) saw(m proto.Message) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.reqs = append(f.reqs, proto.Clone(m))
+}
+
+func (f *fake) last() proto.Message {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.reqs) == 0 {
+		return nil
+	}
+	return f.reqs[len(f.reqs)-1]
+}
+
+func fullSandbox() *v1.Sandbox {
+	at := timestamppb.New(time.Date(2026, 3, 4, 5, 6, 7, 890_000_000, time.UTC))
+	return &v1.Sandbox{
+		Id: testID, Name: "w\"x", State: "ended", Reason: "memory", Detail: "limit 64 MiB", Backend: "gvisor",
+		Isolation: "user-kernel", Template: "host", TemplateDigest: "sha256:00", Metadata: map[string]string{"b": "2", "a": "ü\n"},
+		Limits:    &v1.EffectiveLimits{MemoryBytes: &v1.EffectiveLimit{Value: 1 << 26, Enforced: true, Explicit: true}},
+		TimeoutMs: 1<<53 + 1, CreatedAt: at, EndedAt: timestamppb.New(time.Unix(0, 0)),
+		Usage:    &v1.Usage{CpuMs: 12.5, MemoryPeakBytes: 1 << 40},
+		Receipt:  &v1.Receipt{Objects: []*v1.ReceiptObject{{Kind: "mount", Name: "/x", Gone: true}}, Clean: true, Time: at},
+		CreateMs: 0.0000001,
+	}
+}
+
+func (f *fake) CreateSandbox(ctx context.Context, r *v1.CreateSandboxRequest) (*v1.Sandbox, error) {
+	f.saw(r)
+	if f.create != nil {
+		return f.create(ctx, r)
+	}
+	return &v1.Sandbox{Id: testID, State: "running", Name: r.Name}, nil
+}
+
+func (f *fake) GetSandbox(ctx context.Context, r *v1.GetSandboxRequest) (*v1.Sandbox, error) {
+	if f.get != nil {
+		return f.get(ctx, r)
+	}
+	if r.Id != testID {
+		return nil, sandbox.Errorf("get", sandbox.KindNotFound, "no such sandbox").WithID(r.Id).WithHint("`firebreak ls` lists them")
+	}
+	return fullSandbox(), nil
+}
+
+func (f *fake) ListSandboxes(_ context.Context, r *v1.ListSandboxesRequest) (*v1.ListSandboxesResponse, error) {
+	f.saw(r)
+	return &v1.ListSandboxesResponse{}, nil
+}
+
+func (f *fake) DestroySandbox(_ context.Context, r *v1.DestroySandboxRequest) (*v1.DestroySandboxResponse, error) {
+	f.saw(r)
+	return &v1.DestroySandboxResponse{Id: r.Id, State: "ended", Receipt: &v1.Receipt{Clean: true}}, nil
+}
+
+func (f *fake) SetTimeout(_ context.Context, r *v1.SetTimeoutRequest) (*v1.Sandbox, error) {
+	f.saw(r)
+	return &v1.Sandbox{Id: r.Id}, nil
+}
+
+func out(s string) *v1.ExecEvent {
+	return &v1.ExecEvent{Event: &v1.ExecEvent_Stdout{Stdout: &v1.Output{Text: s}}}
+}
+
+func exit(e *v1.ProcessExit) *v1.ExecEvent { return &v1.ExecEvent{Event: &v1.ExecEvent_Exit{Exit: e}} }
+
+func (f *fake) Exec(ctx context.Context, r *v1.ExecRequest, send func(*v1.ExecEvent) error) error {
+	f.saw(r)
+	if f.exec != nil {
+		return f.exec(ctx, r, send)
+	}
+	return sendAll(send,
+		&v1.ExecEvent{Event: &v1.ExecEvent_Started{Started: &v1.ProcessStarted{Pid: 7}}},
+		out("42\n"), exit(&v1.ProcessExit{Reason: "done", DurationMs: 13, ResultJson: `{"ok": 1}`}))
+}
+
+func sendAll[T any](send func(T) error, items ...T) error {
+	for _, i := range items {
+		if err := send(i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *fake) WatchEvents(ctx context.Context, r *v1.WatchEventsRequest, send func(*v1.Event) error) error {
+	f.saw(r)
+	if f.watch != nil {
+		return f.watch(ctx, r, send)
+	}
+	for id := r.AfterId + 1; id <= 3; id++ {
+		if err := send(&v1.Event{Id: id, Type: "stdout", Text: "line\n"}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *fake) WatchRun(ctx context.Context, r *v1.WatchRunRequest, send func(*v1.Event) error) error {
+	return f.WatchEvents(ctx, &v1.WatchEventsRequest{Id: r.Id, AfterId: r.AfterId}, send)
+}
+
+func (f *fake) BuildTemplate(_ context.Context, r *v1.BuildTemplateRequest, send func(*v1.BuildTemplateEvent) error) error {
+	return sendAll(send,
+		&v1.BuildTemplateEvent{Event: &v1.BuildTemplateEvent_Progress{Progress: &v1.BuildProgress{Stage: "fetch", Percent: 50}}},
+		&v1.BuildTemplateEvent{Event: &v1.BuildTemplateEvent_Template{Template: &v1.Template{Name: r.Name, Digest: "sha256:11"}}})
+}
+
+func (f *fake) file(path string) ([]byte, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	b, ok := f.files[path]
+	return b, ok
+}
+
+func (f *fake) info(path string, b []byte) *v1.FileInfo {
+	return &v1.FileInfo{Name: filepath.Base(path), Path: path, Type: "file", Size: int64(len(b)), Mode: "644"}
+}
+
+func (f *fake) StatFile(_ context.Context, r *v1.StatFileRequest) (*v1.FileInfo, error) {
+	b, ok := f.file(r.Path)
+	if !ok {
+		return nil, sandbox.Errorf("stat", sandbox.KindNotFound, "no such file %s", r.Path)
+	}
+	return f.info(r.Path, b), nil
+}
+
+func (f *fake) ListFiles(_ context.Context, r *v1.ListFilesRequest) (*v1.ListFilesResponse, error) {
+	f.saw(r)
+	return &v1.ListFilesResponse{}, nil
+}
+
+func (f *fake) MakeDirectory(_ context.Context, r *v1.MakeDirectoryRequest) (*v1.FileInfo, error) {
+	return &v1.FileInfo{Path: r.Path, Type: "directory"}, nil
+}
+
+func (f *fake) MoveFile(_ context.Context, r *v1.MoveFileRequest) (*v1.FileInfo, error) {
+	return &v1.FileInfo{Path: r.To}, nil
+}
+
+func (f *fake) RemoveFile(_ context.Context, r *v1.RemoveFileRequest) (*v1.RemoveFileResponse, error) {
+	f.saw(r)
+	return &v1.RemoveFileResponse{}, nil
+}
+
+type nopSeeker struct{ *bytes.Reader }
+
+func (nopSeeker) Close() error { return nil }
+
+func (f *fake) OpenFile(_ context.Context, id, path, user string, offset, length int64) (io.ReadCloser, *v1.FileInfo, error) {
+	if f.open != nil {
+		return f.open(offset, length)
+	}
+	b, ok := f.file(path)
+	if !ok {
+		return nil, nil, sandbox.Errorf("read file", sandbox.KindNotFound, "no such file %s", path).WithID(id)
+	}
+	info := f.info(path, b)
+	b = b[min(offset, int64(len(b))):]
+	if length > 0 {
+		b = b[:min(length, int64(len(b)))]
+	}
+	return io.NopCloser(bytes.NewReader(b)), info, nil
+}
+
+func (f *fake) WriteFile(_ context.Context, id, path, mode, user string, r io.Reader) (*v1.FileInfo, error) {
+	if f.write != nil {
+		return &v1.FileInfo{}, f.write(r)
+	}
+	b, err := io.ReadAll(r)
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.files[path] = b
+	return f.info(path, b), nil
+}
+
+func (f *fake) OpenArtifact(_ context.Context, run, path string) (io.ReadCloser, *v1.Artifact, error) {
+	b, ok := f.file(path)
+	if !ok {
+		return nil, nil, sandbox.Errorf("read artifact", sandbox.KindNotFound, "no artifact %s", path).WithID(run)
+	}
+	return nopSeeker{bytes.NewReader(b)}, &v1.Artifact{Path: path, Size: int64(len(b)), Sha256: "ab"}, nil
+}
+
+func (f *fake) CreateRun(_ context.Context, r *v1.CreateRunRequest) (*v1.Run, error) {
+	f.saw(r)
+	return &v1.Run{Id: "rn1", State: "running"}, nil
+}
+func (f *fake) StartRun(context.Context, *v1.StartRunRequest) (*v1.Run, error) { return &v1.Run{}, nil }
+func (f *fake) GetRun(context.Context, *v1.GetRunRequest) (*v1.Run, error) {
+	return &v1.Run{Id: "rn1", State: "ended", ResultJson: `[1, {"a": "b"}]`, ExitCode: 3, Stdout: "hi"}, nil
+}
+func (f *fake) CancelRun(context.Context, *v1.CancelRunRequest) (*v1.Run, error) {
+	return &v1.Run{}, nil
+}
+func (f *fake) ListTemplates(context.Context, *v1.ListTemplatesRequest) (*v1.ListTemplatesResponse, error) {
+	return &v1.ListTemplatesResponse{}, nil
+}
+func (f *fake) RemoveTemplate(context.Context, *v1.RemoveTemplateRequest) (*v1.RemoveTemplateResponse, error) {
+	return &v1.RemoveTemplateResponse{}, nil
+}
+func (f *fake) ListBackends(context.Context, *v1.ListBackendsRequest) (*v1.ListBackendsResponse, error) {
+	return &v1.ListBackendsResponse{}, nil
+}
+func (f *fake) GetVersion(context.Context, *v1.GetVersionRequest) (*v1.GetVersionResponse, error) {
+	return &v1.GetVersionResponse{Version: "0"}, nil
+}
+func (f *fake) CreateKey(context.Context, *v1.CreateKeyRequest) (*v1.CreateKeyResponse, error) {
+	return &v1.CreateKeyResponse{}, nil
+}
+func (f *fake) ListKeys(context.Context, *v1.ListKeysRequest) (*v1.ListKeysResponse, error) {
+	return &v1.ListKeysResponse{}, nil
+}
+func (f *fake) DeleteKey(context.Context, *v1.DeleteKeyRequest) (*v1.DeleteKeyResponse, error) {
+	return &v1.DeleteKeyResponse{}, nil
+}
+
+// keys is an Authenticator: a token is the one scope it has, "all" an owner.
+type keys struct{}
+
+func (keys) Bearer(_ context.Context, token string) (auth.Principal, error) {
+	p := auth.Principal{Tenant: sandbox.DefaultTenant, ID: "key:" + token, Role: auth.Owner}
+	switch {
+	case token == "all":
+	case knownScopes[auth.Scope(token)]:
+		p.Scopes = []auth.Scope{auth.Scope(token)}
+	default:
+		return auth.Principal{}, sandbox.Errorf("authenticate", sandbox.KindUnauthenticated, "unknown API key")
+	}
+	return p, nil
+}
+
+func (keys) Peer(uid int) (auth.Principal, error) {
+	if uid != os.Getuid() {
+		return auth.Principal{}, errors.New("not us")
+	}
+	return auth.Principal{Tenant: sandbox.DefaultTenant, ID: "uid", Role: auth.Owner}, nil
+}
+
+// world is a Server that listens, and clients for it.
+type world struct {
+	t      testing.TB
+	fake   *fake
+	srv    *Server
+	addr   string // host:port
+	socket string
+	log    *logBuffer
+	stop   context.CancelFunc
+	ended  chan error
+}
+
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func start(t testing.TB, f *fake) *world {
+	t.Helper()
+	if f.files == nil {
+		f.files = map[string][]byte{}
+	}
+	w := &world{t: t, fake: f, log: &logBuffer{}, ended: make(chan error, 1)}
+	level := slog.LevelDebug
+	if _, isBench := t.(*testing.B); isBench {
+		level = slog.LevelInfo
+	}
+	srv, err := New(Config{
+		API: f, Auth: keys{}, Log: slog.New(slog.NewJSONHandler(w.log, &slog.HandlerOptions{Level: level})),
+		Hosts: []string{"api.example"}, Drain: 300 * time.Millisecond,
+		States: func(context.Context) (map[string]int, error) { return map[string]int{"running": 2}, nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.srv = srv
+	tcp, err := ListenTCP(t.Context(), "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.addr = tcp.Addr().String()
+	dir, err := os.MkdirTemp("", "fb") // t.TempDir is too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	w.socket = filepath.Join(dir, "s")
+	local, err := ListenUnix(w.socket, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	w.stop = cancel
+	go func() { w.ended <- srv.Serve(ctx, tcp, local) }()
+	t.Cleanup(func() {
+		cancel()
+		select {
+		case err := <-w.ended:
+			if err != nil {
+				t.Errorf("Serve: %v", err)
+			}
+		case <-time.After(20 * time.Second):
+			t.Error("Serve does not end")
+		}
+	})
+	return w
+}
+
+// answer is a REST answer, read to its end.
+type answer struct {
+	status int
+	header http.Header
+	body   string
+}
+
+// do sends one request as an owner; header pairs override.
+func (w *world) do(method, path, body string, header ...string) answer {
+	w.t.Helper()
+	req, err := http.NewRequest(method, "http://"+w.addr+path, strings.NewReader(body))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if body == "" {
+		req.Body, req.ContentLength = nil, 0
+	}
+	req.Header.Set("Authorization", "Bearer all")
+	for i := 0; i < len(header); i += 2 {
+		if header[i] == "Host" {
+			req.Host = header[i+1]
+			continue
+		}
+		req.Header.Set(header[i], header[i+1])
+		if header[i+1] == "" {
+			req.Header.Del(header[i])
+		}
+	}
+	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 20 * time.Second}
+	res, err := c.Do(req)
+	if err != nil {
+		w.t.Fatalf("%s %s: %v", method, path, err)
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		w.t.Fatalf("%s %s: %v", method, path, err)
+	}
+	return answer{res.StatusCode, res.Header, string(b)}
+}
+
+// local returns a client for the unix socket.
+func (w *world) local() *http.Client {
+	tr := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", w.socket)
+	}}
+	w.t.Cleanup(tr.CloseIdleConnections)
+	return &http.Client{Transport: tr, Timeout: 20 * time.Second}
+}
