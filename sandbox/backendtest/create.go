@@ -179,7 +179,7 @@ func (s *suite) testEnforced(t *testing.T) {
 
 // testExecRightAfter is the promise that an exec cannot race the boot.
 func (s *suite) testExecRightAfter(t *testing.T) {
-	n := min(50, max(3, int(3*time.Second/s.bootTime(t))))
+	n := min(20, max(3, int(3*time.Second/s.bootTime(t))))
 	if testing.Short() || race {
 		n = min(n, 5)
 	}

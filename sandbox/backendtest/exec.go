@@ -24,6 +24,7 @@ func testExec(t *testing.T, s *suite) {
 	s.par(t, "AtOnce", s.testExecAtOnce)
 	s.par(t, "Signals", s.testSignals)
 	s.par(t, "Timeout", s.testTimeout)
+	s.par(t, "HeldOutput", s.testHeldOutput)
 	s.par(t, "Invalid", func(t *testing.T) {
 		x := s.open(t)
 		for _, c := range []guest.Command{
@@ -219,6 +220,18 @@ func (s *suite) testSignals(t *testing.T) {
 	wantKind(t, "signal 65", p.Signal(ctx, 65), sandbox.KindInvalid)
 }
 
+// testHeldOutput: a process left behind that holds standard output does not
+// keep its exec from ending.
+func (s *suite) testHeldOutput(t *testing.T) {
+	x := s.open(t)
+	o := x.probe("hold-output")
+	if o.Code != 0 || strings.TrimSpace(o.out) == "" {
+		t.Errorf("hold-output: %+v, want its pid", o)
+	}
+	within(t, "an exec whose output a daemon holds", o.took, time.Second)
+	x.alive()
+}
+
 func running(ps []guest.ProcessInfo, id uint32) bool {
 	for _, p := range ps {
 		if p.ID == id {
@@ -231,7 +244,7 @@ func running(ps []guest.ProcessInfo, id uint32) bool {
 func (s *suite) testTimeout(t *testing.T) {
 	x := s.open(t)
 	const limit = 400 * time.Millisecond
-	for _, verb := range [][]string{{"sleep", "60"}, {"spin"}, {"ignore-term"}, {"cat"}} {
+	for _, verb := range [][]string{{"sleep", "60s"}, {"spin"}, {"ignore-term"}, {"cat"}} {
 		c := guest.Command{Argv: x.argv(verb...), Timeout: limit}
 		p, err := x.Exec(deadline(t), guest.Command{Argv: c.Argv, Timeout: limit, Stdin: true})
 		if err != nil {

@@ -3,6 +3,7 @@ package backendtest
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"strings"
@@ -344,6 +345,36 @@ func (x *box) wait(p *guest.Process) guest.Exit {
 		x.Fatalf("wait: %v", err)
 	}
 	return e
+}
+
+// kill ends p and waits until it has ended.
+func (x *box) kill(p *guest.Process) {
+	x.Helper()
+	p.Stdout().Close()
+	p.Stderr().Close()
+	if err := p.Signal(deadline(x.T), 9); err != nil {
+		x.Errorf("kill: %v", err)
+	}
+	if e := x.wait(p); e.Signal != 9 || e.Reason != sandbox.ReasonDone {
+		x.Errorf("a killed program ended with %+v", e)
+	}
+}
+
+// decode runs a verb that prints JSON and decodes that into v.
+func (x *box) decode(v any, verb ...string) {
+	x.Helper()
+	o := x.probe(verb...)
+	if err := json.Unmarshal([]byte(o.out), v); err != nil || o.Code != 0 {
+		x.Fatalf("%q: %v; %+v", verb, err, o)
+	}
+}
+
+// processes is how many processes a program inside can see.
+func (x *box) processes() int {
+	x.Helper()
+	var n struct{ Processes int }
+	x.decode(&n, "tasks")
+	return n.Processes
 }
 
 // alive asserts that the instance serves.

@@ -1,6 +1,7 @@
 package backendtest
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 
@@ -16,12 +17,42 @@ func testIsolation(t *testing.T, s *suite) {
 	s.par(t, "Neighbours", s.testNeighbours)
 }
 
+// identity is what a program finds out about its rights.
+type identity struct {
+	UID, EUID, GID, EGID int
+	Groups               []int
+	Core                 uint64
+	CWD                  string
+	CapInh, CapPrm       string
+	CapEff, CapAmb       string
+	NoNewPrivs           bool `json:"no_new_privs"`
+}
+
 func (s *suite) testUser(t *testing.T) {
 	x := s.open(t)
-	o := x.probe("id")
-	t.Logf("id: %s", o.out)
-	if !strings.Contains(o.out, "1000") {
-		t.Errorf("user code runs as %q, want uid 1000", o.out)
+	var id identity
+	x.decode(&id, "id")
+	if id.UID != guest.DefaultUID || id.EUID != guest.DefaultUID || id.GID != guest.DefaultUID || id.EGID != guest.DefaultUID {
+		t.Errorf("user code runs as %+v, want uid and gid %d", id, guest.DefaultUID)
+	}
+	for name, set := range map[string]string{"inheritable": id.CapInh, "permitted": id.CapPrm, "effective": id.CapEff, "ambient": id.CapAmb} {
+		if strings.Trim(set, "0") != "" || set == "" && name != "ambient" {
+			t.Errorf("user code has %s capabilities %q, want none", name, set)
+		}
+	}
+	if !id.NoNewPrivs {
+		t.Error("user code can gain privileges: no_new_privs is not set")
+	}
+	if id.Core != 0 {
+		t.Errorf("user code may dump %d bytes of core", id.Core)
+	}
+	if id.CWD != guest.DefaultHome {
+		t.Errorf("user code starts in %q, want %s", id.CWD, guest.DefaultHome)
+	}
+	o := x.exec(guest.Command{Argv: x.argv("id"), User: "root"}, "")
+	var root identity
+	if err := json.Unmarshal([]byte(o.out), &root); err != nil || root.UID != 0 {
+		t.Errorf("root inside, asked for: %+v, %v", root, err)
 	}
 }
 
@@ -67,10 +98,21 @@ func (s *suite) testReadonlyRoot(t *testing.T) {
 	x.alive()
 }
 
+// testNetwork: without a wire there is no device, and no way to what clouds
+// serve credentials from.
 func (s *suite) testNetwork(t *testing.T) {
 	x := s.open(t)
-	o := x.probe("net")
-	t.Logf("net: %s", o.out)
+	var n struct {
+		Interfaces []string
+		Metadata   string
+	}
+	x.decode(&n, "net")
+	if len(n.Interfaces) != 0 {
+		t.Errorf("interfaces %q, want none but lo", n.Interfaces)
+	}
+	if n.Metadata == "connected" || n.Metadata == "" {
+		t.Errorf("the metadata address: %q", n.Metadata)
+	}
 }
 
 // testNeighbours: two sandboxes share nothing.
@@ -80,11 +122,20 @@ func (s *suite) testNeighbours(t *testing.T) {
 	if _, err := y.read("/tmp/mine"); sandbox.KindOf(err) != sandbox.KindNotFound {
 		t.Errorf("a neighbour's file: %v", err)
 	}
-	x.start("spin")
+	before := y.processes()
+	p := x.start("fork", "12")
+	until(t, p, `"forked":12`)
+	if n := x.processes(); n < 13 {
+		t.Errorf("%d processes are visible to their own sandbox, want at least 13", n)
+	}
+	if n := y.processes(); n > before {
+		t.Errorf("%d processes are visible, %d before a neighbour made 13", n, before)
+	}
 	o := y.probe("ls", "/proc")
 	for _, l := range strings.Split(o.out, "\n") {
 		if strings.Contains(l, string(x.spec.Instance)) {
 			t.Errorf("a neighbour's instance id is visible: %q", l)
 		}
 	}
+	x.kill(p)
 }

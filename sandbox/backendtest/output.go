@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/firebreak-dev/firebreak/internal/guest"
+	"github.com/firebreak-dev/firebreak/internal/guest/probe"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -24,32 +25,10 @@ func testOutput(t *testing.T, s *suite) {
 
 // volume scales an amount of data to how the test runs.
 func (s *suite) volume(n int64) int64 {
-	n /= s.Volume
 	if testing.Short() || race {
-		n /= 16
+		return n / max(16, s.Volume)
 	}
-	return n
-}
-
-// expect returns the hash of what `out n` writes: numbered lines of 16 bytes.
-func expect(n int64) string {
-	h := sha256.New()
-	writeLines(h, n)
-	return fmt.Sprintf("%x", h.Sum(nil))
-}
-
-func writeLines(w io.Writer, n int64) {
-	buf := make([]byte, 0, 64<<10)
-	for line := 0; n > 0; {
-		buf = buf[:0]
-		for len(buf)+16 <= cap(buf) {
-			buf = fmt.Appendf(buf, "%015d\n", line)
-			line++
-		}
-		k := min(n, int64(len(buf)))
-		w.Write(buf[:k])
-		n -= k
-	}
+	return n / s.Volume
 }
 
 // drain hashes r and counts what came.
@@ -92,7 +71,7 @@ func (s *suite) testNoLoss(t *testing.T) {
 		if e := x.wait(p); e.Code != 0 {
 			t.Fatalf("out ended with %+v", e)
 		}
-		if got := main.n.Load(); got != n || fmt.Sprintf("%x", main.h.Sum(nil)) != expect(n) {
+		if got := main.n.Load(); got != n || fmt.Sprintf("%x", main.h.Sum(nil)) != probe.PatternHash(n, true) {
 			t.Errorf("%s: %d bytes came, want %d, or they differ", channel, got, n)
 		}
 		if other.n.Load() != 0 {
@@ -165,7 +144,7 @@ func (s *suite) testStalledReader(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.Stderr().Close()
-	if e := x.wait(p); e.Code != 0 || fmt.Sprintf("%x", got.h.Sum(nil)) != expect(n) {
+	if e := x.wait(p); e.Code != 0 || fmt.Sprintf("%x", got.h.Sum(nil)) != probe.PatternHash(n, true) {
 		t.Errorf("read late: %d of %d bytes, exit %+v", got.n.Load(), n, e)
 	}
 }

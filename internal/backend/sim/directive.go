@@ -82,12 +82,12 @@ func runDirectives(p *proc, lines, args []string) int {
 				return code
 			}
 		default:
-			// Everything else is a program or a verb of the probe.
+			// Everything else is a verb of the probe or a program.
 			cmds, err := parseShell(line)
 			if err != nil || len(cmds) != 1 {
 				return refuse(p, "unknown directive "+strconv.Quote(line))
 			}
-			if _, isVerb := verbs[verb]; isVerb {
+			if isVerb(verb) {
 				cmds[0].words = append([]word{{{text: "firebreak-guest"}}, {{text: "probe"}}}, cmds[0].words...)
 			}
 			if code := p.simple(cmds[0], 0); code != 0 {

@@ -39,7 +39,7 @@
 //	sys.exit(3)                    // sim: exit 3
 //
 // A directive is stdout TEXT, stderr TEXT, result JSON, exit N, args, one of the
-// programs or one of the probe's verbs ("sleep 1", "alloc 1000000000"). So one
+// programs or one of the probe's verbs ("sleep 1s", "alloc 1000000000"). So one
 // text can serve a real backend and the model.
 //
 // The content of Spec.Root is not read: every instance has the same small

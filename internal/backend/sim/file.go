@@ -58,8 +58,8 @@ func (f *memFS) open(c cred, name string, flags int, perm fs.FileMode) (*node, e
 		}
 	}
 	if flags&oTrunc != 0 && n.special == "" {
-		f.used -= blocks(len(n.data))
-		n.data, n.mtime = nil, time.Now()
+		f.used -= n.size()
+		n.data, n.mtime, n.base = nil, time.Now(), false
 	}
 	return n, nil
 }
@@ -140,6 +140,12 @@ func (h *file) WriteAt(p []byte, off int64) (int, error) {
 		return len(p), nil
 	case off < 0 || off > 1<<40:
 		return 0, pathErr("write", h.name, syscall.EINVAL)
+	}
+	if h.n.base { // copied up whole, as an overlay does
+		if err := f.charge(blocks(len(h.n.data))); err != nil {
+			return 0, pathErr("write", h.name, err)
+		}
+		h.n.base = false
 	}
 	end, old := off+int64(len(p)), int64(len(h.n.data))
 	if end > old {

@@ -37,6 +37,7 @@ type node struct {
 	parent   *node            // directories only; the root is its own
 	scratch  bool             // writable although the root is read-only (/tmp, the home)
 	special  string           // devices: "null", "zero"
+	base     bool             // of the synthetic root: not charged until it is changed
 }
 
 // memFS is an instance's file system: a synthetic base that is not charged,
@@ -85,6 +86,7 @@ func newFS(limit int64, onFull func()) *memFS {
 	}
 	must(f.MkdirAll(rootCred, guest.RuntimeDir, 0o755))
 	must(f.WriteFile(rootCred, guest.AgentPath, []byte("#!sim\n"), 0o555))
+	f.root.markBase()
 	f.used, f.limit = 0, limit
 	return f
 }
@@ -358,11 +360,23 @@ func (f *memFS) Remove(c cred, name string, all bool) error {
 	return nil
 }
 
+// markBase makes n and everything under it part of the root.
+func (n *node) markBase() {
+	n.base = true
+	for _, k := range n.kids {
+		k.markBase()
+	}
+}
+
 // size is what n and everything under it charges.
 func (n *node) size() int64 {
-	total := blocks(len(n.data))
-	if n.kids != nil {
-		total += blockSize
+	total := int64(0)
+	switch {
+	case n.base:
+	case n.kids != nil:
+		total = blockSize
+	default:
+		total = blocks(len(n.data))
 	}
 	for _, k := range n.kids {
 		total += k.size()

@@ -11,6 +11,10 @@ import (
 // procMemory is what a modelled process is charged for existing.
 const procMemory = 256 << 10
 
+// taskHeadroom is how far above the limit fork fails: as with the resource
+// limit that a real agent sets, there is room to notice who exceeds it.
+const taskHeadroom = 8
+
 // machine is the kernel of one instance: tasks, memory and CPU time are
 // booked here and refused here.
 type machine struct {
@@ -66,7 +70,7 @@ func (m *machine) add(p *proc) error {
 	switch {
 	case m.dead, p.origin.doomed:
 		return syscall.ESRCH
-	case m.limits.PIDs > 0 && m.tasks >= m.limits.PIDs:
+	case m.limits.PIDs > 0 && m.tasks >= m.limits.PIDs+taskHeadroom:
 		m.hits[sandbox.ReasonPIDs] = true
 		return syscall.EAGAIN
 	case m.limits.Memory > 0 && m.memory+procMemory > m.limits.Memory:

@@ -90,11 +90,8 @@ func parseShell(s string) ([]command, error) {
 	cur := command{}
 	flush := func(next string) error {
 		if len(cur.words) == 0 && len(cur.redir) == 0 {
-			if cur.join != "" && next != "" {
+			if cur.join != "" || next != "" {
 				return errors.New("shell syntax: a command is missing")
-			}
-			if next != "" {
-				cur.join = next
 			}
 			return nil
 		}
@@ -110,10 +107,8 @@ func parseShell(s string) ([]command, error) {
 		}
 		switch {
 		case t.end:
-			if cur.join != "" && len(cur.words) == 0 {
-				return nil, errors.New("shell syntax: a command is missing")
-			}
-			return cmds, flush("")
+			err := flush("")
+			return cmds, err
 		case t.op == ";" || t.op == "\n":
 			if t.op == "\n" && cur.join != "" && len(cur.words) == 0 {
 				continue

@@ -17,7 +17,8 @@ func config() backendtest.Config {
 		}
 	}
 	return backendtest.Config{
-		New: open(sim.Config{Boot: 5 * time.Millisecond}),
+		New:    open(sim.Config{Boot: 5 * time.Millisecond}),
+		Volume: 8, // nothing in a model depends on it
 		Frozen: func(t *testing.T, dir string) (sandbox.Backend, sandbox.Root) {
 			return open(sim.Config{Frozen: true})(t, dir), sandbox.Root{}
 		},
@@ -30,3 +31,17 @@ func config() backendtest.Config {
 }
 
 func TestConformance(t *testing.T) { backendtest.Run(t, config()) }
+
+// TestConformanceWithoutLimits runs the suite against a model that claims to
+// enforce nothing, so that the refusals are tested too.
+func TestConformanceWithoutLimits(t *testing.T) {
+	if testing.Short() {
+		t.Skip("not run: -short")
+	}
+	cfg := config()
+	cfg.New = func(_ *testing.T, dir string) sandbox.Backend {
+		return sim.New(sim.Config{Dir: dir, Unenforced: sandbox.AllLimits})
+	}
+	cfg.Volume = 64
+	backendtest.Run(t, cfg)
+}

@@ -1,159 +1,205 @@
 package sim
 
 import (
-	"bytes"
-	"crypto/sha256"
-	"fmt"
-	"io"
+	"context"
+	"encoding/json"
+	"errors"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
+
+	verb "github.com/firebreak-dev/firebreak/internal/guest/probe"
 )
 
 // probe models `firebreak-guest probe VERB ARG...`, the program that the
-// conformance suite drives.
+// conformance suite drives. Package guest/probe says what the verbs do.
 func probe(p *proc, args []string) int {
 	if len(args) < 3 || args[1] != "probe" {
-		p.complain("usage: firebreak-guest probe VERB [ARG...]")
+		p.complain("usage: firebreak-guest probe VERB ARG...")
 		return 2
 	}
-	v, ok := verbs[args[2]]
+	args = args[2:]
+	v, ok := verbs[args[0]]
 	if !ok {
-		p.complain("unknown verb %q", args[2])
+		return pure(p, args)
+	}
+	if len(args)-1 < v.args {
+		p.complain("%s: too few arguments", args[0])
 		return 2
 	}
-	return v(p, args[2:])
+	return v.run(p, args)
 }
 
-// verbs are the probe's, in terms of the model.
-var verbs map[string]program
+// verbs are those that need more than their standard streams, in terms of the
+// model.
+var verbs map[string]struct {
+	args int
+	run  program
+}
 
-func init() {
-	verbs = map[string]program{
-		"echo":        echo,
-		"cat":         cat,
-		"exit":        func(p *proc, args []string) int { return int(number(p, args, 1)) },
-		"sleep":       sleepProgram,
-		"spin":        spin,
-		"out":         out,
-		"noline":      noline,
-		"sha":         sha,
-		"alloc":       alloc,
-		"fork":        forkMany,
-		"bomb":        bomb,
-		"fill":        fill,
-		"env":         printEnv,
-		"id":          identity,
-		"ignore-term": ignoreTerm,
-		"daemon":      daemon,
-		"signalself":  signalSelf,
-		"result":      func(p *proc, args []string) int { return writeResult(p, strings.Join(args[1:], " ")) },
-		"write":       writeVerb,
-		"read":        func(p *proc, args []string) int { return cat(p, args) },
-		"ls":          list,
-		"net":         network,
-		"mounts":      mounts,
+func init() { // some refer to programs, which refer to probe
+	verbs = map[string]struct {
+		args int
+		run  program
+	}{
+		"sleep":       {1, napVerb},
+		"spin":        {0, spin},
+		"alloc":       {1, alloc},
+		"fork":        {1, forkMany},
+		"bomb":        {0, bomb},
+		"fill":        {2, fill},
+		"id":          {0, identity},
+		"ignore-term": {0, ignoreTerm},
+		"daemon":      {0, daemon},
+		"hold-output": {0, daemon},
+		"signalself":  {1, signalSelf},
+		"result":      {1, func(p *proc, args []string) int { return writeResult(p, args[1]) }},
+		"write":       {2, writeVerb},
+		"read":        {1, func(p *proc, args []string) int { return cat(p, args[:2]) }},
+		"ls":          {1, list},
+		"net":         {0, network},
+		"mounts":      {0, mounts},
+		"tasks":       {0, tasks},
 	}
+}
+
+// isVerb reports whether the probe knows name.
+func isVerb(name string) bool {
+	if _, ok := verbs[name]; ok {
+		return true
+	}
+	switch name {
+	case "echo", "cat", "exit", "out", "noline", "sha", "env":
+		return true
+	}
+	return false
+}
+
+// pure runs a verb that needs its standard streams only, as it is.
+func pure(p *proc, args []string) int {
+	code, err := verb.Run(context.Background(), args, verb.IO{Stdin: p.stdin, Stdout: p.stdout, Stderr: p.stderr, Env: p.env})
+	if errors.Is(err, verb.ErrUnknown) {
+		p.complain("unknown verb %q", args[0])
+	}
+	return code
 }
 
 // number parses argument i.
 func number(p *proc, args []string, i int) int64 {
-	if i < len(args) {
-		if n, err := strconv.ParseInt(args[i], 10, 64); err == nil && n >= 0 {
-			return n
-		}
+	n, err := strconv.ParseInt(args[i], 10, 64)
+	if err != nil || n < 0 {
+		p.fail("%s: argument %d is no number", args[0], i)
 	}
-	p.complain("%s: argument %d: a number is needed", args[0], i)
-	p.exit(2)
-	return 0
+	return n
 }
 
-// spin computes for ever. The model books the time without spending it.
-func spin(p *proc, args []string) int {
-	d := time.Duration(-1)
-	if len(args) > 1 {
-		d = seconds(p, args[1])
+func (p *proc) printJSON(v any) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		p.fail("%v", err)
 	}
-	p.m.burn(p, true)
-	p.sleep(d, nil)
-	p.m.burn(p, false)
-	return 0
+	p.out(append(b, '\n'))
 }
 
-func sha(p *proc, _ []string) int {
-	h := sha256.New()
-	if _, err := io.Copy(h, p.stdin); err != nil {
-		p.fail("read error: %s", reasonText(err))
-	}
-	p.printf("%x\n", h.Sum(nil))
-	return 0
-}
-
-func alloc(p *proc, args []string) int {
-	p.m.alloc(p, number(p, args, 1))
-	p.printf("ok\n")
-	return 0
-}
-
-// forever is what a child that only occupies a task does.
-func forever(p *proc, _ []string) int {
+// hold keeps the process until it is killed.
+func hold(p *proc) int {
 	p.sleep(-1, nil)
 	return 0
 }
 
-func forkMany(p *proc, args []string) int {
-	n := number(p, args, 1)
-	for i := range n {
-		if _, err := p.fork(forever, false); err != nil {
-			p.fail("fork %d: %s", i, reasonText(err))
-		}
+func napVerb(p *proc, args []string) int {
+	d, err := time.ParseDuration(args[1])
+	if err != nil {
+		p.complain("usage: sleep DURATION")
+		return 2
 	}
-	p.printf("ok\n")
+	p.sleep(d, nil)
+	p.printf("slept\n")
 	return 0
 }
 
-// bomb forks as fast as it can, each child too.
+// spin computes for ever. The model books the time without spending it.
+func spin(p *proc, _ []string) int {
+	p.m.burn(p, true)
+	return hold(p)
+}
+
+func alloc(p *proc, args []string) int {
+	p.m.alloc(p, number(p, args, 1))
+	p.printf("ready\n")
+	return hold(p)
+}
+
+// sleeper is what a child that only occupies a task does.
+func sleeper(p *proc, _ []string) int { return hold(p) }
+
+func forkMany(p *proc, args []string) int {
+	made, failed := 0, 0
+	for range number(p, args, 1) {
+		if _, err := p.fork(sleeper, false); err != nil {
+			failed++
+			continue
+		}
+		made++
+	}
+	p.printJSON(map[string]int{"forked": made, "failed": failed})
+	return hold(p)
+}
+
+// bomb forks as fast as it can, each child too, in a session of its own.
 func bomb(p *proc, _ []string) int {
 	for {
-		if _, err := p.fork(bomb, false); err != nil {
+		if _, err := p.fork(bomb, true); err != nil {
 			p.sleep(time.Millisecond, nil)
 		}
 	}
 }
 
 func fill(p *proc, args []string) int {
-	if len(args) < 3 {
-		p.complain("usage: fill PATH BYTES")
-		return 2
-	}
 	h, err := p.m.fs.Open(p.cred, p.abs(args[1]), oWrite|oCreate|oTrunc, 0o644)
 	if err != nil {
 		p.fail("%s: %s", args[1], reasonText(err))
 	}
-	buf := make([]byte, 64<<10)
-	for left := number(p, args, 2); left > 0; {
-		p.alive()
-		n, err := h.Write(buf[:min(left, int64(len(buf)))])
-		left -= int64(n)
-		if err != nil {
-			p.fail("%s: %s", args[1], reasonText(err))
-		}
+	if err := verb.WritePattern(living{p, h}, number(p, args, 2), true); err != nil {
+		p.fail("%s: %s", args[1], reasonText(err))
 	}
-	p.printf("ok\n")
+	return 0
+}
+
+// living writes to a file as long as its process lives.
+type living struct {
+	p *proc
+	h *file
+}
+
+func (l living) Write(b []byte) (int, error) {
+	l.p.alive()
+	return l.h.Write(b)
+}
+
+func identity(p *proc, _ []string) int {
+	caps := "0000000000000000"
+	if p.cred.uid == 0 {
+		caps = "00000000000405fb" // a container's root
+	}
+	p.printJSON(map[string]any{
+		"uid": p.cred.uid, "euid": p.cred.uid, "gid": p.cred.gid, "egid": p.cred.gid, "groups": []int{},
+		"nproc": p.m.limits.PIDs + taskHeadroom, "core": 0, "cwd": p.cwd, "pid": p.pid, "ppid": p.ppid,
+		"CapInh": caps, "CapPrm": caps, "CapEff": caps, "CapBnd": caps, "CapAmb": caps,
+		"no_new_privs": true,
+	})
 	return 0
 }
 
 func ignoreTerm(p *proc, _ []string) int {
 	p.ignore(syscall.SIGTERM)
 	p.printf("ready\n")
-	p.sleep(-1, nil)
-	return 0
+	return hold(p)
 }
 
 // daemon leaves a process behind in a session of its own.
 func daemon(p *proc, _ []string) int {
-	child, err := p.fork(forever, true)
+	child, err := p.fork(sleeper, true)
 	if err != nil {
 		p.fail("fork: %s", reasonText(err))
 	}
@@ -164,59 +210,35 @@ func daemon(p *proc, _ []string) int {
 func signalSelf(p *proc, args []string) int {
 	p.kill(syscall.Signal(number(p, args, 1)), "")
 	p.alive()
-	return 0
+	p.fail("survived")
+	return 1
 }
 
 func writeVerb(p *proc, args []string) int {
-	if len(args) < 2 {
-		p.complain("usage: write PATH [TEXT...]")
-		return 2
-	}
-	if err := p.m.fs.WriteFile(p.cred, p.abs(args[1]), []byte(strings.Join(args[2:], " ")), 0o644); err != nil {
+	if err := p.m.fs.WriteFile(p.cred, p.abs(args[1]), []byte(args[2]), 0o644); err != nil {
 		p.fail("%s: %s", args[1], reasonText(err))
 	}
 	return 0
 }
 
-// out writes numbered lines of 16 bytes.
-func out(p *proc, args []string) int {
-	left := number(p, args, 1)
-	buf := make([]byte, 0, 64<<10)
-	for line := 0; left > 0; {
-		buf = buf[:0]
-		for len(buf) < cap(buf) {
-			buf = fmt.Appendf(buf, "%015d\n", line)
-			line++
-		}
-		n := min(left, int64(len(buf)))
-		p.out(buf[:n])
-		left -= n
-	}
-	return 0
-}
-
-// noline writes bytes without a line end.
-func noline(p *proc, args []string) int {
-	buf := bytes.Repeat([]byte("x"), 64<<10)
-	for left := number(p, args, 1); left > 0; {
-		n := min(left, int64(len(buf)))
-		p.out(buf[:n])
-		left -= n
-	}
-	return 0
-}
-
-func identity(p *proc, _ []string) int {
-	p.printf("uid=%d gid=%d\n", p.cred.uid, p.cred.gid)
-	return 0
-}
-
+// network is what a program finds without a network device.
 func network(p *proc, _ []string) int {
-	p.printf("lo\n")
+	p.printJSON(map[string]any{"interfaces": []string{}, "metadata": syscall.ENETUNREACH.Error()})
 	return 0
 }
 
 func mounts(p *proc, _ []string) int {
-	p.printf("/\n")
+	mode := "rw"
+	if p.m.fs.readonly {
+		mode = "ro"
+	}
+	p.printf("1 0 0:1 / / %s - sim none %s\n", mode, mode)
+	return 0
+}
+
+// tasks counts what the model runs, and the agent.
+func tasks(p *proc, _ []string) int {
+	n := len(p.m.list()) + 1
+	p.printJSON(map[string]int{"processes": n, "tasks": n})
 	return 0
 }
