@@ -7,7 +7,6 @@ import (
 
 	"github.com/google/subcommands"
 	"golang.org/x/sys/unix"
-	"gvisor.dev/gvisor/runsc/cmd"
 	"gvisor.dev/gvisor/runsc/cmd/sentry/sentrycmd"
 	"gvisor.dev/gvisor/runsc/flag"
 )
@@ -58,6 +57,3 @@ func annotations(f *flag.FlagSet) map[string]string {
 	}
 	return spec.Annotations
 }
-
-// gofer serves the root file system.
-type gofer struct{ cmd.Gofer }

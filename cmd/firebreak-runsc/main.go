@@ -19,6 +19,7 @@ import (
 )
 
 func main() {
+	useFilters()
 	cli.Run(nil, map[util.SubCommand]string{
 		new(cmd.Run):    "",
 		new(cmd.Create): "",
@@ -30,6 +31,6 @@ func main() {
 		// What the commands above execute in turn.
 		new(boot):             "internal",
 		new(sentrycmd.Umount): "internal",
-		new(gofer):            "internal",
+		new(cmd.Gofer):        "internal",
 	}, []subcommands.Command{})
 }

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"sync"
 
+	"github.com/firebreak-dev/firebreak/internal/guest/runtime"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -45,7 +46,7 @@ func Open(dir string) (*Bundle, error) {
 	if err != nil {
 		return nil, err
 	}
-	modules, err := tree(modules)
+	modules, err := tree(runtime.Files)
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/firebreak-dev/firebreak/internal/guest"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -20,13 +21,13 @@ type Backend struct {
 	log *slog.Logger
 
 	probe func() (probed, error) // once, then remembered
+	agent []string               // what runs as PID 1
 
 	monitors sync.WaitGroup
 
 	mu        sync.Mutex
-	closed    bool                                   // guarded by mu
-	instances map[sandbox.InstanceID]*Instance       // guarded by mu: live ones and what replaced a Destroy
-	receipts  map[sandbox.InstanceID]sandbox.Receipt // guarded by mu: of destroyed instances
+	closed    bool                             // guarded by mu
+	instances map[sandbox.InstanceID]*Instance // guarded by mu: created or attached here, until destroyed
 }
 
 var _ sandbox.Backend = (*Backend)(nil)
@@ -56,8 +57,8 @@ func New(c Config) (*Backend, error) {
 	b := &Backend{
 		cfg:       c,
 		log:       c.Log,
+		agent:     []string{guest.AgentPath, "init"},
 		instances: map[sandbox.InstanceID]*Instance{},
-		receipts:  map[sandbox.InstanceID]sandbox.Receipt{},
 	}
 	b.probe = sync.OnceValues(b.probeHost)
 	return b, nil
@@ -77,7 +78,7 @@ func (b *Backend) Attach(ctx context.Context, id sandbox.InstanceID) (sandbox.In
 	if i, ok := b.instances[id]; ok {
 		return i, nil
 	}
-	if _, ok := b.receipts[id]; ok || !id.Valid() {
+	if !id.Valid() {
 		return nil, notFound("attach", id)
 	}
 	p, err := b.probe()
@@ -114,9 +115,8 @@ func notFound(op string, id sandbox.InstanceID) error {
 	return sandbox.Errorf(op, sandbox.KindNotFound, "no such instance").WithID(string(id))
 }
 
-// List implements sandbox.Backend. It reads directories and cgroups only; what
-// has just a cgroup left is listed too, dead. Instances being made count as
-// alive.
+// List implements sandbox.Backend. It reads directories, processes and cgroups,
+// not this process's memory. Instances being made count as alive.
 func (b *Backend) List(ctx context.Context) ([]sandbox.Status, error) {
 	p, err := b.probe()
 	if err != nil {
@@ -184,5 +184,8 @@ func (b *Backend) Close() error {
 		i.release()
 	}
 	b.monitors.Wait()
+	if p, err := b.probe(); err == nil {
+		p.cgroups.tidy()
+	}
 	return nil
 }

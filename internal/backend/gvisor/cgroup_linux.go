@@ -138,6 +138,17 @@ func (c cgroupHost) prepare() error {
 	return nil
 }
 
+// tidy removes the parents that hold no instance.
+func (c cgroupHost) tidy() {
+	for _, h := range c.trees {
+		for d := filepath.Join(h.mount, c.parent); d != h.mount; d = filepath.Dir(d) {
+			if unix.Rmdir(d) != nil { // in use: by instances, or by others' groups
+				break
+			}
+		}
+	}
+}
+
 // group returns the instance's cgroup, one directory per hierarchy.
 func (c cgroupHost) group(id sandbox.InstanceID) cgroup {
 	g := cgroup{v2: c.v2, host: c}
@@ -145,20 +156,6 @@ func (c cgroupHost) group(id sandbox.InstanceID) cgroup {
 		g.dirs = append(g.dirs, filepath.Join(h.mount, c.parent, string(id)))
 	}
 	return g
-}
-
-// ids lists the instances that have a directory in any hierarchy.
-func (c cgroupHost) ids() []sandbox.InstanceID {
-	var ids []sandbox.InstanceID
-	for _, h := range c.trees {
-		entries, _ := os.ReadDir(filepath.Join(h.mount, c.parent))
-		for _, e := range entries {
-			if id := sandbox.InstanceID(e.Name()); e.IsDir() && id.Valid() && !slices.Contains(ids, id) {
-				ids = append(ids, id)
-			}
-		}
-	}
-	return ids
 }
 
 // cgroup is one instance's group: a directory in each hierarchy, in the order
@@ -184,7 +181,16 @@ func (g cgroup) dir(c string) string {
 // would only make it slow.
 func (g cgroup) create(l sandbox.Limits, overhead int64) error {
 	for _, d := range g.dirs {
-		if err := os.Mkdir(d, 0o755); err != nil {
+		err := os.Mkdir(d, 0o755)
+		for range 3 { // a Backend that was just closed may have removed the parent
+			if !errors.Is(err, fs.ErrNotExist) {
+				break
+			}
+			if err = g.host.prepare(); err == nil {
+				err = os.Mkdir(d, 0o755)
+			}
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -95,7 +95,7 @@ func (b *Backend) buildSpec(dir string, s sandbox.Spec) ociSpec {
 		Hostname: s.Hostname,
 		Root:     ociRoot{Path: s.Root.Dir, Readonly: s.ReadonlyRoot},
 		Process: ociProcess{
-			Args: []string{guest.AgentPath, "init"},
+			Args: b.agent,
 			Env:  []string{"PATH=" + guest.DefaultPath},
 			Cwd:  "/",
 			Capabilities: map[string][]string{
