@@ -138,25 +138,45 @@ func (a *App) download(ctx context.Context, sb *client.Sandbox, src, dst string)
 	if err != nil {
 		return err
 	}
-	base := path.Base(path.Clean(src))
-	if here, err := os.Stat(dst); strings.HasSuffix(dst, string(filepath.Separator)) || err == nil && here.IsDir() {
-		if base != "." && base != ".." && base != "/" {
+	if there, err := os.Stat(dst); strings.HasSuffix(dst, string(filepath.Separator)) || err == nil && there.IsDir() {
+		if base := path.Base(path.Clean(src)); base != "." && base != ".." && base != "/" {
 			dst = filepath.Join(dst, base)
 		}
 	}
-	if st.GetType() == "directory" {
+	return (&downloader{app: a, sb: sb}).save(ctx, st.GetType(), src, dst)
+}
+
+// downloader copies out of one sandbox.
+type downloader struct {
+	app  *App
+	sb   *client.Sandbox
+	caps *caps // nil: none
+}
+
+// caps bounds what is copied: hostile code makes files of any size for nothing.
+type caps struct {
+	file, total int64 // bytes
+	entries     int
+}
+
+// save copies src to dst itself.
+func (d *downloader) save(ctx context.Context, kind, src, dst string) error {
+	switch kind {
+	case "directory":
 		if err := os.MkdirAll(dst, 0o777); err != nil {
 			return sandbox.Wrap("cp", dst, err)
 		}
-		return a.downloadDir(ctx, sb, src, dst, "")
+		return d.dir(ctx, src, dst, "")
+	case "file":
+		return d.fetch(ctx, src, dst, "")
 	}
-	return fetch(ctx, sb, src, dst, "")
+	return sandbox.Errorf("cp", sandbox.KindInvalid, "it is a %s, neither a file nor a directory", kind).WithID(src)
 }
 
-// downloadDir copies the directory src/rel to dst/rel, level by level: one
-// answer holds a limited number of entries.
-func (a *App) downloadDir(ctx context.Context, sb *client.Sandbox, src, dst, rel string) error {
-	files, truncated, err := sb.ListFiles(ctx, path.Join(src, rel), 1)
+// dir copies the directory src/rel to dst/rel, level by level: one answer holds
+// a limited number of entries.
+func (d *downloader) dir(ctx context.Context, src, dst, rel string) error {
+	files, truncated, err := d.sb.ListFiles(ctx, path.Join(src, rel), 1)
 	if err != nil {
 		return err
 	}
@@ -170,16 +190,21 @@ func (a *App) downloadDir(ctx context.Context, sb *client.Sandbox, src, dst, rel
 			return sandbox.Errorf("cp", sandbox.KindProtocol, "the sandbox names a file %q", name)
 		}
 		below := path.Join(rel, name)
+		if d.caps != nil {
+			if d.caps.entries--; d.caps.entries < 0 {
+				return sandbox.Errorf("cp", sandbox.KindTooLarge, "too many files").WithID(src).WithHint("pack them into one inside the sandbox")
+			}
+		}
 		switch f.GetType() {
 		case "directory":
 			err = makeBelow(dst, below)
 			if err == nil {
-				err = a.downloadDir(ctx, sb, src, dst, below)
+				err = d.dir(ctx, src, dst, below)
 			}
 		case "file":
-			err = fetch(ctx, sb, path.Join(src, below), dst, below)
+			err = d.fetch(ctx, path.Join(src, below), dst, below)
 		default:
-			a.say("skipped %s: it is a %s", path.Join(src, below), f.GetType())
+			d.app.say("skipped %s: it is a %s", path.Join(src, below), f.GetType())
 		}
 		if err != nil {
 			return err
@@ -198,11 +223,34 @@ func makeBelow(dst, rel string) error {
 	return sandbox.Wrap("cp", rel, root.MkdirAll(filepath.FromSlash(rel), 0o777))
 }
 
-func fetch(ctx context.Context, sb *client.Sandbox, src, dst, rel string) error {
+func (d *downloader) fetch(ctx context.Context, src, dst, rel string) error {
 	to, err := create(dst, rel)
 	if err != nil {
 		return sandbox.Wrap("cp", dst, err)
 	}
-	_, err = sb.ReadFile(ctx, src, to)
+	var w io.Writer = to
+	if d.caps != nil {
+		w = &capped{w: to, caps: d.caps, file: d.caps.file}
+	}
+	_, err = d.sb.ReadFile(ctx, src, w)
 	return sandbox.Wrap("cp", dst, to.commit(err))
+}
+
+// capped refuses what is over the caps.
+type capped struct {
+	w    io.Writer
+	caps *caps
+	file int64 // bytes this file may still have
+}
+
+// Write implements io.Writer.
+func (c *capped) Write(p []byte) (int, error) {
+	n := int64(len(p))
+	if c.file -= n; c.file < 0 {
+		return 0, sandbox.Errorf("cp", sandbox.KindTooLarge, "it is larger than %s", sandbox.FormatSize(c.caps.file))
+	}
+	if c.caps.total -= n; c.caps.total < 0 {
+		return 0, sandbox.Errorf("cp", sandbox.KindTooLarge, "all together they are too large")
+	}
+	return c.w.Write(p)
 }

@@ -100,54 +100,50 @@ func (a *App) run(cmd *cobra.Command, args []string, f *runFlags) error {
 }
 
 func (a *App) runOnce(cmd *cobra.Command, args []string, f *runFlags) (err error) {
-	ctx := cmd.Context()
 	o, keep, err := a.runOptions(cmd, args, f)
 	if err != nil {
 		return err
 	}
-	tail := &lastByte{w: a.Err}
-	if !f.json {
-		o.Stdout, o.Stderr = a.Out, tail
-	}
-	s, err := a.connectOrLocal(ctx)
+	s, err := a.connectOrLocal(cmd.Context())
 	if err != nil {
 		return err
 	}
-	var run *v1.Run
+	var end func() error // what is left to say once everything is gone
 	defer func() {
 		if cerr := s.close(); cerr != nil {
 			err = errors.Join(err, cerr)
 		}
 		if err == nil {
-			err = a.ended(run, tail, f)
+			err = end()
 		}
 	}()
-	var lost bool
-	o.Event = func(e *v1.Event) { lost = lost || e.GetType() == "truncated" }
-	run, err = s.Run(ctx, o)
+	if f.json {
+		end, err = a.runRecorded(cmd.Context(), s, o, keep)
+	} else {
+		end, err = a.runLive(cmd.Context(), s, o, keep, f.verbose)
+	}
+	return err
+}
+
+// runRecorded has the server carry out the run and prints its record.
+func (a *App) runRecorded(ctx context.Context, s *session, o client.RunOptions, keep artifacts) (end func() error, err error) {
+	run, err := s.Run(ctx, o)
+	if err == nil {
+		err = client.RunError(run)
+	}
 	if err != nil {
-		return err
-	}
-	if err := client.RunError(run); err != nil {
-		return err
-	}
-	if lost && !f.json {
-		return sandbox.Errorf("run", sandbox.KindTooLarge, "output came faster than it was read and was cut").
-			WithID(run.GetId()).WithHint("write large output to a file and keep it with --artifact")
+		return nil, err
 	}
 	saved, err := keep.save(ctx, s, run)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if f.json {
-		return a.printJSON(runJSON(run, saved))
-	}
-	for _, art := range run.GetArtifacts() {
-		if art.GetError() != "" {
-			a.say("artifact %s: %s", art.GetPath(), art.GetError())
+	return func() error {
+		if err := a.printJSON(runJSON(run, saved)); err != nil {
+			return err
 		}
-	}
-	return nil
+		return a.verdict(exitCode(run.GetReason(), int(run.GetExitCode())), run.GetReceipt())
+	}, nil
 }
 
 // runOptions turns the command line into a request.
@@ -268,40 +264,22 @@ func readAll(r io.Reader, limit int64, what string) ([]byte, error) {
 	return data, nil
 }
 
-// ended says how the run ended, once everything of it is printed and gone.
-func (a *App) ended(run *v1.Run, tail *lastByte, f *runFlags) error {
-	code := exitCode(run.GetReason(), int(run.GetExitCode()))
-	if !f.json {
-		if f.verbose {
-			a.printNotes(run)
-		}
-		if line := endLine(run.GetReason(), run.GetDetail(), code); line != "" {
-			tail.newline()
-			a.say("%s", line)
-		}
-	}
-	if r := run.GetReceipt(); r != nil && !r.GetClean() {
-		tail.newline()
+// verdict is the exit code of a program whose sandbox is gone, unless something
+// of it is not.
+func (a *App) verdict(code int, r *v1.Receipt) error {
+	if !r.GetClean() {
 		for _, o := range r.GetObjects() {
 			if !o.GetGone() {
 				a.say("left behind: %s %s: %s", o.GetKind(), o.GetName(), o.GetDetail())
 			}
 		}
-		return exitError{exitFirebreak}
+		return sandbox.Errorf("destroy", sandbox.KindInternal, "the sandbox was not removed completely").
+			WithHint("the next run or server tries again; `firebreak doctor` tells more")
 	}
 	if code != 0 {
 		return exitError{code}
 	}
 	return nil
-}
-
-func (a *App) printNotes(run *v1.Run) {
-	t, u := run.GetTimingsMs(), run.GetUsage()
-	a.say("%s (%s): create %.0f ms, execute %.0f ms, destroy %.0f ms; cpu %.0f ms, memory peak %s", run.GetBackend(), run.GetIsolation(),
-		t.GetCreate(), t.GetExecute(), t.GetDestroy(), u.GetCpuMs(), sandbox.FormatSize(u.GetMemoryPeakBytes()))
-	for _, n := range run.GetNotes() {
-		a.say("note: %s", n)
-	}
 }
 
 // exitCode maps how a program ended to our exit code. The server has already

@@ -1,0 +1,103 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+func env(m map[string]string) func(string) (string, bool) {
+	return func(k string) (string, bool) { v, ok := m[k]; return v, ok }
+}
+
+func TestPrecedence(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "firebreak.yaml")
+	if err := os.WriteFile(file, []byte("# comment\nlisten: 127.0.0.1:1\nbackend: sim\nmax_sandboxes: 7\nstop_sandboxes: yes\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// "yes" is not a boolean here: strict means that nothing is guessed.
+	if _, err := Load(Source{File: file, Lookup: env(nil), Root: true}); sandbox.KindOf(err) != sandbox.KindInvalid || !strings.Contains(err.Error(), "stop_sandboxes") {
+		t.Errorf("yes as a boolean: %v", err)
+	}
+	if err := os.WriteFile(file, []byte("# comment\nlisten: 127.0.0.1:1\nbackend: sim\nmax_sandboxes: 7\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Load(Source{
+		File: file, Root: true, Flags: map[string]string{"listen": "127.0.0.1:3"},
+		Lookup: env(map[string]string{"FIREBREAK_LISTEN": "127.0.0.1:2", "FIREBREAK_BACKEND": "gvisor", "FIREBREAK_LOG_FORMAT": ""}),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for key, want := range map[string][2]string{
+		"listen": {"127.0.0.1:3", "flag --listen"}, "backend": {"gvisor", "env FIREBREAK_BACKEND"}, "max_sandboxes": {"7", file},
+		"log_format": {"text", "default"}, "data": {"/var/lib/firebreak", "default"}, "socket": {"/run/firebreak/firebreak.sock", "default"},
+	} {
+		k, _ := find(key)
+		if c.Value(k) != want[0] || c.Origin(key) != want[1] {
+			t.Errorf("%s: %q from %q; want %q", key, c.Value(k), c.Origin(key), want)
+		}
+	}
+}
+
+func TestStrict(t *testing.T) {
+	for text, want := range map[string]string{
+		"lisen: x":               `line 1: unknown key "lisen"`,
+		"log-format: json":       "write log_format",
+		"api_key: fb_x":          "is a secret",
+		"listen: [a]":            "not a plain value",
+		"data: /a\ndata: /b":     "line 2: data is set twice",
+		"- a":                    "not a list of keys",
+		"listen: nope":           "not HOST:PORT",
+		"listen: 127.0.0.1:http": "not a port",
+		"log_level: loud":        "not one of",
+		"max_sandboxes: -1":      "not a number of sandboxes",
+		"a: b: c":                "mapping values",
+	} {
+		file := filepath.Join(t.TempDir(), "f.yaml")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Load(Source{File: file, Lookup: env(nil), Root: true})
+		if sandbox.KindOf(err) != sandbox.KindInvalid || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v; want %q", text, err, want)
+		}
+	}
+	if _, err := Load(Source{File: filepath.Join(t.TempDir(), "missing"), Lookup: env(nil)}); sandbox.KindOf(err) != sandbox.KindNotFound {
+		t.Errorf("a file that was named and is missing: %v", err)
+	}
+}
+
+func TestUserDirectories(t *testing.T) {
+	c, err := Load(Source{Lookup: env(map[string]string{"HOME": "/home/x", "XDG_RUNTIME_DIR": "/run/user/7"})})
+	if err != nil || c.Data != "/home/x/.local/share/firebreak" || c.Socket != "/run/user/7/firebreak/firebreak.sock" || c.File != "/home/x/.config/firebreak/firebreak.yaml" {
+		t.Errorf("%+v, %v", c, err)
+	}
+	c, err = Load(Source{Lookup: env(map[string]string{"HOME": "/home/x", "XDG_DATA_HOME": "/d", "XDG_CONFIG_HOME": "/c"})})
+	if err != nil || c.Data != "/d/firebreak" || c.File != "/c/firebreak/firebreak.yaml" || c.Socket != "/d/firebreak/firebreak.sock" {
+		t.Errorf("%+v, %v", c, err)
+	}
+	// The specification says that relative XDG paths are to be ignored.
+	c, err = Load(Source{Lookup: env(map[string]string{"HOME": "/home/x", "XDG_DATA_HOME": "d"})})
+	if err != nil || c.Data != "/home/x/.local/share/firebreak" {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
+
+func TestSecretsAreNotPrinted(t *testing.T) {
+	c, err := Load(Source{Lookup: env(map[string]string{"HOME": "/h", "FIREBREAK_API_KEY": "fb_secret"})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range Keys {
+		if strings.Contains(c.Value(k), "fb_secret") {
+			t.Errorf("%s prints the key", k.Name)
+		}
+		if k.Doc == "" || k.Env == "" {
+			t.Errorf("%s is not documented", k.Name)
+		}
+	}
+}
