@@ -32,7 +32,9 @@ func (x *box) killedBy(what string, o outcome, err error, reason sandbox.Reason)
 		return true
 	}
 	// The boundary itself may be the victim: then it says why.
-	wantKind(x.T, what, err, sandbox.KindUnavailable, sandbox.KindGone, sandbox.KindTimeout)
+	if k := sandbox.KindOf(err); k != sandbox.KindUnavailable && k != sandbox.KindGone && k != sandbox.KindTimeout {
+		x.Fatalf("%s: %v", what, err)
+	}
 	exit, err := x.inst.Wait(deadline(x.T))
 	if err != nil || exit.Reason != reason {
 		x.Errorf("%s ended the instance with %+v, %v; want reason %s", what, exit, err, reason)
