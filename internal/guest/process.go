@@ -210,6 +210,10 @@ func (p *Process) ResultPath() string { return ResultPath(p.id) }
 // the session's error. Close gives the program end of file.
 func (p *Process) Stdin() io.WriteCloser { return p.in }
 
+// StdinOffset is how many bytes of standard input the guest had received when
+// this session began to follow: where to go on after a Reattach.
+func (p *Process) StdinOffset() int64 { return p.info.Stdin }
+
 // Stdout returns its standard output.
 func (p *Process) Stdout() *Stream { return p.stdout }
 

@@ -306,20 +306,18 @@ func (s *Session) checkAlive() {
 		return
 	}
 	defer s.watching.Reset(s.liveness / 2)
-	switch {
-	case silent < s.liveness/2:
-		s.pinged = false
-	case !s.pinged && s.nextID < 1<<32-1:
-		s.pinged = true
-		body, _ := json.Marshal(Call{Op: OpPing})
-		id := s.nextID // no newID: it would arm a second timer
-		s.nextID++
-		s.allowance += 1 << 10 // the answer to it is a stray frame
-		s.out.frame(TypeCall, id, body)
-	default:
+	if silent >= s.liveness && s.pinged {
 		s.mu.Unlock()
 		s.fail(sandbox.Errorf("session", sandbox.KindTimeout, "the agent has been silent for %s", silent.Round(time.Millisecond)))
 		return
+	}
+	s.pinged = silent >= s.liveness/2 && s.nextID < 1<<32-1
+	if s.pinged {
+		body, _ := json.Marshal(Call{Op: OpPing}) // cannot fail
+		id := s.nextID                            // no newID: it would arm a second timer
+		s.nextID++
+		s.allowance += 1 << 10 // the answer to it is a stray frame
+		s.out.frame(TypeCall, id, body)
 	}
 	s.mu.Unlock()
 }

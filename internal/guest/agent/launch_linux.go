@@ -44,7 +44,8 @@ func (l *launcher) do(f func()) error {
 		l.work = make(chan func())
 		ready := make(chan struct{})
 		go func() {
-			runtime.LockOSThread() // and never unlock
+			runtime.LockOSThread()                        // and never unlock
+			_ = unix.Setpriority(unix.PRIO_PROCESS, 0, 0) // see preferAgent; lowering is always allowed
 			l.err = confine(l.keep)
 			close(ready)
 			for f := range l.work {
@@ -111,6 +112,7 @@ type program struct {
 	status chan Status // capacity 1
 
 	alone bool // guarded by reaper.mu; no other program ran in its life so far
+	first bool // set by fork; no user process existed when it started
 	dead  bool // guarded by reaper.mu; reaped: the pid is somebody else's
 }
 

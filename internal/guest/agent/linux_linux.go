@@ -62,8 +62,26 @@ func NewLinux() (*Linux, error) {
 			s.disks = append(s.disks, dir)
 		}
 	}
+	preferAgent()
 	s.reaper.start()
 	return s, nil
+}
+
+// preferAgent gives the agent's threads the highest ordinary priority, so that
+// hundreds of spinning tasks cannot keep it from killing them. Threads yet to
+// come inherit it; launchers undo it for the programs they start. Without the
+// capability, or on gVisor, which does not schedule by priority, it has no
+// effect.
+func preferAgent() {
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return
+	}
+	for _, t := range tasks {
+		if tid, err := strconv.Atoi(t.Name()); err == nil {
+			_ = unix.Setpriority(unix.PRIO_PROCESS, tid, -20)
+		}
+	}
 }
 
 // ensureProc mounts /proc unless it shows this PID namespace.
@@ -147,13 +165,13 @@ func (s *Linux) measureBase() {
 	})
 }
 
-// quiet says, at little cost, that there is no user process at all.
-func (s *Linux) quiet() bool {
-	if !s.private {
-		return false
+// noTasks says whether there is no user process at all, zombies aside.
+func (s *Linux) noTasks() bool {
+	if s.private {
+		tasks, _, err := s.count()
+		return err == nil && tasks == 0
 	}
-	tasks, _, err := s.count()
-	return err == nil && tasks == 0
+	return alive(processes()) == 0
 }
 
 // userRSS adds up the resident memory of user processes.
@@ -169,22 +187,36 @@ func (s *Linux) addUp() (Sample, error) {
 	var m Sample
 	for _, p := range processes() {
 		m.Tasks += p.threads
-		m.Memory += p.private()
+		if p.rss < 4<<20 {
+			m.Memory += p.rss // too small to be worth another read
+		} else {
+			m.Memory += p.private()
+		}
 	}
 	return m, nil
 }
 
 // KillAll implements System. kill(-1) spares only the agent. Linux does it
-// atomically; gVisor walks a list, so that a child born meanwhile survives and
-// is met again in the next round.
+// atomically; gVisor walks a list, so that a child born meanwhile survives: the
+// tasks are stopped first, which keeps the task limit used up, and what was
+// missed is met again in the next round.
 func (s *Linux) KillAll() error {
+	s.reaper.gate.Lock()
+	defer s.reaper.gate.Unlock()
+	return s.killAll()
+}
+
+// killAll is KillAll. Preconditions: reaper.gate is held.
+func (s *Linux) killAll() error {
 	deadline := time.Now().Add(5 * time.Second)
 	for {
+		_ = unix.Kill(-1, unix.SIGSTOP)
+		_ = unix.Kill(-1, unix.SIGSTOP) // ESRCH is met below
 		err := unix.Kill(-1, unix.SIGKILL)
 		if errors.Is(err, unix.ESRCH) {
 			return nil
 		}
-		if alive(processes()) == 0 {
+		if s.noTasks() {
 			return nil
 		}
 		if time.Now().After(deadline) {

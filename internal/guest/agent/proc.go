@@ -16,6 +16,7 @@ type proc struct {
 	id      uint32
 	argv    []string
 	user    string
+	begun   time.Time // before the start
 	started time.Time
 	out     output
 	errs    output
@@ -36,7 +37,7 @@ type proc struct {
 // for and reported in a goroutine of the server, not of the link.
 func (l *link) exec(id uint32, c *guest.ExecCall) {
 	s := l.s
-	p := &proc{s: s, id: id, argv: shorten(c.Argv), user: s.userOf(c.User), link: l}
+	p := &proc{s: s, id: id, argv: shorten(c.Argv), user: s.userOf(c.User), link: l, begun: time.Now()}
 	p.out.init(id, guest.TypeStdout, l)
 	p.errs.init(id, guest.TypeStderr, l)
 	if c.Stdin {

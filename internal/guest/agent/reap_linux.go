@@ -14,6 +14,7 @@ import (
 // become children of PID 1. A pid is only signalled or reaped under its lock,
 // so no signal ever reaches a process that has inherited a dead one's number.
 type reaper struct {
+	gate  sync.Mutex // before mu: held to start a program, and to kill all there are
 	mu    sync.Mutex
 	progs map[int]*program // guarded by mu; running, by pid
 	born  chan struct{}    // capacity 1: there may be a child again
@@ -27,14 +28,17 @@ func (r *reaper) start() {
 
 // fork starts p. It is called on a launcher's thread.
 func (r *reaper) fork(p *program, exe string, argv []string, attr *syscall.ProcAttr) error {
+	r.gate.Lock()
+	defer r.gate.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	first := len(r.progs) == 0 && p.s.noTasks()
 	pid, err := syscall.ForkExec(exe, argv, attr)
 	if err != nil {
 		return err
 	}
 	p.pid = pid
-	p.alone = len(r.progs) == 0
+	p.alone, p.first = len(r.progs) == 0, first
 	for _, other := range r.progs {
 		other.alone = false
 	}
@@ -93,7 +97,7 @@ func (r *reaper) reap(pid int) {
 
 // bury kills what is left of the session, then reports the end.
 func (p *program) bury(st Status) {
-	if !p.s.quiet() {
+	if !p.s.noTasks() {
 		_ = killWhile(func(q process, _ map[int]process) bool { return q.session == p.pid }) // the boundary ends what resists
 	}
 	st.DiskFull = st.Code != 0 && p.s.full()
@@ -115,8 +119,18 @@ func (p *program) Signal(sig int) error {
 
 // Kill implements Process.
 func (p *program) Kill() error {
-	start := p.started() // while it surely lives
 	r := &p.s.reaper
+	r.gate.Lock()
+	r.mu.Lock()
+	all := p.alone && p.first // then everything there is belongs to it
+	r.mu.Unlock()
+	if all {
+		defer r.gate.Unlock()
+		return p.s.killAll()
+	}
+	r.gate.Unlock()
+
+	start := p.started() // while it surely lives
 	r.mu.Lock()
 	alone := p.alone
 	if !p.dead {

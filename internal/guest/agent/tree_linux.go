@@ -99,33 +99,48 @@ func alive(all []process) int {
 	return n
 }
 
-// killWhile kills processes until none is left that doomed picks. What forks
-// faster than we look is met again in the next round, when it has fewer
-// relatives.
+// killWhile kills processes until none is left that doomed picks.
+//
+// What forks as fast as it is killed is stopped first: a stopped process keeps
+// its place under the task limit, so that the others run out of room.
 func killWhile(doomed func(process, map[int]process) bool) error {
 	deadline := time.Now().Add(3 * time.Second)
-	for {
+	stopped := map[int]uint64{}
+	for round := 0; ; round++ {
 		all := map[int]process{}
 		for _, p := range processes() {
 			all[p.pid] = p
 		}
-		left := 0
+		left, fresh := []int{}, 0
 		for _, p := range all {
 			if p.zombie || !doomed(p, all) {
 				continue
 			}
-			left++
-			_ = unix.Kill(p.pid, unix.SIGKILL) // it may just have ended
+			left = append(left, p.pid)
+			if round >= killRounds && stopped[p.pid] != p.born {
+				stopped[p.pid] = p.born
+				fresh++
+				_ = unix.Kill(p.pid, unix.SIGSTOP) // it may just have ended
+			}
 		}
-		if left == 0 {
+		if len(left) == 0 {
 			return nil
 		}
-		if time.Now().After(deadline) {
+		late := time.Now().After(deadline)
+		if fresh == 0 || late {
+			for _, pid := range left {
+				_ = unix.Kill(pid, unix.SIGKILL)
+			}
+		}
+		if late {
 			return errors.New("some processes resist SIGKILL")
 		}
 		time.Sleep(200 * time.Microsecond)
 	}
 }
+
+// killRounds is how often plain killing is tried.
+const killRounds = 1
 
 // ownThreads is the number of threads of the agent.
 func ownThreads() int {

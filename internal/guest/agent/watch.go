@@ -24,6 +24,8 @@ type watch struct {
 	// program is not reported before the reason is known.
 	ticking sync.Mutex
 	over    int       // guarded by ticking; samples in a row above the task limit
+	purged  time.Time // guarded by ticking; when all was last killed for it
+	purge   string    // guarded by ticking; the detail of that
 	mercy   time.Time // guarded by ticking; no kill for memory before, memory takes time to be freed
 }
 
@@ -42,7 +44,8 @@ func (w *watch) add(p *proc) {
 	}
 }
 
-// remove stops watching p, and waits for a look in progress.
+// remove stops watching p, and waits for a look in progress. A program that was
+// killed with all others before it was watched learns why here.
 func (w *watch) remove(p *proc) {
 	w.ticking.Lock()
 	w.mu.Lock()
@@ -53,6 +56,9 @@ func (w *watch) remove(p *proc) {
 		}
 	}
 	w.mu.Unlock()
+	if p.begun.Before(w.purged) {
+		p.blame(sandbox.ReasonPIDs, w.purge)
+	}
 	w.ticking.Unlock()
 }
 
@@ -93,10 +99,12 @@ func (w *watch) look(running []*proc) {
 	}
 	if w.over >= 2 {
 		w.over = 0
+		w.purge = "limit " + strconv.Itoa(set.PIDs)
 		for _, p := range running {
-			p.blame(sandbox.ReasonPIDs, "limit "+strconv.Itoa(set.PIDs))
+			p.blame(sandbox.ReasonPIDs, w.purge)
 		}
 		_ = w.s.sys.KillAll() // what resists is the boundary's to end
+		w.purged = time.Now()
 		return
 	}
 	if set.Memory > 0 && m.Memory > set.Memory && time.Now().After(w.mercy) {
