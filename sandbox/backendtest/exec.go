@@ -65,7 +65,7 @@ func (s *suite) testMissing(t *testing.T) {
 	}{
 		{"a name not in PATH", guest.Command{Argv: []string{"no-such-program"}}, sandbox.KindNotFound},
 		{"a path that is not there", guest.Command{Argv: []string{"/no/such/program"}}, sandbox.KindNotFound},
-		{"a directory", guest.Command{Argv: []string{"/tmp"}}, sandbox.KindDenied},
+		{"a directory", guest.Command{Argv: []string{"/tmp"}}, sandbox.KindIsDirectory},
 		{"a file that is no program", guest.Command{Argv: []string{"/etc/passwd"}}, sandbox.KindDenied},
 		{"a missing working directory", guest.Command{Argv: x.argv("exit", "0"), Dir: "/no/such/dir"}, sandbox.KindNotFound},
 		{"an unknown user", guest.Command{Argv: x.argv("exit", "0"), User: "nobody-of-that-name"}, sandbox.KindNotFound},

@@ -84,7 +84,7 @@ func (m *machine) lookup(c cred, name, dir string) (program, error) {
 			candidates = append(candidates, d+"/"+name)
 		}
 	}
-	denied := false
+	denied, directory := false, false
 	for _, file := range candidates {
 		if !strings.HasPrefix(file, "/") {
 			file = dir + "/" + file
@@ -92,6 +92,7 @@ func (m *machine) lookup(c cred, name, dir string) (program, error) {
 		m.fs.mu.Lock()
 		n, err := m.fs.walk(c, file, true)
 		ok := err == nil && n.kids == nil && n.allows(c, 1)
+		directory = err == nil && n.kids != nil
 		denied = denied || errors.Is(err, syscall.EACCES) || err == nil && !ok
 		m.fs.mu.Unlock()
 		if ok {
@@ -101,7 +102,10 @@ func (m *machine) lookup(c cred, name, dir string) (program, error) {
 			return unmodelled, nil
 		}
 	}
-	if denied {
+	switch {
+	case directory:
+		return nil, sandbox.Errorf("exec", sandbox.KindIsDirectory, "%s is a directory", name)
+	case denied:
 		return nil, sandbox.Errorf("exec", sandbox.KindDenied, "%s: permission denied", name)
 	}
 	return nil, sandbox.Errorf("exec", sandbox.KindNotFound, "%s: not found in the sandbox", name)
