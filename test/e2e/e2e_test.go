@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -187,7 +186,7 @@ func (s *server) do(method, path, body string, header ...string) (int, string, h
 // every other clean-up.
 func checkResidue(t testing.TB, dir string) {
 	t.Helper()
-	base, err := residue.Take(residue.Scope{Paths: []string{dir}})
+	base, err := residue.Take(residue.Scope{Dirs: []string{dir}})
 	if err != nil {
 		t.Fatal(err)
 	}
