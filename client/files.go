@@ -36,12 +36,12 @@ func (s *Sandbox) WriteFile(ctx context.Context, path string, r io.Reader, mode 
 		return nil, err
 	}
 	defer res.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
+	answer, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
 	if err != nil {
 		return nil, unreachable(err)
 	}
 	info := new(v1.FileInfo)
-	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(body, info); err != nil {
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(answer, info); err != nil {
 		return nil, sandbox.Errorf("write", sandbox.KindProtocol, "the server's answer cannot be read: %w", err).WithID(s.id)
 	}
 	return info, nil
@@ -54,11 +54,23 @@ func (s *Sandbox) ReadFile(ctx context.Context, path string, w io.Writer) (int64
 		return 0, err
 	}
 	defer res.Body.Close()
-	n, err := io.Copy(w, res.Body)
+	n, err := io.Copy(w, body{res.Body})
 	if err != nil {
 		return n, sandbox.Wrap("read", s.id, err)
 	}
 	return n, nil
+}
+
+// body tells errors of the connection from those of what is written to.
+type body struct{ io.Reader }
+
+// Read implements io.Reader.
+func (b body) Read(p []byte) (int, error) {
+	n, err := b.Reader.Read(p)
+	if err != nil && err != io.EOF {
+		err = unreachable(err)
+	}
+	return n, err
 }
 
 // ReadFileBytes is ReadFile for small files. Errors: KindTooLarge over limit.
@@ -69,7 +81,7 @@ func (s *Sandbox) ReadFileBytes(ctx context.Context, path string, limit int64) (
 	}
 	defer res.Body.Close()
 	var b bytes.Buffer
-	if _, err := b.ReadFrom(io.LimitReader(res.Body, limit+1)); err != nil {
+	if _, err := b.ReadFrom(io.LimitReader(body{res.Body}, limit+1)); err != nil {
 		return nil, sandbox.Wrap("read", s.id, err)
 	}
 	if int64(b.Len()) > limit {
@@ -117,17 +129,17 @@ func message[T any](res *connect.Response[T], err error) (*T, error) {
 }
 
 // raw makes a REST call with a raw body and returns an answer below 400.
-func (c *Client) raw(ctx context.Context, method, path string, q url.Values, body io.Reader) (*http.Response, error) {
+func (c *Client) raw(ctx context.Context, method, path string, q url.Values, content io.Reader) (*http.Response, error) {
 	target := c.base + path
 	if len(q) > 0 {
 		target += "?" + q.Encode()
 	}
-	req, err := http.NewRequestWithContext(ctx, method, target, body)
+	req, err := http.NewRequestWithContext(ctx, method, target, content)
 	if err != nil {
 		return nil, sandbox.Errorf("call", sandbox.KindInvalid, "%w", err)
 	}
 	(&headers{key: c.key, userAgent: c.userAgent}).set(req.Header)
-	if body != nil {
+	if content != nil {
 		req.Header.Set("Content-Type", "application/octet-stream")
 	}
 	res, err := c.http.Do(req)
@@ -166,12 +178,12 @@ func (c *Client) JSON(ctx context.Context, path string, q url.Values) (json.RawM
 		return nil, err
 	}
 	defer res.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(res.Body, 64<<20))
+	answer, err := io.ReadAll(io.LimitReader(res.Body, 64<<20))
 	if err != nil {
 		return nil, unreachable(err)
 	}
-	if !json.Valid(body) {
+	if !json.Valid(answer) {
 		return nil, sandbox.Errorf("call", sandbox.KindProtocol, "the answer to %s is not JSON", path)
 	}
-	return body, nil
+	return answer, nil
 }

@@ -7,6 +7,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -225,8 +226,9 @@ func (a *App) config() (*config.Config, error) {
 
 // configFlag is a flag that sets a configuration key.
 type configFlag struct {
-	app *App
-	key string
+	app  *App
+	key  string
+	kind string
 }
 
 // String implements pflag.Value.
@@ -236,7 +238,7 @@ func (f configFlag) String() string { return "" }
 func (f configFlag) Set(v string) error { f.app.flags[f.key] = v; return nil }
 
 // Type implements pflag.Value.
-func (f configFlag) Type() string { return "string" }
+func (f configFlag) Type() string { return f.kind }
 
 // configFlags adds flags for configuration keys.
 func (a *App) configFlags(fs *pflag.FlagSet, names ...string) {
@@ -245,8 +247,9 @@ func (a *App) configFlags(fs *pflag.FlagSet, names ...string) {
 			if k.Name != n {
 				continue
 			}
-			f := fs.VarPF(configFlag{a, k.Name}, k.Flag(), "", k.Doc)
-			if k.Name == "stop_sandboxes" {
+			kind := map[string]string{"stop_sandboxes": "bool", "max_sandboxes": "int"}[k.Name]
+			f := fs.VarPF(configFlag{a, k.Name, cmp.Or(kind, "string")}, k.Flag(), "", k.Doc)
+			if kind == "bool" {
 				f.NoOptDefVal = "true"
 			}
 		}

@@ -77,8 +77,10 @@ func (s Source) env(name string) string {
 	if s.Lookup == nil {
 		return ""
 	}
-	v, _ := s.Lookup(name)
-	return v
+	if v, ok := s.Lookup(name); ok {
+		return v
+	}
+	return ""
 }
 
 // Load reads all sources. Errors: KindInvalid naming the key and where it came
