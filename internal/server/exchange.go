@@ -31,6 +31,7 @@ type exchange struct {
 	status    int
 	sent      int64
 	err       error     // what went wrong, for the log
+	outcome   int       // its status; gRPC and a stream that began say 200 even when they failed
 	plainBody io.Reader // as net/http gave it
 	buf       [4]string
 }
@@ -142,9 +143,14 @@ func (x *exchange) failed(err error) {
 	if x.status != 0 {
 		panic(http.ErrAbortHandler)
 	}
+	e := typed(x.r.Context(), x.opName(), err)
+	var he *httpError
+	if x.outcome = statusOf(e); errors.As(err, &he) {
+		x.outcome = he.status
+	}
 	x.drain()
 	x.extendWrite(writeTimeout)
-	writeError(x, typed(x.r.Context(), x.opName(), err), statusOf(err))
+	writeError(x, e, x.outcome)
 }
 
 // drain takes in what is left of the body before an error is answered. A client
@@ -152,6 +158,10 @@ func (x *exchange) failed(err error) {
 // answer. Strangers get a second, as much as net/http reads by itself.
 func (x *exchange) drain() {
 	if x.r.ContentLength == 0 || x.r.ProtoMajor != 1 {
+		return
+	}
+	if x.outcome == http.StatusRequestTimeout { // it had its time
+		x.extendRead(time.Millisecond)
 		return
 	}
 	x.extendRead(time.Second)
@@ -191,9 +201,9 @@ func (b *body) Close() error { return b.rc.Close() }
 // Read implements io.Reader.
 func (b *body) Read(p []byte) (int, error) {
 	// Once a second is often enough, and cheaper than for every read.
-	if now := time.Now(); now.Sub(b.extended) > time.Second {
+	if now := time.Now(); now.Sub(b.extended) > min(time.Second, b.x.s.bodyTimeout/4) {
 		b.extended = now
-		b.x.extendRead(bodyTimeout)
+		b.x.extendRead(b.x.s.bodyTimeout)
 	}
 	n, err := b.rc.Read(p)
 	switch {

@@ -195,8 +195,10 @@ func (g *registry) guard(ctx context.Context, o *operation, req proto.Message, f
 			err = &panicError{value: p, stack: debug.Stack()}
 		}
 		if err != nil {
-			x.err = err
-			err = typed(ctx, o.name, err)
+			x.err = err // as it was, for the log
+			if he := (*httpError)(nil); !errors.As(err, &he) {
+				err = typed(ctx, o.name, err)
+			}
 		}
 	}()
 	return fn(ctx)
@@ -227,6 +229,7 @@ func fail(ctx context.Context, o *operation, err error) error {
 	if x.err == nil {
 		x.err = err
 	}
+	x.outcome = statusOf(err)
 	return connectError(typed(ctx, o.name, err))
 }
 

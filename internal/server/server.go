@@ -39,13 +39,15 @@ type Config struct {
 
 // Server is the API on the wire. It is safe for concurrent use.
 type Server struct {
-	cfg       Config
-	log       *slog.Logger
-	registry  *registry
-	metrics   *metrics
-	hosts     map[string]bool
-	errors    *connect.ErrorWriter
-	heartbeat time.Duration
+	cfg      Config
+	log      *slog.Logger
+	registry *registry
+	metrics  *metrics
+	hosts    map[string]bool
+	errors   *connect.ErrorWriter
+
+	heartbeat   time.Duration // between signs of life on a silent stream
+	bodyTimeout time.Duration // see limits.go
 
 	// draining ends when a shutdown begins. It is a signal to the streams that
 	// never end by themselves, not anybody's context.
@@ -66,7 +68,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: cfg.Log, registry: g, hosts: map[string]bool{}, errors: connect.NewErrorWriter(), heartbeat: heartbeat}
+	s := &Server{cfg: cfg, log: cfg.Log, registry: g, hosts: map[string]bool{}, errors: connect.NewErrorWriter(), heartbeat: heartbeat, bodyTimeout: bodyTimeout}
 	for _, h := range cfg.Hosts {
 		s.hosts[strings.ToLower(h)] = true
 	}
@@ -124,7 +126,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer x.finish()
 	if r.ContentLength != 0 {
 		// For whatever route: net/http reads the body's rest even where we do not.
-		x.extendRead(bodyTimeout)
+		x.extendRead(s.bodyTimeout)
 	}
 	if err := s.checkHost(r); err != nil {
 		x.failed(err)
@@ -168,7 +170,7 @@ func (s *Server) serveConnect(x *exchange, o *operation) {
 			x.failed(err)
 			return
 		}
-		x.err = err
+		x.err, x.outcome = err, statusOf(err)
 		x.extendRead(time.Second)
 		x.extendWrite(writeTimeout)
 		s.errors.Write(x, x.r, connectError(typed(x.r.Context(), o.name, err)))
@@ -301,8 +303,8 @@ func (x *exchange) finish() {
 		}
 	}
 	status := x.status
-	if x.err != nil {
-		status = statusOf(x.err) // gRPC says 200 even when it failed
+	if x.outcome != 0 {
+		status = x.outcome
 	}
 	took := time.Since(x.start)
 	x.s.metrics.observe(x.op, status, took)

@@ -189,6 +189,7 @@ func (s *eventSink) close(err error) error {
 	case err != nil && !s.begun:
 		return err
 	case err != nil:
+		s.x.outcome = statusOf(err)
 		doc := appendError(nil, typed(s.x.r.Context(), s.x.op.name, err))
 		s.buf = s.buf[:0]
 		if !s.ndjson {

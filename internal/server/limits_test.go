@@ -1,0 +1,178 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// TestSlowBody: a body that stalls ends in a typed answer.
+func TestSlowBody(t *testing.T) {
+	f := &fake{}
+	w := start(t, f)
+	w.srv.bodyTimeout = 200 * time.Millisecond
+	for name, request := range map[string]string{
+		"json":   "POST /v1/sandboxes HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer all\r\nContent-Length: 20\r\n\r\n{",
+		"raw":    "PUT /v1/sandboxes/x/files?path=f HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer all\r\nContent-Length: 20\r\n\r\nx",
+		"unread": "GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20\r\n\r\n{",
+	} {
+		c := rawConn(t, w.addr)
+		io.WriteString(c, request)
+		began := time.Now()
+		b, err := io.ReadAll(c)
+		want := `"kind":"timeout"`
+		if name == "unread" {
+			want = "200 OK"
+		} else if !strings.Contains(string(b), "408 Request Timeout") {
+			t.Errorf("%s: %s", name, b)
+		}
+		if !strings.Contains(string(b), want) || time.Since(began) > 5*time.Second {
+			t.Errorf("%s after %v: %s %v", name, time.Since(began), b, err)
+		}
+	}
+	// One that is slow but moves is not stalled.
+	c := rawConn(t, w.addr)
+	fmt.Fprint(c, "PUT /v1/sandboxes/x/files?path=f HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer all\r\nConnection: close\r\nContent-Length: 5\r\n\r\n")
+	for _, b := range "12345" {
+		time.Sleep(100 * time.Millisecond)
+		fmt.Fprintf(c, "%c", b)
+	}
+	if b, _ := io.ReadAll(c); !strings.Contains(string(b), "200 OK") {
+		t.Errorf("slow but steady: %s", b)
+	}
+}
+
+// TestLongOperation: the deadline of the body does not end the operation.
+func TestLongOperation(t *testing.T) {
+	f := &fake{create: func(ctx context.Context, _ *v1.CreateSandboxRequest) (*v1.Sandbox, error) {
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(400 * time.Millisecond):
+			return &v1.Sandbox{}, nil
+		}
+	}}
+	w := start(t, f)
+	w.srv.bodyTimeout = 100 * time.Millisecond
+	w.do("POST", "/v1/sandboxes", `{}`).want(t, 201)
+	w.do("POST", "/v1/sandboxes", ``).want(t, 201)
+	w.srv.registry.procedures["/firebreak.v1.SandboxService/CreateSandbox"].deadline = 50 * time.Millisecond
+	w.do("POST", "/v1/sandboxes", `{}`).want(t, 504, `"kind":"timeout"`)
+}
+
+func TestIdempotencyKey(t *testing.T) {
+	w := start(t, &fake{})
+	w.do("POST", "/v1/sandboxes", `{}`, "Idempotency-Key", strings.Repeat("k", 255)).want(t, 201)
+	w.do("POST", "/v1/sandboxes", `{}`, "Idempotency-Key", strings.Repeat("k", 256)).want(t, 400, "Idempotency-Key")
+	w.do("POST", "/v1/sandboxes", `{}`, "Idempotency-Key", "ü").want(t, 400, "Idempotency-Key")
+}
+
+func TestUnixSocket(t *testing.T) {
+	dir, err := os.MkdirTemp("", "fb")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "s")
+
+	// What a killed server leaves behind.
+	stale, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stale.(*net.UnixListener).SetUnlinkOnClose(false)
+	stale.Close()
+
+	l, err := ListenUnix(path, 0o660)
+	if err != nil {
+		t.Fatalf("over a stale socket: %v", err)
+	}
+	if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o660 {
+		t.Errorf("mode: %v %v", fi, err)
+	}
+	if _, err := ListenUnix(path, 0o600); sandbox.KindOf(err) != sandbox.KindExists {
+		t.Errorf("over a live socket: %v", err)
+	}
+	accepted := make(chan *peer, 1)
+	go func() {
+		c, err := l.Accept() // the probe above
+		if err == nil {
+			c.Close()
+		}
+		if c, err = l.Accept(); err == nil {
+			accepted <- c.(*conn).peer
+			c.Close()
+		}
+	}()
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	if p := <-accepted; p.err != nil || p.uid != os.Getuid() {
+		t.Errorf("peer: %+v", p)
+	}
+	l.Close()
+	entries, _ := os.ReadDir(dir)
+	if len(entries) != 0 {
+		t.Errorf("left behind: %v", entries)
+	}
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ListenUnix(path, 0o600); sandbox.KindOf(err) != sandbox.KindExists {
+		t.Errorf("over a file: %v", err)
+	}
+}
+
+// TestConnectionLimit: a listener holds no more connections than it may, and
+// goes on when one ends.
+func TestConnectionLimit(t *testing.T) {
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := newListener(inner, false)
+	l.slots = make(chan struct{}, 1)
+	conns := make(chan net.Conn)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			conns <- c
+		}
+	}()
+	dial := func() {
+		c, err := net.Dial("tcp", inner.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+	}
+	dial()
+	dial()
+	first := <-conns
+	select {
+	case <-conns:
+		t.Error("a second connection was taken")
+	case <-time.After(50 * time.Millisecond):
+	}
+	first.Close()
+	first.Close() // releases once
+	(<-conns).Close()
+	l.Close()
+	<-done
+}
