@@ -34,7 +34,9 @@ var (
 // concurrent use, one reader for each stream.
 //
 // What it writes must be read, or closed: a program that is a window ahead of
-// its reader blocks, as it would on a pipe.
+// its reader blocks, as it would on a pipe. The guest keeps the process for a
+// Reattach until its outputs have been read to the end (or closed) and Wait has
+// returned, so do both, or Close it.
 type Process struct {
 	s       *Session
 	id      uint32
@@ -50,7 +52,8 @@ type Process struct {
 	exit Exit  // guarded by mu until waited is closed
 	err  error // guarded by mu until waited is closed
 	over bool  // guarded by mu; waited is closed
-	open int   // guarded by mu; output channels that have not ended
+	open int   // guarded by mu; output channels not yet consumed, and 1 until Wait has returned the end
+	seen bool  // guarded by mu; Wait has returned the end
 	told bool  // guarded by mu; the guest may forget it, or it is no longer followed
 }
 
@@ -173,10 +176,10 @@ func (s *Session) Reattach(ctx context.Context, id uint32, at Position) (*Proces
 }
 
 func newProcess(s *Session, id uint32, at Position) *Process {
-	p := &Process{s: s, id: id, waited: make(chan struct{}), open: 2}
+	p := &Process{s: s, id: id, waited: make(chan struct{}), open: 3}
 	p.stdout = s.newStream(id, TypeStdout, s.window, uint64(at.Stdout))
 	p.stderr = s.newStream(id, TypeStderr, s.window, uint64(at.Stderr))
-	p.stdout.onEnd, p.stderr.onEnd = p.outputEnded, p.outputEnded
+	p.stdout.onEnd, p.stderr.onEnd = p.settle, p.settle
 	p.stdin = newOutflow(s, TypeStdin, DefaultWindow)
 	p.stdin.id = id
 	p.in = &stdin{p: p}
@@ -268,16 +271,22 @@ func (s *Session) Signal(ctx context.Context, id uint32, sig int) error {
 // a second; Exit.Reason is then ReasonTimeout.
 func (p *Process) Wait(ctx context.Context) (Exit, error) {
 	select {
-	case <-p.waited:
-		return p.exit, p.err
+	case <-p.waited: // even when ctx has ended
 	default:
+		select {
+		case <-p.waited:
+		case <-ctx.Done():
+			return Exit{}, sandbox.Wrap("wait", "", ctx.Err())
+		}
 	}
-	select {
-	case <-p.waited:
-		return p.exit, p.err
-	case <-ctx.Done():
-		return Exit{}, sandbox.Wrap("wait", "", ctx.Err())
+	p.mu.Lock()
+	first := !p.seen
+	p.seen = true
+	p.mu.Unlock()
+	if first {
+		p.settle()
 	}
+	return p.exit, p.err
 }
 
 // Close stops following the process, which runs on: a Reattach can take it up
@@ -338,17 +347,15 @@ func (p *Process) exited(e Exit) error {
 		return violation("process %d ended twice", p.id)
 	}
 	p.stdin.stop(errStdinClosed)
-	p.settle(0)
 	return nil
 }
 
-func (p *Process) outputEnded() { p.settle(1) }
-
-// settle lets the guest forget the process once all has arrived.
-func (p *Process) settle(ended int) {
+// settle counts what has been consumed: both outputs and the end. With the last
+// of them the guest may forget the process.
+func (p *Process) settle() {
 	p.mu.Lock()
-	p.open -= ended
-	ready := p.open == 0 && p.over && !p.told
+	p.open--
+	ready := p.open == 0 && !p.told
 	if ready {
 		p.told = true
 	}

@@ -18,7 +18,7 @@ type Stream struct {
 	window  uint64
 	mark    func(at uint64) // tells the sender what is consumed
 	wake    chan struct{}   // capacity 1
-	onEnd   func()          // called once, without locks, when the end is known or the stream failed
+	onEnd   func()          // called once, without the lock, when all has been consumed
 
 	mu    sync.Mutex
 	ring  Ring
@@ -27,6 +27,7 @@ type Stream struct {
 	end   uint64 // guarded by mu; where the channel ends; noEnd
 	err   error  // guarded by mu; sticky, after the buffered bytes
 	shut  bool   // guarded by mu; closed by the reader
+	over  bool   // guarded by mu; onEnd has been called
 }
 
 const noEnd = 1<<64 - 1
@@ -109,12 +110,20 @@ func (st *Stream) EndAt(at uint64) error {
 		return violation("channel %#x of %d ends at %d, %d bytes came", byte(st.channel), st.id, at, st.recv)
 	}
 	st.end = at
-	st.mu.Unlock()
+	st.unlock()
 	signal(st.wake)
-	if st.onEnd != nil {
+	return nil
+}
+
+// unlock releases mu, and tells whoever waits for it that the channel has ended
+// and nothing of it is left to read.
+func (st *Stream) unlock() {
+	over := !st.over && st.recv == st.end && st.ring.Len() == 0
+	st.over = st.over || over
+	st.mu.Unlock()
+	if over && st.onEnd != nil {
 		st.onEnd()
 	}
-	return nil
 }
 
 // Resume is for a sender that starts again: it returns the offset of the next
@@ -173,7 +182,7 @@ func (st *Stream) ready() (a, b []byte, err error) {
 		default:
 			err = st.err
 		}
-		st.mu.Unlock()
+		st.unlock()
 		if err != nil || a != nil {
 			return a, b, err
 		}
@@ -252,7 +261,7 @@ func (st *Stream) Close() error {
 		st.ring.Consume(st.ring.Len()) // the memory goes with the Stream: Receive may be filling it
 		st.ackLocked(st.recv)
 	}
-	st.mu.Unlock()
+	st.unlock()
 	signal(st.wake)
 	return nil
 }
