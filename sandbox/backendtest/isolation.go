@@ -2,6 +2,8 @@ package backendtest
 
 import (
 	"encoding/json"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -15,6 +17,7 @@ func testIsolation(t *testing.T, s *suite) {
 	s.par(t, "ReadonlyRoot", s.testReadonlyRoot)
 	s.par(t, "Network", s.testNetwork)
 	s.par(t, "Neighbours", s.testNeighbours)
+	s.par(t, "Hostname", s.testHostname)
 }
 
 // identity is what a program finds out about its rights.
@@ -69,6 +72,14 @@ func (s *suite) testBase(t *testing.T) {
 	if err := x.Remove(deadline(t), "/etc/passwd", guest.RemoveOptions{User: "root"}); err != nil {
 		t.Errorf("removing a file of the base: %v", err)
 	}
+	if dir := x.spec.Root.Dir; dir != "" {
+		if _, err := os.Lstat(filepath.Join(dir, "etc/planted")); err == nil {
+			t.Error("the write reached the root directory on the host")
+		}
+		if _, err := os.Lstat(filepath.Join(dir, "etc/passwd")); err != nil {
+			t.Errorf("the removal reached the root directory on the host: %v", err)
+		}
+	}
 	y := s.open(t)
 	if _, err := y.read("/etc/planted"); sandbox.KindOf(err) != sandbox.KindNotFound {
 		t.Errorf("another sandbox sees what this one wrote: %v", err)
@@ -112,6 +123,18 @@ func (s *suite) testNetwork(t *testing.T) {
 	}
 	if n.Metadata == "connected" || n.Metadata == "" {
 		t.Errorf("the metadata address: %q", n.Metadata)
+	}
+}
+
+func (s *suite) testHostname(t *testing.T) {
+	const file = "/proc/sys/kernel/hostname"
+	x := s.open(t)
+	if o := x.probe("read", file); strings.TrimSpace(o.out) != string(x.spec.Sandbox) {
+		t.Errorf("the guest is called %q, want its sandbox id %s", o.out, x.spec.Sandbox)
+	}
+	x = s.open(t, func(sp *sandbox.Spec) { sp.Hostname = "box" })
+	if o := x.probe("read", file); strings.TrimSpace(o.out) != "box" {
+		t.Errorf("the guest is called %q, want box", o.out)
 	}
 }
 

@@ -99,6 +99,9 @@ func (s *suite) testPIDsAtLimit(t *testing.T) {
 		until(t, p, `"forked":12`)
 		x.alive()
 		x.kill(p)
+		if n := x.processes(); n > 3 {
+			t.Errorf("%d processes are left of a killed program's group", n)
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"encoding/json"
+	"regexp"
 	"strconv"
 	"strings"
 )
@@ -18,11 +19,42 @@ func interpreter(p *proc, args []string) int {
 		p.complain("can't open file: %s", err)
 		return 2
 	}
+	if file := loaded(code); file != "" {
+		b, err := p.m.fs.ReadFile(p.cred, p.abs(file))
+		if err != nil {
+			p.fail("%s: %s", file, reasonText(err))
+		}
+		code = string(b)
+	}
 	lines, ok := directives(code)
 	if !ok {
 		return refuse(p, `write "# sim: stdout TEXT" and the like, or choose a backend that isolates`)
 	}
+	if len(args) > 1 && args[1] != "-e" && args[1] != "-c" && len(rest) > 0 {
+		rest = rest[1:] // the script's own name
+	}
+	if len(rest) > 0 && rest[0] == "--" {
+		rest = rest[1:]
+	}
 	return runDirectives(p, lines, rest)
+}
+
+// loader is the one-liner that callers use to run code from a file as if it
+// had been given inline; the model knows it, so that long code works as short
+// code does.
+var loader = regexp.MustCompile(`^(?:exec\(compile\(open\(|require\('vm'\)\.runInThisContext\(require\('fs'\)\.readFileSync\()("(?:[^"\\]|\\.)*"),`)
+
+// loaded returns the file that code does nothing but load, or "".
+func loaded(code string) string {
+	m := loader.FindStringSubmatch(code)
+	if m == nil {
+		return ""
+	}
+	file, err := strconv.Unquote(m[1])
+	if err != nil {
+		return ""
+	}
+	return file
 }
 
 // directives returns what code asks the model to do, one entry a line. ok is

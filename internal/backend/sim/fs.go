@@ -57,7 +57,7 @@ func newFS(limit int64, onFull func()) *memFS {
 	f := &memFS{onFull: onFull}
 	f.root = &node{mode: fs.ModeDir | 0o755, kids: map[string]*node{}, mtime: time.Now()}
 	f.root.parent = f.root
-	for _, d := range []string{"bin", "dev", "etc", "proc", "run", "usr/bin", "usr/lib", "var/tmp", "root", "home"} {
+	for _, d := range []string{"bin", "dev", "etc", "proc/sys/kernel", "run", "usr/bin", "usr/lib", "var/tmp", "root", "home"} {
 		must(f.MkdirAll(rootCred, "/"+d, 0o755))
 	}
 	for _, d := range []string{"/tmp", "/home/user"} {
@@ -73,6 +73,8 @@ func newFS(limit int64, onFull func()) *memFS {
 		"/etc/passwd":   "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/home/user:/bin/sh\n",
 		"/etc/group":    "root:x:0:\nuser:x:1000:\n",
 		"/etc/hostname": "sandbox\n",
+
+		"/proc/sys/kernel/hostname": "sandbox\n",
 	} {
 		must(f.WriteFile(rootCred, name, []byte(text), 0o644))
 	}
@@ -94,7 +96,9 @@ func newFS(limit int64, onFull func()) *memFS {
 func (f *memFS) setHostname(name string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.node("/etc/hostname").data = []byte(name + "\n")
+	for _, file := range []string{"/etc/hostname", "/proc/sys/kernel/hostname"} {
+		f.node(file).data = []byte(name + "\n")
+	}
 }
 
 func must(err error) {

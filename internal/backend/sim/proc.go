@@ -22,6 +22,7 @@ type proc struct {
 	group          *group
 	argv           []string
 	env            []string
+	params         []string // $0 and so on, of the script it runs
 	cwd            string
 	cred           cred
 	stdin          io.Reader

@@ -88,6 +88,8 @@ func TestShell(t *testing.T) {
 		{"exit", "", 0},
 		{"sh -c 'exit 5'; echo $?", "5\n", 0},
 		{"python3 -c 'print(1)'; echo $?", "127\n", 0},
+		{"echo $0-$1-$2", "zero-one-\n", 0},
+		{"echo 'echo sourced $1' > s; . ./s", "sourced one\n", 0},
 		// refused as a whole: the first command must not run either
 		{"echo no; echo a | cat", "", 127},
 		{"echo no; for i in 1 2; do echo $i; done", "", 127},
@@ -98,7 +100,7 @@ func TestShell(t *testing.T) {
 		{"echo no > ", "", 127},
 		{"&& echo no", "", 127},
 	} {
-		out, errs, e := run(t, s, "", "sh", "-c", c.script)
+		out, errs, e := run(t, s, "", "sh", "-c", c.script, "zero", "one")
 		if out != c.out || e.Code != c.code {
 			t.Errorf("%q: %q, exit %d; want %q, %d (stderr %q)", c.script, out, e.Code, c.out, c.code, errs)
 		}
@@ -131,6 +133,20 @@ sys.exit(3)                     # sim: exit 3
 	}
 	if _, errs, e = run(t, s, "", "python3", "-c", "# sim: levitate"); e.Code != notModelled {
 		t.Errorf("unknown directive: %q, %d", errs, e.Code)
+	}
+	// The ways in which code arrives.
+	if _, err := s.WriteFile(t.Context(), "a b.py", strings.NewReader("# sim: stdout file\n# sim: args"), guest.WriteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, argv := range [][]string{
+		{"python3", "-u", "a b.py", "x", "y"},
+		{"python3", "-c", `exec(compile(open("a b.py",'rb').read(),"a b.py",'exec'))`, "x", "y"},
+		{"node", "-e", `require('vm').runInThisContext(require('fs').readFileSync("/home/user/a b.py",'utf8'),{filename:"x"})`, "--", "x", "y"},
+		{"sh", "-c", `. "$0"`, "a b.py", "x", "y"},
+	} {
+		if out, errs, e = run(t, s, "", argv...); out != "file\nx y\n" || e.Code != 0 {
+			t.Errorf("%q: %q, %q, %d", argv, out, errs, e.Code)
+		}
 	}
 	if _, _, e = run(t, s, "", "python3", "missing.py"); e.Code != 2 {
 		t.Errorf("missing file: %d", e.Code)

@@ -19,10 +19,18 @@ func shell(p *proc, args []string) int {
 		p.complain("%s", err)
 		return notModelled
 	}
-	if lines, ok := directives(script); ok {
-		return runDirectives(p, lines, rest)
+	before := p.params
+	defer func() { p.params = before }()
+	p.params = rest
+	return p.script(script)
+}
+
+// script runs the text of a shell script.
+func (p *proc) script(text string) int {
+	if lines, ok := directives(text); ok {
+		return runDirectives(p, lines, p.params[min(1, len(p.params)):])
 	}
-	cmds, err := parseShell(script)
+	cmds, err := parseShell(text)
 	if err != nil {
 		return refuse(p, err.Error())
 	}
@@ -37,7 +45,8 @@ func shell(p *proc, args []string) int {
 }
 
 // scriptOf finds the text that an interpreter called with args is to run:
-// "-c TEXT", a file, or standard input. rest are the script's arguments.
+// "-c TEXT", a file, or standard input. rest is what a shell calls $0, $1 and so
+// on.
 func scriptOf(p *proc, args []string) (script string, rest []string, err error) {
 	i := 1
 	for ; i < len(args) && strings.HasPrefix(args[i], "-") && args[i] != "-"; i++ {
@@ -54,13 +63,10 @@ func scriptOf(p *proc, args []string) (script string, rest []string, err error) 
 		if err != nil {
 			return "", nil, errors.New(args[i] + ": " + reasonText(err))
 		}
-		return string(b), args[i+1:], nil
+		return string(b), args[i:], nil
 	}
 	b, err := io.ReadAll(p.stdin)
-	if i < len(args) {
-		i++
-	}
-	return string(b), args[i:], err
+	return string(b), append([]string{args[0]}, args[min(len(args), i+1):]...), err
 }
 
 // command is one simple command of a script.
@@ -268,7 +274,13 @@ func (p *proc) text(w word, last int) string {
 				b.WriteByte('$')
 				continue
 			}
-			b.WriteString(p.getenv(name[:n]))
+			if i, err := strconv.Atoi(name[:n]); err == nil {
+				if i < len(p.params) {
+					b.WriteString(p.params[i])
+				}
+			} else {
+				b.WriteString(p.getenv(name[:n]))
+			}
 			s = name[n:]
 			if braced {
 				s = s[1:]
@@ -307,6 +319,16 @@ func (p *proc) simple(c command, last int) int {
 		p.exit(code)
 	case "cd":
 		return p.chdir(args)
+	case ".":
+		if len(args) < 2 {
+			return 2
+		}
+		b, err := p.m.fs.ReadFile(p.cred, p.abs(args[1]))
+		if err != nil {
+			_, _ = io.WriteString(p.stderr, "sh: "+args[1]+": "+reasonText(err)+"\n")
+			return 2
+		}
+		return p.script(string(b))
 	}
 	prog, err := p.m.lookup(p.cred, args[0], p.cwd)
 	if err != nil {
