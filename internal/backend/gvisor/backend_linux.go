@@ -76,7 +76,10 @@ func (b *Backend) Attach(ctx context.Context, id sandbox.InstanceID) (sandbox.In
 		return nil, err
 	}
 	if i, ok := b.instances[id]; ok {
-		return i, nil
+		if _, err := os.Lstat(i.dir); !errors.Is(err, fs.ErrNotExist) {
+			return i, nil
+		}
+		return nil, notFound("attach", id) // another Backend destroyed it
 	}
 	if !id.Valid() {
 		return nil, notFound("attach", id)

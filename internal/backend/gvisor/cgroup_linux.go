@@ -194,6 +194,11 @@ func (g cgroup) create(l sandbox.Limits, overhead int64) error {
 			return err
 		}
 	}
+	return g.limit(l, overhead)
+}
+
+// limit sets the memory and pids limits.
+func (g cgroup) limit(l sandbox.Limits, overhead int64) error {
 	if d := g.dir("memory"); d != "" && l.Memory > 0 {
 		if err := g.limitMemory(d, l.Memory+overhead); err != nil {
 			return err
@@ -379,9 +384,10 @@ func (g cgroup) usage(u *sandbox.Usage) {
 	u.OOMKills = g.oomKills()
 }
 
-// writeFile writes to an existing control file.
+// writeFile writes to an existing control file. To the kernel O_TRUNC means
+// nothing; to a plain file standing for one it does.
 func writeFile(name, s string) error {
-	f, err := os.OpenFile(name, os.O_WRONLY, 0)
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_TRUNC, 0)
 	if err != nil {
 		return err
 	}

@@ -36,8 +36,13 @@ const (
 // RuntimeTarget is where Config.Runtime appears inside a sandbox.
 const RuntimeTarget = "/.firebreak"
 
-// Overhead is what the boundary itself is allowed on top of a memory limit:
-// the heaps of sentry and gofer, the stubs' page tables and the kernel memory
-// of all of them. An idle sandbox needs about 15 MiB; the rest is head room
-// for what grows with the guest's threads, files and mappings.
-func Overhead(memory int64) int64 { return 32<<20 + memory/32 }
+// Overhead is what the boundary itself is allowed on top of a memory limit: the
+// heaps of sentry and gofer, the stubs' page tables and the kernel memory of
+// all of them. An idle sandbox needs about 13 MiB; the sentry's part grows with
+// the guest's threads, files and mappings.
+//
+// It is also the distance between two enforcers. The agent looks at what the
+// guest uses every 25 ms and ends the largest program of one that uses too
+// much, cleanly and with the reason; the kernel ends whatever it finds in a
+// cgroup that is full. The agent must have the time to be first.
+func Overhead(memory int64) int64 { return 64<<20 + memory/8 }

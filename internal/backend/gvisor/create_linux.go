@@ -2,6 +2,7 @@ package gvisor
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -13,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -169,9 +171,12 @@ func (i *Instance) boot(ctx context.Context, s sandbox.Spec, p probed) error {
 
 // settle records and adjusts what runs, once the agent has answered.
 func (i *Instance) settle(s sandbox.Spec) error {
-	procs, err := allOf(i.id, i.group, nil)
+	procs, err := members(i.group, nil)
 	if err != nil {
 		return err
+	}
+	if len(i.group.dirs) == 0 {
+		procs = named(i.id)
 	}
 	for _, p := range procs {
 		switch p.Role {
@@ -185,10 +190,8 @@ func (i *Instance) settle(s sandbox.Spec) error {
 	if i.running.Sentry.PID == 0 {
 		return errNoAgent
 	}
-	for _, p := range i.running.Processes {
-		if p.Role == "sentry" || p.Role == "gofer" {
-			setOOMScore(p.PID, oomScoreSandbox)
-		}
+	for _, pid := range precious(i.running.Processes) {
+		setOOMScore(pid, oomScoreSandbox)
 	}
 	if err := i.group.limitCPU(s.Limits.CPUs); err != nil {
 		return fmt.Errorf("set cpu limit: %w", err)
@@ -196,12 +199,37 @@ func (i *Instance) settle(s sandbox.Spec) error {
 	return writeRunning(i.dir, i.running)
 }
 
+// precious lists the processes without which the sandbox ends: sentry, gofer
+// and what executes the agent. The sentry forks the first stub as the model of
+// all later ones and never runs guest code on it, so it stays as it is; the
+// others there are while only the agent runs are the agent's.
+func precious(procs []process) (pids []int) {
+	var stubs []process
+	for _, p := range procs {
+		switch p.Role {
+		case "sentry", "gofer":
+			pids = append(pids, p.PID)
+		case "stub":
+			stubs = append(stubs, p)
+		}
+	}
+	slices.SortFunc(stubs, func(a, b process) int {
+		return cmp.Or(cmp.Compare(a.Start, b.Start), cmp.Compare(a.PID, b.PID))
+	})
+	for k, p := range stubs {
+		if k > 0 {
+			pids = append(pids, p.PID)
+		}
+	}
+	return pids
+}
+
 // Scores of the kernel's out-of-memory killer. Within an instance's cgroup they
 // decide that a guest process goes before the sentry, whatever memory either
 // has mapped; on a host out of memory, that guests go before the host.
 const (
 	oomScoreGuest   = 1000 // the runtime starts with it and the stubs keep it
-	oomScoreSandbox = -998 // sentry and gofer, once they run: last, not immune
+	oomScoreSandbox = -998 // what is precious, once it runs: last, not immune
 )
 
 // setOOMScore sets the score, or one as low as a process without CAP_SYS_RESOURCE

@@ -65,14 +65,19 @@ func (b *Backend) forget(i *Instance) {
 }
 
 // killAll kills until no source knows of a live process any more, and returns
-// all it killed.
+// all it killed. The sources are the cgroups and the record; command lines too
+// where one of the two is missing, because that means reading all of /proc.
 func (i *Instance) killAll(deadline time.Time) (killed []process, errs []error) {
 	recorded := i.running.Processes
+	scan := len(recorded) == 0 || len(i.group.dirs) == 0
 	i.group.freezeSize()
 	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 10*time.Millisecond) {
-		alive, err := allOf(i.id, i.group, recorded)
+		alive, err := members(i.group, recorded)
 		if err != nil {
 			return killed, append(errs, err)
+		}
+		if scan && len(alive) == 0 {
+			alive = named(i.id)
 		}
 		if len(alive) == 0 {
 			return killed, errs
@@ -82,7 +87,7 @@ func (i *Instance) killAll(deadline time.Time) (killed []process, errs []error) 
 			if err := p.kill(); err != nil {
 				errs = append(errs, fmt.Errorf("kill %d: %w", p.PID, err))
 			}
-			if !slices.ContainsFunc(killed, func(o process) bool { return o.PID == p.PID && o.Start == p.Start }) {
+			if !slices.ContainsFunc(killed, p.same) {
 				killed = append(killed, p)
 			}
 		}
@@ -99,11 +104,14 @@ func (i *Instance) killAll(deadline time.Time) (killed []process, errs []error) 
 // inventory lists what the instance owned. Nothing of it has to exist.
 func (i *Instance) inventory(killed []process) []sandbox.Object {
 	var o []sandbox.Object
-	for _, p := range append(slices.Clone(i.running.Processes), killed...) {
-		name := fmt.Sprintf("%d@%d", p.PID, p.Start)
-		if !slices.ContainsFunc(o, func(x sandbox.Object) bool { return x.Name == name }) {
-			o = append(o, sandbox.Object{Kind: "process", Name: name})
+	processes := slices.Clone(i.running.Processes)
+	for _, p := range killed {
+		if !slices.ContainsFunc(processes, p.same) {
+			processes = append(processes, p)
 		}
+	}
+	for _, p := range processes {
+		o = append(o, sandbox.Object{Kind: "process", Name: fmt.Sprintf("%d@%d", p.PID, p.Start)})
 	}
 	for _, d := range i.cgroupDirs() {
 		o = append(o, sandbox.Object{Kind: "cgroup", Name: d})
@@ -133,7 +141,7 @@ func (i *Instance) cgroupDirs() []string {
 
 // recheck looks for every object again.
 func (i *Instance) recheck(objects []sandbox.Object, trouble error) sandbox.Receipt {
-	left, err := allOf(i.id, i.group, i.running.Processes)
+	left, err := members(i.group, i.running.Processes)
 	if err != nil {
 		trouble = errors.Join(trouble, err)
 	}

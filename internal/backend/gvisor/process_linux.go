@@ -170,27 +170,24 @@ func commandRole(pid int) string {
 	return roleOf(b)
 }
 
-// allOf finds the instance's processes from all sources: the cgroups, the
-// record and the command lines.
-func allOf(id sandbox.InstanceID, g cgroup, recorded []process) ([]process, error) {
+// members finds the live processes of the instance's cgroups and adds them to
+// those of recorded that are alive.
+func members(g cgroup, recorded []process) ([]process, error) {
 	all := slices.DeleteFunc(slices.Clone(recorded), process.gone)
-	add := func(p process) {
-		if !slices.ContainsFunc(all, func(o process) bool { return o.PID == p.PID && o.Start == p.Start }) {
-			all = append(all, p)
-		}
-	}
 	pids, err := g.pids()
 	if err != nil {
 		return nil, err
 	}
 	for _, pid := range pids {
-		if p, ok := identify(pid); ok && !p.gone() {
-			p.Role = commandRole(pid)
-			add(p)
+		p, ok := identify(pid)
+		if !ok || p.gone() || slices.ContainsFunc(all, p.same) {
+			continue
 		}
-	}
-	for _, p := range named(id) {
-		add(p)
+		p.Role = commandRole(pid)
+		all = append(all, p)
 	}
 	return all, nil
 }
+
+// same reports whether both mean one process.
+func (p process) same(o process) bool { return p.PID == o.PID && p.Start == o.Start }

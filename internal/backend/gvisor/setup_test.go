@@ -18,6 +18,13 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	if arg := os.Getenv(helperEnv); arg != "" {
+		if err := runHelper(arg); err != nil {
+			fmt.Fprintln(os.Stderr, "helper:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	dir, err := os.MkdirTemp("", "fb")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -1,0 +1,74 @@
+//go:build linux
+
+package gvisor
+
+import (
+	"os/exec"
+	"testing"
+	"time"
+
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+func TestProcessIsNotItsPID(t *testing.T) {
+	cmd := exec.Command("sleep", "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	p, ok := identify(cmd.Process.Pid)
+	if !ok || p.gone() {
+		t.Fatalf("identify(%d) = %+v, %v", cmd.Process.Pid, p, ok)
+	}
+	other := p
+	other.Start++ // who had the pid before
+	if !other.gone() {
+		t.Error("a process with another start time counts as alive")
+	}
+	if err := other.kill(); err != nil {
+		t.Errorf("killing what is gone: %v", err)
+	}
+	if p.gone() {
+		t.Fatal("killing a former owner of the pid killed the present one")
+	}
+	if err := p.kill(); err != nil {
+		t.Fatal(err)
+	}
+	if !p.waitGone(time.Now().Add(10 * time.Second)) {
+		t.Error("a killed process is not gone")
+	}
+	if !p.gone() {
+		t.Error("a zombie counts as alive")
+	}
+}
+
+func TestNamedFindsRunscOnly(t *testing.T) {
+	id := sandbox.NewInstanceID()
+	// Shells that wait for their input, called this and that.
+	start := func(argv0 string) int {
+		c := &exec.Cmd{Path: "/bin/sh", Args: []string{argv0, "-c", "read line", string(id)}}
+		in, err := c.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { in.Close(); c.Wait() })
+		return c.Process.Pid
+	}
+	sentry := start("runsc-sandbox")
+	start("sh") // somebody looking for the id
+	found := named(id)
+	if len(found) != 1 || found[0].PID != sentry {
+		t.Errorf("named = %+v, want only %d", found, sentry)
+	}
+}
+
+func BenchmarkNamed(b *testing.B) {
+	id := sandbox.NewInstanceID()
+	for b.Loop() {
+		named(id)
+	}
+}
