@@ -54,11 +54,15 @@ type Progress struct {
 // not answer, KindCanceled when ctx ends. After any error nothing of the build
 // is left: no process, no file. Concurrent builds do not disturb each other.
 func (s *Store) Build(ctx context.Context, name string, o BuildOptions) (Template, error) {
-	const op = "template build"
-	r, err := s.plan(op, name, o)
+	r, err := s.plan("template build", name, o)
 	if err != nil {
 		return Template{}, err
 	}
+	return s.buildRecipe(ctx, name, r, o)
+}
+
+func (s *Store) buildRecipe(ctx context.Context, name string, r recipe, o BuildOptions) (Template, error) {
+	const op = "template build"
 	digest, err := s.build(ctx, name, r, o)
 	if ctx.Err() != nil && err != nil {
 		err = ctx.Err() // the rest only says that it was interrupted

@@ -22,8 +22,8 @@
 //	t, err := s.Build(ctx, "python", template.BuildOptions{})
 //
 // Its digest is the SHA-256 of a listing of everything in it, so the same
-// packages give the same digest wherever and whenever they are built. Recipes
-// are in the repository's images directory.
+// packages give the same digest whenever and wherever they are built as root.
+// Recipes are in the repository's images directory.
 //
 // # On disk
 //
@@ -43,8 +43,9 @@
 //
 // # As an ordinary user
 //
-// Everything works without root. Packs then need unprivileged user namespaces.
-// A file's owner counts as root when it is whoever owns the store, and where
-// the home directory cannot be given to uid 1000 it is made writable to all
-// instead: every sandbox writes to a layer of its own.
+// Everything works without root. Packs then need unprivileged user namespaces
+// and a range of subordinate uids. A file's owner counts as root when it is
+// whoever owns the store. The home directory cannot be given to uid 1000 and is
+// made writable to all instead, since every sandbox writes to a layer of its
+// own; that is why such a build has another digest than root's.
 package template

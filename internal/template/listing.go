@@ -25,8 +25,8 @@ import (
 // file, else "-". The digest of a pack is the SHA-256 of these lines: times,
 // inodes and the order of directory entries do not enter.
 //
-// The owner counts as 0 when it is the owner of root itself, so that a store of
-// an ordinary user comes to the same digest. Any other kind of file is an
+// The owner counts as 0 when it is the owner of root itself, so that who among
+// ordinary users built a pack does not matter. Any other kind of file is an
 // error. It also returns the total size of file content.
 func list(ctx context.Context, root string) (listing []byte, size int64, err error) {
 	top, err := os.Lstat(root)

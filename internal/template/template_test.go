@@ -201,6 +201,16 @@ func TestPackLifecycle(t *testing.T) {
 		_, err := s.Resolve(t.Context(), name)
 		want(t, err, sandbox.KindNotFound, "")
 	}
+	for _, name := range []string{"a", "b"} {
+		fakePack(t, s, name, "shared")
+	}
+	fakePack(t, s, "z", "other")
+	must(t, s.Remove(t.Context(), "a"))
+	if _, err := s.Resolve(t.Context(), "b"); err != nil {
+		t.Error("removing one name took another's template along:", err)
+	}
+	must(t, s.Remove(t.Context(), "b"))
+	must(t, s.Remove(t.Context(), "z"))
 	left, err := readDirNames(dir)
 	must(t, err)
 	slices.Sort(left)
