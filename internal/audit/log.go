@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -281,6 +282,7 @@ func (l *Log) run() {
 		b, after, closed := l.take()
 		if b != nil {
 			l.flush(b)
+			l.gather(b.n)
 			l.wake() // there may be more by now
 			continue
 		}
@@ -289,6 +291,22 @@ func (l *Log) run() {
 			return
 		}
 		timer.Reset(after)
+	}
+}
+
+// gather lets the callers that a flush of n records woke queue their next
+// records before the next flush begins: else the first of them would be
+// flushed alone and the others wait for that. It yields only as long as that
+// brings records, so a lone caller waits for nobody.
+func (l *Log) gather(n int) {
+	for have, last := 0, -1; n > 1 && have < n && have > last; {
+		runtime.Gosched()
+		l.mu.Lock()
+		have, last = l.cur.n, have
+		l.mu.Unlock()
+		if have == 0 && last == 0 {
+			return
+		}
 	}
 }
 
