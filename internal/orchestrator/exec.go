@@ -326,6 +326,8 @@ func (x *execution) broken(exit ExecExit, err error) ExecExit {
 		if exit.Reason == sandbox.ReasonTimeout {
 			exit.Code = exitTimeout
 		}
+	case <-x.l.o.ctx.Done():
+		exit.Reason, exit.Detail = sandbox.ReasonLost, "the server was stopped"
 	case <-t.C:
 	}
 	return exit

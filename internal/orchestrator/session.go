@@ -150,6 +150,8 @@ func (l *live) settle(s *guest.Session, err error) error {
 	select {
 	case <-l.dying:
 		return l.gone()
+	case <-l.o.ctx.Done():
+		return err
 	case <-t.C:
 		return err
 	}
