@@ -183,6 +183,9 @@ func (b *Backend) writeBundle(dir string, s sandbox.Spec) error {
 	return os.WriteFile(filepath.Join(dir, fileBundle), j, 0o600)
 }
 
+// mountPoints are what every root file system has to have, besides the home.
+var mountPoints = []string{RuntimeTarget, "/proc", "/sys", "/dev", "/tmp"}
+
 // checkRoot refuses a root file system that lacks a mount point. The gofer
 // would make it, in the directory all sandboxes of the template share.
 func checkRoot(s sandbox.Spec) error {
@@ -192,7 +195,7 @@ func checkRoot(s sandbox.Spec) error {
 	if !filepath.IsAbs(s.Root.Dir) {
 		return bad("root directory %q is not an absolute path", s.Root.Dir)
 	}
-	need := []string{RuntimeTarget, "/proc", "/sys", "/dev", "/tmp", guest.DefaultHome}
+	need := append([]string{guest.DefaultHome}, mountPoints...)
 	for _, m := range s.Root.Mounts {
 		if !filepath.IsAbs(m.Source) || !filepath.IsAbs(m.Target) || filepath.Clean(m.Target) == "/" {
 			return bad("mount of %q at %q: both must be absolute paths below /", m.Source, m.Target)

@@ -139,3 +139,38 @@ func runscVersion(path string) string {
 	}
 	return bi.Main.Version
 }
+
+// Probe is Info after booting a sandbox: what looked fine may still not work.
+// A failed boot makes the answer unavailable and says why; an error means that
+// the probe itself could not be made.
+//
+// Cost: one boot and one teardown.
+func (b *Backend) Probe(ctx context.Context) (sandbox.Info, error) {
+	info, err := b.Info(ctx)
+	if err != nil || !info.Available {
+		return info, err
+	}
+	dir, err := os.MkdirTemp(b.cfg.Dir, ".probe-")
+	if err != nil {
+		return info, sandbox.Wrap("probe", "", err)
+	}
+	defer os.RemoveAll(dir)
+	for _, p := range append([]string{guest.DefaultHome}, mountPoints...) {
+		if err := os.MkdirAll(filepath.Join(dir, p), 0o755); err != nil {
+			return info, sandbox.Wrap("probe", "", err)
+		}
+	}
+	inst, err := b.Create(ctx, sandbox.Spec{Instance: sandbox.NewInstanceID(), Root: sandbox.Root{Dir: dir}})
+	if err == nil {
+		_, err = inst.Destroy(ctx)
+	}
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+		return info, sandbox.Wrap("probe", "", ctx.Err())
+	default:
+		info.Available, info.Reason = false, "a test sandbox did not start: "+err.Error()
+		info.Hint = "the kernel may forbid what gVisor needs; `dmesg` may say what"
+	}
+	return info, nil
+}
