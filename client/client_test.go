@@ -35,7 +35,7 @@ func TestTarget(t *testing.T) {
 }
 
 func TestMillis(t *testing.T) {
-	if millis(0) != nil || *millis(Never) != 0 || *millis(time.Microsecond) != 1 || *millis(2*time.Second) != 2000 {
+	if millis(0) != nil || *millis(Never) != 0 || *millis(time.Microsecond) != 1 || *millis(2 * time.Second) != 2000 {
 		t.Error("durations are mapped wrongly")
 	}
 }

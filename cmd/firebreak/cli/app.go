@@ -31,6 +31,8 @@ const (
 	exitUsage       = 2   // the command line, or a value in it, is wrong
 	exitTimeout     = 124 // run, exec: wall-clock limit
 	exitFirebreak   = 125 // run, exec: Firebreak itself failed
+	exitCannotRun   = 126 // run, exec: the command is there and cannot be executed
+	exitNoCommand   = 127 // run, exec: there is no such command in the sandbox
 	exitInterrupted = 130 // Ctrl-C
 	exitKilled      = 137 // run, exec: another limit
 	exitBrokenPipe  = 141 // nobody reads our output any more
@@ -156,9 +158,12 @@ func (a *App) finish(ctx context.Context, cmd *cobra.Command, err error) int {
 
 // codeOf maps an error to an exit code.
 func codeOf(cmd *cobra.Command, e *sandbox.Error) int {
+	var start *startError
 	switch {
 	case e.Kind == sandbox.KindInvalid:
 		return exitUsage
+	case errors.As(e, &start):
+		return start.code
 	case cmd.Name() == "run" || cmd.Name() == "exec":
 		return exitFirebreak
 	}
@@ -247,7 +252,7 @@ func (a *App) configFlags(fs *pflag.FlagSet, names ...string) {
 			if k.Name != n {
 				continue
 			}
-			kind := map[string]string{"stop_sandboxes": "bool", "max_sandboxes": "int"}[k.Name]
+			kind := map[string]string{"stop_sandboxes": "bool", "allow_root": "bool", "max_sandboxes": "int"}[k.Name]
 			f := fs.VarPF(configFlag{a, k.Name, cmp.Or(kind, "string")}, k.Flag(), "", k.Doc)
 			if kind == "bool" {
 				f.NoOptDefVal = "true"

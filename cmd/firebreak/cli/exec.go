@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"time"
 	"unicode/utf8"
 
@@ -33,8 +34,7 @@ limit, 125 Firebreak itself failed. Ctrl-C kills the process, not the sandbox.`,
   tar c src | firebreak exec $id --stdin -- tar x`,
 		ValidArgsFunction: a.completeSandboxes(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			err := a.exec(cmd, args, &f)
-			return err
+			return a.exec(cmd, args, &f)
 		},
 	}
 	fs := cmd.Flags()
@@ -64,7 +64,7 @@ func (a *App) exec(cmd *cobra.Command, args []string, f *execFlags) error {
 		exit, err := sb.Exec(cmd.Context(), c, a.Out, tail)
 		if err != nil {
 			tail.newline()
-			return err
+			return unstarted(c, err)
 		}
 		code := exitCode(string(exit.Reason), exit.Code)
 		if line := endLine(string(exit.Reason), exit.Detail, code); line != "" {
@@ -76,6 +76,39 @@ func (a *App) exec(cmd *cobra.Command, args []string, f *execFlags) error {
 		}
 		return nil
 	})
+}
+
+// startError marks the error of a command that could not be started, which
+// shells have exit codes of their own for.
+type startError struct {
+	code int
+	err  error
+}
+
+// Error implements error.
+func (e *startError) Error() string { return e.err.Error() }
+
+// unstarted marks err if it says that there is no such command, or that it
+// cannot be executed. The same kinds come from a wrong --cwd and --user, so where
+// those are given nothing is guessed.
+func unstarted(c client.Command, err error) error {
+	var se *sandbox.Error
+	if c.Path == "" || c.Dir != "" || c.User != "" || !errors.As(err, &se) || se.Op == "find" {
+		return err
+	}
+	marked := *se
+	switch se.Kind {
+	case sandbox.KindNotFound:
+		marked.Err = &startError{exitNoCommand, errors.New(se.Message())}
+		if se.Hint == "" {
+			marked.Hint = "`firebreak template ls` lists what else a sandbox can start from"
+		}
+	case sandbox.KindDenied:
+		marked.Err = &startError{exitCannotRun, errors.New(se.Message())}
+	default:
+		return err
+	}
+	return &marked
 }
 
 // execArgs reads the sandbox's id and the program.
@@ -133,7 +166,7 @@ func (a *App) execJSON(cmd *cobra.Command, sb *client.Sandbox, c client.Command)
 	var out, errs bytes.Buffer
 	exit, err := sb.Exec(cmd.Context(), c, &out, &errs)
 	if err != nil {
-		return err
+		return unstarted(c, err)
 	}
 	code := exitCode(string(exit.Reason), exit.Code)
 	o := execOut{ExitCode: code, Duration: float64(exit.Duration) / float64(time.Millisecond), Reason: string(exit.Reason), Detail: exit.Detail}

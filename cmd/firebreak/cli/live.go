@@ -73,7 +73,7 @@ func (r *liveRun) execute(ctx context.Context, o client.RunOptions) error {
 	}
 	var err error
 	r.exit, err = r.sb.Exec(ctx, o.Program, r.app.Out, r.tail)
-	return err
+	return unstarted(o.Program, err)
 }
 
 // collect copies artifacts out of the sandbox. One that is not there is said so

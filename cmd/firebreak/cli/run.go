@@ -44,7 +44,8 @@ python; -c is python unless --language says otherwise.
 
 Stdout and stderr are the program's, unchanged and live. Exit code: the program's
 own; 124 over the wall-clock limit; 137 killed by another limit, with one line
-that says which on stderr; 125 Firebreak itself failed; 2 wrong usage; 130 Ctrl-C.
+that says which on stderr; 125 Firebreak itself failed; 126, 127 the command cannot
+be executed, or is not in the sandbox; 2 wrong usage; 130 Ctrl-C.
 
 --input SRC[:DST] brings a file or directory from here; DST is relative to the
 home, where the program starts. --artifact PATH[:DST] keeps a file or directory;
@@ -129,7 +130,7 @@ func (a *App) runOnce(cmd *cobra.Command, args []string, f *runFlags) (err error
 func (a *App) runRecorded(ctx context.Context, s *session, o client.RunOptions, keep artifacts) (end func() error, err error) {
 	run, err := s.Run(ctx, o)
 	if err == nil {
-		err = client.RunError(run)
+		err = unstarted(o.Program, client.RunError(run))
 	}
 	if err != nil {
 		return nil, err

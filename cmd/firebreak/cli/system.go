@@ -67,7 +67,7 @@ an unknown key is an error. The keys, and their environment variables:
 			return w.Flush()
 		},
 	}
-	a.configFlags(cmd.Flags(), "listen", "socket", "backend", "log_format", "log_level", "stop_sandboxes", "max_sandboxes")
+	a.configFlags(cmd.Flags(), "listen", "socket", "backend", "log_format", "log_level", "stop_sandboxes", "max_sandboxes", "allow_root")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON object")
 	return cmd
 }
@@ -122,7 +122,7 @@ on and the next serve takes them over; with --stop-sandboxes they are destroyed.
 			return a.Serve(cmd.Context(), ServeOptions{Config: c, Log: a.Err, Ready: a.printServing})
 		},
 	}
-	a.configFlags(cmd.Flags(), "listen", "socket", "backend", "log_format", "log_level", "stop_sandboxes", "max_sandboxes")
+	a.configFlags(cmd.Flags(), "listen", "socket", "backend", "log_format", "log_level", "stop_sandboxes", "max_sandboxes", "allow_root")
 	return cmd
 }
 

@@ -37,6 +37,7 @@ type Config struct {
 	LogLevel      string
 	StopSandboxes bool
 	MaxSandboxes  int
+	AllowRoot     bool
 
 	// File is the file that was read, or would have been.
 	File string

@@ -71,13 +71,8 @@ var Keys = []Key{
 		Name: "stop_sandboxes", Env: "FIREBREAK_STOP_SANDBOXES",
 		Doc:     "whether serve destroys its sandboxes when it stops; otherwise they run on and the next serve takes them over",
 		Default: func(Source) string { return "false" },
-		set: func(c *Config, v string) (err error) {
-			if c.StopSandboxes, err = strconv.ParseBool(v); err != nil {
-				return fmt.Errorf("%q is neither true nor false", v)
-			}
-			return nil
-		},
-		get: func(c *Config) string { return strconv.FormatBool(c.StopSandboxes) },
+		set:     func(c *Config, v string) error { return setBool(&c.StopSandboxes, v) },
+		get:     func(c *Config) string { return strconv.FormatBool(c.StopSandboxes) },
 	}, {
 		Name: "max_sandboxes", Env: "FIREBREAK_MAX_SANDBOXES",
 		Doc:     "how many sandboxes may live at once on this machine; 0: the server's own limit",
@@ -89,7 +84,20 @@ var Keys = []Key{
 			return nil
 		},
 		get: func(c *Config) string { return strconv.Itoa(c.MaxSandboxes) },
+	}, {
+		Name: "allow_root", Env: "FIREBREAK_ALLOW_ROOT",
+		Doc:     "whether code may run as root inside its sandbox where a request asks for it",
+		Default: func(Source) string { return "false" },
+		set:     func(c *Config, v string) error { return setBool(&c.AllowRoot, v) },
+		get:     func(c *Config) string { return strconv.FormatBool(c.AllowRoot) },
 	},
+}
+
+func setBool(to *bool, v string) (err error) {
+	if *to, err = strconv.ParseBool(v); err != nil {
+		return fmt.Errorf("%q is neither true nor false", v)
+	}
+	return nil
 }
 
 func dataDir(s Source) string {

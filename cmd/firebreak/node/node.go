@@ -24,6 +24,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -92,7 +93,14 @@ func (w Wiring) open(ctx context.Context, o options) (n *node, err error) {
 	if err != nil {
 		return n, err
 	}
-	n.closers = append(n.closers, record.Close)
+	n.closers = append(n.closers, func() error {
+		empty := record.Head().Position == 0
+		err := record.Close()
+		if err == nil && empty && o.destroy { // a run refused before it did anything: there is nothing to prove
+			err = sandbox.Wrap("clean up", o.audit, os.RemoveAll(o.audit))
+		}
+		return err
+	})
 	events, err := event.Open(filepath.Join(o.dir, "events"), event.Options{}, o.log)
 	if err != nil {
 		return n, err
@@ -109,6 +117,7 @@ func (w Wiring) open(ctx context.Context, o options) (n *node, err error) {
 		Runs:           filepath.Join(o.dir, "runs"),
 		Defaults:       orchestrator.Defaults{Backend: o.config.Backend},
 		Quota:          orchestrator.Quota{Host: o.config.MaxSandboxes},
+		AllowRoot:      o.config.AllowRoot,
 		DestroyOnClose: o.destroy,
 	})
 	if err != nil {
