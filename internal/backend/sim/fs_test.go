@@ -11,7 +11,7 @@ import (
 )
 
 func TestFSErrors(t *testing.T) {
-	f := newFS(1<<20, nil)
+	f := newFS(1 << 20)
 	do := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -56,7 +56,7 @@ func second[T any](_ T, err error) error { return err }
 func TestFSAccounting(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		const limit = 64 << 10
-		f := newFS(limit, nil)
+		f := newFS(limit)
 		name := rapid.Custom(func(t *rapid.T) string {
 			return fmt.Sprintf("/tmp/%s", rapid.SampledFrom([]string{"a", "b", "d", "d/a", "d/b", "d/e", "d/e/a"}).Draw(t, "name"))
 		})

@@ -20,46 +20,30 @@ const taskHeadroom = 8
 type machine struct {
 	limits sandbox.Limits
 	fs     *memFS
-	booted time.Time
 
 	mu       sync.Mutex
-	nextPID  int                     // guarded by mu
-	procs    map[int]*proc           // guarded by mu
-	tasks    int                     // guarded by mu; processes and their extra tasks
-	memory   int64                   // guarded by mu
-	peak     int64                   // guarded by mu
-	cpu      time.Duration           // guarded by mu; of bursts that have ended
-	burning  map[*proc]bool          // guarded by mu; who spins
-	settled  time.Time               // guarded by mu; until when bursts are booked in cpu
-	oomKills int                     // guarded by mu
-	hits     map[sandbox.Reason]bool // guarded by mu; limits that have refused or killed
-	dead     bool                    // guarded by mu
+	nextPID  int            // guarded by mu
+	procs    map[int]*proc  // guarded by mu
+	tasks    int            // guarded by mu; processes and their extra tasks
+	memory   int64          // guarded by mu
+	peak     int64          // guarded by mu
+	cpu      time.Duration  // guarded by mu; of bursts that have ended
+	burning  map[*proc]bool // guarded by mu; who spins
+	settled  time.Time      // guarded by mu; until when bursts are booked in cpu
+	oomKills int            // guarded by mu
+	dead     bool           // guarded by mu
 
 	wg sync.WaitGroup // every goroutine of the instance
 }
 
 func newMachine(l sandbox.Limits, readonlyRoot bool) *machine {
 	m := &machine{
-		limits: l, booted: time.Now(), nextPID: 2,
-		procs: map[int]*proc{}, burning: map[*proc]bool{}, hits: map[sandbox.Reason]bool{},
+		limits: l, nextPID: 2,
+		procs: map[int]*proc{}, burning: map[*proc]bool{},
 	}
-	m.fs = newFS(l.Disk, func() { m.hit(sandbox.ReasonDisk) })
+	m.fs = newFS(l.Disk)
 	m.fs.readonly = readonlyRoot
 	return m
-}
-
-// hit remembers that a limit was reached.
-func (m *machine) hit(r sandbox.Reason) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.hits[r] = true
-}
-
-// wasHit reports whether limit r was ever reached.
-func (m *machine) wasHit(r sandbox.Reason) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.hits[r]
 }
 
 // add books a task and its memory for p and gives it a pid, or fails with
@@ -71,10 +55,8 @@ func (m *machine) add(p *proc) error {
 	case m.dead, p.origin.doomed:
 		return syscall.ESRCH
 	case m.limits.PIDs > 0 && m.tasks >= m.limits.PIDs+taskHeadroom:
-		m.hits[sandbox.ReasonPIDs] = true
 		return syscall.EAGAIN
 	case m.limits.Memory > 0 && m.memory+procMemory > m.limits.Memory:
-		m.hits[sandbox.ReasonMemory] = true
 		return syscall.ENOMEM
 	}
 	p.pid = m.nextPID
@@ -124,12 +106,12 @@ func (m *machine) alloc(p *proc, n int64) {
 		m.mu.Unlock()
 		n -= step
 		for waited := time.Duration(0); m.overMemory(); waited += time.Millisecond {
-			p.sleep(time.Millisecond, nil)
+			p.sleep(time.Millisecond)
 			if waited >= allocGrace {
 				m.mu.Lock()
 				m.oomKills++
 				m.mu.Unlock()
-				p.kill(syscall.SIGKILL, sandbox.ReasonMemory)
+				p.kill(syscall.SIGKILL)
 			}
 		}
 	}
@@ -138,11 +120,7 @@ func (m *machine) alloc(p *proc, n int64) {
 func (m *machine) overMemory() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.limits.Memory == 0 || m.memory <= m.limits.Memory {
-		return false
-	}
-	m.hits[sandbox.ReasonMemory] = true
-	return true
+	return m.limits.Memory > 0 && m.memory > m.limits.Memory
 }
 
 // doom keeps what descends from origin from forking any more.
@@ -211,7 +189,7 @@ func (m *machine) halt() {
 	m.dead = true
 	m.mu.Unlock()
 	for _, p := range m.list() {
-		p.kill(syscall.SIGKILL, "")
+		p.kill(syscall.SIGKILL)
 	}
 	m.wg.Wait()
 }

@@ -10,8 +10,6 @@ import (
 	"sync"
 	"syscall"
 	"time"
-
-	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
 // proc is a modelled process: a goroutine that runs a program against its
@@ -37,12 +35,11 @@ type proc struct {
 	dying chan struct{} // closed when a signal has killed it
 	done  chan struct{} // closed when it has ended
 
-	mu     sync.Mutex
-	caught map[syscall.Signal]chan syscall.Signal // guarded by mu; a nil channel ignores
-	killed bool                                   // guarded by mu
-	signal syscall.Signal                         // guarded by mu; what killed it
-	reason sandbox.Reason                         // guarded by mu; why, if a limit did
-	code   int                                    // guarded by mu; set before done closes
+	mu      sync.Mutex
+	ignored map[syscall.Signal]bool // guarded by mu
+	killed  bool                    // guarded by mu
+	signal  syscall.Signal          // guarded by mu; what killed it
+	code    int                     // guarded by mu; set before done closes
 }
 
 // group is what a signal to an exec reaches: the process and its children,
@@ -65,12 +62,12 @@ func (g *group) remove(p *proc) {
 }
 
 // kill sends sig to all members and reports whether there was one.
-func (g *group) kill(sig syscall.Signal, reason sandbox.Reason) bool {
+func (g *group) kill(sig syscall.Signal) bool {
 	g.mu.Lock()
 	members := slices.Clone(g.procs)
 	g.mu.Unlock()
 	for _, p := range members {
-		p.kill(sig, reason)
+		p.kill(sig)
 	}
 	return len(members) > 0
 }
@@ -79,7 +76,7 @@ func (g *group) kill(sig syscall.Signal, reason sandbox.Reason) bool {
 // machine's. The caller has set the fields above memory, except pid.
 func (p *proc) start(program program) error {
 	p.dying, p.done = make(chan struct{}), make(chan struct{})
-	p.caught = map[syscall.Signal]chan syscall.Signal{}
+	p.ignored = map[syscall.Signal]bool{}
 	if err := p.m.add(p); err != nil {
 		return err
 	}
@@ -127,45 +124,30 @@ func (p *proc) call(program program) (code int) {
 	return code & 0xff
 }
 
-// kill delivers sig. reason says which limit sent it, if one did.
-func (p *proc) kill(sig syscall.Signal, reason sandbox.Reason) {
+// kill delivers sig.
+func (p *proc) kill(sig syscall.Signal) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.killed || sig == 0 {
 		return
 	}
 	if sig != syscall.SIGKILL {
-		if ch, ok := p.caught[sig]; ok {
-			if ch != nil {
-				select {
-				case ch <- sig:
-				default: // one is pending already
-				}
-			}
+		if p.ignored[sig] {
 			return
 		}
 		if !deadly(sig) {
 			return
 		}
 	}
-	p.killed, p.signal, p.reason = true, sig, reason
+	p.killed, p.signal = true, sig
 	close(p.dying)
-}
-
-// catch makes sig arrive on the returned channel instead of killing.
-func (p *proc) catch(sig syscall.Signal) <-chan syscall.Signal {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	ch := make(chan syscall.Signal, 1)
-	p.caught[sig] = ch
-	return ch
 }
 
 // ignore makes sig do nothing.
 func (p *proc) ignore(sig syscall.Signal) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.caught[sig] = nil
+	p.ignored[sig] = true
 }
 
 // alive unwinds the program if its process has been killed.
@@ -180,8 +162,8 @@ func (p *proc) alive() {
 // exit ends the program.
 func (p *proc) exit(code int) { panic(stopped{code & 0xff}) }
 
-// sleep waits for d, or until a caught signal; for ever if d is negative.
-func (p *proc) sleep(d time.Duration, caught <-chan syscall.Signal) (syscall.Signal, bool) {
+// sleep waits for d, or for ever if that is negative.
+func (p *proc) sleep(d time.Duration) {
 	var timeUp <-chan time.Time
 	if d >= 0 {
 		t := time.NewTimer(d)
@@ -191,10 +173,7 @@ func (p *proc) sleep(d time.Duration, caught <-chan syscall.Signal) (syscall.Sig
 	select {
 	case <-p.dying:
 		panic(stopped{})
-	case s := <-caught:
-		return s, true
 	case <-timeUp:
-		return 0, false
 	}
 }
 
@@ -221,7 +200,7 @@ func (p *proc) out(b []byte) {
 	p.alive()
 	if _, err := p.stdout.Write(b); err != nil {
 		if errors.Is(err, io.ErrClosedPipe) {
-			p.kill(syscall.SIGPIPE, "")
+			p.kill(syscall.SIGPIPE)
 			p.alive()
 		}
 		p.fail("write error: %s", reasonText(err))

@@ -25,8 +25,6 @@ const notModelled = 127
 // signals by number, as on Linux: the model speaks to a Linux agent wherever
 // it runs.
 const (
-	sigUsr1  = syscall.Signal(10)
-	sigUsr2  = syscall.Signal(12)
 	sigChld  = syscall.Signal(17)
 	sigCont  = syscall.Signal(18)
 	sigStop  = syscall.Signal(19)
@@ -154,9 +152,9 @@ func sleepProgram(p *proc, args []string) int {
 		return 2
 	}
 	if args[1] == "infinity" {
-		p.sleep(-1, nil)
+		p.sleep(-1)
 	}
-	p.sleep(seconds(p, args[1]), nil)
+	p.sleep(seconds(p, args[1]))
 	return 0
 }
 

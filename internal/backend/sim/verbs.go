@@ -103,7 +103,7 @@ func (p *proc) printJSON(v any) {
 
 // hold keeps the process until it is killed.
 func hold(p *proc) int {
-	p.sleep(-1, nil)
+	p.sleep(-1)
 	return 0
 }
 
@@ -113,7 +113,7 @@ func napVerb(p *proc, args []string) int {
 		p.complain("usage: sleep DURATION")
 		return 2
 	}
-	p.sleep(d, nil)
+	p.sleep(d)
 	p.printf("slept\n")
 	return 0
 }
@@ -150,7 +150,7 @@ func forkMany(p *proc, args []string) int {
 func bomb(p *proc, _ []string) int {
 	for {
 		if _, err := p.fork(bomb, true); err != nil {
-			p.sleep(time.Millisecond, nil)
+			p.sleep(time.Millisecond)
 		}
 	}
 }
@@ -208,7 +208,7 @@ func daemon(p *proc, _ []string) int {
 }
 
 func signalSelf(p *proc, args []string) int {
-	p.kill(syscall.Signal(number(p, args, 1)), "")
+	p.kill(syscall.Signal(number(p, args, 1)))
 	p.alive()
 	p.fail("survived")
 	return 1
