@@ -46,8 +46,8 @@ func newMachine(l sandbox.Limits, readonlyRoot bool) *machine {
 	return m
 }
 
-// add books a task and its memory for p and gives it a pid, or fails with
-// EAGAIN or ENOMEM.
+// add books a task and its memory for p, gives it a pid and counts its
+// goroutine, or fails with EAGAIN, ENOMEM or ESRCH.
 func (m *machine) add(p *proc) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -63,6 +63,7 @@ func (m *machine) add(p *proc) error {
 	m.nextPID++
 	m.procs[p.pid] = p
 	m.tasks++
+	m.wg.Add(1) // here, so that halt cannot miss it
 	m.bookMemory(p, procMemory)
 	return nil
 }

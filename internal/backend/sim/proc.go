@@ -81,7 +81,6 @@ func (p *proc) start(program program) error {
 		return err
 	}
 	p.group.add(p)
-	p.m.wg.Add(1)
 	go p.run(program)
 	return nil
 }
