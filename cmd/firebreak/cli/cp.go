@@ -25,7 +25,7 @@ PATH starts at the sandbox user's home. A DST that is a directory, or ends in "/
 is what SRC goes into. "-" is standard input or output.
 
 What comes out of a sandbox never leaves DST, whatever its names and links are;
-links and special files are skipped with a message.`,
+links and special files are skipped with a message, and no file is executable.`,
 		Example: `  firebreak cp data.csv $id:
   firebreak cp src $id:/tmp/src
   firebreak cp $id:plots ./out/

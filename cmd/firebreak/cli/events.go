@@ -123,7 +123,7 @@ func (a *App) printEvent(e *v1.Event, asJSON bool) error {
 	if e.ExitCode != nil {
 		fmt.Fprintf(&b, " exit code %d", *e.ExitCode)
 	}
-	if out := output(e); len(out) > 0 {
+	if out := output(e); len(out) > 0 && string(out) != "{}" {
 		fmt.Fprintf(&b, " %q", out)
 	}
 	_, err := fmt.Fprintln(a.Out, visible(b.String()))

@@ -125,11 +125,12 @@ func describe(b *v1.Backend) cli.Check {
 	if b.GetVersion() != "" {
 		c.Detail += "; " + b.GetVersion()
 	}
+	if b.GetIsolation() == sandbox.IsolationNone.String() {
+		c.Detail = "a model for tests: isolates nothing, never chosen by auto"
+		return c
+	}
 	if len(b.GetNotes()) > 0 {
 		c.Status, c.Detail, c.Fix = weak, c.Detail+"; "+strings.Join(b.GetNotes(), "; "), b.GetHint()
-	}
-	if b.GetIsolation() == sandbox.IsolationNone.String() {
-		c.Detail += "; a model for tests, never chosen by auto"
 	}
 	return c
 }

@@ -91,6 +91,10 @@ func listen(ctx context.Context, c *config.Config) (ls []*server.Listener, err e
 			return ls, sandbox.Wrap("listen", c.Socket, err)
 		}
 		l, err := server.ListenUnix(c.Socket, 0o600)
+		var se *sandbox.Error
+		if errors.As(err, &se) && se.Hint == "" {
+			return ls, se.WithHint("choose another socket with --socket, or none with --socket ''")
+		}
 		if err != nil {
 			return ls, err
 		}
