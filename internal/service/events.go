@@ -27,6 +27,7 @@ func (s *Service) WatchEvents(ctx context.Context, req *v1.WatchEventsRequest, s
 	if err != nil {
 		return err
 	}
+	defer s.Orchestrator.Keep(ctx, who.Tenant, string(sb.ID))() // being watched is being used
 	return s.follow(ctx, sb.ID, req.GetAfterId(), req.GetNoFollow(), send)
 }
 
@@ -66,15 +67,11 @@ func (s *Service) follow(ctx context.Context, id sandbox.ID, after int64, presen
 		}
 		batch, err := sub.Next(next)
 		cancel()
-		var slow *event.SlowError
 		switch {
 		case errors.Is(err, io.EOF):
 			return nil
 		case present && err != nil && ctx.Err() == nil && sandbox.KindOf(err) == sandbox.KindTimeout:
 			return nil
-		case errors.As(err, &slow):
-			return sandbox.Errorf("watch", sandbox.KindUnavailable, "the reader fell too far behind").WithID(string(id)).
-				WithHint("resume after event %d", slow.Last)
 		case err != nil:
 			return sandbox.Wrap("watch", string(id), err)
 		}
