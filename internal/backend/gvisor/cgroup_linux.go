@@ -291,15 +291,15 @@ func (g cgroup) pids() ([]int, error) {
 // what moves it back. The caller has locked its goroutine to the thread.
 //
 // Children forked in between are born inside, so no process of an instance is
-// ever outside of its cgroup; and moving one thread costs microseconds, where
-// moving a process waits for an RCU grace period.
+// ever outside of its cgroup. And a thread that moves itself costs microseconds,
+// where moving a process, or a thread by its id, waits for an RCU grace period.
 func (g cgroup) join() (leave func() error, err error) {
-	tid := strconv.Itoa(unix.Gettid())
+	const myself = "0"
 	var back []string
 	leave = func() error {
 		var errs []error
 		for _, d := range back {
-			errs = append(errs, writeFile(filepath.Join(d, "tasks"), tid))
+			errs = append(errs, writeFile(filepath.Join(d, "tasks"), myself))
 		}
 		back = nil
 		return errors.Join(errs...)
@@ -309,7 +309,7 @@ func (g cgroup) join() (leave func() error, err error) {
 		return leave, err
 	}
 	for i, h := range g.host.trees {
-		if err := writeFile(filepath.Join(g.dirs[i], "tasks"), tid); err != nil {
+		if err := writeFile(filepath.Join(g.dirs[i], "tasks"), myself); err != nil {
 			return leave, err
 		}
 		back = append(back, filepath.Join(h.mount, cgroupOf(string(self), h.controllers[0])))
