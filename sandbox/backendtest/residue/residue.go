@@ -25,9 +25,9 @@
 // Exclusive every new object on the host counts, for machines that run nothing
 // else.
 //
-// What it cannot see: objects that carry neither id nor path and that no
-// process of ours holds (an unnamed netfilter table, a memory-backed file kept
-// by a foreign process). Elsewhere than on Linux only files are looked at.
+// What it cannot see: netfilter tables, System V IPC, and whatever carries
+// neither id nor path while no process of ours holds it. Elsewhere than on Linux
+// only files are looked at.
 package residue
 
 import (
