@@ -32,6 +32,8 @@ type operation struct {
 	raw       bool          // REST routes carry raw bodies
 	emptyOn   string        // template whose answer is 204 without the message
 	aggregate func(proto.Message) aggregator
+	whole     proto.Message // what an aggregate answers with
+	once      bool          // honours Idempotency-Key
 
 	connect http.Handler
 	rest    func(*exchange) error
@@ -52,10 +54,14 @@ func deadline(d time.Duration) option { return func(o *operation) { o.deadline =
 // emptyOn makes REST answer 204 without a body on one template.
 func emptyOn(template string) option { return func(o *operation) { o.emptyOn = template } }
 
-// aggregated answers REST callers that do not ask for a stream with one message.
-func aggregated(f func(proto.Message) aggregator) option {
-	return func(o *operation) { o.aggregate = f }
+// aggregated answers REST callers that do not ask for a stream with one message
+// of whole's type.
+func aggregated(f func(proto.Message) aggregator, whole proto.Message) option {
+	return func(o *operation) { o.aggregate, o.whole = f, whole }
 }
+
+// once says in the documentation that Idempotency-Key works.
+func once(o *operation) { o.once = true }
 
 // follows marks an event stream, which may end at any time: callers resume it.
 func follows(o *operation) { o.follows = true }

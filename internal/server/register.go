@@ -19,12 +19,12 @@ import (
 // register is the one table: a line here is a method on every surface. Paths,
 // scopes and rules come from the proto.
 func register(g *registry, api API) {
-	unary(g, rpc.SandboxServiceCreateSandboxProcedure, api.CreateSandbox, created, deadline(5*time.Minute))
+	unary(g, rpc.SandboxServiceCreateSandboxProcedure, api.CreateSandbox, created, once, deadline(5*time.Minute))
 	unary(g, rpc.SandboxServiceGetSandboxProcedure, api.GetSandbox)
 	unary(g, rpc.SandboxServiceListSandboxesProcedure, api.ListSandboxes)
 	unary(g, rpc.SandboxServiceDestroySandboxProcedure, api.DestroySandbox, deadline(2*time.Minute), emptyOn("/sandboxes/{id}"))
 	unary(g, rpc.SandboxServiceSetTimeoutProcedure, api.SetTimeout)
-	serverStream(g, rpc.SandboxServiceExecProcedure, api.Exec, aggregated(newExecAggregator))
+	serverStream(g, rpc.SandboxServiceExecProcedure, api.Exec, aggregated(newExecAggregator, &v1.ExecResponse{}))
 	serverStream(g, rpc.SandboxServiceWatchEventsProcedure, api.WatchEvents, follows)
 
 	g.registerFiles(api)
@@ -34,7 +34,7 @@ func register(g *registry, api API) {
 	unary(g, rpc.FileServiceMoveFileProcedure, api.MoveFile)
 	unary(g, rpc.FileServiceRemoveFileProcedure, api.RemoveFile)
 
-	unary(g, rpc.RunServiceCreateRunProcedure, api.CreateRun, created, deadline(5*time.Minute))
+	unary(g, rpc.RunServiceCreateRunProcedure, api.CreateRun, created, once, deadline(5*time.Minute))
 	unary(g, rpc.RunServiceStartRunProcedure, api.StartRun)
 	unary(g, rpc.RunServiceGetRunProcedure, api.GetRun, deadline(11*time.Minute)) // wait_ms goes up to ten
 	unary(g, rpc.RunServiceCancelRunProcedure, api.CancelRun, deadline(2*time.Minute))
@@ -42,7 +42,7 @@ func register(g *registry, api API) {
 
 	unary(g, rpc.SystemServiceListBackendsProcedure, api.ListBackends)
 	unary(g, rpc.SystemServiceListTemplatesProcedure, api.ListTemplates)
-	serverStream(g, rpc.SystemServiceBuildTemplateProcedure, api.BuildTemplate, created, aggregated(newBuildAggregator))
+	serverStream(g, rpc.SystemServiceBuildTemplateProcedure, api.BuildTemplate, created, aggregated(newBuildAggregator, &v1.Template{}))
 	unary(g, rpc.SystemServiceRemoveTemplateProcedure, api.RemoveTemplate)
 	unary(g, rpc.SystemServiceGetVersionProcedure, api.GetVersion)
 
