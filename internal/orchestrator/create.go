@@ -237,7 +237,7 @@ func (o *Orchestrator) intend(ctx context.Context, who Caller, p *plan) (*live, 
 	undo := func(err error) (*live, context.Context, error) {
 		o.ledger.release(memory)
 		// What was recorded as about to be done was not: say so. If that fails
-		// too, the missing sandbox.running says the same.
+		// too, the missing "done" says the same.
 		_ = o.record(context.WithoutCancel(ctx), who, &p.sb, sandbox.Record{Class: sandbox.Flow, Action: "sandbox.create",
 			Outcome: sandbox.OutcomeFailed, Detail: map[string]string{"error": clip(err.Error())}})
 		var e *sandbox.Error
@@ -348,7 +348,8 @@ func (l *live) running(ctx context.Context, begun time.Time) error {
 		l.watch(inst)
 	}()
 	l.publishState(store.Running, "", "", false)
-	return nil
+	return l.record(ctx, Caller{Tenant: l.tenant, Principal: rec.Principal}, sandbox.Record{Class: sandbox.Flow, Action: "sandbox.create",
+		Outcome: sandbox.OutcomeDone, Detail: map[string]string{"enforced": st.Enforced.String(), "took": short(det.Boot)}})
 }
 
 // failed ends a sandbox whose boot went wrong and returns why.

@@ -233,7 +233,10 @@ const (
 // that cannot be kept is logged and nothing else stops for it.
 func (o *Orchestrator) publish(id sandbox.ID, e event.Event) {
 	if _, err := o.Events.Publish(id, e); err != nil {
-		o.Log.Warn("event lost", "sandbox", id, "type", e.Type, "error", err)
+		lost := o.lost.Add(1)
+		if now, last := time.Now().Unix(), o.complained.Load(); now > last && o.complained.CompareAndSwap(last, now) {
+			o.Log.Warn("events lost", "sandbox", id, "type", e.Type, "lost", lost, "error", err)
+		}
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/firebreak-dev/firebreak/internal/event"
 	"github.com/firebreak-dev/firebreak/internal/failpoint"
@@ -34,7 +35,8 @@ type ExecRequest struct {
 
 // Sink takes what a process produces, as it comes. Its methods are called from
 // the goroutine that called Exec. One that is slow slows the process, by the window of its output,
-// and nobody else; one that fails kills it. Data must not be changed.
+// and nobody else; one that fails kills it. Data must not be changed; it ends
+// between characters where it is UTF-8.
 type Sink interface {
 	Started(pid int) error
 	Stdout(data []byte) error
@@ -245,13 +247,19 @@ func feed(w io.WriteCloser, r io.Reader) {
 const chunk = 32 << 10
 
 // pump passes one channel of output on until it ends, or breaks: then the
-// process's Wait says why. After quit it only drains.
+// process's Wait says why. Pieces end between characters where the output is
+// UTF-8, so that every piece of text is text. After quit it only drains.
 func (x *execution) pump(r io.Reader, t event.Type, pid string, to func([]byte) error, out chan<- output, quit <-chan struct{}) {
 	buf := make([]byte, chunk)
-	for {
-		n, err := r.Read(buf)
-		if n > 0 {
-			data := bytes.Clone(buf[:n]) // shared, unchanged, by the hub and the sink
+	for held := 0; ; {
+		n, err := r.Read(buf[held:])
+		n += held
+		held = 0
+		if err == nil {
+			held = partial(buf[:n])
+		}
+		if n > held {
+			data := bytes.Clone(buf[:n-held]) // shared, unchanged, by the hub and the sink
 			x.l.o.publish(x.l.id, event.Event{Type: t, Process: pid, Data: data})
 			select {
 			case out <- output{to, data}:
@@ -261,7 +269,21 @@ func (x *execution) pump(r io.Reader, t event.Type, pid string, to func([]byte) 
 		if err != nil {
 			return
 		}
+		copy(buf, buf[n-held:n])
 	}
+}
+
+// partial is the length of the unfinished character at the end of b, or 0.
+func partial(b []byte) int {
+	for i := 1; i <= min(utf8.UTFMax-1, len(b)); i++ {
+		if c := b[len(b)-i]; utf8.RuneStart(c) {
+			if !utf8.FullRune(b[len(b)-i:]) {
+				return i
+			}
+			return 0
+		}
+	}
+	return 0
 }
 
 // kill ends the process for good; one that cannot be killed ends with its

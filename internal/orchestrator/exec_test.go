@@ -3,12 +3,15 @@ package orchestrator
 import (
 	"context"
 	"errors"
+	"io"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/firebreak-dev/firebreak/internal/guest"
+	"github.com/firebreak-dev/firebreak/internal/store"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -298,5 +301,42 @@ func TestOutputIsWhole(t *testing.T) {
 	}
 	if total != n {
 		t.Errorf("%d bytes in events", total)
+	}
+}
+
+// pieces is a reader that returns one piece at a time.
+type pieces []string
+
+func (p *pieces) Read(b []byte) (int, error) {
+	if len(*p) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(b, (*p)[0])
+	*p = (*p)[1:]
+	return n, nil
+}
+
+func TestPiecesEndBetweenCharacters(t *testing.T) {
+	w := newWorld(t)
+	o := w.start()
+	for _, c := range []struct{ in, want []string }{
+		{[]string{"a\xe2", "\x82", "\xac", "b"}, []string{"a", "\u20ac", "b"}},
+		{[]string{"\xf0\x9f\x98", "\x80\xf0"}, []string{"\U0001F600", "\xf0"}}, // the last is never finished
+		{[]string{"\xff\xfe", "\x80\x80\x80\x80"}, []string{"\xff\xfe", "\x80\x80\x80\x80"}},
+		{[]string{"\xe2\x28", "x"}, []string{"\xe2\x28", "x"}},
+		{[]string{"", "\u00e9"}, []string{"\u00e9"}},
+	} {
+		x := &execution{l: o.newLive(Sandbox{Sandbox: store.Sandbox{ID: sandbox.NewID()}}, nil, nil)}
+		out := make(chan output, 10)
+		p := pieces(c.in)
+		x.pump(&p, "stdout", "1", nil, out, nil)
+		close(out)
+		var got []string
+		for o := range out {
+			got = append(got, string(o.data))
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%q came as %q, want %q", c.in, got, c.want)
+		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/firebreak-dev/firebreak/internal/store"
@@ -22,6 +23,9 @@ type Orchestrator struct {
 	ctx  context.Context // ends at Close; bounds what runs on its own
 	stop context.CancelFunc
 	work sync.WaitGroup // operations, watchers, ends, runs, the reaper
+
+	lost       atomic.Int64 // events that could not be published
+	complained atomic.Int64 // when the log said so last, in seconds
 
 	mu     sync.Mutex
 	closed bool                   // guarded by mu
@@ -300,6 +304,17 @@ func (l *live) record(ctx context.Context, who Caller, r sandbox.Record) error {
 	}
 	l.sb.Details.Last = max(l.sb.Details.Last, sb.Details.Last)
 	return nil
+}
+
+// Keep counts the sandbox as used until release is called, once: somebody
+// watches it. For one that has ended it does nothing.
+func (o *Orchestrator) Keep(ctx context.Context, tenant sandbox.TenantID, ref string) (release func()) {
+	if l := o.find(tenant, ref); l != nil {
+		if done, err := l.hold(ctx); err == nil {
+			return done
+		}
+	}
+	return func() {}
 }
 
 // use finds a live sandbox and holds it. Errors: KindNotFound, KindGone,

@@ -46,7 +46,7 @@ func TestLifecycle(t *testing.T) {
 	}
 	_, err = o.Get(t.Context(), alice.Tenant, "web") // the name is free again
 	wantKind(t, err, sandbox.KindNotFound)
-	want := []string{"sandbox.create allowed", "process.exec allowed", "process.exit done", "sandbox.destroy allowed", "sandbox.receipt done"}
+	want := []string{"sandbox.create allowed", "sandbox.create done", "process.exec allowed", "process.exit done", "sandbox.destroy allowed", "sandbox.receipt done"}
 	if got := w.audit.actions(sb.ID); !slices.Equal(got, want) {
 		t.Errorf("evidence %q, want %q", got, want)
 	}

@@ -40,8 +40,11 @@ func newKeeper(dir string) (*keeper, error) {
 }
 
 func (k *keeper) keep(i int, data []byte) error {
+	if k.cut[i] {
+		return nil
+	}
 	if room := maxKept - k.sizes[i]; int64(len(data)) > room {
-		data, k.cut[i] = data[:room], true
+		data, k.cut[i] = data[:room-int64(partial(data[:room]))], true
 	}
 	n, err := k.files[i].Write(data)
 	k.sizes[i] += int64(n)

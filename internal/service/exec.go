@@ -24,12 +24,8 @@ func (s *Service) Exec(ctx context.Context, req *v1.ExecRequest, send func(*v1.E
 	if err != nil {
 		return err
 	}
-	sink := &stream{send: send}
-	exit, err := s.Orchestrator.Exec(ctx, who, req.GetId(), x, sink)
+	exit, err := s.Orchestrator.Exec(ctx, who, req.GetId(), x, stream{send})
 	if err != nil {
-		return err
-	}
-	if err := sink.flush(); err != nil {
 		return err
 	}
 	return send(&v1.ExecEvent{Event: &v1.ExecEvent_Exit{Exit: toExit(exit)}})
@@ -69,38 +65,18 @@ func oneOf(op, field, text string, data []byte) (string, error) {
 }
 
 // stream is an orchestrator.Sink that sends messages.
-type stream struct {
-	send     func(*v1.ExecEvent) error
-	out, err splitter
-}
+type stream struct{ send func(*v1.ExecEvent) error }
 
-var _ orchestrator.Sink = (*stream)(nil)
+var _ orchestrator.Sink = stream{}
 
-func (t *stream) Started(pid int) error {
+func (t stream) Started(pid int) error {
 	return t.send(&v1.ExecEvent{Event: &v1.ExecEvent_Started{Started: &v1.ProcessStarted{Pid: int64(pid)}}})
 }
 
-func (t *stream) Stdout(data []byte) error { return t.stdout(t.out.next(data)) }
-func (t *stream) Stderr(data []byte) error { return t.stderr(t.err.next(data)) }
-
-func (t *stream) stdout(o *v1.Output) error {
-	if o == nil {
-		return nil
-	}
-	return t.send(&v1.ExecEvent{Event: &v1.ExecEvent_Stdout{Stdout: o}})
+func (t stream) Stdout(data []byte) error {
+	return t.send(&v1.ExecEvent{Event: &v1.ExecEvent_Stdout{Stdout: toOutput(data)}})
 }
 
-func (t *stream) stderr(o *v1.Output) error {
-	if o == nil {
-		return nil
-	}
-	return t.send(&v1.ExecEvent{Event: &v1.ExecEvent_Stderr{Stderr: o}})
-}
-
-// flush sends what was held back of characters that were never finished.
-func (t *stream) flush() error {
-	if err := t.stdout(t.out.rest()); err != nil {
-		return err
-	}
-	return t.stderr(t.err.rest())
+func (t stream) Stderr(data []byte) error {
+	return t.send(&v1.ExecEvent{Event: &v1.ExecEvent_Stderr{Stderr: toOutput(data)}})
 }

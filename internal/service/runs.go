@@ -190,8 +190,8 @@ func (s *Service) toRun(r orchestrator.Run) (*v1.Run, error) {
 	if rep.Backend != "" {
 		out.Isolation = rep.Isolation.String()
 	}
-	out.Stdout, out.StdoutData = both(stdout, rep.StdoutTruncated)
-	out.Stderr, out.StderrData = both(stderr, rep.StderrTruncated)
+	out.Stdout, out.StdoutData = both(stdout)
+	out.Stderr, out.StderrData = both(stderr)
 	for _, a := range rep.Artifacts {
 		out.Artifacts = append(out.Artifacts, &v1.Artifact{Path: a.Path, Size: a.Size, Sha256: a.SHA256, Error: text(a.Error)})
 	}
@@ -201,12 +201,8 @@ func (s *Service) toRun(r orchestrator.Run) (*v1.Run, error) {
 	return out, nil
 }
 
-// both returns output as text and, only where that loses something, as bytes. A
-// character cut by the limit is dropped, not mangled.
-func both(b []byte, cut bool) (string, []byte) {
-	if cut {
-		b = b[:len(b)-partial(b)]
-	}
+// both returns output as text and, only where that loses something, as bytes.
+func both(b []byte) (string, []byte) {
 	if utf8.Valid(b) {
 		return string(b), nil
 	}
