@@ -214,3 +214,9 @@ const (
 	stop = syscall.SIGSTOP
 	cont = syscall.SIGCONT
 )
+
+func setPipe(t testing.TB, f *os.File, size int) {
+	t.Helper()
+	_, err := unix.FcntlInt(f.Fd(), unix.F_SETPIPE_SZ, size)
+	must(t, err)
+}

@@ -123,6 +123,7 @@ func (s *Linux) Start(g Program) (Process, error) {
 		return nil, err
 	}
 	s.limitTasks(g.PIDs)
+	s.memory.Store(g.Memory)
 	s.measureBase()
 	env := environment(a, g)
 	dir := a.home

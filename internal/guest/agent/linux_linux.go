@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,8 +29,10 @@ type Linux struct {
 	disks []string // writable file systems that had space at the start
 
 	limitOnce sync.Mutex
-	nproc     int   // guarded by limitOnce; RLIMIT_NPROC as set
-	base      int64 // bytes; set by once
+	nproc     int          // guarded by limitOnce; RLIMIT_NPROC as set
+	memory    atomic.Int64 // the limit, as of the latest program
+	base      int64        // bytes; set by once
+	baseAnon  int64        // bytes; set by once
 	once      sync.Once
 }
 
@@ -131,36 +134,67 @@ func (s *Linux) Files(user string) (Files, error) { return s.files.as(user) }
 // Sample implements System.
 //
 // On gVisor the kernel is ours alone and one sysinfo call tells both: its task
-// count is exact, and total less free is what the sandbox has committed. On a
-// kernel shared with others those numbers are the host's, so the processes of
-// the PID namespace are added up instead.
+// count is exact, and total less free bounds what user code can have. Only near
+// the limit is that bound not good enough: it includes caches that the sentry
+// would give up, and it saturates at what the sandbox is told it has. Then
+// /proc/meminfo says what is anonymous, which costs a scan.
+//
+// On a kernel shared with others those numbers are the host's, so the processes
+// of the PID namespace are added up instead.
 func (s *Linux) Sample() (Sample, error) {
 	if !s.private {
 		return s.addUp()
 	}
 	s.measureBase()
-	tasks, used, err := s.count()
-	return Sample{Tasks: tasks, Memory: max(0, used-s.base)}, err
+	tasks, used, free, err := s.count()
+	if err != nil {
+		return Sample{}, err
+	}
+	m := Sample{Tasks: tasks, Memory: max(0, used-s.base)}
+	if limit := s.memory.Load(); limit > 0 && (free == 0 || m.Memory > limit) {
+		m.Memory = max(0, anonymous()-s.baseAnon)
+	}
+	return m, nil
 }
 
 // count asks the sandbox's own kernel for the tasks of user code and the
-// memory in use.
-func (s *Linux) count() (tasks int, used int64, err error) {
+// memory in use and free.
+func (s *Linux) count() (tasks int, used, free int64, err error) {
 	own := ownThreads()
 	var i unix.Sysinfo_t
 	if err := unix.Sysinfo(&i); err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	own = max(own, ownThreads()) // a thread may have started between
-	return max(0, int(i.Procs)-own), int64((i.Totalram - i.Freeram) * uint64(i.Unit)), nil
+	unit := uint64(i.Unit)
+	return max(0, int(i.Procs)-own), int64((i.Totalram - i.Freeram) * unit), int64(i.Freeram * unit), nil
+}
+
+// anonymous is the memory that only ending processes or removing files in
+// memory can free.
+func anonymous() int64 {
+	b, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0
+	}
+	for _, line := range strings.Split(string(b), "\n") {
+		if f := strings.Fields(line); len(f) >= 2 && f[0] == "AnonPages:" {
+			kib, _ := strconv.ParseInt(f[1], 10, 64) // the kernel's number
+			return kib << 10
+		}
+	}
+	return 0
 }
 
 // measureBase notes what the agent and the empty sandbox use, which is not the
 // user's. Called before the first program.
 func (s *Linux) measureBase() {
 	s.once.Do(func() {
-		if _, used, err := s.count(); err == nil && s.private {
-			s.base = max(0, used-userRSS())
+		if !s.private {
+			return
+		}
+		if _, used, _, err := s.count(); err == nil {
+			s.base, s.baseAnon = used, anonymous()
 		}
 	})
 }
@@ -168,19 +202,10 @@ func (s *Linux) measureBase() {
 // noTasks says whether there is no user process at all, zombies aside.
 func (s *Linux) noTasks() bool {
 	if s.private {
-		tasks, _, err := s.count()
+		tasks, _, _, err := s.count()
 		return err == nil && tasks == 0
 	}
 	return alive(processes()) == 0
-}
-
-// userRSS adds up the resident memory of user processes.
-func userRSS() int64 {
-	var sum int64
-	for _, p := range processes() {
-		sum += p.rss
-	}
-	return sum
 }
 
 func (s *Linux) addUp() (Sample, error) {

@@ -67,8 +67,9 @@ func (l *link) exec(id uint32, c *guest.ExecCall) {
 // run is the life of a program.
 func (p *proc) run(l *link, c *guest.ExecCall) {
 	s := p.s
+	set := s.settings()
 	sys, err := s.sys.Start(Program{ID: p.id, Argv: c.Argv, Env: c.Env, Dir: c.Dir, User: p.user, Stdin: c.Stdin,
-		PIDs: s.settings().PIDs})
+		PIDs: set.PIDs, Memory: set.Memory})
 	l.mu.Lock()
 	delete(l.calls, p.id)
 	l.mu.Unlock()

@@ -37,7 +37,9 @@ type Program struct {
 	Dir   string   // relative to the home, which is the default
 	User  string   // name or number; "" is the default user
 	Stdin bool     // give it a pipe instead of /dev/null
-	PIDs  int      // the sandbox's task limit; 0: unlimited. A System may back it with RLIMIT_NPROC
+	// The sandbox's limits, for what a System can do beside the agent; 0: none.
+	PIDs   int   // may be backed with RLIMIT_NPROC
+	Memory int64 // bytes; Sample need not be exact far below
 }
 
 // Process is a started program: a process that leads its own session and

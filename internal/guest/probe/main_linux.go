@@ -42,7 +42,7 @@ var verbs = map[string]struct {
 }{
 	"alloc":       {1, alloc},
 	"fork":        {1, forkMany},
-	"bomb":        {0, func([]string) error { bomb(); return nil }},
+	"bomb":        {0, func([]string) error { forkBomb(); return nil }},
 	"fill":        {2, fill},
 	"id":          {0, identity},
 	"ignore-term": {0, ignoreTerm},
@@ -111,41 +111,16 @@ func sleeper() {
 }
 
 // forkMany reports how many of the children it could make.
-//
-//go:norace
 func forkMany(a []string) error {
 	n, err := strconv.Atoi(a[0])
-	if err != nil {
-		return err
+	if err != nil || n < 0 {
+		return errors.New("not a number: " + a[0])
 	}
-	made, failed := 0, 0
-	for range n {
-		pid, errno := rawFork()
-		if errno != 0 {
-			failed++
-			continue
-		}
-		if pid == 0 {
-			sleeper()
-		}
-		made++
-	}
-	if err := printJSON(map[string]int{"forked": made, "failed": failed}); err != nil {
+	made := int(forkSleepers(uintptr(n)))
+	if err := printJSON(map[string]int{"forked": made, "failed": n - made}); err != nil {
 		return err
 	}
 	return hold()
-}
-
-// bomb forks for ever; parents go on too.
-//
-//go:norace
-//go:nosplit
-func bomb() {
-	for {
-		if pid, errno := rawFork(); errno == 0 && pid == 0 {
-			syscall.RawSyscall(syscall.SYS_SETSID, 0, 0, 0)
-		}
-	}
 }
 
 func fill(a []string) error {
@@ -177,6 +152,9 @@ func identity([]string) error {
 	cwd, err := os.Getwd()
 	if err != nil {
 		return err
+	}
+	if groups == nil {
+		groups = []int{}
 	}
 	id := map[string]any{"uid": os.Getuid(), "euid": os.Geteuid(), "gid": os.Getgid(), "egid": os.Getegid(), "groups": groups,
 		"nproc": nproc.Cur, "core": core.Cur, "cwd": cwd, "pid": os.Getpid(), "ppid": os.Getppid()}
