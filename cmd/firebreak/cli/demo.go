@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -41,7 +42,11 @@ is what happened just now on this machine. Exit code 1 if a control did not hold
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(a.Out, "\n%d controls held, %d did not; %.1f s.\n", d.held, d.failed, time.Since(start).Seconds())
+			fmt.Fprintf(a.Out, "\n%d controls held, %d did not", d.held, d.failed)
+			if d.refused > 0 {
+				fmt.Fprintf(a.Out, ", %d cannot be enforced here and were refused (`firebreak doctor` says why)", d.refused)
+			}
+			fmt.Fprintf(a.Out, "; %.1f s.\n", time.Since(start).Seconds())
 			if d.failed > 0 {
 				return exitError{exitFailed}
 			}
@@ -57,6 +62,7 @@ type demo struct {
 	session *session
 	held    int
 	failed  int
+	refused int // cannot be enforced here, and was refused for it
 
 	receipts []*v1.Receipt
 }
@@ -106,6 +112,12 @@ func (d *demo) perform(ctx context.Context, act act) error {
 	if err == nil {
 		err = client.RunError(run)
 	}
+	var se *sandbox.Error
+	if errors.As(err, &se) && se.Kind == sandbox.KindUnsupported {
+		d.refused++
+		fmt.Fprintf(d.app.Out, "  --   refused: %s\n", visible(se.Message()))
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -137,8 +149,11 @@ func (d *demo) note(ok bool, text string) {
 
 func resources(run *v1.Run) string {
 	u, t := run.GetUsage(), run.GetTimingsMs()
-	return fmt.Sprintf("created in %.0f ms, ran %.0f ms, destroyed in %.0f ms, %.0f ms CPU, %s at most", t.GetCreate(), t.GetExecute(), t.GetDestroy(),
-		u.GetCpuMs(), sandbox.FormatSize(u.GetMemoryPeakBytes()))
+	use := "use not measured"
+	if u.GetMemoryPeakBytes() > 0 {
+		use = fmt.Sprintf("%.0f ms CPU, %s at most", u.GetCpuMs(), sandbox.FormatSize(u.GetMemoryPeakBytes()))
+	}
+	return fmt.Sprintf("created in %.0f ms, ran %.0f ms, destroyed in %.0f ms, %s", t.GetCreate(), t.GetExecute(), t.GetDestroy(), use)
 }
 
 func python(code string, args ...string) client.Command {

@@ -38,7 +38,7 @@ func checkUser() cli.Check {
 		return cli.Check{Name: "privilege", Status: ok, Detail: "root"}
 	}
 	return cli.Check{Name: "privilege", Status: weak, Detail: fmt.Sprintf("uid %d: limits on memory, CPU and tasks need cgroups, which need root", os.Geteuid()),
-		Fix: "sudo firebreak serve, or run as root"}
+		Fix: "run as root, for instance sudo firebreak run"}
 }
 
 // checkCgroups finds the controllers, wherever this machine mounts them.
