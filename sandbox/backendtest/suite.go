@@ -17,13 +17,15 @@
 //
 // What a backend says in Info decides what is asked of it: a limit it enforces
 // is tested, a limit it does not enforce must be refused. Other exclusions are
-// named in Config.Skip with a reason, and show as "not run: reason".
+// named in Config.Skip with a reason, and show as "not run: reason". What cannot
+// apply, such as a missing root for a backend that reads none, is left out.
 //
 // With -short, or under the race detector, the volumes are smaller and the
 // behaviour asked for is the same.
 package backendtest
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -57,6 +59,9 @@ type Config struct {
 	Scope func(dir string) residue.Scope
 	// Probe is the verb program's path inside. It defaults to guest.AgentPath.
 	Probe string
+	// Groups restricts the run to some of the suite's groups: Info, Create,
+	// Exec, Output, Limits, Files, Isolation, Lifecycle, Destroy. All by default.
+	Groups []string
 	// Skip maps a subtest's name below Run's, such as "Limits/CPU", to why it
 	// is not run.
 	Skip map[string]string
@@ -113,6 +118,9 @@ func Run(t *testing.T, cfg Config) {
 			{"Lifecycle", testLifecycle},
 			{"Destroy", testDestroy},
 		} {
+			if len(cfg.Groups) > 0 && !slices.Contains(cfg.Groups, g.name) {
+				continue
+			}
 			t.Run(g.name, func(t *testing.T) { g.run(t, s) })
 		}
 	})

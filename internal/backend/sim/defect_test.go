@@ -202,7 +202,7 @@ const defectEnv = "FIREBREAK_TEST_DEFECT"
 func TestDefective(t *testing.T) {
 	name := os.Getenv(defectEnv)
 	if name == "" {
-		t.Skip("run by TestSuiteFindsDefects")
+		return // only TestSuiteFindsDefects runs it
 	}
 	cfg := config()
 	for _, d := range defects {
