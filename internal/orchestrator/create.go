@@ -260,7 +260,9 @@ func (o *Orchestrator) intend(ctx context.Context, who Caller, p *plan) (*live, 
 	ctx, cancel := context.WithTimeout(ctx, o.Defaults.CreateTimeout)
 	l := o.newLive(Sandbox{Sandbox: rec, Details: p.sb.Details}, p.release, cancel)
 	o.add(l)
-	l.publishState(store.Creating, "", "", false)
+	if p.sb.Details.Run == "" { // a run has said so already
+		l.publishState(store.Creating, "", "", false)
+	}
 	return l, ctx, nil
 }
 

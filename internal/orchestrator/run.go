@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/firebreak-dev/firebreak/internal/event"
 	"github.com/firebreak-dev/firebreak/internal/store"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -158,6 +159,8 @@ func (o *Orchestrator) newRun(ctx context.Context, who Caller, req RunRequest) (
 		r.cancel()
 		return nil, sandbox.Wrap("run", string(r.id), err)
 	}
+	// Whoever watches from now on finds something to wait for.
+	o.publishJSON(r.req.Sandbox.ID, event.StateChange, "", StateEvent{State: store.Creating}, false)
 	o.mu.Lock()
 	o.runs[r.id] = r
 	o.mu.Unlock()
@@ -219,7 +222,7 @@ func (r *run) carryOut() {
 	final, destroyErr := r.destroy(exit.Reason, sb.ID != "")
 	timings["destroy"] = time.Since(begun)
 	if sb.ID == "" && final.ID == "" { // there never was a sandbox: its watchers wait for an end
-		r.o.publishJSON(r.req.Sandbox.ID, "state", "", StateEvent{State: store.Ended, Reason: sandbox.ReasonCrashed}, true)
+		r.o.publishJSON(r.req.Sandbox.ID, event.StateChange, "", StateEvent{State: store.Ended, Reason: sandbox.ReasonCrashed}, true)
 	}
 	r.conclude(exit, err, destroyErr, final, timings)
 }

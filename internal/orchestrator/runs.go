@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/firebreak-dev/firebreak/internal/event"
 	"github.com/firebreak-dev/firebreak/internal/store"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -241,6 +242,8 @@ func (o *Orchestrator) recoverRuns(ctx context.Context) error {
 		r.Report.Error = &RunError{Kind: sandbox.KindUnavailable, Message: r.Detail, Hint: "run it again"}
 		if sb, err := o.Get(ctx, rec.Tenant, string(rec.Sandbox)); err == nil {
 			r.Report.Usage, r.Report.Receipt, r.Report.Last = sb.Usage, sb.Receipt, max(r.Report.Last, sb.Details.Last)
+		} else { // it never had a sandbox, whose end would end what is watched
+			o.publishJSON(rec.Sandbox, event.StateChange, "", StateEvent{State: store.Ended, Reason: r.Reason, Detail: r.Detail}, true)
 		}
 		r.Extra = r.Report.pack()
 		o.buryRun(r)

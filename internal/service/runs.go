@@ -161,7 +161,7 @@ func (s *Service) CancelRun(ctx context.Context, req *v1.CancelRunRequest) (*v1.
 // OpenArtifact opens a collected artifact of a run. path is as Run.artifacts
 // names it. The reader also implements io.Seeker.
 func (s *Service) OpenArtifact(ctx context.Context, runID, path string) (io.ReadCloser, *v1.Artifact, error) {
-	who, _, err := s.allow(ctx, "RunService.GetRun")
+	who, _, err := s.allow(ctx, "RunService.ReadArtifact")
 	if err != nil {
 		return nil, nil, err
 	}

@@ -1,0 +1,613 @@
+package service
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"google.golang.org/protobuf/proto"
+
+	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
+	"github.com/firebreak-dev/firebreak/internal/audit"
+	"github.com/firebreak-dev/firebreak/internal/auth"
+	"github.com/firebreak-dev/firebreak/internal/backend/sim"
+	"github.com/firebreak-dev/firebreak/internal/event"
+	"github.com/firebreak-dev/firebreak/internal/orchestrator"
+	"github.com/firebreak-dev/firebreak/internal/store"
+	"github.com/firebreak-dev/firebreak/internal/template"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// templates has the host's and says what it was asked to do.
+type templates struct{ built, removed []string }
+
+var hostTemplate = template.Template{Name: "host", Digest: "sha256:" + strings.Repeat("a", 64), Packs: []string{"python", "shell"}, Default: "python",
+	Root: sandbox.Root{Mutable: true}}
+
+func (f *templates) Resolve(ctx context.Context, name string) (template.Template, error) {
+	if name != "host" {
+		return template.Template{}, sandbox.Errorf("template resolve", sandbox.KindNotFound, "no template called %q", name).WithHint("build it")
+	}
+	return hostTemplate, nil
+}
+func (f *templates) Choose(context.Context, string) (template.Template, error) {
+	return hostTemplate, nil
+}
+func (f *templates) Acquire(string) (func(), error) { return func() {}, nil }
+func (f *templates) List(context.Context) ([]template.Template, error) {
+	return []template.Template{hostTemplate, {Digest: "sha256:" + strings.Repeat("b", 64), Damaged: "cut short"}}, nil
+}
+func (f *templates) Remove(ctx context.Context, name string) error {
+	f.removed = append(f.removed, name)
+	return nil
+}
+func (f *templates) Build(ctx context.Context, name string, o template.BuildOptions) (template.Template, error) {
+	f.built = append(f.built, name)
+	for i, stage := range []template.Stage{template.StageDownload, template.StageDone} {
+		o.Progress(template.Progress{Stage: stage, Percent: 100 * i, Line: "line"})
+	}
+	if ctx.Err() != nil {
+		return template.Template{}, sandbox.Wrap("template build", name, ctx.Err())
+	}
+	return template.Template{Name: name, Digest: "sha256:" + strings.Repeat("c", 64), Packs: []string{name}}, nil
+}
+
+// rig is a Service over the real parts and the model backend.
+type rig struct {
+	*Service
+	t         *testing.T
+	dir       string
+	templates *templates
+	sim       *sim.Backend
+	log       *audit.Log
+}
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	r := &rig{t: t, dir: t.TempDir(), templates: &templates{}, sim: sim.New(sim.Config{})}
+	quiet := slog.New(slog.DiscardHandler)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	st, err := store.Open(t.Context(), filepath.Join(r.dir, "state.db"), quiet)
+	must(err)
+	t.Cleanup(func() { check(t, st.Close()) })
+	r.log, err = audit.Open(filepath.Join(r.dir, "audit"), audit.Options{}, quiet)
+	must(err)
+	t.Cleanup(func() { check(t, r.log.Close()) })
+	hub, err := event.Open(filepath.Join(r.dir, "events"), event.Options{}, quiet)
+	must(err)
+	t.Cleanup(func() { check(t, hub.Close()) })
+	keys := auth.New(st, auth.Options{})
+	t.Cleanup(func() { check(t, keys.Close()) })
+	o, err := orchestrator.New(orchestrator.Config{Backends: []sandbox.Backend{r.sim}, Store: st, Recorder: r.log, Events: hub, Templates: r.templates,
+		Runs: filepath.Join(r.dir, "runs"), Defaults: orchestrator.Defaults{Backend: "sim"}, DestroyOnClose: true, Log: quiet,
+		Memory: func() (int64, int64) { return 64 << 30, 48 << 30 }})
+	must(err)
+	must(o.Start(t.Context()))
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		check(t, o.Close(ctx))
+		check(t, r.sim.Close())
+	})
+	r.Service, err = New(Config{Orchestrator: o, Store: st, Auth: keys, Events: hub, Recorder: r.log, Templates: r.templates,
+		Version: &v1.GetVersionResponse{Version: "1.2.3"}})
+	must(err)
+	return r
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// as is a context of a caller.
+func as(ctx context.Context, tenant sandbox.TenantID, role auth.Role) context.Context {
+	return auth.WithPrincipal(ctx, auth.Principal{Tenant: tenant, ID: "key-" + string(role), Role: role})
+}
+
+func wantKind(t *testing.T, err error, kind sandbox.Kind) *sandbox.Error {
+	t.Helper()
+	var e *sandbox.Error
+	if sandbox.KindOf(err) != kind || !errors.As(err, &e) {
+		t.Fatalf("error %v is %q, want %q", err, sandbox.KindOf(err), kind)
+	}
+	return e
+}
+
+func (r *rig) create(ctx context.Context, req *v1.CreateSandboxRequest) *v1.Sandbox {
+	r.t.Helper()
+	sb, err := r.CreateSandbox(ctx, req)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return sb
+}
+
+// exec runs and folds.
+func (r *rig) exec(ctx context.Context, req *v1.ExecRequest) (out, errs string, exit *v1.ProcessExit) {
+	r.t.Helper()
+	started := 0
+	err := r.Exec(ctx, req, func(e *v1.ExecEvent) error {
+		switch e := e.GetEvent().(type) {
+		case *v1.ExecEvent_Started:
+			started++
+		case *v1.ExecEvent_Stdout:
+			out += e.Stdout.GetText() + string(e.Stdout.GetData())
+		case *v1.ExecEvent_Stderr:
+			errs += e.Stderr.GetText() + string(e.Stderr.GetData())
+		case *v1.ExecEvent_Exit:
+			exit = e.Exit
+		}
+		return nil
+	})
+	if err != nil || started != 1 || exit == nil {
+		r.t.Fatalf("exec: %v, started %d times, exit %v", err, started, exit)
+	}
+	return out, errs, exit
+}
+
+func TestSandbox(t *testing.T) {
+	r := newRig(t)
+	ctx := as(t.Context(), "default", auth.Developer)
+	sb := r.create(ctx, &v1.CreateSandboxRequest{Name: "web", Metadata: map[string]string{"team": "x"}, Tier: "L1",
+		Limits: &v1.Limits{MemoryBytes: proto.Int64(64 << 20)}, TimeoutMs: proto.Int64(0), IdleTimeoutMs: proto.Int64(60_000)})
+	if sb.State != "running" || sb.Isolation != "none" || sb.ExpiresAt != nil || sb.IdleTimeoutMs != 60_000 || sb.CreateMs <= 0 || sb.Principal != "key-developer" ||
+		!sb.Limits.MemoryBytes.Explicit || !sb.Limits.MemoryBytes.Enforced || sb.Limits.MemoryBytes.Value != 64<<20 || sb.Limits.Pids.Explicit || sb.Receipt != nil {
+		t.Errorf("%v", sb)
+	}
+	out, errs, exit := r.exec(ctx, &v1.ExecRequest{Id: "web", Code: proto.String("echo $X; echo e >&2; exit 3"), LanguagePack: "shell", Env: map[string]string{"X": "y"}})
+	if out != "y\n" || errs != "e\n" || exit.ExitCode != 3 || exit.Reason != "done" || exit.DurationMs <= 0 {
+		t.Errorf("%q %q %v", out, errs, exit)
+	}
+	_, _, exit = r.exec(ctx, &v1.ExecRequest{Id: sb.Id, Command: proto.String("/.firebreak/firebreak-guest"), Args: []string{"probe", "alloc", "1000000000"}})
+	if exit.ExitCode != 137 || exit.Reason != "memory" || exit.Detail != "limit 64 MiB" {
+		t.Errorf("%v", exit)
+	}
+	out, _, _ = r.exec(ctx, &v1.ExecRequest{Id: sb.Id, Command: proto.String("cat"), StdinData: []byte{0xff, 'a'}})
+	if out != "\xffa" {
+		t.Errorf("bytes: %q", out)
+	}
+	list, err := r.ListSandboxes(ctx, &v1.ListSandboxesRequest{Metadata: map[string]string{"team": "x"}})
+	if err != nil || len(list.Sandboxes) != 1 || list.Sandboxes[0].Id != sb.Id {
+		t.Errorf("%v, %v", list, err)
+	}
+	if list, err := r.ListSandboxes(ctx, &v1.ListSandboxesRequest{State: "ended"}); err != nil || len(list.Sandboxes) != 0 {
+		t.Errorf("%v, %v", list, err)
+	}
+	moved, err := r.SetTimeout(ctx, &v1.SetTimeoutRequest{Id: sb.Id, TimeoutMs: 3_600_000})
+	if err != nil || moved.ExpiresAt == nil {
+		t.Errorf("%v, %v", moved, err)
+	}
+	dead, err := r.DestroySandbox(ctx, &v1.DestroySandboxRequest{Id: "web"})
+	if err != nil || dead.State != "ended" || dead.Reason != "operator" || !dead.Receipt.GetClean() || len(dead.Receipt.GetObjects()) == 0 {
+		t.Fatalf("%v, %v", dead, err)
+	}
+	again, err := r.DestroySandbox(ctx, &v1.DestroySandboxRequest{Id: sb.Id})
+	if err != nil || !proto.Equal(again, dead) {
+		t.Errorf("again: %v, %v; first %v", again, err, dead)
+	}
+	got, err := r.GetSandbox(ctx, &v1.GetSandboxRequest{Id: sb.Id})
+	if err != nil || got.State != "ended" || !proto.Equal(got.Receipt, dead.Receipt) || got.EndedAt == nil {
+		t.Errorf("%v, %v", got, err)
+	}
+	err = r.Exec(ctx, &v1.ExecRequest{Id: sb.Id, Code: proto.String("x")}, func(*v1.ExecEvent) error { return nil })
+	if e := wantKind(t, err, sandbox.KindGone); !strings.Contains(e.Message(), "operator") || e.Hint == "" {
+		t.Errorf("%v", err)
+	}
+	check(t, r.log.Close())
+	if _, err := audit.Verify(filepath.Join(r.dir, "audit")); err != nil {
+		t.Errorf("the evidence: %v", err)
+	}
+}
+
+func TestEveryMethodAsksForItsScope(t *testing.T) {
+	r := newRig(t)
+	nobody, viewer := t.Context(), as(t.Context(), "default", auth.Viewer)
+	calls := map[string]func(context.Context) error{
+		"SandboxService.CreateSandbox": func(ctx context.Context) error {
+			_, err := r.CreateSandbox(ctx, &v1.CreateSandboxRequest{})
+			return err
+		},
+		"SandboxService.GetSandbox": func(ctx context.Context) error { _, err := r.GetSandbox(ctx, &v1.GetSandboxRequest{}); return err },
+		"SandboxService.ListSandboxes": func(ctx context.Context) error {
+			_, err := r.ListSandboxes(ctx, &v1.ListSandboxesRequest{})
+			return err
+		},
+		"SandboxService.DestroySandbox": func(ctx context.Context) error {
+			_, err := r.DestroySandbox(ctx, &v1.DestroySandboxRequest{})
+			return err
+		},
+		"SandboxService.SetTimeout":  func(ctx context.Context) error { _, err := r.SetTimeout(ctx, &v1.SetTimeoutRequest{}); return err },
+		"SandboxService.Exec":        func(ctx context.Context) error { return r.Exec(ctx, &v1.ExecRequest{}, nil) },
+		"SandboxService.WatchEvents": func(ctx context.Context) error { return r.WatchEvents(ctx, &v1.WatchEventsRequest{}, nil) },
+		"FileService.ReadFile":       func(ctx context.Context) error { return r.ReadFile(ctx, &v1.ReadFileRequest{Id: "x", Path: "y"}, nil) },
+		"FileService.WriteFile":      func(ctx context.Context) error { _, err := r.WriteFile(ctx, "x", "y", "", "", nil); return err },
+		"FileService.StatFile":       func(ctx context.Context) error { _, err := r.StatFile(ctx, &v1.StatFileRequest{}); return err },
+		"FileService.ListFiles":      func(ctx context.Context) error { _, err := r.ListFiles(ctx, &v1.ListFilesRequest{}); return err },
+		"FileService.MakeDirectory": func(ctx context.Context) error {
+			_, err := r.MakeDirectory(ctx, &v1.MakeDirectoryRequest{})
+			return err
+		},
+		"FileService.MoveFile":       func(ctx context.Context) error { _, err := r.MoveFile(ctx, &v1.MoveFileRequest{}); return err },
+		"FileService.RemoveFile":     func(ctx context.Context) error { _, err := r.RemoveFile(ctx, &v1.RemoveFileRequest{}); return err },
+		"RunService.CreateRun":       func(ctx context.Context) error { _, err := r.CreateRun(ctx, &v1.CreateRunRequest{}); return err },
+		"RunService.StartRun":        func(ctx context.Context) error { _, err := r.StartRun(ctx, &v1.StartRunRequest{}); return err },
+		"RunService.GetRun":          func(ctx context.Context) error { _, err := r.GetRun(ctx, &v1.GetRunRequest{}); return err },
+		"RunService.CancelRun":       func(ctx context.Context) error { _, err := r.CancelRun(ctx, &v1.CancelRunRequest{}); return err },
+		"RunService.ReadArtifact":    func(ctx context.Context) error { _, _, err := r.OpenArtifact(ctx, "x", "y"); return err },
+		"RunService.WatchRun":        func(ctx context.Context) error { return r.WatchRun(ctx, &v1.WatchRunRequest{}, nil) },
+		"SystemService.ListBackends": func(ctx context.Context) error { _, err := r.ListBackends(ctx, &v1.ListBackendsRequest{}); return err },
+		"SystemService.ListTemplates": func(ctx context.Context) error {
+			_, err := r.ListTemplates(ctx, &v1.ListTemplatesRequest{})
+			return err
+		},
+		"SystemService.BuildTemplate": func(ctx context.Context) error { return r.BuildTemplate(ctx, &v1.BuildTemplateRequest{}, nil) },
+		"SystemService.RemoveTemplate": func(ctx context.Context) error {
+			_, err := r.RemoveTemplate(ctx, &v1.RemoveTemplateRequest{})
+			return err
+		},
+		"SystemService.GetVersion": func(ctx context.Context) error { _, err := r.GetVersion(ctx, &v1.GetVersionRequest{}); return err },
+		"KeyService.CreateKey":     func(ctx context.Context) error { _, err := r.CreateKey(ctx, &v1.CreateKeyRequest{}); return err },
+		"KeyService.ListKeys":      func(ctx context.Context) error { _, err := r.ListKeys(ctx, &v1.ListKeysRequest{}); return err },
+		"KeyService.DeleteKey":     func(ctx context.Context) error { _, err := r.DeleteKey(ctx, &v1.DeleteKeyRequest{}); return err },
+	}
+	for method, a := range r.access {
+		call, ok := calls[method]
+		if !ok {
+			t.Errorf("%s is in the proto and not here", method)
+			continue
+		}
+		if err := call(nobody); sandbox.KindOf(err) != sandbox.KindUnauthenticated {
+			t.Errorf("%s by nobody: %v", method, err)
+		}
+		p, _ := auth.PrincipalFrom(viewer)
+		if err := call(viewer); (sandbox.KindOf(err) == sandbox.KindDenied) == p.Can(auth.Scope(a.GetScope())) {
+			t.Errorf("%s by a viewer, who needs %s: %v", method, a.GetScope(), err)
+		}
+	}
+	check(t, r.log.Close())
+	denied := []string{}
+	for e, err := range audit.Scan(filepath.Join(r.dir, "audit"), 1) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Record.Outcome == sandbox.OutcomeDenied {
+			denied = append(denied, e.Record.Action)
+		}
+	}
+	if !slices.Contains(denied, "sandbox.create") || !slices.Contains(denied, "process.exec") || !slices.Contains(denied, "key.create") {
+		t.Errorf("refusals in the evidence: %q", denied)
+	}
+}
+
+func TestIdempotency(t *testing.T) {
+	r := newRig(t)
+	ctx := WithIdempotencyKey(as(t.Context(), "default", auth.Developer), "key-1")
+	req := &v1.CreateSandboxRequest{Name: "once", Metadata: map[string]string{"a": "1", "b": "2", "c": "3"}}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	ids := map[string]int{}
+	for range 8 {
+		wg.Go(func() {
+			sb, err := r.CreateSandbox(ctx, proto.CloneOf(req))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			ids[sb.Id]++
+		})
+	}
+	wg.Wait()
+	if len(ids) != 1 {
+		t.Errorf("made %v", ids)
+	}
+	_, err := r.CreateSandbox(ctx, &v1.CreateSandboxRequest{Name: "another"})
+	wantKind(t, err, sandbox.KindConflict)
+	if other, err := r.CreateSandbox(WithIdempotencyKey(as(t.Context(), "tenant-b", auth.Developer), "key-1"), &v1.CreateSandboxRequest{}); err != nil || ids[other.Id] != 0 {
+		t.Errorf("another tenant's key: %v, %v", other, err)
+	}
+	// A request that failed may be repeated under its key.
+	key2 := WithIdempotencyKey(as(t.Context(), "default", auth.Developer), "key-2")
+	_, err = r.CreateSandbox(key2, req)
+	wantKind(t, err, sandbox.KindExists)
+	for id := range ids {
+		if _, err := r.DestroySandbox(as(t.Context(), "default", auth.Developer), &v1.DestroySandboxRequest{Id: id}); err != nil {
+			t.Fatal(err)
+		}
+		if sb, err := r.CreateSandbox(key2, req); err != nil || sb.Id == id {
+			t.Errorf("repeated after a failure: %v, %v", sb, err)
+		}
+		if sb, err := r.CreateSandbox(ctx, req); err != nil || sb.Id != id || sb.State != "ended" {
+			t.Errorf("repeated after its end: %v, %v", sb, err)
+		}
+	}
+	// A caller that loses the connection finds the sandbox by asking again.
+	gone, cancel := context.WithCancel(WithIdempotencyKey(as(t.Context(), "default", auth.Developer), "key-3"))
+	slow := &v1.CreateSandboxRequest{Metadata: map[string]string{"x": "y"}}
+	time.AfterFunc(time.Millisecond, cancel)
+	_, _ = r.CreateSandbox(gone, slow)
+	sb, err := r.CreateSandbox(WithIdempotencyKey(as(t.Context(), "default", auth.Developer), "key-3"), slow)
+	if err != nil || sb.State != "running" {
+		t.Errorf("%v, %v", sb, err)
+	}
+	list, err := r.ListSandboxes(as(t.Context(), "default", auth.Developer), &v1.ListSandboxesRequest{Metadata: map[string]string{"x": "y"}})
+	if err != nil || len(list.Sandboxes) != 1 {
+		t.Errorf("%v, %v", list, err)
+	}
+	run := &v1.CreateRunRequest{Program: &v1.RunProgram{Command: proto.String("true")}}
+	rctx := WithIdempotencyKey(as(t.Context(), "default", auth.Developer), "key-4")
+	a, err := r.CreateRun(rctx, run)
+	b, err2 := r.CreateRun(rctx, run)
+	if err != nil || err2 != nil || a.Id != b.Id {
+		t.Errorf("runs: %v %v, %v %v", a, b, err, err2)
+	}
+	_, err = r.CreateSandbox(rctx, &v1.CreateSandboxRequest{})
+	wantKind(t, err, sandbox.KindConflict)
+}
+
+func TestEvents(t *testing.T) {
+	r := newRig(t)
+	ctx := as(t.Context(), "default", auth.Developer)
+	sb := r.create(ctx, &v1.CreateSandboxRequest{})
+	var mu sync.Mutex
+	var live []*v1.Event
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		check(t, r.WatchEvents(ctx, &v1.WatchEventsRequest{Id: sb.Id}, func(e *v1.Event) error {
+			mu.Lock()
+			defer mu.Unlock()
+			live = append(live, e)
+			return nil
+		}))
+	})
+	r.exec(ctx, &v1.ExecRequest{Id: sb.Id, Code: proto.String("cat; exit 2"), LanguagePack: "shell", Stdin: "\u20ac\n"})
+	present := 0
+	check(t, r.WatchEvents(ctx, &v1.WatchEventsRequest{Id: sb.Id, NoFollow: true}, func(*v1.Event) error { present++; return nil }))
+	if present < 5 {
+		t.Errorf("%d events so far", present)
+	}
+	if _, err := r.DestroySandbox(ctx, &v1.DestroySandboxRequest{Id: sb.Id}); err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+	var text string
+	types := []string{}
+	for i, e := range live {
+		if e.Id != int64(i+1) || e.Time == nil {
+			t.Errorf("event %d: %v", i, e)
+		}
+		types = append(types, strings.Trim(e.Type+":"+e.State, ":"))
+		switch e.Type {
+		case "stdout":
+			text += e.Text
+		case "exit":
+			if e.GetExitCode() != 2 || e.Reason != "done" || e.Pid == 0 {
+				t.Errorf("%v", e)
+			}
+		}
+	}
+	want := []string{"state:creating", "state:running", "started", "stdout", "exit", "state:stopping", "receipt", "state:ended"}
+	if text != "\u20ac\n" || !slices.Equal(types, want) || live[len(live)-1].Reason != "operator" {
+		t.Errorf("%q %q", types, text)
+	}
+	var after []*v1.Event // also after death, and from where one was
+	check(t, r.WatchEvents(ctx, &v1.WatchEventsRequest{Id: sb.Id, AfterId: 5}, func(e *v1.Event) error { after = append(after, e); return nil }))
+	if len(after) != 3 || !proto.Equal(after[0], live[5]) {
+		t.Errorf("%v", after)
+	}
+	err := r.WatchEvents(as(t.Context(), "tenant-b", auth.Owner), &v1.WatchEventsRequest{Id: sb.Id}, func(*v1.Event) error { t.Error("leaked"); return nil })
+	wantKind(t, err, sandbox.KindNotFound)
+}
+
+func TestFiles(t *testing.T) {
+	r := newRig(t)
+	ctx := as(t.Context(), "default", auth.Developer)
+	sb := r.create(ctx, &v1.CreateSandboxRequest{})
+	content := bytes.Repeat([]byte("0123456789abcdef"), 40_000)
+	info, err := r.WriteFile(ctx, sb.Id, "d/f", "0600", "", bytes.NewReader(content))
+	if err != nil || info.Mode != "600" || info.Size != int64(len(content)) || info.Type != "file" || info.Name != "f" {
+		t.Fatalf("%v, %v", info, err)
+	}
+	var got []byte
+	first := true
+	check(t, r.ReadFile(ctx, &v1.ReadFileRequest{Id: sb.Id, Path: "d/f"}, func(c *v1.FileChunk) error {
+		if first != (c.Info != nil) {
+			t.Errorf("info in %v", c.Info)
+		}
+		first = false
+		got = append(got, c.Data...)
+		return nil
+	}))
+	if !bytes.Equal(got, content) {
+		t.Errorf("%d bytes came back", len(got))
+	}
+	f, info, err := r.OpenFile(ctx, sb.Id, "d/f", "", 10, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(f)
+	check(t, f.Close())
+	if err != nil || string(b) != "abc" || info.Size != int64(len(content)) {
+		t.Errorf("%q, %v, %v", b, err, info)
+	}
+	dir, err := r.MakeDirectory(ctx, &v1.MakeDirectoryRequest{Id: sb.Id, Path: "x/y"})
+	if err != nil || dir.Type != "directory" {
+		t.Errorf("%v, %v", dir, err)
+	}
+	if moved, err := r.MoveFile(ctx, &v1.MoveFileRequest{Id: sb.Id, From: "d/f", To: "x/g"}); err != nil || moved.Name != "g" {
+		t.Errorf("%v, %v", moved, err)
+	}
+	if list, err := r.ListFiles(ctx, &v1.ListFilesRequest{Id: sb.Id, Path: "x"}); err != nil || len(list.Files) != 2 || list.Truncated {
+		t.Errorf("%v, %v", list, err)
+	}
+	if _, err := r.RemoveFile(ctx, &v1.RemoveFileRequest{Id: sb.Id, Path: "x", Recursive: true}); err != nil {
+		t.Error(err)
+	}
+	_, err = r.StatFile(ctx, &v1.StatFileRequest{Id: sb.Id, Path: "x"})
+	wantKind(t, err, sandbox.KindNotFound)
+	for _, mode := range []string{"9", "4755", "-1", "rw", "1777"} {
+		_, err := r.WriteFile(ctx, sb.Id, "f", mode, "", strings.NewReader("x"))
+		wantKind(t, err, sandbox.KindInvalid)
+	}
+	_, _, err = r.OpenFile(ctx, sb.Id, "", "", 0, 0)
+	wantKind(t, err, sandbox.KindInvalid)
+}
+
+func TestRuns(t *testing.T) {
+	r := newRig(t)
+	ctx := as(t.Context(), "default", auth.Developer)
+	req := &v1.CreateRunRequest{Sandbox: &v1.CreateSandboxRequest{Env: map[string]string{"SECRET": "hunter2"}},
+		Program:   &v1.RunProgram{Code: proto.String("cat in; echo out > art; exit 3"), LanguagePack: "shell", Env: map[string]string{"TOKEN": "hunter2"}, Stdin: "hunter2"},
+		Inputs:    []*v1.InputFile{{Path: "in", Text: "given"}},
+		Artifacts: []string{"art", "missing"}}
+	run, err := r.CreateRun(ctx, req)
+	if err != nil || run.State == "ended" || run.SandboxId == "" {
+		t.Fatalf("%v, %v", run, err)
+	}
+	var types []string
+	check(t, r.WatchRun(ctx, &v1.WatchRunRequest{Id: run.Id}, func(e *v1.Event) error { types = append(types, e.Type); return nil }))
+	done, err := r.GetRun(ctx, &v1.GetRunRequest{Id: run.Id, WaitMs: 10_000})
+	if err != nil || done.State != "ended" || done.ExitCode != 3 || done.Reason != "done" || done.Stdout != "given" || done.Error != nil || !done.Receipt.GetClean() ||
+		done.TimingsMs.Create <= 0 || done.Audit.First == 0 || done.Audit.Last <= done.Audit.First || done.Backend != "sim" || done.EndedAt == nil {
+		t.Errorf("%v, %v", done, err)
+	}
+	if !slices.Contains(types, "artifact") || types[len(types)-1] != "state" {
+		t.Errorf("events %q", types)
+	}
+	if len(done.Artifacts) != 2 || done.Artifacts[0].Path != "art" || done.Artifacts[0].Size != 4 || done.Artifacts[1].Error == "" {
+		t.Errorf("%v", done.Artifacts)
+	}
+	f, a, err := r.OpenArtifact(ctx, run.Id, "art")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(f)
+	check(t, f.Close())
+	if _, ok := f.(io.Seeker); !ok || err != nil || string(b) != "out\n" || a.Sha256 == "" {
+		t.Errorf("%q, %v, %v", b, err, a)
+	}
+	rec, err := r.Store.Tenant("default").Run(ctx, sandbox.RunID(run.Id))
+	if err != nil || !bytes.Contains(rec.Spec, []byte("TOKEN")) || bytes.Contains(rec.Spec, []byte("hunter2")) || bytes.Contains(rec.Spec, []byte("given")) {
+		t.Errorf("kept: %s, %v", rec.Spec, err)
+	}
+	_, err = r.GetRun(as(t.Context(), "tenant-b", auth.Owner), &v1.GetRunRequest{Id: run.Id})
+	wantKind(t, err, sandbox.KindNotFound)
+	_, _, err = r.OpenArtifact(as(t.Context(), "tenant-b", auth.Owner), run.Id, "art")
+	wantKind(t, err, sandbox.KindNotFound)
+	_, err = r.CreateRun(ctx, &v1.CreateRunRequest{})
+	wantKind(t, err, sandbox.KindInvalid)
+}
+
+func TestBadRequests(t *testing.T) {
+	r := newRig(t)
+	ctx := as(t.Context(), "default", auth.Developer)
+	for name, req := range map[string]*v1.CreateSandboxRequest{
+		"isolation":      {MinIsolation: "total"},
+		"negative time":  {TimeoutMs: proto.Int64(-1)},
+		"endless time":   {IdleTimeoutMs: proto.Int64(1 << 62)},
+		"zero memory":    {Limits: &v1.Limits{MemoryBytes: proto.Int64(0)}},
+		"little memory":  {Limits: &v1.Limits{MemoryBytes: proto.Int64(1)}},
+		"absurd memory":  {Limits: &v1.Limits{MemoryBytes: proto.Int64(1 << 60)}},
+		"NaN cpus":       {Limits: &v1.Limits{Cpus: proto.Float64(nan())}},
+		"absurd pids":    {Limits: &v1.Limits{Pids: proto.Int64(1 << 40)}},
+		"negative disk":  {Limits: &v1.Limits{DiskBytes: proto.Int64(-1)}},
+		"unknown server": {Backend: "chroot"},
+	} {
+		if _, err := r.CreateSandbox(ctx, req); sandbox.KindOf(err) != sandbox.KindInvalid {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	_, err := r.GetSandbox(ctx, &v1.GetSandboxRequest{Id: "nothing"})
+	if e := wantKind(t, err, sandbox.KindNotFound); e.Hint == "" {
+		t.Errorf("%v", err)
+	}
+	sb := r.create(ctx, &v1.CreateSandboxRequest{})
+	for name, req := range map[string]*v1.ExecRequest{
+		"both inputs": {Id: sb.Id, Code: proto.String("x"), Stdin: "a", StdinData: []byte("b")},
+		"no program":  {Id: sb.Id},
+		"time":        {Id: sb.Id, Code: proto.String("x"), TimeoutMs: proto.Int64(1 << 60)},
+	} {
+		if err := r.Exec(ctx, req, func(*v1.ExecEvent) error { return nil }); sandbox.KindOf(err) != sandbox.KindInvalid {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	_, err = r.ListSandboxes(ctx, &v1.ListSandboxesRequest{State: "dreaming"})
+	wantKind(t, err, sandbox.KindInvalid)
+}
+
+func nan() float64 { z := 0.0; return z / z }
+
+func TestKeys(t *testing.T) {
+	r := newRig(t)
+	owner, admin := as(t.Context(), "default", auth.Owner), as(t.Context(), "default", auth.Admin)
+	made, err := r.CreateKey(owner, &v1.CreateKeyRequest{Name: "ci", TtlMs: 3_600_000})
+	if err != nil || made.Secret == "" || made.Key.Role != "developer" || made.Key.ExpiresAt == nil {
+		t.Fatalf("%v, %v", made, err)
+	}
+	_, err = r.CreateKey(admin, &v1.CreateKeyRequest{Role: "owner"})
+	wantKind(t, err, sandbox.KindDenied)
+	list, err := r.ListKeys(owner, &v1.ListKeysRequest{})
+	if err != nil || len(list.Keys) != 1 || list.Keys[0].Id != made.Key.Id {
+		t.Errorf("%v, %v", list, err)
+	}
+	_, err = r.DeleteKey(as(t.Context(), "tenant-b", auth.Owner), &v1.DeleteKeyRequest{Id: made.Key.Id})
+	wantKind(t, err, sandbox.KindNotFound)
+	if _, err := r.DeleteKey(owner, &v1.DeleteKeyRequest{Id: made.Key.Id}); err != nil {
+		t.Error(err)
+	}
+	if list, err := r.ListKeys(owner, &v1.ListKeysRequest{}); err != nil || len(list.Keys) != 0 {
+		t.Errorf("%v, %v", list, err)
+	}
+}
+
+func TestSystem(t *testing.T) {
+	r := newRig(t)
+	ctx := as(t.Context(), "default", auth.Owner)
+	b, err := r.ListBackends(ctx, &v1.ListBackendsRequest{})
+	if err != nil || len(b.Backends) != 1 || b.Backends[0].Name != "sim" || b.Backends[0].Isolation != "none" || b.Auto != "" {
+		t.Errorf("%v, %v", b, err)
+	}
+	l, err := r.ListTemplates(ctx, &v1.ListTemplatesRequest{})
+	var states []string
+	for _, tp := range l.GetTemplates() {
+		states = append(states, tp.Name+":"+tp.State)
+	}
+	if want := []string{"host:built", ":damaged", "python:available", "node:available", "shell:available"}; err != nil || !slices.Equal(states, want) {
+		t.Errorf("%q, %v", states, err)
+	}
+	var got []*v1.BuildTemplateEvent
+	check(t, r.BuildTemplate(ctx, &v1.BuildTemplateRequest{Name: "python"}, func(e *v1.BuildTemplateEvent) error { got = append(got, e); return nil }))
+	if len(got) != 3 || got[0].GetProgress() == nil || got[2].GetTemplate().GetName() != "python" {
+		t.Errorf("%v", got)
+	}
+	bad := errors.New("the reader went away")
+	if err := r.BuildTemplate(ctx, &v1.BuildTemplateRequest{Name: "node"}, func(*v1.BuildTemplateEvent) error { return bad }); !errors.Is(err, bad) {
+		t.Errorf("%v", err)
+	}
+	if _, err := r.RemoveTemplate(ctx, &v1.RemoveTemplateRequest{Name: "python"}); err != nil || !slices.Equal(r.templates.removed, []string{"python"}) {
+		t.Errorf("%v, %v", err, r.templates.removed)
+	}
+	if v, err := r.GetVersion(ctx, &v1.GetVersionRequest{}); err != nil || v.Version != "1.2.3" {
+		t.Errorf("%v, %v", v, err)
+	}
+}
