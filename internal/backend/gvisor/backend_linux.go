@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -41,6 +42,9 @@ func New(c Config) (*Backend, error) {
 		if !filepath.IsAbs(p) {
 			return nil, sandbox.Errorf("gvisor", sandbox.KindInvalid, "%s %q is not an absolute path", name, p)
 		}
+	}
+	if strings.ContainsAny(c.Dir, ",\n") { // it becomes part of a flag with options
+		return nil, sandbox.Errorf("gvisor", sandbox.KindInvalid, "directory %q has a comma in its name", c.Dir)
 	}
 	if c.Cgroup == "" {
 		c.Cgroup = "firebreak"
@@ -97,13 +101,23 @@ func (b *Backend) Attach(ctx context.Context, id sandbox.InstanceID) (sandbox.In
 	case beingMade(b.dir(id)):
 		return nil, notFound("attach", id)
 	}
-	i := newInstance(b, in, p.cgroups.group(id))
-	if r, err := readRunning(b.dir(id)); err == nil && in.Boot == bootID() {
-		i.running = r
-	}
-	i.watch(sandbox.ReasonLost)
+	i := b.found(in, p)
+	i.watch()
 	b.instances[id] = i
 	return i, nil
+}
+
+// found is an instance as its directory describes it.
+func (b *Backend) found(in intent, p probed) *Instance {
+	g := p.cgroups.group(in.Instance)
+	if len(in.Cgroups) == len(g.dirs) {
+		g.dirs = in.Cgroups // the parent's name may have been another then
+	}
+	i := newInstance(b, in, g)
+	if r, err := readRunning(i.dir); err == nil && in.Boot == bootID() {
+		i.running = r
+	}
+	return i
 }
 
 // openLocked fails when the Backend was closed. b.mu is held.
@@ -164,11 +178,7 @@ func (b *Backend) statusOf(id sandbox.InstanceID, p probed) (sandbox.Status, err
 	if err != nil {
 		return sandbox.Status{}, err
 	}
-	tmp := newInstance(b, in, p.cgroups.group(id))
-	if r, err := readRunning(dir); err == nil && in.Boot == bootID() {
-		tmp.running = r
-	}
-	st := tmp.status()
+	st := b.found(in, p).status()
 	if making {
 		st.Alive, st.Exit = true, sandbox.Exit{}
 	}

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -33,6 +34,8 @@ type helper struct {
 	Root    sandbox.Root
 	ID      sandbox.InstanceID
 	Destroy bool
+
+	Explicit sandbox.LimitSet
 }
 
 // runHelper says "ready" once the instance is made, and ends when it may.
@@ -45,7 +48,7 @@ func runHelper(arg string) error {
 	if err != nil {
 		return err
 	}
-	inst, err := b.Create(context.Background(), sandbox.Spec{Instance: h.ID, Root: h.Root})
+	inst, err := b.Create(context.Background(), sandbox.Spec{Instance: h.ID, Root: h.Root, Explicit: h.Explicit})
 	if err != nil {
 		return err
 	}
@@ -304,4 +307,58 @@ func within(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
+}
+
+// TestRootless creates and destroys as a user without any privilege. Limits
+// that need cgroups are not claimed, and not accepted when asked for.
+func TestRootless(t *testing.T) {
+	const nobody = 65534
+	shared, err := os.MkdirTemp("", "fb") // t.TempDir's parents are root's alone
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(shared) })
+	b := open(t, t.TempDir()) // skips where nothing can run
+	copyTo := func(from, to string) {
+		if out, err := exec.Command("cp", "-r", from, to).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	self, root := filepath.Join(shared, "test"), minimalRoot(t)
+	copyTo(os.Args[0], self)
+	copyTo(b.cfg.Runsc, filepath.Join(shared, "runsc"))
+	copyTo(b.cfg.Runtime, filepath.Join(shared, "runtime"))
+	copyTo(root.Dir, filepath.Join(shared, "root"))
+	root.Dir = filepath.Join(shared, "root")
+	own := filepath.Join(shared, "own")
+	if err := errors.Join(os.Mkdir(own, 0o700), os.Chown(own, nobody, nobody), os.Chmod(shared, 0o755), os.Chmod(root.Dir, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	h := helper{Root: root, ID: sandbox.NewInstanceID(), Destroy: true, Config: Config{
+		Dir: filepath.Join(own, "instances"), Runsc: filepath.Join(shared, "runsc"), Runtime: filepath.Join(shared, "runtime")}}
+	run := func(h helper) (string, error) {
+		arg, err := json.Marshal(h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.CommandContext(within(t), self)
+		cmd.Dir = shared
+		cmd.Env = append(os.Environ(), helperEnv+"="+string(arg))
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	if out, err := run(h); err != nil || out != "ready\n" {
+		t.Errorf("as nobody: %v: %s", err, out)
+	}
+	h.ID, h.Explicit = sandbox.NewInstanceID(), sandbox.LimitMemory
+	if out, err := run(h); err == nil || !strings.Contains(out, "cannot enforce the memory limit") {
+		t.Errorf("an explicit memory limit: %v: %s", err, out)
+	}
+	for _, f := range residue.Of(residue.Scope{Dirs: []string{own}}, string(h.ID)) {
+		t.Errorf("left behind: %s", f)
+	}
+	if entries, err := os.ReadDir(h.Config.Dir); err != nil || len(entries) != 0 {
+		t.Errorf("left: %v, %v", entries, err)
+	}
 }

@@ -75,7 +75,7 @@ func (b *Backend) adopt(i *Instance) error {
 	err := b.openLocked("create", i.id)
 	if err == nil {
 		b.instances[i.id] = i
-		i.watch(sandbox.ReasonCrashed)
+		i.watch()
 	}
 	b.mu.Unlock()
 	if err != nil {

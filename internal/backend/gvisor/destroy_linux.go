@@ -29,8 +29,12 @@ func (i *Instance) Destroy(ctx context.Context) (sandbox.Receipt, error) {
 	if i.receipt.Clean {
 		return i.receipt, nil
 	}
+	usage := i.status().Usage
 	i.mu.Lock()
 	i.killer = sandbox.ReasonOperator
+	if i.last == nil {
+		i.last = &usage
+	}
 	i.mu.Unlock()
 	deadline := time.Now().Add(destroyTimeout)
 

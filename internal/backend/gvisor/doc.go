@@ -21,7 +21,7 @@
 // nothing here is a parent that has to stay: another Backend over the same
 // Dir finds the instances with List and takes them over with Attach.
 //
-//	instance.json  the intent, written and fsynced before any other object
+//	instance.json  the intent, written before any other object is made
 //	config.json    the OCI bundle
 //	in, out        FIFOs: the agent's stdin and stdout, see Dial
 //	processes      who was running when the agent first answered

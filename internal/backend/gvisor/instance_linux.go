@@ -33,9 +33,10 @@ type Instance struct {
 	mu       sync.Mutex
 	exit     sandbox.Exit // guarded by mu; final once ended is closed
 	killer   sandbox.Reason
-	monitor  *os.File // guarded by mu: the sentry's pidfd while it is watched
-	conn     *stream  // guarded by mu: the live stream
-	disk     []string // guarded by mu: /proc paths of the writable layer
+	monitor  *os.File       // guarded by mu: the sentry's pidfd while it is watched
+	conn     *stream        // guarded by mu: the live stream
+	disk     []string       // guarded by mu: /proc paths of the writable layer
+	last     *sandbox.Usage // guarded by mu: as of Destroy
 	overDone sync.Once
 
 	destroying sync.Mutex
@@ -55,9 +56,9 @@ func newInstance(b *Backend, in intent, g cgroup) *Instance {
 // ID implements sandbox.Instance.
 func (i *Instance) ID() sandbox.InstanceID { return i.id }
 
-// watch notices the sentry's death from now on. otherwise is the reason of an
-// end that nothing else explains.
-func (i *Instance) watch(otherwise sandbox.Reason) {
+// watch notices the sentry's death from now on. If it is dead already, nobody
+// knows how it came.
+func (i *Instance) watch() {
 	f, err := i.sentryFile()
 	if err != nil {
 		i.over(sandbox.ReasonLost)
@@ -68,7 +69,7 @@ func (i *Instance) watch(otherwise sandbox.Reason) {
 	i.mu.Unlock()
 	i.b.monitors.Go(func() {
 		if waitExit(f) {
-			i.over(otherwise)
+			i.over(sandbox.ReasonCrashed)
 		}
 		f.Close()
 	})
@@ -105,7 +106,8 @@ func waitExit(f *os.File) bool {
 	}) == nil
 }
 
-// over records the end, once.
+// over records the end, once. otherwise is the reason of one that nothing else
+// explains.
 func (i *Instance) over(otherwise sandbox.Reason) {
 	i.overDone.Do(func() {
 		i.mu.Lock()
@@ -196,6 +198,10 @@ func (i *Instance) status() sandbox.Status {
 		if !st.Alive {
 			st.Exit = i.whyLocked(sandbox.ReasonLost)
 		}
+	}
+	if i.last != nil {
+		st.Usage = *i.last
+		return st
 	}
 	i.group.usage(&st.Usage)
 	if st.Alive {

@@ -26,9 +26,13 @@ const (
 	dirState      = "runsc"
 )
 
-// intent is what the creator of an instance was about to make. It is durable
+// intent is what the creator of an instance was about to make. It is written
 // before the first host object besides the directory it lies in, so whoever
 // finds the directory knows every name to look for.
+//
+// It is not synced to disk: it has to outlive its writer, which the page cache
+// does. A crash of the host that loses it ends all it speaks of, except the
+// directory, which names the instance by itself.
 type intent struct {
 	Instance sandbox.InstanceID `json:"instance"`
 	Sandbox  sandbox.ID         `json:"sandbox,omitempty"`
@@ -55,8 +59,8 @@ type running struct {
 	Processes []process `json:"processes"`
 }
 
-// writeIntent makes the instance's directory and puts the intent into it, both
-// durable. The returned file holds an exclusive lock for as long as the
+// writeIntent makes the instance's directory and puts the intent into it. The
+// returned file holds an exclusive lock for as long as the
 // instance is being made. Errors: fs.ErrExist when the directory exists.
 func writeIntent(dir string, in intent) (lock *os.File, err error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -83,23 +87,8 @@ func writeIntent(dir string, in intent) (lock *os.File, err error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return nil, fmt.Errorf("lock intent: %w", err)
 	}
-	if _, err := f.Write(append(b, '\n')); err != nil {
-		return nil, err
-	}
-	if err := f.Sync(); err != nil {
-		return nil, err
-	}
-	return f, syncDir(filepath.Dir(dir))
-}
-
-// syncDir makes the entries of a directory durable.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	_, err = f.Write(append(b, '\n'))
+	return f, err
 }
 
 // readIntent reads an instance's intent. A directory whose creator died before
@@ -135,8 +124,7 @@ func beingMade(dir string) bool {
 	return errors.Is(err, unix.EWOULDBLOCK)
 }
 
-// writeRunning records the processes. It is not synced: what a crash of the
-// host would lose, it has ended too.
+// writeRunning records the processes, whole or not at all.
 func writeRunning(dir string, r running) error {
 	b, err := json.Marshal(r)
 	if err != nil {

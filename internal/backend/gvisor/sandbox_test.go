@@ -281,3 +281,128 @@ func TestProbe(t *testing.T) {
 		t.Errorf("left: %v", entries)
 	}
 }
+
+// TestUsageOutlivesTheInstance: what was used is asked for after the end.
+func TestUsageOutlivesTheInstance(t *testing.T) {
+	b := open(t, t.TempDir())
+	x := create(t, b, sandbox.Spec{Root: minimalRoot(t)})
+	x.probe(t, "fill", "f", strconv.Itoa(3<<20))
+	if _, err := x.Destroy(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	st, err := x.Instance.Status(within(t))
+	if err != nil || st.Alive || st.Exit.Reason != sandbox.ReasonOperator {
+		t.Errorf("Status = %+v, %v", st, err)
+	}
+	if u := st.Usage; u.CPU == 0 || u.MemoryPeak == 0 || u.Disk < 3<<20 {
+		t.Errorf("usage after the end: %+v", u)
+	}
+}
+
+// TestHostCrashLeavesADirectory: after a power cut the intent may be empty.
+func TestHostCrashLeavesADirectory(t *testing.T) {
+	dir := t.TempDir()
+	b := open(t, dir)
+	for _, content := range []string{"", "{\"instance\":\"in", "{}", "\x00\x00\x00\x00"} {
+		id := sandbox.NewInstanceID()
+		if err := os.Mkdir(b.dir(id), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		put(t, filepath.Join(b.dir(id), fileIntent), content)
+		checkDead(t, b, id)
+		checkRemoved(t, b, id)
+	}
+}
+
+func TestNewRefuses(t *testing.T) {
+	good := Config{Dir: t.TempDir(), Runsc: "/bin/runsc", Runtime: "/runtime"}
+	for name, change := range map[string]func(*Config){
+		"relative directory": func(c *Config) { c.Dir = "instances" },
+		"comma in directory": func(c *Config) { c.Dir += ",size=1" },
+		"no runsc":           func(c *Config) { c.Runsc = "" },
+		"relative runtime":   func(c *Config) { c.Runtime = "./runtime" },
+	} {
+		c := good
+		change(&c)
+		if b, err := New(c); sandbox.KindOf(err) != sandbox.KindInvalid {
+			t.Errorf("%s: %v, %v", name, b, err)
+		}
+	}
+}
+
+// TestProgramsMissing: Info says that nothing can run, and what to do.
+func TestProgramsMissing(t *testing.T) {
+	b, err := New(Config{Dir: t.TempDir(), Runsc: "/nonexistent/runsc", Runtime: "/nonexistent"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	info, err := b.Info(within(t))
+	if err != nil || info.Available || info.Reason == "" || !strings.Contains(info.Hint, "make") {
+		t.Errorf("Info = %+v, %v", info, err)
+	}
+	_, err = b.Create(within(t), sandbox.Spec{Instance: sandbox.NewInstanceID(), Root: sandbox.Root{Dir: "/"}})
+	if sandbox.KindOf(err) != sandbox.KindUnavailable {
+		t.Errorf("Create: %v", err)
+	}
+}
+
+// TestKernelKillsTheGuest: with the agent looking away, the cgroup is full
+// before long, and the kernel picks the program that filled it: not the
+// sentry, not the agent.
+func TestKernelKillsTheGuest(t *testing.T) {
+	b := open(t, t.TempDir())
+	x := create(t, b, sandbox.Spec{Root: minimalRoot(t), Limits: sandbox.Limits{Memory: 64 << 20}})
+	x.Session.Close()
+	conn, err := x.Dial(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if x.Session, err = guest.Open(within(t), conn, guest.Config{}); err != nil { // no limit
+		t.Fatal(err)
+	}
+	defer x.Session.Close()
+	for range 3 {
+		if _, exit := x.probe(t, "alloc", strconv.Itoa(1<<30)); exit.Signal != 9 {
+			t.Errorf("alloc of 16 times the limit: %+v", exit)
+		}
+		if s, exit := x.probe(t, "echo", "alive"); exit.Code != 0 || s != "alive\n" {
+			t.Errorf("the sandbox does not serve afterwards: %q, %+v", s, exit)
+		}
+	}
+	st := x.status()
+	if !st.Alive || st.Usage.OOMKills < 3 {
+		t.Errorf("alive %v, %d kills", st.Alive, st.Usage.OOMKills)
+	}
+	limit := int64(64<<20) + st.Usage.Overhead
+	if st.Usage.MemoryPeak > limit+1<<20 { // a dying process may take a few pages more
+		t.Errorf("peak %d above the limit %d", st.Usage.MemoryPeak, limit)
+	}
+}
+
+// TestEndSaysMemory: when the boundary itself is what the kernel killed for
+// memory, that is the reason of the end.
+func TestEndSaysMemory(t *testing.T) {
+	b := open(t, t.TempDir())
+	x := create(t, b, sandbox.Spec{Root: minimalRoot(t), Limits: sandbox.Limits{Memory: 64 << 20}})
+	for _, p := range x.running.Processes { // now everything is a candidate, the sentry before all
+		setOOMScore(p.PID, map[string]int{"sentry": 1000}[p.Role])
+	}
+	x.Session.Close()
+	conn, err := x.Dial(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := guest.Open(within(t), conn, guest.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, err := s.Exec(within(t), guest.Command{Argv: []string{guest.AgentPath, "probe", "alloc", strconv.Itoa(1 << 30)}}); err != nil {
+		t.Fatal(err)
+	}
+	exit, err := x.Instance.Wait(within(t))
+	if err != nil || exit.Reason != sandbox.ReasonMemory || exit.Detail != "limit 64 MiB" {
+		t.Errorf("Wait = %+v, %v", exit, err)
+	}
+}
