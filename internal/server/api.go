@@ -5,6 +5,7 @@ import (
 	"io"
 
 	"github.com/firebreak-dev/firebreak/internal/auth"
+	"github.com/firebreak-dev/firebreak/internal/service"
 
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
 )
@@ -94,3 +95,8 @@ type Authenticator interface {
 	// KindDenied.
 	Peer(uid int) (auth.Principal, error)
 }
+
+var (
+	_ API           = (*service.Service)(nil)
+	_ Authenticator = (*auth.Authenticator)(nil)
+)

@@ -206,14 +206,19 @@ func (b *body) Read(p []byte) (int, error) {
 		b.x.extendRead(b.x.s.bodyTimeout)
 	}
 	n, err := b.rc.Read(p)
-	switch {
-	case err == nil:
-	case err == io.EOF:
-		b.x.extendRead(0)
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		err = &httpError{errSlowBody(), http.StatusRequestTimeout}
-	default:
-		err = sandbox.Errorf("read request", sandbox.KindCanceled, "the request body ended early")
+	if err == nil {
+		return n, nil
 	}
-	return n, err
+	if err == io.EOF {
+		b.x.extendRead(0)
+		return n, err
+	}
+	he := &httpError{sandbox.Errorf("read request", sandbox.KindCanceled, "the request body ended early"), statusClientClosed}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		he = &httpError{errSlowBody(), http.StatusRequestTimeout}
+	}
+	if b.x.route == nil {
+		return n, connectError(he.err) // or Connect would guess at a code
+	}
+	return n, he
 }

@@ -21,8 +21,10 @@ func TestSlowBody(t *testing.T) {
 	w := start(t, f)
 	w.srv.bodyTimeout = 200 * time.Millisecond
 	for name, request := range map[string]string{
-		"json":   "POST /v1/sandboxes HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer all\r\nContent-Length: 20\r\n\r\n{",
-		"raw":    "PUT /v1/sandboxes/x/files?path=f HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer all\r\nContent-Length: 20\r\n\r\nx",
+		"json": "POST /v1/sandboxes HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer all\r\nContent-Length: 20\r\n\r\n{",
+		"raw":  "PUT /v1/sandboxes/x/files?path=f HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer all\r\nContent-Length: 20\r\n\r\nx",
+		"connect": "POST /firebreak.v1.SandboxService/GetSandbox HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer all\r\n" +
+			"Content-Type: application/json\r\nContent-Length: 20\r\n\r\n{",
 		"unread": "GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20\r\n\r\n{",
 	} {
 		c := rawConn(t, w.addr)
@@ -30,9 +32,12 @@ func TestSlowBody(t *testing.T) {
 		began := time.Now()
 		b, err := io.ReadAll(c)
 		want := `"kind":"timeout"`
-		if name == "unread" {
+		switch {
+		case name == "unread":
 			want = "200 OK"
-		} else if !strings.Contains(string(b), "408 Request Timeout") {
+		case name == "connect":
+			want = `"code":"deadline_exceeded"`
+		case !strings.Contains(string(b), "408 Request Timeout"):
 			t.Errorf("%s: %s", name, b)
 		}
 		if !strings.Contains(string(b), want) || time.Since(began) > 5*time.Second {

@@ -194,6 +194,9 @@ func (g *registry) guard(ctx context.Context, o *operation, req proto.Message, f
 	ctx, cancel := withDeadline(ctx, o.deadline)
 	defer cancel()
 	defer func() {
+		if x.route == nil { // Connect writes what follows; REST sets its own
+			x.extendWrite(writeTimeout)
+		}
 		if p := recover(); p != nil {
 			if p == http.ErrAbortHandler {
 				panic(p)

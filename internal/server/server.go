@@ -111,7 +111,6 @@ func (s *Server) builtins() {
 	})
 	metrics := &operation{name: "metrics", success: http.StatusOK, quiet: true, scope: auth.SystemRead}
 	s.registry.builtin("/metrics", metrics, func(x *exchange) error {
-		x.extendWrite(writeTimeout)
 		s.metrics.handler.ServeHTTP(x, x.r)
 		return nil
 	})
@@ -157,7 +156,10 @@ func (s *Server) serveREST(x *exchange) error {
 	if err := s.admit(x); err != nil {
 		return err
 	}
-	if rt.op.raw && x.r.Body != nil {
+	switch {
+	case rt.op.method == nil:
+		x.extendWrite(writeTimeout)
+	case rt.op.raw:
 		x.r.Body = bodyOf(x)
 	}
 	return rt.serve(x)
@@ -225,7 +227,7 @@ func (s *Server) authenticate(r *http.Request) (auth.Principal, error) {
 	}
 	p, err := s.cfg.Auth.Bearer(r.Context(), strings.TrimSpace(token))
 	var e *sandbox.Error
-	if errors.As(err, &e) && e.Kind == sandbox.KindUnauthenticated && e.Hint == "" {
+	if errors.As(err, &e) && e.Kind == sandbox.KindUnauthenticated {
 		hinted := *e
 		hinted.Hint = keyHint
 		return auth.Principal{}, &hinted
