@@ -12,7 +12,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -42,19 +44,21 @@ type world struct {
 	bin string
 	dir string
 	env []string
+	see func(output string) // notes the instances it names
 }
 
 // newWorld makes a world, and checks when the test ends that nothing of it is
 // left on the host.
-func newWorld(t testing.TB) *world {
+func newWorld(t *testing.T) *world {
 	t.Helper()
+	t.Parallel()
 	bin := binary(t)
 	dir := t.TempDir()
 	w := &world{t: t, bin: bin, dir: dir, env: []string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "TMPDIR=" + dir,
 		"FIREBREAK_DATA=" + filepath.Join(dir, "data"), "FIREBREAK_SOCKET=" + filepath.Join(dir, "s.sock"),
 	}}
-	checkResidue(t, dir)
+	w.see = checkResidue(t, dir)
 	return w
 }
 
@@ -78,6 +82,7 @@ func (w *world) run(stdin string, args ...string) result {
 	start := time.Now()
 	err := cmd.Run()
 	r := result{out.String(), errs.String(), cmd.ProcessState.ExitCode(), time.Since(start)}
+	w.see(r.stdout)
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		w.t.Fatalf("%v: %v", args, err)
@@ -179,14 +184,30 @@ func (s *server) do(method, path, body string, header ...string) (int, string, h
 	if err != nil {
 		s.t.Fatalf("%s %s: %v", method, path, err)
 	}
+	s.see(string(out))
 	return resp.StatusCode, string(out), resp.Header
 }
 
+// instanceID is what every host object of a sandbox carries.
+var instanceID = regexp.MustCompile(`\bin[a-z2-7]{18}\b`)
+
 // checkResidue takes a baseline now and compares when the test ends, after
-// every other clean-up.
-func checkResidue(t testing.TB, dir string) {
+// every other clean-up. The function it returns reads a program's output for
+// the ids of instances, of which nothing may be left anywhere.
+func checkResidue(t testing.TB, dir string) func(output string) {
 	t.Helper()
-	base, err := residue.Take(residue.Scope{Dirs: []string{dir}})
+	for _, d := range []string{"data/run", "data/instances"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	base, err := residue.Take(residue.Scope{
+		Dirs: []string{dir},
+		// What outlives sandboxes by design. Below data/run and
+		// data/instances nothing may.
+		Keep: []string{"data/templates", "data/libexec", "data/audit", "data/events", "data/runs", "data/api-key",
+			"data/state.db", "data/state.db-wal", "data/state.db-shm", "data/lock", "args.py", "hello.sh", "in.csv", "j.py", "out.txt", "serve.log"},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,6 +216,12 @@ func checkResidue(t testing.TB, dir string) {
 			t.Errorf("left behind: %v", f)
 		}
 	})
+	var mu sync.Mutex
+	return func(output string) {
+		mu.Lock()
+		defer mu.Unlock()
+		base.Track(instanceID.FindAllString(output, -1)...)
+	}
 }
 
 func curl(t testing.TB, args ...string) string {

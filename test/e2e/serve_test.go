@@ -106,7 +106,7 @@ func TestBadInput(t *testing.T) {
 		{"negative pids", "POST", "/v1/sandboxes", `{"limits":{"pids":-1}}`, nil, 400, "invalid"},
 		{"missing template", "POST", "/v1/sandboxes", `{"template":"no-such"}`, nil, 404, "not_found"},
 		{"unknown backend", "POST", "/v1/sandboxes", `{"backend":"chroot"}`, nil, 400, "invalid"},
-		{"stronger than there is", "POST", "/v1/sandboxes", `{"min_isolation":"confidential"}`, nil, 501, "unsupported"},
+		{"stronger than there is", "POST", "/v1/sandboxes", `{"min_isolation":"confidential"}`, nil, 422, "unsupported"},
 		{"10 MB JSON", "POST", exec, `{"code":"` + strings.Repeat("x", 10<<20) + `"}`, nil, 413, "too_large"},
 		{"code and command", "POST", exec, `{"code":"1","command":"true"}`, nil, 400, "invalid"},
 		{"neither", "POST", exec, `{}`, nil, 400, "invalid"},
