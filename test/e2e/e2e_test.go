@@ -51,7 +51,6 @@ type world struct {
 // left on the host.
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	t.Parallel()
 	bin := binary(t)
 	dir := t.TempDir()
 	w := &world{t: t, bin: bin, dir: dir, env: []string{
