@@ -58,6 +58,7 @@ func New(c Config) (*Backend, error) {
 	if err := os.MkdirAll(c.Dir, 0o711); err != nil {
 		return nil, sandbox.Wrap("gvisor", "", err)
 	}
+	sweep(c.Dir)
 	b := &Backend{
 		cfg:       c,
 		log:       c.Log,

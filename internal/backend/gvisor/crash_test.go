@@ -309,6 +309,58 @@ func within(t *testing.T) context.Context {
 	return ctx
 }
 
+// TestNeverTakenForCrashed lists while others create: an instance shows up as
+// alive or not at all.
+func TestNeverTakenForCrashed(t *testing.T) {
+	dir := t.TempDir()
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				entries, err := os.ReadDir(dir)
+				if err != nil {
+					t.Error(err)
+				}
+				for _, e := range entries {
+					d := filepath.Join(dir, e.Name())
+					if _, err := os.Lstat(d); err == nil && sandbox.InstanceID(e.Name()).Valid() && !beingMade(d) {
+						if _, err := os.Lstat(d); err == nil { // it is still there: not removed meanwhile
+							t.Errorf("%s looks crashed", e.Name())
+						}
+					}
+				}
+			}
+		})
+	}
+	for range 300 {
+		id := sandbox.NewInstanceID()
+		d := filepath.Join(dir, string(id))
+		lock, err := writeIntent(d, intent{Instance: id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := writeIntent(d, intent{Instance: id}); !errors.Is(err, os.ErrExist) {
+			t.Errorf("a second maker: %v", err)
+		}
+		gone := filepath.Join(dir, ".gone")
+		if err := errors.Join(os.Rename(d, gone), os.RemoveAll(gone)); err != nil {
+			t.Fatal(err)
+		}
+		lock.Close()
+	}
+	close(stop)
+	wg.Wait()
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
+		t.Errorf("left: %v, %v", entries, err)
+	}
+}
+
 // TestRootless creates and destroys as a user without any privilege. Limits
 // that need cgroups are not claimed, and not accepted when asked for.
 func TestRootless(t *testing.T) {

@@ -59,23 +59,28 @@ type running struct {
 	Processes []process `json:"processes"`
 }
 
-// writeIntent makes the instance's directory and puts the intent into it. The
-// returned file holds an exclusive lock for as long as the
-// instance is being made. Errors: fs.ErrExist when the directory exists.
+// newPrefix marks a directory that has no name yet.
+const newPrefix = ".new-"
+
+// writeIntent makes the instance's directory with the intent in it. The
+// returned file holds an exclusive lock for as long as the instance is being
+// made; the directory gets its name with the lock held, so nobody ever takes a
+// creation in progress for one that crashed. Errors: fs.ErrExist.
 func writeIntent(dir string, in intent) (lock *os.File, err error) {
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	tmp, err := os.MkdirTemp(filepath.Dir(dir), newPrefix+filepath.Base(dir)+"-")
+	if err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			os.RemoveAll(dir)
+			os.RemoveAll(tmp)
 		}
 	}()
 	b, err := json.Marshal(in)
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(filepath.Join(dir, fileIntent), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	f, err := os.OpenFile(filepath.Join(tmp, fileIntent), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -87,8 +92,30 @@ func writeIntent(dir string, in intent) (lock *os.File, err error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return nil, fmt.Errorf("lock intent: %w", err)
 	}
-	_, err = f.Write(append(b, '\n'))
-	return f, err
+	if _, err := f.Write(append(b, '\n')); err != nil {
+		return nil, err
+	}
+	err = unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, dir, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) { // a file system without the flag
+		err = unix.Rename(tmp, dir) // does not replace a directory with something in it
+	}
+	if errors.Is(err, unix.ENOTEMPTY) {
+		err = unix.EEXIST
+	}
+	if err != nil {
+		return nil, &os.LinkError{Op: "rename", Old: tmp, New: dir, Err: err}
+	}
+	return f, nil
+}
+
+// sweep removes directories whose makers died before they named them.
+func sweep(dir string) {
+	stale, _ := filepath.Glob(filepath.Join(dir, newPrefix+"*"))
+	for _, d := range stale {
+		if fi, err := os.Lstat(d); err == nil && time.Since(fi.ModTime()) > time.Minute { // naming takes microseconds
+			os.RemoveAll(d)
+		}
+	}
 }
 
 // readIntent reads an instance's intent. A directory whose creator died before
