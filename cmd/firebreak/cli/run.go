@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,9 +40,10 @@ func (a *App) runCommand() *cobra.Command {
 sandbox. Without a server it starts what it needs in this process and leaves
 nothing but the audit record.
 
-Flags come before FILE; what follows FILE is the program's. The language is
-that of the file's ending (.py .js .mjs .cjs .sh), else of its first line (#!), else
-python; -c is python unless --language says otherwise.
+Flags come before FILE; what follows FILE is the program's. FILE is copied into
+the home and run there by python3, node or sh, by its ending (.py .js .mjs .cjs .sh),
+else by its first line (#!), else by python3. -c and - are python unless --language
+says otherwise.
 
 Stdout and stderr are the program's, unchanged and live. Exit code: the program's
 own; 124 over the wall-clock limit; 137 killed by another limit, with one line
@@ -154,7 +157,8 @@ func (a *App) runOptions(cmd *cobra.Command, args []string, f *runFlags) (client
 	if o.Sandbox, err = f.options(cmd, a.Lookup); err != nil {
 		return o, nil, err
 	}
-	if o.Program, err = a.program(cmd, args, f); err != nil {
+	var script *client.Input
+	if o.Program, script, err = a.program(cmd, args, f); err != nil {
 		return o, nil, err
 	}
 	o.Program.User, o.Program.Dir = f.user, f.cwd
@@ -173,6 +177,9 @@ func (a *App) runOptions(cmd *cobra.Command, args []string, f *runFlags) (client
 		}
 		o.Inputs = append(o.Inputs, in...)
 	}
+	if script != nil {
+		o.Inputs = append(o.Inputs, *script)
+	}
 	var keep artifacts
 	for _, s := range f.artifacts {
 		t, err := parseArtifact(s)
@@ -185,58 +192,93 @@ func (a *App) runOptions(cmd *cobra.Command, args []string, f *runFlags) (client
 	return o, keep, nil
 }
 
-// program reads what is to be run.
-func (a *App) program(cmd *cobra.Command, args []string, f *runFlags) (client.Command, error) {
+// program reads what is to be run. A FILE is also an input.
+func (a *App) program(cmd *cobra.Command, args []string, f *runFlags) (c client.Command, script *client.Input, err error) {
 	p, err := parseProgram(args, cmd.ArgsLenAtDash(), f.code, cmd.Flags().Changed("code"))
 	if err != nil {
-		return client.Command{}, err
+		return c, nil, err
 	}
-	language, err := parseLanguage(f.language)
-	if err != nil {
-		return client.Command{}, err
+	if c.Language, err = parseLanguage(f.language); err != nil {
+		return c, nil, err
 	}
-	c := client.Command{Args: p.args, Language: language}
-	name := ""
+	c.Args = p.args
 	switch p.form {
 	case formCommand:
 		c.Path, c.Args = p.args[0], p.args[1:]
-		if language != "" {
-			return c, sandbox.Errorf("--language", sandbox.KindInvalid, "a command has no language").WithHint("leave --language out, or use -c")
+		if c.Language != "" {
+			return c, nil, sandbox.Errorf("--language", sandbox.KindInvalid, "a command has no language").WithHint("leave --language out, or use -c")
 		}
 	case formCode:
 		c.Code = p.code
+		c.Language = cmp.Or(c.Language, "python")
 	case formStdin:
 		if f.stdin {
-			return c, sandbox.Errorf("--stdin", sandbox.KindInvalid, "standard input is already the program").WithHint("put the program into a file or -c")
+			return c, nil, sandbox.Errorf("--stdin", sandbox.KindInvalid, "standard input is already the program").WithHint("put the program into a file or -c")
 		}
 		src, err := readAll(a.In, maxProgram, "the program")
 		if err != nil {
-			return c, err
+			return c, nil, err
 		}
 		c.Code = string(src)
+		c.Language = cmp.Or(c.Language, detectLanguage("", src), "python")
 	case formFile:
-		name = p.file
-		src, err := readProgram(p.file)
-		if err != nil {
-			return c, err
-		}
-		c.Code = string(src)
-	}
-	if p.form != formCommand && c.Language == "" {
-		c.Language = detectLanguage(name, []byte(c.Code))
-		if c.Language == "" && filepath.Ext(name) != "" && p.form == formFile {
-			return c, sandbox.Errorf("run", sandbox.KindInvalid, "%s: cannot tell the language", name).WithHint("add --language python, node or shell")
-		}
-		if c.Language == "" {
-			c.Language = "python"
+		if c, script, err = fileProgram(c, p, f); err != nil {
+			return c, nil, err
 		}
 	}
 	if f.stdin {
 		if c.Stdin, err = readAll(a.In, maxStdin, "standard input"); err != nil {
-			return c, err
+			return c, nil, err
 		}
 	}
-	return c, nil
+	return c, script, nil
+}
+
+// fileProgram runs a file as its interpreter runs files: under its own name in
+// the home, with that name in messages, and with its arguments where the
+// language expects those of a script.
+func fileProgram(c client.Command, p program, f *runFlags) (client.Command, *client.Input, error) {
+	src, err := readProgram(p.file)
+	if err != nil {
+		return c, nil, err
+	}
+	if c.Language = cmp.Or(c.Language, detectLanguage(p.file, src)); c.Language == "" {
+		if filepath.Ext(p.file) != "" {
+			return c, nil, sandbox.Errorf("run", sandbox.KindInvalid, "%s: cannot tell the language", p.file).WithHint("add --language python, node or shell")
+		}
+		c.Language = "python"
+	}
+	name := filepath.Base(p.file)
+	script := &client.Input{Path: name, Size: int64(len(src)), Mode: 0o644,
+		Open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(src)), nil }}
+	switch {
+	case f.cwd != "" && f.user == "root":
+		name = "/root/" + name
+	case f.cwd != "":
+		name = "/home/user/" + name
+	case name[0] == '-':
+		name = "./" + name
+	}
+	c.Path, c.Args = interpreter(c.Language, p.file, src), append([]string{name}, p.args...)
+	if c.Language == "python" {
+		c.Env = map[string]string{"PYTHONUNBUFFERED": "1"} // people watch, and what was printed before a kill counts
+	}
+	return c, script, nil
+}
+
+// interpreter is the program that runs a file.
+func interpreter(language, name string, src []byte) string {
+	switch language {
+	case "python":
+		return "python3"
+	case "node":
+		return "node"
+	}
+	line, _, _ := bytes.Cut(src, []byte("\n"))
+	if filepath.Ext(name) == ".bash" || bytes.HasPrefix(line, []byte("#!")) && bytes.Contains(line, []byte("bash")) {
+		return "bash"
+	}
+	return "sh"
 }
 
 func readProgram(name string) ([]byte, error) {
