@@ -10,8 +10,10 @@ package main
 import (
 	"context"
 	"os"
+	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"syscall"
 	"time"
 
 	"github.com/firebreak-dev/firebreak/internal/guest/agent"
@@ -60,12 +62,31 @@ func serve() int {
 	if err != nil {
 		return boot(err)
 	}
+	// Not ignored, which programs would inherit: received and dropped. Root
+	// inside may send them, and a host that dies may leave a broken pipe.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM,
+		syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM, syscall.SIGABRT, syscall.SIGPIPE)
 	srv := agent.New(sys, version)
+	srv.Idle = giveBack
 	if err := srv.Serve(context.Background(), agent.Stdio()); err != nil {
 		return boot(err)
 	}
 	return 0
 }
+
+// giveBack returns what work has left in the heap to the system, if it was much.
+func giveBack() {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	if m.TotalAlloc-givenBack > 512<<10 {
+		givenBack = m.TotalAlloc
+		debug.FreeOSMemory()
+	}
+}
+
+// givenBack is the heap's total when giveBack last did something; giveBack is
+// called by one timer only.
+var givenBack uint64
 
 // boot is the boot log: standard error, for whoever debugs a template.
 func boot(err error) int {

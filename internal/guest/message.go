@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"errors"
 	"io/fs"
 	"strings"
 	"time"
@@ -171,6 +172,10 @@ func ErrorOnWire(err error) *WireError {
 		return nil
 	}
 	e := &WireError{Kind: sandbox.KindOf(err), Message: err.Error()}
+	var typed *sandbox.Error
+	if errors.As(err, &typed) {
+		e.Message = typed.Message() // the host adds the operation
+	}
 	if len(e.Message) > maxMessage {
 		e.Message = e.Message[:maxMessage]
 	}

@@ -375,7 +375,7 @@ func (p *Process) enforce(d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.over {
-		p.killing = time.AfterFunc(d+grace, p.overdue)
+		p.killing = time.AfterFunc(min(d, 1<<62)+grace, p.overdue)
 	}
 }
 

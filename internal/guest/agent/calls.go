@@ -71,8 +71,10 @@ func (l *link) start(id uint32, op guest.Op, t *transfer, work func(*transfer) (
 	}
 	l.mu.Unlock()
 	l.s.wg.Add(1)
+	l.s.work.begin()
 	go func() {
 		defer l.s.wg.Done()
+		defer l.s.work.end(l.s.Idle)
 		defer t.cancel()
 		if full {
 			l.fail(id, op, capacity(op, "more than %d calls at once", maxCalls))

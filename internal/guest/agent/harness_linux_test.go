@@ -1,7 +1,6 @@
 package agent_test
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -154,37 +153,10 @@ func probe(t testing.TB, s *guest.Session, c guest.Command, verb ...string) *gue
 	return p
 }
 
-// finish reads all output and waits.
-func finish(t testing.TB, p *guest.Process) (stdout, stderr string, e guest.Exit) {
-	t.Helper()
-	var errs []byte
-	done := make(chan struct{})
-	go func() { defer close(done); errs, _ = io.ReadAll(p.Stderr()) }()
-	out, err := io.ReadAll(p.Stdout())
-	must(t, err)
-	<-done
-	e, err = p.Wait(ctx(t))
-	must(t, err)
-	return string(out), string(errs), e
-}
-
 // run is probe and finish.
 func run(t testing.TB, s *guest.Session, c guest.Command, verb ...string) (stdout, stderr string, e guest.Exit) {
 	t.Helper()
 	return finish(t, probe(t, s, c, verb...))
-}
-
-func ctx(t testing.TB) context.Context {
-	c, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	t.Cleanup(cancel)
-	return c
-}
-
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
 }
 
 func unmarshal(t testing.TB, s string, v any) {

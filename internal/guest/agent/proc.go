@@ -58,8 +58,10 @@ func (l *link) exec(id uint32, c *guest.ExecCall) {
 	l.mu.Lock()
 	l.calls[id] = t
 	l.mu.Unlock()
+	s.work.begin()
 	go func() {
 		defer s.wg.Done()
+		defer s.work.end(s.Idle)
 		p.run(l, c)
 	}()
 }

@@ -25,6 +25,10 @@ const (
 // Server is an agent: its programs and the connection it serves. It is safe for
 // concurrent use.
 type Server struct {
+	// Idle, if set before the first Serve, is called when nothing has run for a
+	// second, to give memory back.
+	Idle func()
+
 	sys     System
 	version string
 	tick    time.Duration // between samples
@@ -41,6 +45,7 @@ type Server struct {
 	closed bool             // guarded by mu
 
 	watch watch
+	work  work
 }
 
 // New returns a Server for sys. version is told to the host.
@@ -176,6 +181,40 @@ func (s *Server) attachment(d *guest.Decoder, w *wire, nonce string) (reset []by
 		return nil, guest.Violation("protocol %d", hello.Protocol)
 	}
 	return l.serve(d)
+}
+
+// work counts what is in progress.
+type work struct {
+	mu    sync.Mutex
+	n     int         // guarded by mu
+	timer *time.Timer // guarded by mu
+}
+
+// begin and end bracket every call and every program.
+func (w *work) begin() {
+	w.mu.Lock()
+	w.n++
+	w.mu.Unlock()
+}
+
+func (w *work) end(idle func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.n--; w.n > 0 || idle == nil {
+		return
+	}
+	if w.timer == nil {
+		w.timer = time.AfterFunc(time.Second, func() {
+			w.mu.Lock()
+			busy := w.n > 0
+			w.mu.Unlock()
+			if !busy {
+				idle()
+			}
+		})
+		return
+	}
+	w.timer.Reset(time.Second)
 }
 
 // settings returns what the latest host decided.
