@@ -191,8 +191,10 @@ func appendRaw(b []byte, doc string) []byte {
 const hexDigits = "0123456789abcdef"
 
 // appendString writes s as a JSON string. Invalid UTF-8 becomes U+FFFD.
-func appendString(b []byte, s string) []byte {
-	b = append(b, '"')
+func appendString(b []byte, s string) []byte { return append(appendEscaped(append(b, '"'), s), '"') }
+
+// appendEscaped appends the inside of a JSON string.
+func appendEscaped(b []byte, s string) []byte {
 	start := 0
 	for i := 0; i < len(s); {
 		c := s[i]
@@ -232,7 +234,7 @@ func appendString(b []byte, s string) []byte {
 		i++
 		start = i
 	}
-	return append(append(b, s[start:]...), '"')
+	return append(b, s[start:]...)
 }
 
 // valid replaces what is not UTF-8, for protobuf strings.

@@ -129,6 +129,9 @@ func (x *exchange) answer(res proto.Message) error {
 		x.WriteHeader(http.StatusNoContent)
 		return nil
 	}
+	if proto.Size(res) > largeAnswer {
+		return x.answerLarge(res.ProtoReflect())
+	}
 	b := appendMessage(make([]byte, 0, 1024), res)
 	writeJSON(x, x.op.success, append(b, '\n'))
 	return nil

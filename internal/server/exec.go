@@ -2,6 +2,7 @@ package server
 
 import (
 	"strings"
+	"sync/atomic"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
@@ -13,6 +14,21 @@ import (
 // defaultOutput is how much of each output a unary exec keeps.
 const defaultOutput = 8 << 20
 
+// budget bounds the output that all unary execs of a Server hold together. A
+// tenant's programs can print as fast as they like, a hundred at a time: the
+// daemon's memory is not theirs.
+type budget struct{ left atomic.Int64 }
+
+func (b *budget) take(n int) bool {
+	if b.left.Add(-int64(n)) >= 0 {
+		return true
+	}
+	b.left.Add(int64(n))
+	return false
+}
+
+func (b *budget) give(n int) { b.left.Add(int64(n)) }
+
 // execAggregator folds an exec's events into an ExecResponse. It holds at most
 // max bytes of each output: a program that prints without end costs no memory.
 type execAggregator struct {
@@ -20,12 +36,20 @@ type execAggregator struct {
 	exit           *v1.ProcessExit
 }
 
-func newExecAggregator(req proto.Message) aggregator {
+func newExecAggregator(b *budget, req proto.Message) aggregator {
 	limit := int(req.(*v1.ExecRequest).GetMaxOutputBytes())
 	if limit == 0 {
 		limit = defaultOutput
 	}
-	return &execAggregator{stdout: capture{max: limit}, stderr: capture{max: limit}}
+	return &execAggregator{stdout: capture{max: limit, budget: b}, stderr: capture{max: limit, budget: b}}
+}
+
+// release gives back what the outputs took of the budget.
+func (a *execAggregator) release() {
+	for _, c := range []*capture{&a.stdout, &a.stderr} {
+		c.budget.give(c.taken)
+		c.taken = 0
+	}
 }
 
 func (a *execAggregator) add(m proto.Message) {
@@ -56,18 +80,35 @@ func (a *execAggregator) result() (proto.Message, error) {
 type capture struct {
 	buf       []byte
 	max       int
+	budget    *budget
+	taken     int // of the budget
 	truncated bool
 }
 
+const (
+	freeOutput = 64 << 10 // of each output needs no budget: small answers are always whole
+	stepOutput = 64 << 10 // what is taken of it at a time
+)
+
 func (c *capture) add(o *v1.Output) {
-	room := c.max - len(c.buf)
-	if n := len(o.GetText()) + len(o.GetData()); n > room {
-		c.truncated = true
-	}
 	text := o.GetText()
-	c.buf = append(c.buf, text[:min(room, len(text))]...)
-	room = c.max - len(c.buf)
-	c.buf = append(c.buf, o.GetData()[:min(room, len(o.GetData()))]...)
+	c.buf = append(c.buf, text[:c.room(len(text))]...)
+	data := o.GetData()
+	c.buf = append(c.buf, data[:c.room(len(data))]...)
+}
+
+// room returns how many of n further bytes may be kept. Nothing follows a gap.
+func (c *capture) room(n int) int {
+	if c.truncated {
+		return 0
+	}
+	may := min(n, c.max-len(c.buf))
+	for len(c.buf)+may > freeOutput+c.taken && c.budget.take(stepOutput) {
+		c.taken += stepOutput
+	}
+	may = min(may, freeOutput+c.taken-len(c.buf))
+	c.truncated = may < n
+	return may
 }
 
 // text returns the output as text and, only where that lost something, as

@@ -302,7 +302,7 @@ func (x *exchange) copy(r io.Reader) (int64, error) {
 		if n > 0 {
 			if now := time.Now(); now.Sub(extended) > time.Second {
 				extended = now
-				x.extendWrite(stallTimeout)
+				x.extendWrite(x.s.stall)
 			}
 			m, werr := x.Write(buf[:n])
 			total += int64(m)

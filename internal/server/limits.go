@@ -13,6 +13,7 @@ const (
 	stallTimeout  = 5 * time.Minute  // for the reader of a stream to take one write
 	maxConns      = 4096             // on one listener
 	maxStreams    = 128              // HTTP/2 streams of one connection
+	maxOutput     = 256 << 20        // held by all unary execs together
 	heartbeat     = 15 * time.Second // between signs of life on an event stream
 	drainTimeout  = 5 * time.Second  // to read, after an error, what a caller is still sending
 	drainBytes    = 32 << 20         // and how much of it

@@ -31,7 +31,7 @@ type operation struct {
 	follows   bool          // an event stream: ends when a shutdown begins
 	raw       bool          // REST routes carry raw bodies
 	emptyOn   string        // template whose answer is 204 without the message
-	aggregate func(proto.Message) aggregator
+	aggregate func(*budget, proto.Message) aggregator
 	whole     proto.Message // what an aggregate answers with
 	once      bool          // honours Idempotency-Key
 
@@ -56,7 +56,7 @@ func emptyOn(template string) option { return func(o *operation) { o.emptyOn = t
 
 // aggregated answers REST callers that do not ask for a stream with one message
 // of whole's type.
-func aggregated(f func(proto.Message) aggregator, whole proto.Message) option {
+func aggregated(f func(*budget, proto.Message) aggregator, whole proto.Message) option {
 	return func(o *operation) { o.aggregate, o.whole = f, whole }
 }
 
@@ -112,7 +112,7 @@ func serverStream[Req, Item any, Q message[Req], I message[Item]](g *registry, p
 		x := exchangeFrom(ctx)
 		err := g.guard(ctx, o, Q(r.Msg), func(ctx context.Context) error {
 			return fn(ctx, r.Msg, func(item I) error {
-				x.extendWrite(stallTimeout)
+				x.extendWrite(x.s.stall)
 				return st.Send((*Item)(item))
 			})
 		})

@@ -12,9 +12,13 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/genproto/googleapis/api/annotations"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protodesc"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/descriptorpb"
 
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
 	rpc "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1/firebreakv1connect"
@@ -247,6 +251,60 @@ func TestTableMatchesProto(t *testing.T) {
 	}
 	if _, err := New(Config{API: f, Log: nil}); err == nil {
 		t.Error("a server without authentication was made")
+	}
+}
+
+// TestRefusedProto: what a proto must not contain keeps a Server from being made.
+func TestRefusedProto(t *testing.T) {
+	fd, err := protodesc.NewFile(&descriptorpb.FileDescriptorProto{
+		Name: proto.String("firebreak/test.proto"), Package: proto.String("firebreak.test"), Syntax: proto.String("proto3"),
+		Dependency: []string{"firebreak/v1/sandbox.proto"},
+		Service: []*descriptorpb.ServiceDescriptorProto{{Name: proto.String("S"), Method: []*descriptorpb.MethodDescriptorProto{{
+			Name: proto.String("M"), InputType: proto.String(".firebreak.v1.CreateSandboxRequest"), OutputType: proto.String(".firebreak.v1.Sandbox"),
+		}}}},
+	}, protoregistry.GlobalFiles)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := protoregistry.GlobalFiles.RegisterFile(fd); err != nil {
+		t.Fatal(err)
+	}
+	g, _ := newRegistry()
+	o := g.add("/firebreak.test.S/M", nil)
+	if g.err == nil || !strings.Contains(g.err.Error(), "no scope") {
+		t.Errorf("a method without access: %v", g.err)
+	}
+	g, _ = newRegistry()
+	g.add("/firebreak.test.S/Missing", nil)
+	if g.err == nil {
+		t.Error("a method that does not exist was registered")
+	}
+	for _, rule := range []*annotations.HttpRule{
+		{Pattern: &annotations.HttpRule_Get{Get: "/v1/{name=*}"}},
+		{Pattern: &annotations.HttpRule_Get{Get: "/v1/**"}},
+		{Pattern: &annotations.HttpRule_Get{Get: "/v1/{limits.cpus}"}},
+		{Pattern: &annotations.HttpRule_Get{Get: "/v1/{limits}"}},
+		{Pattern: &annotations.HttpRule_Get{Get: "/v1/{nope}"}},
+		{Pattern: &annotations.HttpRule_Get{Get: "/v1/x:verb"}},
+		{Pattern: &annotations.HttpRule_Get{Get: "/v1//x"}},
+		{Pattern: &annotations.HttpRule_Get{Get: "v1"}},
+		{Pattern: &annotations.HttpRule_Get{Get: "/v1"}, Body: "*"},
+		{Pattern: &annotations.HttpRule_Post{Post: "/v1"}},
+		{Pattern: &annotations.HttpRule_Post{Post: "/v1"}, Body: "limits"},
+		{Pattern: &annotations.HttpRule_Post{Post: "/v1"}, Body: "*", ResponseBody: "id"},
+		{Pattern: &annotations.HttpRule_Custom{Custom: &annotations.CustomHttpPattern{Kind: "LIST", Path: "/v1"}}},
+	} {
+		g, _ := newRegistry()
+		if g.bind(o, rule); g.err == nil {
+			t.Errorf("accepted %v", rule)
+		}
+	}
+	g, _ = newRegistry()
+	for range 2 {
+		g.bind(o, &annotations.HttpRule{Pattern: &annotations.HttpRule_Get{Get: "/v1/x"}})
+	}
+	if g.err == nil {
+		t.Error("two methods on one route")
 	}
 }
 

@@ -46,8 +46,10 @@ type Server struct {
 	hosts    map[string]bool
 	errors   *connect.ErrorWriter
 
+	output      budget
 	heartbeat   time.Duration // between signs of life on a silent stream
-	bodyTimeout time.Duration // see limits.go
+	bodyTimeout time.Duration // these two: see limits.go
+	stall       time.Duration
 
 	// draining ends when a shutdown begins. It is a signal to the streams that
 	// never end by themselves, not anybody's context.
@@ -68,7 +70,8 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: cfg.Log, registry: g, hosts: map[string]bool{}, errors: connect.NewErrorWriter(), heartbeat: heartbeat, bodyTimeout: bodyTimeout}
+	s := &Server{cfg: cfg, log: cfg.Log, registry: g, hosts: map[string]bool{}, errors: connect.NewErrorWriter(), heartbeat: heartbeat, bodyTimeout: bodyTimeout, stall: stallTimeout}
+	s.output.left.Store(maxOutput)
 	for _, h := range cfg.Hosts {
 		s.hosts[strings.ToLower(h)] = true
 	}

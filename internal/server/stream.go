@@ -30,7 +30,7 @@ func (x *exchange) sink(req proto.Message) (sink, error) {
 	accept := strings.ToLower(x.r.Header.Get("Accept"))
 	sse, ndjson := strings.Contains(accept, "text/event-stream"), strings.Contains(accept, "application/x-ndjson")
 	if !sse && !ndjson && x.op.aggregate != nil {
-		return &unarySink{x: x, aggregator: x.op.aggregate(req)}, nil
+		return &unarySink{x: x, aggregator: x.op.aggregate(&x.s.output, req)}, nil
 	}
 	resumed, err := resume(req.ProtoReflect(), x.r.Header.Get("Last-Event-ID"))
 	if err != nil {
@@ -156,7 +156,7 @@ func (s *eventSink) write() error {
 	if s.broken != nil {
 		return s.broken
 	}
-	s.x.extendWrite(stallTimeout)
+	s.x.extendWrite(s.x.s.stall)
 	if !s.begun {
 		s.begun = true
 		h := s.x.Header()
@@ -213,6 +213,7 @@ func (s *eventSink) close(err error) error {
 type aggregator interface {
 	add(proto.Message)
 	result() (proto.Message, error)
+	release() // frees what it held, once the answer is sent
 }
 
 // unarySink answers once, at the end.
@@ -227,6 +228,7 @@ func (s *unarySink) send(m proto.Message) error {
 }
 
 func (s *unarySink) close(err error) error {
+	defer s.aggregator.release()
 	if err != nil {
 		return err
 	}
@@ -240,7 +242,9 @@ func (s *unarySink) close(err error) error {
 // buildAggregator keeps the template a build ends with.
 type buildAggregator struct{ template *v1.Template }
 
-func newBuildAggregator(proto.Message) aggregator { return &buildAggregator{} }
+func newBuildAggregator(*budget, proto.Message) aggregator { return &buildAggregator{} }
+
+func (a *buildAggregator) release() {}
 
 func (a *buildAggregator) add(m proto.Message) {
 	if t := m.(*v1.BuildTemplateEvent).GetTemplate(); t != nil {

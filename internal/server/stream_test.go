@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -64,13 +65,105 @@ func TestExecOutput(t *testing.T) {
 
 // TestEndlessOutput: a program that never stops printing costs no memory.
 func TestEndlessOutput(t *testing.T) {
-	a := newExecAggregator(&v1.ExecRequest{MaxOutputBytes: 1000}).(*execAggregator)
+	var b budget
+	a := newExecAggregator(&b, &v1.ExecRequest{MaxOutputBytes: 1000}).(*execAggregator)
 	chunk := out(strings.Repeat("x", 700))
 	for range 100_000 {
 		a.add(chunk)
 	}
 	if c := cap(a.stdout.buf); c > 4096 {
 		t.Errorf("holds %d bytes", c)
+	}
+}
+
+// TestOutputBudget: execs together hold no more than the server allows, a small
+// output is whole whatever the others do, and everything is given back.
+func TestOutputBudget(t *testing.T) {
+	var b budget
+	b.left.Store(1 << 20)
+	req := &v1.ExecRequest{}
+	big, small := newExecAggregator(&b, req).(*execAggregator), newExecAggregator(&b, req).(*execAggregator)
+	for range 100 {
+		big.add(out(strings.Repeat("x", 50_000)))
+	}
+	small.add(out(strings.Repeat("y", freeOutput)))
+	if n := len(big.stdout.buf); !big.stdout.truncated || n > 1<<20+freeOutput || n < 1<<20 {
+		t.Errorf("the big one holds %d bytes", n)
+	}
+	if len(small.stdout.buf) != freeOutput || small.stdout.truncated {
+		t.Errorf("the small one holds %d bytes", len(small.stdout.buf))
+	}
+	small.add(out("z"))
+	small.add(out("")) // no harm
+	if !small.stdout.truncated {
+		t.Error("a gap is not told")
+	}
+	big.release()
+	small.release()
+	if b.left.Load() != 1<<20 {
+		t.Errorf("%d of the budget are left", b.left.Load())
+	}
+}
+
+// TestLargeAnswer: an answer in pieces reads as the same document in one.
+func TestLargeAnswer(t *testing.T) {
+	text := strings.Repeat("ü\"\x00\n€", 300_000)
+	binary := strings.Repeat("\xff\x00ab", 300_001)
+	f := &fake{}
+	w := start(t, f)
+	for _, s := range []string{text, binary} {
+		f.exec = func(_ context.Context, _ *v1.ExecRequest, send func(*v1.ExecEvent) error) error {
+			for part := range slices.Chunk([]byte(s), 99_991) {
+				if err := send(&v1.ExecEvent{Event: &v1.ExecEvent_Stdout{Stdout: &v1.Output{Data: part}}}); err != nil {
+					return err
+				}
+			}
+			return send(exit(&v1.ProcessExit{ResultJson: "[1]"}))
+		}
+		a := w.do("POST", "/v1/sandboxes/x/exec", `{"code":"1"}`)
+		want := &v1.ExecResponse{Stdout: s, ResultJson: "[1]"}
+		if s == binary {
+			want.Stdout, want.StdoutData = strings.ToValidUTF8(s, "\ufffd"), []byte(s)
+		}
+		if a.status != 200 || a.body != string(appendMessage(nil, want))+"\n" {
+			t.Errorf("%d, %d bytes", a.status, len(a.body))
+		}
+	}
+	if left := w.srv.output.left.Load(); left != maxOutput {
+		t.Errorf("%d of the budget are missing", maxOutput-left)
+	}
+}
+
+// TestStalledReader: who stops reading a stream is dropped, and the operation
+// with him.
+func TestStalledReader(t *testing.T) {
+	ended := make(chan error, 1)
+	f := &fake{exec: func(ctx context.Context, _ *v1.ExecRequest, send func(*v1.ExecEvent) error) error {
+		for {
+			if err := send(out(strings.Repeat("x", 64<<10))); err != nil {
+				ended <- err
+				return err
+			}
+		}
+	}}
+	w := start(t, f)
+	w.srv.stall = 200 * time.Millisecond
+	for _, request := range []string{
+		"POST /v1/sandboxes/x/exec HTTP/1.1\r\nAccept: text/event-stream\r\nContent-Length: 12\r\n",
+		"POST /firebreak.v1.SandboxService/Exec HTTP/1.1\r\nContent-Type: application/connect+json\r\nContent-Length: 26\r\n",
+	} {
+		body := `{"code":"1"}`
+		if strings.Contains(request, "connect") {
+			body = "\x00\x00\x00\x00\x15" + `{"id":"x","code":"1"}`
+		}
+		c := rawConn(t, w.addr)
+		c.Write([]byte(request + "Host: localhost\r\nAuthorization: Bearer all\r\n\r\n" + body))
+		select {
+		case <-ended:
+		case <-time.After(10 * time.Second):
+			t.Errorf("nobody reads and the operation goes on: %s", request)
+		}
+		c.Close()
 	}
 }
 
