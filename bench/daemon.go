@@ -175,32 +175,59 @@ func procField(pid int, file, name string) (int64, error) {
 	return 0, fmt.Errorf("no %s in /proc/%d/%s", name, pid, file)
 }
 
-// SandboxPSS sums the proportional set size of every process outside the daemon
-// whose command line names something below the daemon's directory: the
-// sandboxes' sentries, gofers and stubs (a stub shares its sentry's command
-// line).
+// SandboxPSS sums the proportional set size of every process of the daemon's
+// sandboxes: those whose command line names something below its directory
+// (sentry and gofer), and whatever shares a memory control group with one of
+// them (the stubs, which have no command line).
 func (d *Daemon) SandboxPSS() (total int64, processes int, err error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return 0, 0, err
 	}
+	groups := map[string]bool{}
+	group := map[int]string{}
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
 		if err != nil || pid == d.cmd.Process.Pid {
 			continue
 		}
+		cgroup, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cgroup"))
+		if err != nil {
+			continue // it ended meanwhile
+		}
+		group[pid] = memoryGroup(string(cgroup))
 		cmdline, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		if err != nil || !bytes.Contains(cmdline, []byte(d.Dir)) {
+		if err == nil && bytes.Contains(cmdline, []byte(d.Dir)) {
+			groups[group[pid]] = true
+		}
+	}
+	for pid, g := range group {
+		if !groups[g] {
 			continue
 		}
 		pss, err := procField(pid, "smaps_rollup", "Pss:")
 		if err != nil {
-			continue // it ended meanwhile
+			continue
 		}
 		total += pss
 		processes++
 	}
 	return total, processes, nil
+}
+
+// memoryGroup is the line of the memory controller (v1) or the only one (v2) in
+// a /proc/<pid>/cgroup.
+func memoryGroup(lines string) string {
+	unified := ""
+	for line := range strings.Lines(lines) {
+		if strings.Contains(line, ":memory:") {
+			return line
+		}
+		if strings.HasPrefix(line, "0::") {
+			unified = line
+		}
+	}
+	return unified
 }
 
 // GetColumn fetches a sandbox's record over one kept-alive connection.
