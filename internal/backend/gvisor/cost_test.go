@@ -22,10 +22,7 @@ import (
 // TestIdleMemory counts what an idle sandbox costs the host, all its processes
 // together: shared pages divided by those who share them.
 func TestIdleMemory(t *testing.T) {
-	n := 20
-	if testing.Short() {
-		n = 6
-	}
+	const n = 20 // enough that what they share hardly counts
 	root := minimalRoot(t)
 	b := open(t, t.TempDir())
 	boxes := make([]box, n)
