@@ -61,10 +61,16 @@ func TestKill9LosesNothingAcknowledged(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		kill := time.AfterFunc(time.Duration(100+37*round)*time.Millisecond, func() { cmd.Process.Kill() })
+		// From the first acknowledgement on, so that a slow machine tests too.
+		kill := time.NewTimer(time.Hour)
+		var killer sync.WaitGroup
+		killer.Go(func() { <-kill.C; cmd.Process.Kill() })
 		in := bufio.NewReader(out)
-		for {
+		for first := true; ; first = false {
 			line, err := in.ReadString('\n')
+			if first {
+				kill.Reset(time.Duration(40+37*round) * time.Millisecond)
+			}
 			if err != nil {
 				break // the line the kill cut short is not an acknowledgement
 			}
@@ -75,9 +81,9 @@ func TestKill9LosesNothingAcknowledged(t *testing.T) {
 			}
 			acked[sandbox.Position(n)] = action
 		}
-		kill.Stop()
-		cmd.Process.Kill() // in case its output ended some other way
-		cmd.Wait()         // killed: always an error
+		kill.Reset(0) // in case its output ended some other way
+		killer.Wait()
+		cmd.Wait() // killed: always an error
 
 		l := open(t, dir, Options{}) // repairs the tail
 		if err := l.Close(); err != nil {
@@ -423,7 +429,7 @@ func TestLagBound(t *testing.T) {
 			if name == "count" && accepted != 50 {
 				t.Errorf("%d records were accepted, the bound is 50", accepted)
 			}
-			if name == "time" && (accepted < 2 || accepted > 200) {
+			if name == "time" && (accepted < 1 || accepted > 200) {
 				t.Errorf("%d records were accepted in 100 ms at 1 ms each", accepted)
 			}
 			close(gateCh)

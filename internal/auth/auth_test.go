@@ -219,7 +219,9 @@ func TestBearer(t *testing.T) {
 
 // Revocation and expiry hold from that moment on, cached or not; another
 // process's revocation after CacheFor at the latest.
-func TestRevocationAndExpiry(t *testing.T) {
+func TestRevocationAndExpiry(t *testing.T) { synctest.Test(t, revocationAndExpiry) }
+
+func revocationAndExpiry(t *testing.T) {
 	ctx := context.Background()
 	a, s := open(t, Options{CacheFor: time.Hour})
 	token, k := mustKey(t, a, root, NewKeyRequest{Role: Viewer})
@@ -233,15 +235,15 @@ func TestRevocationAndExpiry(t *testing.T) {
 		_, err := a.Bearer(ctx, token)
 		wantKind(t, err, sandbox.KindUnauthenticated)
 	}
-	token, _ = mustKey(t, a, root, NewKeyRequest{Role: Viewer, Expires: time.Now().Add(150 * time.Millisecond)})
+	token, _ = mustKey(t, a, root, NewKeyRequest{Role: Viewer, Expires: time.Now().Add(time.Minute)})
 	if _, err := a.Bearer(ctx, token); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(160 * time.Millisecond)
+	time.Sleep(time.Minute)
 	_, err := a.Bearer(ctx, token)
 	wantKind(t, err, sandbox.KindUnauthenticated)
 
-	b := New(s, Options{CacheFor: 100 * time.Millisecond})
+	b := New(s, Options{CacheFor: 10 * time.Second})
 	defer b.Close()
 	token, k = mustKey(t, b, root, NewKeyRequest{Role: Viewer})
 	if _, err := b.Bearer(ctx, token); err != nil {
@@ -250,7 +252,11 @@ func TestRevocationAndExpiry(t *testing.T) {
 	if _, err := a.RevokeKey(ctx, root, k.ID); err != nil { // behind b's back
 		t.Fatal(err)
 	}
-	time.Sleep(110 * time.Millisecond)
+	time.Sleep(9 * time.Second)
+	if _, err := b.Bearer(ctx, token); err != nil {
+		t.Fatal("the cache believes for less than CacheFor:", err)
+	}
+	time.Sleep(time.Second)
 	_, err = b.Bearer(ctx, token)
 	wantKind(t, err, sandbox.KindUnauthenticated)
 }

@@ -45,7 +45,7 @@ func TestReserve(t *testing.T) {
 	wantKind(t, err, sandbox.KindConflict)
 
 	// The same body meets its deadline while the first is in progress.
-	soon, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
+	soon, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
 	defer cancel()
 	_, err = tn.Reserve(soon, Request{Key: "key", Hash: [32]byte{2}})
 	wantKind(t, err, sandbox.KindConflict)
