@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"runtime/debug"
 	"strconv"
+	"time"
 
 	"github.com/google/subcommands"
 	"golang.org/x/sys/unix"
@@ -31,6 +33,9 @@ func (b *boot) Execute(ctx context.Context, f *flag.FlagSet, args ...any) subcom
 			_ = f.Set(flagName, strconv.FormatUint(v, 10)) // the value parses: it was just printed
 		}
 	}
+	// Give back what only starting needed, when that is over: an idle sentry
+	// never reaches its next garbage collection and would keep it.
+	time.AfterFunc(time.Second, debug.FreeOSMemory)
 	return b.Boot.Execute(ctx, f, args...)
 }
 

@@ -30,7 +30,7 @@ func TestIdleMemory(t *testing.T) {
 		boxes[k] = create(t, b, sandbox.Spec{Root: root})
 		boxes[k].Session.Close()
 	}
-	time.Sleep(time.Second) // what starting needed is given back by then
+	time.Sleep(2 * time.Second) // what starting needed is given back by then
 	kib := map[string]int{}
 	for _, x := range boxes {
 		procs, err := members(x.group, nil)

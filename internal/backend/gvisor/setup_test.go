@@ -10,6 +10,9 @@ import (
 	"github.com/firebreak-dev/firebreak/internal/bundle"
 )
 
+// runscEnv names another firebreak-runsc to test, to compare builds.
+const runscEnv = "FIREBREAK_TEST_RUNSC"
+
 // programs is the unpacked bundle, or why there is none.
 var (
 	programs    *bundle.Bundle
@@ -31,6 +34,9 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	programs, noPrograms = bundle.Open(dir)
+	if p := os.Getenv(runscEnv); p != "" && noPrograms == nil {
+		programs.Runsc = p
+	}
 	code := m.Run()
 	os.RemoveAll(dir)
 	os.Exit(code)
