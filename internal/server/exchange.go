@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"sync"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -132,10 +133,16 @@ func (x *exchange) answer(res proto.Message) error {
 	if proto.Size(res) > largeAnswer {
 		return x.answerLarge(res.ProtoReflect())
 	}
-	b := appendMessage(make([]byte, 0, 1024), res)
-	writeJSON(x, x.op.success, append(b, '\n'))
+	b := answerBuffers.Get().(*[]byte)
+	*b = append(appendMessage((*b)[:0], res), '\n')
+	writeJSON(x, x.op.success, *b) // copies or sends before it returns
+	if cap(*b) <= 64<<10 {
+		answerBuffers.Put(b)
+	}
 	return nil
 }
+
+var answerBuffers = sync.Pool{New: func() any { b := make([]byte, 0, 4096); return &b }}
 
 // failed answers with err unless the answer has begun; then the connection is
 // cut, because nothing else tells the caller that what it has is not all.
