@@ -107,8 +107,8 @@ type program struct {
 	pid    int
 	born   uint64 // start time, in the kernel's ticks
 	in     *os.File
-	out    *output2
-	errs   *output2
+	out    *outputPipe
+	errs   *outputPipe
 	status chan Status // capacity 1
 
 	alone bool // guarded by reaper.mu; no other program ran in its life so far
@@ -209,9 +209,9 @@ func (p *program) pipes(stdin bool) ([]uintptr, error) {
 		case 0:
 			p.in = f
 		case 1:
-			p.out = &output2{f: f}
+			p.out = &outputPipe{f: f}
 		case 2:
-			p.errs = &output2{f: f}
+			p.errs = &outputPipe{f: f}
 		}
 	}
 	return []uintptr{uintptr(fds[0]), uintptr(fds[1]), uintptr(fds[2])}, nil
@@ -255,14 +255,14 @@ func (p *program) Wait() Status { return <-p.status }
 // when another process still holds the pipe.
 const drainGrace = 200 * time.Millisecond
 
-// output2 is an output pipe that ends with its program.
-type output2 struct {
+// outputPipe is an output pipe that ends with its program.
+type outputPipe struct {
 	f    *os.File
 	late int // bytes read after the grace
 }
 
 // Read implements io.Reader.
-func (o *output2) Read(b []byte) (int, error) {
+func (o *outputPipe) Read(b []byte) (int, error) {
 	n, err := o.f.Read(b)
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		return n, err
@@ -285,9 +285,9 @@ func (o *output2) Read(b []byte) (int, error) {
 }
 
 // Close implements io.Closer.
-func (o *output2) Close() error { return o.f.Close() }
+func (o *outputPipe) Close() error { return o.f.Close() }
 
-func (o *output2) ended() { _ = o.f.SetReadDeadline(time.Now().Add(drainGrace)) }
+func (o *outputPipe) ended() { _ = o.f.SetReadDeadline(time.Now().Add(drainGrace)) }
 
 // environment is the base environment and what the caller adds. Later entries
 // win, and two of ours are extended rather than replaced.
