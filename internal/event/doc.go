@@ -13,9 +13,10 @@
 //	}
 //
 // A reader pulls at its own pace and never delays a publisher: what it has not
-// read yet waits in a small ring in memory or else on disk. Output is bounded
-// on disk, oldest dropped first; where something is missing a reader gets a
-// Truncated event. All other events are kept until the sandbox's retention ends.
+// read yet waits in a small ring in memory or else on disk. What processes did
+// is bounded on disk, oldest dropped first; where something is missing a reader
+// gets a Truncated event. Changes of state and the receipt are kept until the
+// sandbox's retention ends.
 //
 // Events survive kill -9 of the daemon, but are not fsynced: they are not
 // evidence, that is internal/audit.

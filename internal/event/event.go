@@ -11,8 +11,9 @@ import (
 // Type says what an event is about.
 type Type string
 
-// The types. Stdout and Stderr are output: bulky, and dropped oldest first
-// when a sandbox exceeds its budget. All others are kept.
+// The types. What processes do is bounded: dropped oldest first when a sandbox
+// exceeds its budget. StateChange and Receipt, of which a life has a handful,
+// are kept.
 const (
 	StateChange Type = "state" // Data: JSON
 	Started     Type = "started"
@@ -40,7 +41,11 @@ var types = func() map[byte]Type {
 	return m
 }()
 
+// output is what may be dropped rather than refused on a full disk.
 func (t Type) output() bool { return t == Stdout || t == Stderr }
+
+// kept is never dropped for want of budget.
+func (t Type) kept() bool { return t == StateChange || t == Receipt }
 
 // Event is one event. It is immutable once published; subscribers share it.
 type Event struct {

@@ -11,10 +11,10 @@ import (
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
-// A sandbox's events are in up to three files: <id>.events has all that is not
-// output and only grows; <id>.out and <id>.out.old have output, and when .out is
-// full it replaces .out.old. So dropping the oldest output is one rename, and
-// nothing is ever rewritten.
+// A sandbox's events are in up to three files: <id>.events has what is kept and
+// only grows; <id>.out and <id>.out.old have the rest, and when .out is full it
+// replaces .out.old. So dropping the oldest is one rename, and nothing is ever
+// rewritten.
 const (
 	eventSuffix = ".events"
 	outSuffix   = ".out"

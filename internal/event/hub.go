@@ -17,7 +17,7 @@ import (
 type Options struct {
 	RingEvents  int           // newest events kept in memory per sandbox; default 256
 	RingBytes   int           // and their bytes; default 64 KiB
-	OutputBytes int64         // output kept on disk per sandbox; default 8 MiB
+	OutputBytes int64         // what processes did, output above all, kept on disk per sandbox; default 8 MiB
 	Retain      time.Duration // how long the events of an ended sandbox are kept; default 24 h
 }
 

@@ -99,7 +99,7 @@ func (s *stream) publish(e *Event) error {
 // store writes e to its file. Preconditions: s.mu is held.
 func (s *stream) store(e *Event) error {
 	l := &s.state
-	if e.Type.output() {
+	if !e.Type.kept() {
 		l = &s.out
 		if l.size > 0 && l.size+int64(e.size()) > s.o.OutputBytes/2 {
 			if err := l.close(); err != nil {
