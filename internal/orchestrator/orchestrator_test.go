@@ -134,8 +134,12 @@ func TestTenantsDoNotSeeEachOther(t *testing.T) {
 	if run, err = o.GetRun(t.Context(), alice.Tenant, string(run.ID), 10*time.Second); err != nil || run.State != store.RunEnded {
 		t.Fatalf("run: %+v, %v", run, err)
 	}
+	going, err := o.CreateRun(t.Context(), alice, RunRequest{Exec: verb("sleep", "60s")})
+	if err != nil {
+		t.Fatal(err)
+	}
 	never := sandbox.NewID()
-	for _, ref := range []string{string(sb.ID), "web", string(run.Sandbox), string(run.ID)} {
+	for _, ref := range []string{string(sb.ID), "web", string(run.Sandbox), string(run.ID), string(going.Sandbox), string(going.ID)} {
 		same := func(op string, err, unknown error) {
 			t.Helper()
 			got, want := strings.ReplaceAll(err.Error(), ref, "X"), strings.ReplaceAll(unknown.Error(), string(never), "X")
@@ -164,9 +168,15 @@ func TestTenantsDoNotSeeEachOther(t *testing.T) {
 		_, err = o.CancelRun(t.Context(), bob, ref)
 		_, unknown = o.CancelRun(t.Context(), bob, string(never))
 		same("cancel", err, unknown)
+		_, err = o.StartRun(t.Context(), bob, ref)
+		_, unknown = o.StartRun(t.Context(), bob, string(never))
+		same("start", err, unknown)
 		_, _, err = o.OpenArtifact(t.Context(), bob.Tenant, ref, "a")
 		_, _, unknown = o.OpenArtifact(t.Context(), bob.Tenant, string(never), "a")
 		same("artifact", err, unknown)
+	}
+	if r, err := o.GetRun(t.Context(), alice.Tenant, string(going.ID), 0); err != nil || r.State == store.RunEnded {
+		t.Errorf("alice's own run: %+v, %v", r, err)
 	}
 	if sb, err := o.Get(t.Context(), alice.Tenant, "web"); err != nil || sb.State != store.Running {
 		t.Errorf("alice's own: %+v, %v", sb, err)

@@ -226,27 +226,29 @@ func TestRunsEndWithTheDaemon(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 
-	over := make(chan struct{})
-	if !crashAt("create/after-session", func() {
-		if _, err := o.CreateRun(context.Background(), alice, RunRequest{Exec: sh("true")}); err != nil {
-			t.Error(err)
+	for _, point := range []string{"create/after-session", "exec/after-evidence"} {
+		over := make(chan struct{})
+		if !crashAt(point, func() {
+			if _, err := o.CreateRun(context.Background(), alice, RunRequest{Exec: sh("true")}); err != nil {
+				t.Error(err)
+			}
+			select {
+			case <-over:
+			case <-time.After(10 * time.Second): // longer than it takes to get there
+			}
+		}) {
+			t.Fatal("the point was not hit")
 		}
-		select {
-		case <-over:
-		case <-time.After(10 * time.Second): // longer than it takes to get there
+		close(over)
+		w.abandon(o)
+		unfinished, err := w.store.System().UnfinishedRuns(t.Context())
+		if err != nil || len(unfinished) != 1 {
+			t.Fatalf("%v, %v", unfinished, err)
 		}
-	}) {
-		t.Fatal("the point was not hit")
-	}
-	close(over)
-	w.abandon(o)
-	unfinished, err := w.store.System().UnfinishedRuns(t.Context())
-	if err != nil || len(unfinished) != 1 {
-		t.Fatalf("%v, %v", unfinished, err)
-	}
-	last := w.start()
-	if r := finished(t, last, unfinished[0].ID); r.Reason != sandbox.ReasonLost || r.ExitCode != 125 || r.Report.Error == nil || r.Report.Receipt == nil || !r.Report.Receipt.Clean {
-		t.Errorf("%+v", r)
+		o = w.start()
+		if r := finished(t, o, unfinished[0].ID); r.Reason != sandbox.ReasonLost || r.ExitCode != 125 || r.Report.Error == nil || r.Report.Receipt == nil || !r.Report.Receipt.Clean {
+			t.Errorf("%s: %+v", point, r)
+		}
 	}
 	if list, err := w.sim.List(t.Context()); err != nil || len(list) != 0 {
 		t.Errorf("%v, %v", list, err)
@@ -314,6 +316,14 @@ func TestArtifactsStayInside(t *testing.T) {
 	}
 	if len(c.list) != len(names) {
 		t.Errorf("%d of %d listed", len(c.list), len(names))
+	}
+	if _, err := o.WriteFile(t.Context(), alice, string(sb.ID), "odd\nname", "", 0, strings.NewReader("x")); err != nil {
+		t.Fatal(err)
+	}
+	c.list = nil
+	c.collect(t.Context(), "odd\nname") // a caller's own path is no better
+	if len(c.list) != 1 || c.list[0].Error == "" || c.list[0].Path != "odd?name" {
+		t.Errorf("%+v", c.list)
 	}
 	var files []string
 	err = filepath.WalkDir(outer, func(p string, d fs.DirEntry, err error) error {
