@@ -49,6 +49,9 @@ func New(c Config) (*Backend, error) {
 	if c.Cgroup == "" {
 		c.Cgroup = "firebreak"
 	}
+	if !filepath.IsLocal(c.Cgroup) {
+		return nil, sandbox.Errorf("gvisor", sandbox.KindInvalid, "cgroup %q is not a path below the mount point", c.Cgroup)
+	}
 	if c.BootTimeout == 0 {
 		c.BootTimeout = 30 * time.Second
 	}

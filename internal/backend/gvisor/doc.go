@@ -35,6 +35,16 @@
 // any page cache: they make the kernel write back and reclaim earlier, they
 // never make it kill.
 //
+// # What holds a guest
+//
+// Its system calls end in the sentry, which runs as root of a user namespace of
+// its own with CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID and
+// SYS_PTRACE, in an empty root directory, an empty network namespace, under
+// no_new_privs and a seccomp filter without execve, socket or open by path
+// beyond descriptors the gofer gave it. There is no network device, no host
+// socket, no host FIFO but its own two, no set-user-id. The root file system
+// is mounted read-only on the host side as well.
+//
 // # Teardown
 //
 // Destroy does not use runsc. It stops the cgroup from growing, kills what is

@@ -70,8 +70,8 @@ func (x box) probe(t *testing.T, verb ...string) (string, guest.Exit) {
 
 // TestHostSide looks at the processes of a sandbox as a host would.
 func TestHostSide(t *testing.T) {
-	b := open(t, t.TempDir())
-	x := create(t, b, sandbox.Spec{Root: minimalRoot(t)})
+	b, root := open(t, t.TempDir()), minimalRoot(t)
+	x := create(t, b, sandbox.Spec{Root: root})
 	mine := func(ns string) string {
 		s, err := os.Readlink("/proc/self/ns/" + ns)
 		if err != nil {
@@ -105,15 +105,31 @@ func TestHostSide(t *testing.T) {
 	if roles["sentry"] != 1 || roles["gofer"] != 1 || roles["stub"] < 2 || len(roles) != 3 {
 		t.Errorf("processes: %v", roles)
 	}
-	root, err := os.ReadDir(fmt.Sprintf("/proc/%d/root", x.running.Sentry.PID))
+	// No path leads to the host: the sentry lives in an empty directory, the
+	// gofer in the template.
+	for _, p := range x.running.Processes {
+		allowed := []string{"etc", "proc", "sys", "dev"}
+		if p.Role == "gofer" {
+			allowed = names(t, root.Dir)
+		}
+		for _, name := range names(t, fmt.Sprintf("/proc/%d/root", p.PID)) {
+			if !slices.Contains(allowed, name) {
+				t.Errorf("%s sees /%s", p.Role, name)
+			}
+		}
+	}
+}
+
+func names(t *testing.T, dir string) (list []string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, e := range root {
-		if !slices.Contains([]string{"etc", "proc", "sys", "dev"}, e.Name()) {
-			t.Errorf("the sentry's root has %s", e.Name())
-		}
+	for _, e := range entries {
+		list = append(list, e.Name())
 	}
+	return list
 }
 
 func statusFile(t *testing.T, pid int) map[string]string {
@@ -321,6 +337,7 @@ func TestNewRefuses(t *testing.T) {
 		"relative directory": func(c *Config) { c.Dir = "instances" },
 		"comma in directory": func(c *Config) { c.Dir += ",size=1" },
 		"no runsc":           func(c *Config) { c.Runsc = "" },
+		"cgroup elsewhere":   func(c *Config) { c.Cgroup = "../other" },
 		"relative runtime":   func(c *Config) { c.Runtime = "./runtime" },
 	} {
 		c := good
