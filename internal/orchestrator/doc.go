@@ -18,9 +18,9 @@
 // a record still creating is undone, one that runs is adopted, one that was
 // stopping is finished, an instance without a living record is destroyed.
 //
-// A create that is refused (any kind a client caused) leaves no record. One
-// that fails after its intent was journalled leaves an ended one, since
-// something may have existed on the host.
+// A create that is refused before its intent is journalled (whatever a client
+// got wrong, a quota, a full host) leaves no record. One that fails later leaves
+// an ended one, since something may have existed on the host.
 //
 // # Time
 //

@@ -16,8 +16,8 @@ import (
 
 // WatchEvents replays a sandbox's events after after_id and follows them until
 // the sandbox has ended, or with no_follow up to now. send is called from the
-// calling goroutine; one that is too slow ends the stream with KindUnavailable
-// and may resume.
+// calling goroutine, as fast as it returns; where it was so slow that output was
+// dropped meanwhile, it gets an event of type truncated.
 func (s *Service) WatchEvents(ctx context.Context, req *v1.WatchEventsRequest, send func(*v1.Event) error) error {
 	who, _, err := s.allow(ctx, "SandboxService.WatchEvents")
 	if err != nil {
