@@ -35,7 +35,7 @@ const (
 	// DataHeader is a header and the offset that begins each data payload.
 	DataHeader = HeaderSize + 8
 	// MaxData is the most raw bytes one data frame carries.
-	MaxData = 256 << 10
+	MaxData = 1 << 20
 	// MaxControl caps JSON from the guest.
 	MaxControl = 64 << 10
 	// MaxCall caps JSON to the guest. It is larger because a call carries a
@@ -59,7 +59,7 @@ const (
 const (
 	DefaultWindow = 256 << 10 // stdin, stdout, stderr
 	MinWindow     = 4 << 10
-	FileWindow    = 1 << 20 // file contents
+	FileWindow    = 4 << 20 // file contents
 )
 
 // ErrProtocol is wrapped by every decoding error that means the other end
