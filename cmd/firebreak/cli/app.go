@@ -180,8 +180,12 @@ func (a *App) report(e *sandbox.Error) {
 		head += ": "
 	}
 	a.say("%s%s", head, oneLine(e.Message()))
-	if e.Hint != "" {
-		fmt.Fprintf(a.Err, "  hint: %s\n", oneLine(e.Hint))
+	hint := e.Hint
+	if e.Kind == sandbox.KindUnauthenticated { // the server's own speaks of headers
+		hint = "set FIREBREAK_API_KEY; the first key is in the file api-key of the server's data directory, `firebreak key create` there makes more"
+	}
+	if hint != "" {
+		fmt.Fprintf(a.Err, "  hint: %s\n", oneLine(hint))
 	}
 }
 

@@ -14,6 +14,10 @@ import (
 // and artifacts, and in case we die before we remove it.
 const grace = 10 * time.Minute
 
+// abandoned is when a server takes a sandbox for ours no longer: a live run is
+// always using it, so this only counts once we have died.
+const abandoned = time.Minute
+
 // What is kept of one run, as the server does it.
 const (
 	maxArtifact  = 64 << 20
@@ -41,6 +45,7 @@ func (a *App) runLive(ctx context.Context, s *session, o client.RunOptions, keep
 	if t := o.Program.Timeout; t > 0 {
 		o.Sandbox.Timeout = t + grace
 	}
+	o.Sandbox.IdleTimeout = abandoned
 	if o.Sandbox.Language == "" { // so that the template is one that can run it
 		o.Sandbox.Language = o.Program.Language
 	}
