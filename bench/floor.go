@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha256"
 	"fmt"
@@ -10,6 +11,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"time"
 )
 
@@ -20,25 +23,55 @@ func ForkTrue(ctx context.Context) (time.Duration, error) {
 	return time.Since(start), err
 }
 
-// BareHandler serves body on a loopback port with a plain ServeMux, and returns
-// a Column that fetches it over one kept-alive connection.
+// BareHandler starts a process of its own, as the daemon is one, that serves body
+// from a plain ServeMux on a loopback port. It returns a Column that fetches it
+// over one kept-alive connection. The program that calls it calls ServeBare
+// first thing in main.
 func BareHandler(body []byte) (Column, func(), error) {
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), bareBody+"="+string(body))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return Column{}, nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return Column{}, nil, err
+	}
+	end := func() { cmd.Process.Kill(); cmd.Wait() }
+	addr, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		end()
+		return Column{}, nil, err
+	}
+	client := &http.Client{Transport: &http.Transport{}}
+	url := "http://" + strings.TrimSpace(addr) + "/v1/sandboxes/x"
+	return Column{"bare ServeMux handler", func(ctx context.Context) (time.Duration, error) {
+		return repeat(ctx, getsPerRound, func() error { return get(ctx, client, url, "") })
+	}}, end, nil
+}
+
+const bareBody = "FIREBREAK_BENCH_BARE"
+
+// ServeBare is the process of BareHandler; elsewhere it returns at once.
+func ServeBare() {
+	body := []byte(os.Getenv(bareBody))
+	if len(body) == 0 {
+		return
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	fmt.Println(l.Addr())
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/sandboxes/{id}", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		w.Write(body)
 	})
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return Column{}, nil, err
-	}
-	srv := &http.Server{Handler: mux}
-	go srv.Serve(l)
-	client := &http.Client{Transport: &http.Transport{}}
-	url := "http://" + l.Addr().String() + "/v1/sandboxes/x"
-	return Column{"bare ServeMux handler", func(ctx context.Context) (time.Duration, error) {
-		return repeat(ctx, getsPerRound, func() error { return get(ctx, client, url, "") })
-	}}, func() { srv.Close() }, nil
+	fmt.Fprintln(os.Stderr, http.Serve(l, mux))
+	os.Exit(1)
 }
 
 // getsPerRound requests make one round, so that a scheduling hiccup does not

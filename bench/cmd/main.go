@@ -26,6 +26,7 @@ import (
 )
 
 func main() {
+	bench.ServeBare()
 	only := flag.String("only", ".", "run the rows whose name matches")
 	rounds := flag.Int("rounds", 40, "rounds per row")
 	out := flag.String("out", "bench/results/latest.json", "where to store the results")
