@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -312,6 +313,34 @@ func TestLargeInputs(t *testing.T) {
 			t.Errorf("%q: content differs", mode)
 		}
 		os.Remove(out)
+	}
+}
+
+// slow takes its time before it takes anything, and counts.
+type slow struct {
+	wait time.Duration
+	n    int
+}
+
+func (s *slow) Write(p []byte) (int, error) {
+	time.Sleep(s.wait)
+	s.wait = 0
+	s.n += len(p)
+	return len(p), nil
+}
+
+// TestNoOutputIsLost: a reader that stalls slows the program down; it misses
+// nothing, whatever the size.
+func TestNoOutputIsLost(t *testing.T) {
+	w := newWorld(t)
+	const size = 48 << 20
+	var errs buffer
+	out := &slow{wait: time.Second}
+	app := w.app("", &buffer{}, &errs)
+	app.Out = out
+	code := app.Execute(context.Background(), []string{"run", "--", "firebreak-guest", "probe", "noline", strconv.Itoa(size)})
+	if code != 0 || out.n != size {
+		t.Errorf("exit code %d, %d of %d bytes, stderr %q", code, out.n, size, errs.String())
 	}
 }
 

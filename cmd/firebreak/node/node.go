@@ -89,18 +89,10 @@ func (w Wiring) open(ctx context.Context, o options) (n *node, err error) {
 		return n, err
 	}
 	n.closers = append(n.closers, st.Close)
-	record, err := audit.Open(o.audit, audit.Options{}, o.log)
+	record, err := n.openAudit(o)
 	if err != nil {
 		return n, err
 	}
-	n.closers = append(n.closers, func() error {
-		empty := record.Head().Position == 0
-		err := record.Close()
-		if err == nil && empty && o.destroy { // a run refused before it did anything: there is nothing to prove
-			err = sandbox.Wrap("clean up", o.audit, os.RemoveAll(o.audit))
-		}
-		return err
-	})
 	events, err := event.Open(filepath.Join(o.dir, "events"), event.Options{}, o.log)
 	if err != nil {
 		return n, err
@@ -139,6 +131,24 @@ func (w Wiring) open(ctx context.Context, o options) (n *node, err error) {
 		return n, err
 	}
 	return n, n.orch.Start(ctx)
+}
+
+// openAudit opens the evidence. That of a run which was refused before it did
+// anything proves nothing, and goes again.
+func (n *node) openAudit(o options) (*audit.Log, error) {
+	record, err := audit.Open(o.audit, audit.Options{}, o.log)
+	if err != nil {
+		return nil, err
+	}
+	n.closers = append(n.closers, func() error {
+		empty := record.Head().Position == 0
+		err := record.Close()
+		if err == nil && empty && o.destroy {
+			err = sandbox.Wrap("clean up", o.audit, os.RemoveAll(o.audit))
+		}
+		return err
+	})
+	return record, nil
 }
 
 // version is what the API says about this program.
