@@ -21,16 +21,11 @@ import (
 func main() {
 	useFilters()
 	cli.Run(nil, map[util.SubCommand]string{
-		new(cmd.Run):    "",
-		new(cmd.Create): "",
-		new(cmd.Start):  "",
-		new(cmd.Kill):   "",
-		new(cmd.State):  "",
-		new(cmd.Delete): "",
+		new(cmd.Run): "",
 
-		// What the commands above execute in turn.
+		// What it executes in turn. Everything later is done without runsc.
 		new(boot):             "internal",
-		new(sentrycmd.Umount): "internal",
 		new(cmd.Gofer):        "internal",
+		new(sentrycmd.Umount): "internal",
 	}, []subcommands.Command{})
 }
