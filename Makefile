@@ -20,7 +20,7 @@ LDVERSION := -X main.version=$(VERSION) -X main.revision=$(REVISION)
 
 ASSETS := internal/bundle/assets
 # Everything but the sentry, which nothing else compiles.
-PACKAGES = $$($(GO) list ./... | grep -v /cmd/firebreak-runsc)
+PACKAGES = $$($(GO) list ./... | grep -v -e /cmd/firebreak-runsc -e /bench/runsc)
 
 .DEFAULT_GOAL := build
 .PHONY: build demo test test-short bench lint generate clean FORCE

@@ -45,59 +45,73 @@ func main() {
 	allow := flag.String("allow", "", "Markdown file whose section \"Not run\" lists the tests that may skip")
 	short := flag.Bool("short", false, "pass -short")
 	flag.Parse()
-	patterns := flag.Args()
-	if len(patterns) == 0 {
-		patterns = modulePackages()
-	}
 	allowed, err := readAllowed(*allow)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(2)
 	}
 	start := time.Now()
-	t, runErr := run(append(goTestArgs(*short), patterns...))
+	t := &tally{output: map[string][]string{}}
+	ours, sentry, runErr := packages(flag.Args())
+	for _, group := range []struct {
+		packages []string
+		race     bool
+	}{{ours, hasCompiler()}, {sentry, false}} {
+		if runErr == nil && len(group.packages) > 0 {
+			runErr = t.run(group.packages, *short, group.race)
+		}
+	}
 	os.Exit(t.report(allowed, runErr, time.Since(start)))
 }
 
-// modulePackages is every package but the sentry's, which has no tests and
-// takes minutes to vet.
-func modulePackages() []string {
-	out, err := exec.Command("go", "list", "./...").Output()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "go list:", err)
-		os.Exit(2)
+// packages lists what to test, and apart from it what links the sentry: that is
+// built once, as the program is, and not again with the race detector.
+func packages(patterns []string) (ours, sentry []string, err error) {
+	if len(patterns) == 0 {
+		patterns = []string{"./..."}
 	}
-	return slices.DeleteFunc(strings.Fields(string(out)), func(p string) bool { return strings.HasSuffix(p, "/cmd/firebreak-runsc") })
+	out, err := exec.Command("go", append([]string{"list"}, patterns...)...).Output()
+	if err != nil {
+		return nil, nil, fmt.Errorf("go list: %w", err)
+	}
+	for _, p := range strings.Fields(string(out)) {
+		if strings.HasSuffix(p, "/cmd/firebreak-runsc") || strings.HasSuffix(p, "/bench/runsc") {
+			sentry = append(sentry, p)
+		} else {
+			ours = append(ours, p)
+		}
+	}
+	return ours, sentry, nil
 }
 
-func goTestArgs(short bool) []string {
-	args := []string{"test", "-json", "-vet=off", "-timeout=20m"}
-	if _, err := exec.LookPath("gcc"); err == nil {
-		args = append(args, "-race")
-	} else {
+// hasCompiler reports whether the race detector can be linked.
+func hasCompiler() bool {
+	_, err := exec.LookPath("gcc")
+	if err != nil {
 		fmt.Println("no C compiler: running without the race detector")
+	}
+	return err == nil
+}
+
+// run tests some packages. An error without a failed test is go's own.
+func (t *tally) run(packages []string, short, race bool) error {
+	args, cgo := []string{"test", "-json", "-vet=off", "-timeout=20m"}, "CGO_ENABLED=0"
+	if race {
+		args, cgo = append(args, "-race"), "CGO_ENABLED=1"
 	}
 	if short {
 		args = append(args, "-short")
 	}
-	return args
-}
-
-func run(args []string) (*tally, error) {
-	cmd := exec.Command("go", args...)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
-	if !slices.Contains(args, "-race") {
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	}
+	cmd := exec.Command("go", append(args, packages...)...)
+	cmd.Env = append(os.Environ(), cgo)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := cmd.Start(); err != nil {
-		return nil, err
+		return err
 	}
-	t := &tally{output: map[string][]string{}}
 	lines := bufio.NewScanner(out)
 	lines.Buffer(nil, 16<<20)
 	for lines.Scan() {
@@ -108,7 +122,10 @@ func run(args []string) (*tally, error) {
 		}
 		t.add(e)
 	}
-	return t, cmd.Wait()
+	if err := cmd.Wait(); err != nil && t.failed == 0 {
+		return fmt.Errorf("go test: %w", err)
+	}
+	return nil
 }
 
 func (t *tally) add(e event) {
@@ -168,8 +185,8 @@ func (t *tally) report(allowed []string, runErr error, took time.Duration) int {
 		}
 		fmt.Printf("%s: %s%s\n", s.name, s.reason, mark)
 	}
-	if runErr != nil && t.failed == 0 {
-		fmt.Println("go test:", runErr)
+	if runErr != nil {
+		fmt.Println(runErr)
 	}
 	fmt.Printf("took %s\n", took.Round(time.Second))
 	fmt.Printf("%d passed, %d failed, %d skipped\n", t.passed, t.failed, len(t.skipped))
