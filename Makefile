@@ -46,7 +46,7 @@ bin/firebreak-guest: FORCE
 # that an unchanged embed does not relink.
 $(ASSETS)/%.gz: bin/%
 	@mkdir -p $(ASSETS)
-	@if [ ! -e $@ ] || [ "$$(gzip -dc $@ | sha256sum)" != "$$(sha256sum < $<)" ]; then gzip -n -9 -c $< > $@.tmp && mv $@.tmp $@; fi
+	@if [ ! -e $@ ] || [ "$$(gzip -dc $@ | sha256sum)" != "$$(sha256sum < $<)" ]; then t=$$(mktemp bin/gz.XXXXXX) && gzip -n -9 -c $< > $$t && mv $$t $@; fi
 
 demo: build
 	@bin/firebreak demo

@@ -127,6 +127,7 @@ type Exit struct {
 	Signal   int            `json:"signal,omitempty"` // that ended it
 	Reason   sandbox.Reason `json:"reason"`           // done, timeout, memory, pids, disk, operator
 	Detail   string         `json:"detail,omitempty"`
+	Result   bool           `json:"result,omitempty"` // there is a result file: spares most hosts a question
 	Duration time.Duration  `json:"duration_ns"`
 	CPU      time.Duration  `json:"cpu_ns,omitempty"`  // user and system, children waited for
 	MaxRSS   int64          `json:"max_rss,omitempty"` // bytes

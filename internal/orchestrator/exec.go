@@ -108,7 +108,9 @@ func (l *live) exec(ctx context.Context, who Caller, req ExecRequest, sink Sink)
 		}
 		defer l.removeCode(s, req, p)
 	}
-	x := &execution{l: l, s: s, sink: sink, timeout: timeout, oom: l.oomKills(ctx), begun: time.Now()}
+	x := &execution{l: l, s: s, sink: sink, timeout: timeout, begun: time.Now()}
+	x.side.Go(func() { x.oom = l.oomKills(ctx) }) // beside the start, not before it
+	defer x.side.Wait()
 	x.proc, err = s.Exec(ctx, guest.Command{Argv: p.argv, Env: p.env, Dir: req.Dir, User: req.User, Stdin: req.Stdin != nil, Timeout: timeout})
 	if err != nil {
 		return ExecExit{}, l.settle(s, err)
@@ -177,8 +179,10 @@ type execution struct {
 	sink    Sink
 	proc    *guest.Process
 	timeout time.Duration
-	oom     int
+	side    sync.WaitGroup
+	oom     int // the sandbox's OOM kills when it began; written by side
 	begun   time.Time
+	results bool // it left a result file
 }
 
 // output is a piece of what the process printed.
@@ -216,6 +220,7 @@ func (x *execution) run(ctx context.Context, stdin io.Reader) (ExecExit, error) 
 		pumps.Wait()
 		return ExecExit{Code: exitKilled, Duration: time.Since(x.begun)}, err
 	}
+	x.results = exit.Result
 	return x.classify(ctx, exit, unknown), nil
 }
 
@@ -317,8 +322,9 @@ func (x *execution) classify(ctx context.Context, g guest.Exit, err error) ExecE
 		exit.Reason = sandbox.ReasonDone
 	}
 	killed := g.Signal == sigKill || g.Code == exitKilled
-	if exit.Reason == sandbox.ReasonDone && killed && x.oom >= 0 {
-		if now := x.l.oomKills(ctx); now > x.oom {
+	if exit.Reason == sandbox.ReasonDone && killed {
+		x.side.Wait()
+		if x.oom >= 0 && x.l.oomKills(ctx) > x.oom {
 			exit.Reason = sandbox.ReasonMemory
 		}
 	}
@@ -358,7 +364,7 @@ func (x *execution) broken(exit ExecExit, err error) ExecExit {
 // result reads what the program reported. Nothing it does wrong is an error of
 // the exec: why says what.
 func (x *execution) result(ctx context.Context, user string, exit ExecExit) (result json.RawMessage, why string) {
-	if x.s.Err() != nil {
+	if !x.results || x.s.Err() != nil {
 		return nil, ""
 	}
 	ctx, cancel := context.WithTimeout(ctx, openWait)

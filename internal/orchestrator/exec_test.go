@@ -108,7 +108,6 @@ func TestResults(t *testing.T) {
 		strings.Repeat("[", 101) + strings.Repeat("]", 101): "deeper",
 	} {
 		req := verb("result", in)
-		req.Env = map[string]string{guest.ResultEnv: nextResult(t, o, sb)}
 		exit, _ := mustExec(t, o, alice, sb.ID, req)
 		if bad == "" && (string(exit.Result) != in || exit.ResultError != "") || bad != "" && (exit.Result != nil || !strings.Contains(exit.ResultError, bad)) {
 			t.Errorf("result %.40q: %q, %q", in, exit.Result, exit.ResultError)
@@ -120,24 +119,6 @@ func TestResults(t *testing.T) {
 	if exit, _ := mustExec(t, o, alice, sb.ID, sh("true")); exit.Result != nil || exit.ResultError != "" {
 		t.Errorf("a result from before: %+v", exit)
 	}
-}
-
-// nextResult is the result file of the sandbox's next exec: ids count calls. An
-// agent sets the variable itself; the model does not.
-func nextResult(t *testing.T, o *Orchestrator, sb Sandbox) string {
-	t.Helper()
-	s, err := o.find(sb.Tenant, string(sb.ID)).session(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := s.Exec(t.Context(), guest.Command{Argv: []string{"true"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := p.Wait(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	return guest.ResultPath(p.ID() + 1)
 }
 
 func TestExecEndsWithItsCaller(t *testing.T) {

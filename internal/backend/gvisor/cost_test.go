@@ -5,10 +5,6 @@ package gvisor
 import (
 	"fmt"
 	"io"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -67,95 +63,6 @@ func pss(t *testing.T, pid int) int {
 	}
 	t.Fatalf("no Pss of %d", pid)
 	return 0
-}
-
-// measureEnv turns TestLatency on: its numbers mean little on a busy machine.
-const measureEnv = "FIREBREAK_MEASURE"
-
-// TestLatency compares creating a sandbox and running `true` in it with what
-// runsc itself needs for `run true` on the same root, one after the other.
-func TestLatency(t *testing.T) {
-	n, err := strconv.Atoi(os.Getenv(measureEnv))
-	if err != nil {
-		t.Skipf("not run: set %s to the number of rounds", measureEnv)
-	}
-	root, dir := minimalRoot(t), t.TempDir()
-	b := open(t, dir)
-	plain := plainRun(t, root)
-	var floor, created, ran, ended []time.Duration
-	for range n {
-		began := time.Now()
-		plain()
-		floor = append(floor, time.Since(began))
-
-		began = time.Now()
-		inst, err := b.Create(within(t), sandbox.Spec{Instance: sandbox.NewInstanceID(), Root: root})
-		if err != nil {
-			t.Fatal(err)
-		}
-		created = append(created, time.Since(began))
-		conn, err := inst.Dial(within(t))
-		if err != nil {
-			t.Fatal(err)
-		}
-		s, err := guest.Open(within(t), conn, guest.Config{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		p, err := s.Exec(within(t), guest.Command{Argv: []string{guest.AgentPath, "probe", "exit", "0"}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if e, err := p.Wait(within(t)); err != nil || e.Code != 0 {
-			t.Fatalf("%+v, %v", e, err)
-		}
-		ran = append(ran, time.Since(began))
-		s.Close()
-
-		began = time.Now()
-		if _, err := inst.Destroy(within(t)); err != nil {
-			t.Fatal(err)
-		}
-		ended = append(ended, time.Since(began))
-	}
-	median := func(d []time.Duration) time.Duration {
-		slices.Sort(d)
-		return d[len(d)/2]
-	}
-	base := median(floor)
-	for _, m := range []struct {
-		name string
-		d    []time.Duration
-	}{{"runsc run true", floor}, {"create", created}, {"create and exec true", ran}, {"destroy", ended}} {
-		d := median(m.d)
-		t.Logf("%-22s %8.1f ms  %.2f  (fastest %.1f ms)", m.name, float64(d)/1e6, float64(d)/float64(base), float64(m.d[0])/1e6)
-	}
-	if r := float64(median(ran)) / float64(base); r > 1.4 {
-		t.Errorf("create and exec takes %.2f times a plain run, want at most 1.4", r)
-	}
-}
-
-// plainRun returns what runs `true` with runsc alone.
-func plainRun(t *testing.T, root sandbox.Root) func() {
-	t.Helper()
-	dir := t.TempDir()
-	b := &Backend{cfg: Config{Runtime: programs.Runtime}, agent: []string{guest.AgentPath, "probe", "exit", "0"}}
-	spec, err := admit(sandbox.Spec{Instance: sandbox.NewInstanceID(), Root: root}, sandbox.Info{Available: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := b.writeBundle(dir, spec); err != nil {
-		t.Fatal(err)
-	}
-	k := 0
-	return func() {
-		k++
-		cmd := exec.Command(programs.Runsc, "--root="+filepath.Join(dir, "state"), "--network=none", "--ignore-cgroups",
-			"--gofer-network-namespace=new", "--overlay2=root:dir="+dir, "run", "--bundle="+dir, "plain"+strconv.Itoa(k))
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("runsc run: %v: %s", err, out)
-		}
-	}
 }
 
 // TestThroughput moves bytes both ways at once through the stream.

@@ -58,10 +58,11 @@ func (s system) Start(pr agent.Program) (agent.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	env := append([]string{"HOME=" + home, "USER=" + name, "LOGNAME=" + name, "PATH=" + guest.DefaultPath, "LANG=C.UTF-8"}, pr.Env...)
+	env := append([]string{"HOME=" + home, "USER=" + name, "LOGNAME=" + name, "PATH=" + guest.DefaultPath, "LANG=C.UTF-8",
+		guest.ResultEnv + "=" + guest.ResultPath(pr.ID)}, pr.Env...)
 	p := &proc{m: s.m, ppid: 1, group: &group{}, argv: pr.Argv, env: env, cwd: path.Clean(dir), cred: c}
 	p.origin = p
-	x := &process{p: p, out: newQueue(), errs: newQueue()}
+	x := &process{p: p, result: guest.ResultPath(pr.ID), out: newQueue(), errs: newQueue()}
 	p.stdin = strings.NewReader("")
 	if pr.Stdin {
 		x.in = newQueue()
@@ -170,6 +171,7 @@ func (s system) KillLargest(running []agent.Process) (agent.Process, error) {
 // process is a started program.
 type process struct {
 	p             *proc
+	result        string // path of its result file
 	in, out, errs *queue
 }
 
@@ -228,5 +230,7 @@ func (x *process) Wait() agent.Status {
 	}
 	x.p.mu.Unlock()
 	st.DiskFull = st.Code != 0 && x.p.m.fs.full()
+	_, err := x.p.m.fs.Stat(x.p.cred, x.result, false)
+	st.Result = err == nil
 	return st
 }

@@ -166,7 +166,7 @@ func (p *proc) blame(why sandbox.Reason, detail string) {
 // ended records how the program ended, and tells the host.
 func (p *proc) ended(st Status) {
 	e := &guest.Exit{Code: st.Code, Signal: st.Signal, Reason: sandbox.ReasonDone,
-		Duration: time.Since(p.started), CPU: st.CPU, MaxRSS: st.MaxRSS}
+		Result: st.Result, Duration: time.Since(p.started), CPU: st.CPU, MaxRSS: st.MaxRSS}
 	p.mu.Lock()
 	switch {
 	case p.reason != "" && st.Signal == sigkill:

@@ -2,12 +2,15 @@ package agent
 
 import (
 	"errors"
+	"os"
 	"runtime"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/firebreak-dev/firebreak/internal/guest"
 )
 
 // reaper collects every process that ends: programs, and the orphans that
@@ -101,6 +104,8 @@ func (p *program) bury(st Status) {
 		_ = killWhile(func(q process, _ map[int]process) bool { return q.session == p.pid }) // the boundary ends what resists
 	}
 	st.DiskFull = st.Code != 0 && p.s.full()
+	_, err := os.Lstat(guest.ResultPath(p.id))
+	st.Result = err == nil
 	p.status <- st
 }
 

@@ -69,6 +69,7 @@ type Status struct {
 	CPU      time.Duration
 	MaxRSS   int64 // bytes
 	DiskFull bool  // it failed and the file systems it writes to are full
+	Result   bool  // it left a result file
 }
 
 // Sample is a measurement. A negative value means unknown.
