@@ -323,9 +323,10 @@ func runtimeArgs(i *Instance, s sandbox.Spec, p probed) []string {
 		"--host-settings=ignore",
 		"--gofer-network-namespace=new",
 	}
-	if !s.Root.Mutable {
-		args = append(args, "--file-access-mounts=exclusive")
-	}
+	// The sentry may remember what it has seen of the base: nothing changes a
+	// template, and of the host's own files a sandbox may keep what it began
+	// with. Otherwise every path of every start is looked up on the host again.
+	args = append(args, "--file-access-mounts=exclusive")
 	if !p.root {
 		args = append(args, "--rootless")
 	}
