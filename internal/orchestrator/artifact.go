@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/firebreak-dev/firebreak/internal/event"
 	"github.com/firebreak-dev/firebreak/internal/guest"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -98,7 +99,7 @@ func (r *run) gather(ctx context.Context) ([]Artifact, error) {
 	}
 	defer root.Close()
 	c := &collector{from: s, user: r.req.Exec.User, to: root, left: maxArtifactTotal, tell: func(a Artifact) {
-		r.o.publishJSON(l.id, EventArtifact, "", ArtifactEvent{Path: a.Path, Size: a.Size, Error: a.Error}, false)
+		r.o.publishJSON(l.id, event.Artifact, "", ArtifactEvent{Path: a.Path, Size: a.Size, Error: a.Error}, false)
 	}}
 	for _, p := range r.req.Artifacts {
 		c.collect(ctx, p)

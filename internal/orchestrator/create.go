@@ -36,7 +36,7 @@ type plan struct {
 // first to notice. After the intent was journalled, any error leaves an ended
 // record that says why.
 //
-// Cost: a boot and two disk flushes.
+// Cost: a boot and three disk flushes.
 func (o *Orchestrator) Create(ctx context.Context, who Caller, req CreateRequest) (Sandbox, error) {
 	if err := o.begin(); err != nil {
 		return Sandbox{}, err

@@ -222,13 +222,6 @@ type (
 	}
 )
 
-// Event types beside those of internal/event.
-const (
-	EventStarted  event.Type = "started"
-	EventArtifact event.Type = "artifact"
-	EventReceipt  event.Type = "receipt"
-)
-
 // publish tells whoever watches. Events are a convenience, never evidence: one
 // that cannot be kept is logged and nothing else stops for it.
 func (o *Orchestrator) publish(id sandbox.ID, e event.Event) {
@@ -253,5 +246,5 @@ func (l *live) publishState(s store.State, r sandbox.Reason, detail string, fina
 }
 
 func (l *live) publishReceipt(r sandbox.Receipt) {
-	l.o.publishJSON(l.id, EventReceipt, "", ReceiptEvent{Clean: r.Clean, Objects: len(r.Objects)}, false)
+	l.o.publishJSON(l.id, event.Receipt, "", ReceiptEvent{Clean: r.Clean, Objects: len(r.Objects)}, false)
 }

@@ -195,7 +195,7 @@ type output struct {
 // delivered. The error is ctx's or the sink's, and the process is dead then.
 func (x *execution) run(ctx context.Context, stdin io.Reader) (ExecExit, error) {
 	pid := strconv.Itoa(x.proc.PID())
-	x.l.o.publishJSON(x.l.id, EventStarted, pid, struct{}{}, false)
+	x.l.o.publishJSON(x.l.id, event.Started, pid, struct{}{}, false)
 	out, quit := make(chan output), make(chan struct{})
 	var pumps sync.WaitGroup
 	pumps.Go(func() { x.pump(x.proc.Stdout(), event.Stdout, pid, x.sink.Stdout, out, quit) })

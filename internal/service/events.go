@@ -106,12 +106,12 @@ func toEvent(e *event.Event) *v1.Event {
 			code := int32(b.Code)
 			out.ExitCode, out.Reason, out.Detail = &code, string(b.Reason), text(b.Detail)
 		}
-	case orchestrator.EventArtifact:
+	case event.Artifact:
 		var b orchestrator.ArtifactEvent
 		if json.Unmarshal(e.Data, &b) == nil {
 			out.Text, out.Detail = text(b.Path), text(b.Error)
 		}
-	case orchestrator.EventReceipt:
+	case event.Receipt:
 		var b orchestrator.ReceiptEvent
 		if json.Unmarshal(e.Data, &b) == nil {
 			out.Detail = "clean"
@@ -119,6 +119,7 @@ func toEvent(e *event.Event) *v1.Event {
 				out.Detail = "not clean"
 			}
 		}
+	case event.Started: // the process id says it all
 	default: // result, truncated and what is to come: JSON or words
 		out.Text = text(string(e.Data))
 	}
