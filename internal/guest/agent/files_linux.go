@@ -106,7 +106,7 @@ func fileError(op guest.Op, err error) error {
 	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.ETXTBSY):
 		kind = sandbox.KindConflict
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENAMETOOLONG), errors.Is(err, unix.ELOOP),
-		errors.Is(err, unix.EXDEV), errors.Is(err, unix.ENXIO):
+		errors.Is(err, unix.EXDEV), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENODEV), errors.Is(err, unix.EOPNOTSUPP):
 		kind = sandbox.KindInvalid
 	}
 	return sandbox.Errorf(string(op), kind, "%w", err)

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"crypto/rand"
 	"errors"
 	"io"
 	"os"
@@ -138,7 +139,7 @@ func (s *Linux) Start(g Program) (Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	_ = os.Remove(guest.ResultPath(g.ID)) // a file left there to impersonate this program's
+	clearResult(guest.ResultPath(g.ID))
 	p := &program{s: s, id: g.ID, status: make(chan Status, 1)}
 	child, err := p.pipes(g.Stdin)
 	if err != nil {
@@ -161,6 +162,15 @@ func (s *Linux) Start(g Program) (Process, error) {
 		return nil, startError(exe, dir, err)
 	}
 	return p, nil
+}
+
+// clearResult makes room for a program's result. Whatever an earlier program
+// left there would pass for this one's, or a directory would keep it from
+// reporting any; that may be large, so it is moved away and not emptied.
+func clearResult(path string) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, unix.ENOENT) {
+		_ = os.Rename(path, path+".stale-"+rand.Text()) // else the result is reported as unreadable
+	}
 }
 
 // startError says what failed in the words of the caller.
