@@ -50,6 +50,9 @@ type Config struct {
 	// DestroyOnClose makes Close end every sandbox instead of leaving them to
 	// the next process: for `firebreak run` without a server.
 	DestroyOnClose bool
+	// Abandoned says that whoever the living sandboxes in Store were for has
+	// died: Start ends them, lost, without asking their agents anything.
+	Abandoned bool
 	// Retain is how long records, events and artifacts of what has ended are
 	// kept. Default 7 days.
 	Retain time.Duration

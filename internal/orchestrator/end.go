@@ -32,10 +32,13 @@ func (o *Orchestrator) Destroy(ctx context.Context, who Caller, ref string) (San
 	e := l.end(who, sandbox.ReasonOperator, "destroyed by "+who.Principal, nil)
 	select {
 	case <-e.done:
-		return e.sb.clone(), e.err
 	case <-ctx.Done():
 		return Sandbox{}, sandbox.Wrap("destroy", string(l.id), ctx.Err())
 	}
+	if e.err != nil && o.find(who.Tenant, string(l.id)) == l {
+		return l.retry(ctx)
+	}
+	return e.sb.clone(), e.err
 }
 
 // end begins the sandbox's end, unless it has begun, and returns it. It does
@@ -110,7 +113,9 @@ func (l *live) finish(e *ending) {
 	receipt, usage, err := l.destroy(ctx)
 	note("teardown", err)
 	failpoint.Hit("end/after-destroy")
-	note("the receipt could not be recorded as evidence", l.record(ctx, e.who, receiptRecord(receipt, e.reason)))
+	err = l.record(ctx, e.who, receiptRecord(receipt, e.reason))
+	note("the receipt could not be recorded as evidence", err)
+	e.recorded = err == nil
 	failpoint.Hit("end/after-evidence")
 
 	l.mu.Lock()
@@ -151,6 +156,29 @@ func (l *live) bury(ctx context.Context, sb Sandbox) (Sandbox, error) {
 	sb.Sandbox = rec
 	l.o.remove(l)
 	return sb, nil
+}
+
+// retry writes what an end could not, because of a full disk: the receipt's
+// evidence and then the final record. Whoever asks for the sandbox's end again
+// does it, and the reaper. Preconditions: the end is over.
+func (l *live) retry(ctx context.Context) (Sandbox, error) {
+	e := l.ending
+	e.again.Lock()
+	defer e.again.Unlock()
+	if l.o.find(l.tenant, string(l.id)) != l { // somebody else was faster
+		return l.snapshot(), nil
+	}
+	if !e.recorded {
+		if err := l.record(ctx, e.who, receiptRecord(*e.sb.Receipt, e.reason)); err != nil {
+			return Sandbox{}, err
+		}
+		e.recorded = true
+	}
+	sb, err := l.bury(ctx, e.sb)
+	if err == nil && !sb.Receipt.Clean {
+		err = e.err
+	}
+	return sb.clone(), err
 }
 
 // destroy removes the instance and returns what it had used.

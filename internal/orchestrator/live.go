@@ -48,6 +48,9 @@ type ending struct {
 	// Valid once done is closed.
 	sb  Sandbox
 	err error // what could not be made clean, or written
+
+	again    sync.Mutex // held while what could not be written is tried again
+	recorded bool       // the receipt is evidence; written before done is closed, then guarded by again
 }
 
 func (o *Orchestrator) newLive(sb Sandbox, release func(), cancel context.CancelFunc) *live {

@@ -107,9 +107,14 @@ func (o *Orchestrator) Close(ctx context.Context) error {
 	for _, l := range lives {
 		if o.DestroyOnClose {
 			waitFor(ctx, l.dying)
-			if waitFor(ctx, l.ending.done) {
-				errs = append(errs, l.ending.err)
+			if !waitFor(ctx, l.ending.done) {
+				continue
 			}
+			err := l.ending.err
+			if err != nil && o.find(l.tenant, string(l.id)) == l {
+				_, err = l.retry(ctx) // there may be space by now
+			}
+			errs = append(errs, err)
 		}
 	}
 	o.stop()

@@ -55,7 +55,7 @@ func (o *Orchestrator) sweep(ctx context.Context) error {
 		}
 	}
 	for _, l := range o.unburied() {
-		if _, e := l.bury(ctx, l.ending.sb); e != nil {
+		if _, e := l.retry(ctx); e != nil {
 			err = e
 		}
 	}

@@ -22,6 +22,7 @@ type sighting struct {
 //	creating            nobody ever learned of it: destroyed, lost
 //	running, alive      adopted; overdue deadlines are enforced at once
 //	running, of a run   nobody collects its result any more: destroyed, lost
+//	running, Abandoned  the same
 //	running, dead       ended for the backend's reason
 //	running, not there  lost
 //	stopping            ended for the reason journalled
@@ -115,6 +116,8 @@ func (o *Orchestrator) reconcile(ctx context.Context, sb Sandbox, s sighting, th
 		bury(exit.Reason, exit.Detail, &exit)
 	case sb.Details.Run != "":
 		bury(sandbox.ReasonLost, "the server stopped while its run was under way", nil)
+	case o.Abandoned:
+		bury(sandbox.ReasonLost, "the program that made it has died", nil)
 	default:
 		o.adopt(ctx, l)
 	}

@@ -150,6 +150,25 @@ func TestRestartBuries(t *testing.T) {
 	}
 }
 
+// What belonged to a process that died is ended by whoever finds it, and not
+// asked anything: its agent may be hostile.
+func TestRestartEndsTheAbandoned(t *testing.T) {
+	w := newWorld(t)
+	w.cfg = w.keep
+	first := w.start()
+	sb := mustCreate(t, first, alice, CreateRequest{})
+	w.abandon(first)
+	w.cfg = func(c *Config) { c.Abandoned = true }
+	o := w.start()
+	got, err := o.Get(t.Context(), alice.Tenant, string(sb.ID))
+	if err != nil || got.State != store.Ended || got.Reason != sandbox.ReasonLost || !got.Receipt.Clean {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if list, err := w.sim.List(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("instances: %v, %v", list, err)
+	}
+}
+
 // Deadlines do not stop while nobody watches.
 func TestRestartEnforcesWhatPassed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

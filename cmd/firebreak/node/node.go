@@ -51,6 +51,7 @@ type options struct {
 	audit   string // evidence
 	config  *config.Config
 	destroy bool // whether its sandboxes end with it
+	dead    bool // the process they belonged to has died: they end at once, lost
 	log     *slog.Logger
 	// progress, if not nil, is told about work that takes long.
 	progress func(string)
@@ -111,6 +112,7 @@ func (w Wiring) open(ctx context.Context, o options) (n *node, err error) {
 		Quota:          orchestrator.Quota{Host: o.config.MaxSandboxes},
 		AllowRoot:      o.config.AllowRoot,
 		DestroyOnClose: o.destroy,
+		Abandoned:      o.dead,
 	})
 	if err != nil {
 		return n, err

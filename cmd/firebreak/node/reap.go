@@ -58,7 +58,7 @@ func (w Wiring) reapOne(ctx context.Context, c *config.Config, dir string, log *
 	defer owner.Close()
 	if _, err := os.Stat(filepath.Join(dir, "state.db")); err == nil {
 		log.Info("reaping a run that died", "dir", dir)
-		n, err := w.open(ctx, options{dir: dir, audit: auditOf(c.Data, dir), config: c, destroy: true, log: log})
+		n, err := w.open(ctx, options{dir: dir, audit: auditOf(c.Data, dir), config: c, destroy: true, dead: true, log: log})
 		if err == nil {
 			err = n.close()
 		}

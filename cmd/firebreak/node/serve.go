@@ -51,7 +51,13 @@ func (w Wiring) Serve(ctx context.Context, o cli.ServeOptions) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, n.close()) }()
+	defer func() {
+		cerr := n.close()
+		if cerr != nil { // after a signal nobody prints the error
+			log.Error("close", "error", cerr)
+		}
+		err = errors.Join(err, cerr)
+	}()
 	key, err := n.auth.Bootstrap(ctx, c.Data)
 	if err != nil {
 		return err
