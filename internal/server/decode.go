@@ -109,7 +109,7 @@ func explainJSON(err error, md protoreflect.MessageDescriptor) error {
 	text := strings.ReplaceAll(valid(err.Error()), "\u00a0", " ")
 	text = strings.TrimPrefix(text, "proto: ")
 	if m := reUnknownField.FindStringSubmatch(text); m != nil {
-		return unknownField(m[1], fieldNames(md))
+		return misplaced(unknownField(m[1], fieldNames(md)), m[1], md)
 	}
 	text = reJSONName.ReplaceAllStringFunc(text, snakeCase)
 	position := rePosition.FindString(text)
@@ -139,6 +139,20 @@ func unknownField(name string, known []string) *sandbox.Error {
 	e := invalidf("unknown field %q", clip(name, 80))
 	if near := nearest(name, known); near != "" {
 		return e.WithHint("did you mean %q?", near)
+	}
+	return e
+}
+
+// misplaced adds to e, about a field that is known elsewhere in md, where.
+func misplaced(e *sandbox.Error, name string, md protoreflect.MessageDescriptor) *sandbox.Error {
+	if md.Fields().ByName(protoreflect.Name(name)) != nil {
+		return e.WithHint("%q belongs at the top of the request", name)
+	}
+	for i := range md.Fields().Len() {
+		fd := md.Fields().Get(i)
+		if fd.Message() != nil && !fd.IsMap() && fd.Message().Fields().ByName(protoreflect.Name(name)) != nil {
+			return e.WithHint("%q belongs inside %q", name, fd.Name())
+		}
 	}
 	return e
 }

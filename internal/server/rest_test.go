@@ -120,6 +120,8 @@ func TestBadInput(t *testing.T) {
 		{"unknown field", "POST", "/v1/sandboxes", `{"nam":"x"}`, 400, "invalid", `did you mean \"name\"?`},
 		{"camel case typo", "POST", "/v1/sandboxes", `{"languagepakc":"x"}`, 400, "invalid", `did you mean \"language_pack\"?`},
 		{"missing unit", "POST", "/v1/sandboxes", `{"limits":{"memory":1}}`, 400, "invalid", `did you mean \"memory_bytes\"?`},
+		{"one level up", "POST", "/v1/runs", `{"code":"1"}`, 400, "invalid", `\"code\" belongs inside \"program\"`},
+		{"one level down", "POST", "/v1/runs", `{"program":{"inputs":[]}}`, 400, "invalid", `\"inputs\" belongs at the top of the request`},
 		{"far off", "POST", "/v1/sandboxes", `{"zzzzzzzz":1}`, 400, "invalid", `/openapi.json`},
 		{"not JSON", "POST", "/v1/sandboxes", `code=print`, 400, "invalid", "JSON"},
 		{"array", "POST", "/v1/sandboxes", `[]`, 400, "invalid", "JSON"},

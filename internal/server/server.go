@@ -264,7 +264,7 @@ func (s *Server) checkHost(r *http.Request) error {
 		return nil
 	}
 	return &httpError{sandbox.Errorf("route", sandbox.KindDenied, "this server is not %s", clip(valid(host), 100)).
-		WithHint("call it by its address, or have its operator allow that host name"), http.StatusMisdirectedRequest}
+		WithHint("call it as localhost or by its address"), http.StatusMisdirectedRequest}
 }
 
 // onLoopback reports whether r came in over a loopback address. What cannot be

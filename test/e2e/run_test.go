@@ -43,6 +43,10 @@ func TestRun(t *testing.T) {
 		{"usage", "", []string{"--nonsense"}, "", "*", 2},
 		{"bad size", "", []string{"--memory", "lots", "-c", "1"}, "", "*", 2},
 		{"no program", "", []string{"--", "no-such-program"}, "", "*", 127},
+		{"input outside the home", "", []string{"--input", "in.csv:/etc/in.csv", "-c", "1"},
+			"", "firebreak: --input: /etc/in.csv cannot be written in the sandbox\n  hint: its user may write in the home, where relative paths start, and in /tmp\n", 125},
+		{"special artifact", "", []string{"--artifact", "p", "--", "mkfifo", "p"},
+			"", "firebreak: artifact p: it is neither a file nor a directory but a special file\n", 0},
 		{"missing template", "", []string{"--template", "nope", "-c", "1"}, "", "*", 125},
 	}
 	for _, c := range cases {

@@ -151,6 +151,13 @@ func (a *App) finish(ctx context.Context, cmd *cobra.Command, err error) int {
 	case !errors.As(err, &se): // cobra's own: unknown command, missing argument
 		se = sandbox.Errorf("", sandbox.KindInvalid, "%s", firstLine(err.Error())).
 			WithHint("`%s --help` shows how", cmd.CommandPath())
+		var wrong string
+		if n, _ := fmt.Sscanf(err.Error(), "unknown command %q", &wrong); n == 1 {
+			cmd.SuggestionsMinimumDistance = 2
+			if near := cmd.SuggestionsFor(wrong); len(near) == 1 {
+				se = se.WithHint("did you mean `%s %s`?", cmd.CommandPath(), near[0])
+			}
+		}
 	}
 	a.report(se)
 	return codeOf(cmd, se)
@@ -274,6 +281,49 @@ func flagError(cmd *cobra.Command, err error) error {
 		c.Op, c.ID = "--"+bad.GetFlag().Name, ""
 		return &c
 	}
-	return sandbox.Errorf("", sandbox.KindInvalid, "%s", firstLine(err.Error())).
+	e := sandbox.Errorf("", sandbox.KindInvalid, "%s", firstLine(err.Error())).
 		WithHint("`%s --help` lists the flags", cmd.CommandPath())
+	var unknown *pflag.NotExistError
+	switch {
+	case errors.As(err, &unknown):
+		if near := nearestFlag(cmd, unknown.GetSpecifiedName()); near != "" {
+			return e.WithHint("did you mean --%s?", near)
+		}
+	case errors.As(err, &bad) && bad.GetFlag().Value.Type() == "duration":
+		return e.WithHint("write a number and a unit: 500ms, 30s, 1h30m")
+	}
+	return e
+}
+
+// nearestFlag is cmd's flag whose name is a typing error away from name, or "".
+func nearestFlag(cmd *cobra.Command, name string) (near string) {
+	best := 3 // further than that is another word
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if d := distance(name, f.Name); d < best && d < len(name) && !f.Hidden {
+			best, near = d, f.Name
+		}
+	})
+	return near
+}
+
+// distance is how many letters have to be put in, left out or changed to make
+// b of a.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			change := diagonal
+			if a[i] != b[j] {
+				change++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(change, diagonal+1, row[j]+1)
+		}
+	}
+	return row[len(b)]
 }

@@ -170,7 +170,16 @@ func (d *downloader) save(ctx context.Context, kind, src, dst string) error {
 	case "file":
 		return d.fetch(ctx, src, dst, "")
 	}
-	return sandbox.Errorf("cp", sandbox.KindInvalid, "it is a %s, neither a file nor a directory", kind).WithID(src)
+	return sandbox.Errorf("cp", sandbox.KindInvalid, "it is neither a file nor a directory but %s", article(kind)).WithID(src)
+}
+
+// article names what is not copied: a symlink, or one of the devices, pipes and
+// sockets that the guest does not tell apart.
+func article(kind string) string {
+	if kind == "other" {
+		return "a special file"
+	}
+	return "a " + kind
 }
 
 // dir copies the directory src/rel to dst/rel, level by level: one answer holds
@@ -204,7 +213,7 @@ func (d *downloader) dir(ctx context.Context, src, dst, rel string) error {
 		case "file":
 			err = d.fetch(ctx, path.Join(src, below), dst, below)
 		default:
-			d.app.say("skipped %s: it is a %s", path.Join(src, below), f.GetType())
+			d.app.say("skipped %s: it is %s", path.Join(src, below), article(f.GetType()))
 		}
 		if err != nil {
 			return err

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/spf13/cobra"
@@ -94,6 +95,45 @@ func TestUsageErrors(t *testing.T) {
 		if len(lines) > 2 || !strings.HasPrefix(lines[0], "firebreak: ") || len(lines) == 2 && !strings.HasPrefix(lines[1], "  hint: ") {
 			t.Errorf("%q: stderr %q", args, errs.String())
 		}
+	}
+}
+
+// TestUsageHints: the hint is the way out where there is one.
+func TestUsageHints(t *testing.T) {
+	dir := t.TempDir()
+	perl := filepath.Join(dir, "tidy")
+	if err := os.WriteFile(perl, []byte("#!/usr/bin/perl -w\nprint 1;\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		args []string
+		hint string
+	}{
+		{[]string{"exce", "x"}, "did you mean `firebreak exec`?"},
+		{[]string{"run", "--memry", "5M", "-c", "1"}, "did you mean --memory?"},
+		{[]string{"create", "--nonsense"}, "`firebreak create --help` lists the flags"},
+		{[]string{"run", "--timeout", "5", "-c", "1"}, "500ms, 30s, 1h30m"},
+		{[]string{"run", perl}, "name its interpreter"}, // not run by the wrong one
+	} {
+		var out, errs bytes.Buffer
+		app := &App{In: strings.NewReader(""), Out: &out, Err: &errs, Lookup: func(string) (string, bool) { return "", false }}
+		if code := app.Execute(context.Background(), c.args); code != exitUsage || !strings.Contains(errs.String(), c.hint) {
+			t.Errorf("%q: exit code %d, stderr %q", c.args, code, errs.String())
+		}
+	}
+}
+
+// failing is a disk that is full.
+type failing struct{}
+
+func (failing) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
+
+// TestFullOutput: what cannot be printed is our failure, not wrong usage.
+func TestFullOutput(t *testing.T) {
+	var errs bytes.Buffer
+	app := &App{In: strings.NewReader(""), Out: failing{}, Err: &errs, Lookup: func(string) (string, bool) { return "", false }}
+	if code := app.Execute(context.Background(), []string{"run", "--json", "no-such-file.py"}); code != exitFirebreak || strings.Contains(errs.String(), "--help") {
+		t.Errorf("exit code %d, stderr %q", code, errs.String())
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
+	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
 // printJSON prints v, indented for people and on one line for programs.
@@ -14,7 +15,7 @@ func (a *App) printJSON(v any) error {
 	if terminal(a.Out) {
 		enc.SetIndent("", "  ")
 	}
-	return enc.Encode(v)
+	return sandbox.Wrap("print", "", enc.Encode(v))
 }
 
 // The types below are the object of `run --json`. Every field is always there.

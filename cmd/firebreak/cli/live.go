@@ -72,7 +72,11 @@ func (a *App) runLive(ctx context.Context, s *session, o client.RunOptions, keep
 
 func (r *liveRun) execute(ctx context.Context, o client.RunOptions) error {
 	for _, in := range o.Inputs {
-		if err := r.sb.Put(ctx, in); err != nil {
+		switch err := r.sb.Put(ctx, in); {
+		case sandbox.KindOf(err) == sandbox.KindDenied:
+			return sandbox.Errorf("--input", sandbox.KindDenied, "%s cannot be written in the sandbox", in.Path).
+				WithHint("its user may write in the home, where relative paths start, and in /tmp")
+		case err != nil:
 			return err
 		}
 	}

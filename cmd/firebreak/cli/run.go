@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -243,6 +244,10 @@ func fileProgram(c client.Command, p program, f *runFlags) (client.Command, *cli
 		return c, nil, err
 	}
 	if c.Language = cmp.Or(c.Language, detectLanguage(p.file, src)); c.Language == "" {
+		if line, _, _ := strings.Cut(string(src[:min(len(src), 256)]), "\n"); strings.HasPrefix(line, "#!") {
+			return c, nil, sandbox.Errorf("run", sandbox.KindInvalid, "%s: its first line is %q, no language known here", p.file, line).
+				WithHint("bring it with --input %[1]s and name its interpreter: -- INTERPRETER %[1]s; or add --language python, node or shell", p.file)
+		}
 		if filepath.Ext(p.file) != "" {
 			return c, nil, sandbox.Errorf("run", sandbox.KindInvalid, "%s: cannot tell the language", p.file).WithHint("add --language python, node or shell")
 		}
