@@ -259,36 +259,23 @@ func TestResult(t *testing.T) {
 func TestResultIsSquatted(t *testing.T) {
 	b := newBox(t)
 	s := b.open(guest.Config{})
-	write := func(p string) {
-		t.Helper()
-		if _, err := s.WriteFile(ctx(t), p, strings.NewReader(`"forged"`), guest.WriteOptions{}); err != nil {
-			t.Fatal(err)
-		}
+	p := probe(t, s, guest.Command{}, "exit", "0")
+	finish(t, p)
+	// Ids count every call: this directory and its file are two, then comes the program.
+	next := p.ID() + 3
+	if err := s.Mkdir(ctx(t), guest.ResultPath(next), "", 0o755, false); err != nil {
+		t.Fatal(err)
 	}
-	var next uint32
-	for i := range 2 {
-		p, err := s.Exec(ctx(t), guest.Command{Argv: []string{guest.AgentPath, "probe", "exit", "0"}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if e, err := p.Wait(ctx(t)); err != nil || i > 0 && e.Result {
-			t.Errorf("after %q was there: %+v, %v", p.ResultPath(), e, err)
-		}
-		if i > 0 {
-			if p.ID() < next || p.ID() >= next+4 {
-				t.Fatalf("its id is %d: nothing was put in its way", p.ID())
-			}
-			if _, err := s.Stat(ctx(t), p.ResultPath(), ""); sandbox.KindOf(err) != sandbox.KindNotFound {
-				t.Errorf("what an earlier program left is still there: %v", err)
-			}
-		}
-		next = p.ID() + 1
-		for id := next; id < next+4; id++ {
-			dir := guest.ResultPath(id)
-			if err := s.Mkdir(ctx(t), dir, "", 0o755, false); err != nil {
-				t.Fatal(err)
-			}
-			write(dir + "/x")
-		}
+	if _, err := s.WriteFile(ctx(t), guest.ResultPath(next)+"/x", strings.NewReader(`"forged"`), guest.WriteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	p = probe(t, s, guest.Command{}, "result", `{"ok":1}`)
+	finish(t, p)
+	if p.ID() != next {
+		t.Fatalf("its id is %d, not %d: nothing was put in its way", p.ID(), next)
+	}
+	got, err := s.ReadAll(ctx(t), p.ResultPath(), "", guest.MaxResult)
+	if err != nil || string(got) != `{"ok":1}` {
+		t.Errorf("%q %v", got, err)
 	}
 }
