@@ -134,6 +134,8 @@ func (c *collector) tree(ctx context.Context, p, key string) {
 	}
 	for _, e := range list {
 		switch {
+		case e.IsDir() && strings.Count(e.Path, "/") >= maxArtifactDepth-1:
+			c.add(Artifact{Path: path.Join(key, artifactKey(printable(e.Path))), Error: fmt.Sprintf("what is in it lies more than %d directories deep", maxArtifactDepth)})
 		case e.IsDir():
 		case !e.Mode.IsRegular():
 			c.add(Artifact{Path: path.Join(key, artifactKey(e.Path)), Error: "not a regular file"})

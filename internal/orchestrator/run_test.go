@@ -369,3 +369,28 @@ func TestArtifactsAreBounded(t *testing.T) {
 		t.Errorf("what was too large is still there: %v", err)
 	}
 }
+
+// What lies too deep to be listed is not left out in silence.
+func TestArtifactsTooDeep(t *testing.T) {
+	deep := strings.TrimSuffix(strings.Repeat("d/", maxArtifactDepth), "/")
+	c := &collector{from: nested{hostile{}, deep}, left: maxArtifactTotal, tell: func(Artifact) {}}
+	c.tree(t.Context(), "out", "out")
+	if len(c.list) != 1 || !strings.Contains(c.list[0].Error, "deep") {
+		t.Errorf("%+v", c.list)
+	}
+}
+
+// nested is a guest with directories within each other down to path.
+type nested struct {
+	hostile
+	path string
+}
+
+func (n nested) List(ctx context.Context, _ string, o guest.ListOptions) (list []guest.FileInfo, more bool, err error) {
+	for i, r := range n.path + "/" {
+		if r == '/' {
+			list = append(list, guest.FileInfo{Path: n.path[:i], Mode: fs.ModeDir | 0o755})
+		}
+	}
+	return list, false, nil
+}
