@@ -44,7 +44,7 @@ limit, 125 Firebreak itself failed. Ctrl-C kills the process, not the sandbox.`,
 	fs.StringVar(&f.cwd, "cwd", "", "working directory (default the home)")
 	fs.StringArrayVarP(&f.env, "env", "e", nil, "set K=V, or pass K on from here (repeatable)")
 	fs.DurationVar(&f.timeout, "timeout", 0, "wall-clock limit, such as 30s; 0: none (default: the server's)")
-	fs.BoolVar(&f.stdin, "stdin", false, "pass standard input on to the program")
+	fs.BoolVar(&f.stdin, "stdin", false, "pass standard input on to the program, at most 4 MiB")
 	fs.BoolVar(&f.json, "json", false, "print one JSON object instead of the program's output")
 	_ = cmd.RegisterFlagCompletionFunc("language", cobra.FixedCompletions([]string{"python", "node", "shell"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd

@@ -105,10 +105,18 @@ func TestUsageHints(t *testing.T) {
 	if err := os.WriteFile(perl, []byte("#!/usr/bin/perl -w\nprint 1;\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	tree := filepath.Join(dir, "tree")
+	if err := os.Mkdir(tree, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/etc/passwd", filepath.Join(tree, "out")); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		args []string
 		hint string
 	}{
+		{[]string{"run", "--input", tree, "-c", "1"}, "bring what the link points to by itself"},
 		{[]string{"exce", "x"}, "did you mean `firebreak exec`?"},
 		{[]string{"run", "--memry", "5M", "-c", "1"}, "did you mean --memory?"},
 		{[]string{"create", "--nonsense"}, "`firebreak create --help` lists the flags"},

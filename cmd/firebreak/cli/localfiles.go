@@ -43,8 +43,11 @@ func inputError(src string, err error) error {
 	if errors.As(err, &pe) {
 		err = pe.Err
 	}
-	return sandbox.Errorf("--input", sandbox.KindInvalid, "%w", err).WithID(src)
+	return sandbox.Errorf("read", sandbox.KindInvalid, "%w", err).WithID(src)
 }
+
+// linkHint is what to do about links that are not followed.
+const linkHint = "bring what the link points to by itself"
 
 // walkFiles calls f for every regular file below dir, in lexical order, with
 // its slash-separated path. Nothing outside dir is ever opened. What is neither
@@ -76,13 +79,14 @@ func walkFiles(dir string, f func(rel string, st fs.FileInfo, open func() (io.Re
 		defer root.Close()
 		st, err := root.Stat(rel) // follows links, refuses those that leave dir
 		switch {
+		case err != nil && d.Type()&fs.ModeSymlink != 0:
+			return sandbox.Errorf("read", sandbox.KindInvalid, "is a link out of %s, or to nothing", dir).WithID(name).WithHint(linkHint)
 		case err != nil:
 			return inputError(name, err)
 		case d.Type()&fs.ModeSymlink != 0 && st.IsDir():
-			return sandbox.Errorf("--input", sandbox.KindInvalid, "is a link to a directory").WithID(name).
-				WithHint("bring that directory by its own --input")
+			return sandbox.Errorf("read", sandbox.KindInvalid, "is a link to a directory").WithID(name).WithHint(linkHint)
 		case !st.Mode().IsRegular():
-			return sandbox.Errorf("--input", sandbox.KindInvalid, "is neither a file nor a directory").WithID(name)
+			return sandbox.Errorf("read", sandbox.KindInvalid, "is neither a file nor a directory").WithID(name)
 		}
 		return f(filepath.ToSlash(rel), st, open)
 	})

@@ -79,7 +79,7 @@ by writing JSON to the file named in $FIREBREAK_RESULT; --json prints it.`,
 	fs.StringArrayVarP(&f.artifacts, "artifact", "a", nil, "keep PATH[:DST], a file or directory (repeatable)")
 	fs.StringVar(&f.user, "user", "", "user inside the sandbox (default user, uid 1000)")
 	fs.StringVar(&f.cwd, "cwd", "", "working directory (default the home)")
-	fs.BoolVar(&f.stdin, "stdin", false, "pass standard input on to the program")
+	fs.BoolVar(&f.stdin, "stdin", false, "pass standard input on to the program, at most 4 MiB")
 	fs.BoolVar(&f.json, "json", false, "print one JSON object instead of the program's output")
 	fs.BoolVarP(&f.verbose, "verbose", "v", false, "print what was not enforced, and how long things took")
 	_ = cmd.RegisterFlagCompletionFunc("language", cobra.FixedCompletions([]string{"python", "node", "shell"}, cobra.ShellCompDirectiveNoFileComp))
