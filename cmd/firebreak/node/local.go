@@ -46,6 +46,9 @@ type local struct {
 // data directory cannot be written.
 func (w Wiring) Local(ctx context.Context, o cli.LocalOptions) (_ cli.Local, err error) {
 	log := slog.New(slog.DiscardHandler) // a command's stderr is the program's
+	if err := prepareData(o.Config); err != nil {
+		return nil, err
+	}
 	l := &local{token: rand.Text(), listener: newPipes()}
 	if l.dir, l.owner, err = claim(filepath.Join(o.Config.Data, "run")); err != nil {
 		return nil, err

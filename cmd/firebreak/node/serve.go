@@ -31,6 +31,9 @@ func (w Wiring) Serve(ctx context.Context, o cli.ServeOptions) (err error) {
 		return sandbox.Errorf("serve", sandbox.KindInvalid, "a data directory, and listen or socket, are needed").
 			WithHint("`firebreak config` shows what is set")
 	}
+	if err := prepareData(c); err != nil {
+		return err
+	}
 	owner, err := store.Lock(c.Data)
 	if err != nil {
 		return err
