@@ -146,7 +146,7 @@ func (v hostView) layTrees(rootfs string) ([]sandbox.Mount, error) {
 			err = v.copyLink(rootfs, tree)
 		case !st.IsDir():
 		default:
-			if err := os.MkdirAll(filepath.Join(rootfs, tree), 0o755); err != nil {
+			if err := makeDirs(filepath.Join(rootfs, tree)); err != nil {
 				return nil, err
 			}
 			if v.linksOnly(tree) {

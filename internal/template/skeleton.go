@@ -59,10 +59,10 @@ var skeletonLinks = map[string]string{
 func skeleton(dir string) error {
 	for _, d := range skeletonDirs {
 		p := filepath.Join(dir, d.path)
-		if err := os.MkdirAll(p, 0o755); err != nil {
+		if err := makeDirs(p); err != nil {
 			return err
 		}
-		if err := os.Chmod(p, d.mode); err != nil { // the umask took part in MkdirAll
+		if err := os.Chmod(p, d.mode); err != nil {
 			return err
 		}
 	}
@@ -86,11 +86,32 @@ func skeleton(dir string) error {
 	return err
 }
 
+// makeDirs is os.MkdirAll with mode 0755 whatever the umask: user code has to
+// be able to look into all of them.
+func makeDirs(path string) error {
+	var made []string
+	for d := path; ; d = filepath.Dir(d) {
+		if _, err := os.Lstat(d); err == nil || d == filepath.Dir(d) {
+			break
+		}
+		made = append(made, d)
+	}
+	if err := os.MkdirAll(path, 0o755); err != nil {
+		return err
+	}
+	for _, d := range made {
+		if err := os.Chmod(d, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func replaceFile(path string, content []byte) error {
 	if err := os.RemoveAll(path); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	if err := makeDirs(filepath.Dir(path)); err != nil {
 		return err
 	}
 	if err := os.WriteFile(path, content, 0o644); err != nil {
@@ -103,7 +124,7 @@ func replaceLink(path, target string) error {
 	if err := os.RemoveAll(path); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	if err := makeDirs(filepath.Dir(path)); err != nil {
 		return err
 	}
 	return os.Symlink(target, path)

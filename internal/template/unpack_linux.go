@@ -29,7 +29,7 @@ func (b *builder) unpack(ctx context.Context, debs []string) error {
 	}
 	defer root.Close()
 	for _, d := range []string{"bin", "sbin", "lib", "lib64"} { // the others do not occur on 64-bit systems
-		if err := root.MkdirAll("usr/"+d, 0o755); err != nil {
+		if err := makeDirs(filepath.Join(b.rootfs, "usr", d)); err != nil {
 			return err
 		}
 		if err := root.Symlink("usr/"+d, d); err != nil {
