@@ -40,7 +40,7 @@ func prepareData(c *config.Config) error {
 // private refuses a directory that somebody other than this user and root owns
 // or may write to. One that does not exist is fine.
 func private(dir string) error {
-	st, err := os.Lstat(dir)
+	st, err := os.Stat(dir) // a link is ours, or dir's parent is not private
 	if os.IsNotExist(err) {
 		return nil
 	}
