@@ -138,12 +138,10 @@ func (s *Sandbox) Destroy(ctx context.Context) (*v1.DestroySandboxResponse, erro
 }
 
 // SetTimeout moves the sandbox's end to d from now; Never removes it. With
-// extendOnly it never moves closer. Errors: KindGone, KindNotFound.
+// extendOnly it never moves closer. Errors: KindInvalid for a d of 0, KindGone,
+// KindNotFound.
 func (s *Sandbox) SetTimeout(ctx context.Context, d time.Duration, extendOnly bool) (*v1.Sandbox, error) {
-	req := &v1.SetTimeoutRequest{Id: s.id, ExtendOnly: extendOnly}
-	if ms := millis(d); ms != nil {
-		req.TimeoutMs = *ms
-	}
+	req := &v1.SetTimeoutRequest{Id: s.id, TimeoutMs: millis(d), ExtendOnly: extendOnly}
 	res, err := s.c.sandboxes.SetTimeout(ctx, connect.NewRequest(req))
 	if err != nil {
 		return nil, err

@@ -113,7 +113,7 @@ func (l *live) exec(ctx context.Context, who Caller, req ExecRequest, sink Sink)
 	defer x.side.Wait()
 	x.proc, err = s.Exec(ctx, guest.Command{Argv: p.argv, Env: p.env, Dir: req.Dir, User: req.User, Stdin: req.Stdin != nil, Timeout: timeout})
 	if err != nil {
-		return ExecExit{}, l.settle(s, err)
+		return ExecExit{}, l.startError(s, err)
 	}
 	exit, err := x.run(ctx, req.Stdin)
 	if err != nil {
@@ -123,6 +123,30 @@ func (l *live) exec(ctx context.Context, who Caller, req ExecRequest, sink Sink)
 		exit.Result, exit.ResultError = x.result(ctx, req.User, exit)
 	}
 	return exit, errors.Join(err, x.report(ctx, who, exit))
+}
+
+// startError is fileError for a program that did not start.
+func (l *live) startError(s *guest.Session, err error) error {
+	err = l.settle(s, err)
+	e, ok := err.(*sandbox.Error)
+	if !ok {
+		return err
+	}
+	if e.ID == "" {
+		e.ID = string(l.id)
+	}
+	if e.Hint != "" {
+		return e
+	}
+	switch e.Kind {
+	case sandbox.KindNotFound:
+		e.Hint = "check the program, the working directory and the user; they must exist in the sandbox, not here"
+	case sandbox.KindDenied:
+		e.Hint = "the user must be allowed to execute it and to enter the working directory"
+	case sandbox.KindCapacity:
+		e.Hint = "limits.pids allows more tasks"
+	}
+	return e
 }
 
 // execRecord is the evidence of an exec: what was run by its digest only, since
@@ -321,12 +345,8 @@ func (x *execution) classify(ctx context.Context, g guest.Exit, err error) ExecE
 	case g.Reason == "":
 		exit.Reason = sandbox.ReasonDone
 	}
-	killed := g.Signal == sigKill || g.Code == exitKilled
-	if exit.Reason == sandbox.ReasonDone && killed {
-		x.side.Wait()
-		if x.oom >= 0 && x.l.oomKills(ctx) > x.oom {
-			exit.Reason = sandbox.ReasonMemory
-		}
+	if exit.Reason == sandbox.ReasonDone && g.Code == exitKilled && x.outOfMemory(ctx, g) {
+		exit.Reason = sandbox.ReasonMemory
 	}
 	switch exit.Reason {
 	case sandbox.ReasonTimeout:
@@ -338,6 +358,17 @@ func (x *execution) classify(ctx context.Context, g guest.Exit, err error) ExecE
 		exit.Detail = pick(limitDetail(exit.Reason, limits), exit.Detail)
 	}
 	return exit
+}
+
+// outOfMemory decides whether a process that ended with 137 was the kernel's
+// victim. One killed by a signal nobody sent was, if the kernel ever killed here:
+// the victim may have been a process that gVisor kept ready for the next program.
+// One that only returns 137, as a shell does for its child, was if the kernel
+// killed in its time.
+func (x *execution) outOfMemory(ctx context.Context, g guest.Exit) bool {
+	x.side.Wait()
+	kills := x.l.oomKills(ctx)
+	return kills > 0 && (g.Signal == sigKill || x.oom >= 0 && kills > x.oom)
 }
 
 // broken explains a process whose session ended before it did: by the end of

@@ -69,29 +69,17 @@ func TestOOMIsAttributedByTheHost(t *testing.T) {
 	sb := mustCreate(t, o, alice, CreateRequest{Limits: sandbox.Limits{Memory: 64 << 20}})
 	f := &faulty{}
 	spoil(o, sb, f)
-	run := func(kills int) ExecExit {
-		started := make(chan struct{})
-		go func() {
-			<-started
-			f.mu.Lock()
-			defer f.mu.Unlock()
-			f.oomKills += kills
-		}()
-		req := verb("signalself", "9")
-		exit, err := o.Exec(t.Context(), alice, string(sb.ID), req, &signalSink{started: started})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return exit
-	}
-	if exit := run(0); exit.Code != 137 || exit.Reason != sandbox.ReasonDone {
+	if exit, _ := mustExec(t, o, alice, sb.ID, verb("signalself", "9")); exit.Code != 137 || exit.Reason != sandbox.ReasonDone {
 		t.Errorf("it killed itself: %+v", exit)
 	}
 	f.mu.Lock()
-	f.oomKills = 5 // before the next exec: not its business
+	f.oomKills = 5
 	f.mu.Unlock()
-	if exit := run(0); exit.Reason != sandbox.ReasonDone {
+	if exit, _ := mustExec(t, o, alice, sb.ID, verb("exit", "137")); exit.Reason != sandbox.ReasonDone {
 		t.Errorf("an earlier kill was blamed on it: %+v", exit)
+	}
+	if exit, _ := mustExec(t, o, alice, sb.ID, verb("signalself", "9")); exit.Reason != sandbox.ReasonMemory {
+		t.Errorf("a kill in a sandbox where the kernel kills: %+v", exit)
 	}
 	x := &execution{l: o.find(alice.Tenant, string(sb.ID)), oom: 4, begun: time.Now()}
 	for code, want := range map[int]sandbox.Reason{137: sandbox.ReasonMemory, 1: sandbox.ReasonDone} {

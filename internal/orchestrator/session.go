@@ -128,8 +128,16 @@ const sigKill = 9 // the guest is Linux, whatever the host is
 func (l *live) lost(inst sandbox.Instance, cause error) {
 	ctx, cancel := context.WithTimeout(l.o.ctx, openWait)
 	defer cancel()
-	if st, err := inst.Status(ctx); err == nil && !st.Alive {
+	st, err := inst.Status(ctx)
+	switch {
+	case err == nil && !st.Alive:
 		l.end(system(l.tenant), st.Exit.Reason, st.Exit.Detail, &st.Exit)
+		return
+	case err == nil && st.Usage.OOMKills > 0: // it thrashes at its limit
+		l.mu.Lock()
+		detail := limitDetail(sandbox.ReasonMemory, l.sb.Limits)
+		l.mu.Unlock()
+		l.end(system(l.tenant), sandbox.ReasonMemory, detail, nil)
 		return
 	}
 	l.end(system(l.tenant), sandbox.ReasonCrashed, "the agent does not answer: "+clip(cause.Error()), nil)

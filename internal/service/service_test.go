@@ -195,7 +195,7 @@ func TestSandbox(t *testing.T) {
 	if list, err := r.ListSandboxes(ctx, &v1.ListSandboxesRequest{State: "ended"}); err != nil || len(list.Sandboxes) != 0 {
 		t.Errorf("%v, %v", list, err)
 	}
-	moved, err := r.SetTimeout(ctx, &v1.SetTimeoutRequest{Id: sb.Id, TimeoutMs: 3_600_000})
+	moved, err := r.SetTimeout(ctx, &v1.SetTimeoutRequest{Id: sb.Id, TimeoutMs: new(int64(3_600_000))})
 	if err != nil || moved.ExpiresAt == nil {
 		t.Errorf("%v, %v", moved, err)
 	}

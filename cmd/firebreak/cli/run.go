@@ -345,12 +345,13 @@ func exitCode(reason string, code int) int {
 	return code
 }
 
-// endLine says why a program did not end by itself, or "".
+// endLine says why a program did not end by itself, or what is to be said of one
+// that did (a result that was ignored), or "".
 func endLine(reason, detail string, code int) string {
 	what := ""
 	switch r := sandbox.Reason(reason); {
 	case r == sandbox.ReasonDone || r == "":
-		return ""
+		return detail
 	case r == sandbox.ReasonCrashed:
 		what = "the sandbox crashed"
 	case r == sandbox.ReasonLost:

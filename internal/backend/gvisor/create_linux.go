@@ -200,28 +200,35 @@ func (i *Instance) settle(s sandbox.Spec) error {
 }
 
 // precious lists the processes without which the sandbox ends: sentry, gofer
-// and what executes the agent. The sentry forks the first stub as the model of
-// all later ones and never runs guest code on it, so it stays as it is; the
-// others there are while only the agent runs are the agent's.
+// and what executes the agent. The first stub is the model of all later ones,
+// which inherit its score, so it stays as it is; the others there are while only
+// the agent runs are the agent's.
 func precious(procs []process) (pids []int) {
-	var stubs []process
 	for _, p := range procs {
-		switch p.Role {
-		case "sentry", "gofer":
+		if p.Role == "sentry" || p.Role == "gofer" {
 			pids = append(pids, p.PID)
-		case "stub":
-			stubs = append(stubs, p)
 		}
 	}
-	slices.SortFunc(stubs, func(a, b process) int {
-		return cmp.Or(cmp.Compare(a.Start, b.Start), cmp.Compare(a.PID, b.PID))
-	})
-	for k, p := range stubs {
+	for k, p := range stubs(procs) {
 		if k > 0 {
 			pids = append(pids, p.PID)
 		}
 	}
 	return pids
+}
+
+// stubs lists the stubs, the oldest first: that one the sentry forks all others
+// from, and never runs guest code on.
+func stubs(procs []process) (list []process) {
+	for _, p := range procs {
+		if p.Role == "stub" {
+			list = append(list, p)
+		}
+	}
+	slices.SortFunc(list, func(a, b process) int {
+		return cmp.Or(cmp.Compare(a.Start, b.Start), cmp.Compare(a.PID, b.PID))
+	})
+	return list
 }
 
 // Scores of the kernel's out-of-memory killer. Within an instance's cgroup they

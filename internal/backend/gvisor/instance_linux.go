@@ -33,7 +33,7 @@ type Instance struct {
 	mu       sync.Mutex
 	exit     sandbox.Exit // guarded by mu; final once ended is closed
 	killer   sandbox.Reason
-	monitor  *os.File       // guarded by mu: the sentry's pidfd while it is watched
+	monitors []*os.File     // guarded by mu: pidfds of what is watched
 	conn     *stream        // guarded by mu: the live stream
 	disk     []string       // guarded by mu: /proc paths of the writable layer
 	last     *sandbox.Usage // guarded by mu: as of Destroy
@@ -58,26 +58,46 @@ func (i *Instance) ID() sandbox.InstanceID { return i.id }
 
 // watch notices the sentry's death from now on. If it is dead already, nobody
 // knows how it came.
+//
+// It notices the first stub's, too: the kernel's OOM killer may pick it when it
+// needs a second victim. The sentry lives on then but can start nothing any
+// more, and a sandbox that looks alive and is not is worse than one that ended
+// and says why.
 func (i *Instance) watch() {
-	f, err := i.sentryFile()
-	if err != nil {
+	if !i.monitor(i.running.Sentry, func() { i.over(sandbox.ReasonCrashed) }) {
 		i.over(sandbox.ReasonLost)
 		return
 	}
-	i.mu.Lock()
-	i.monitor = f
-	i.mu.Unlock()
-	i.b.monitors.Go(func() {
-		if waitExit(f) {
-			i.over(sandbox.ReasonCrashed)
-		}
-		f.Close()
-	})
+	if all := stubs(i.running.Processes); len(all) > 0 {
+		i.monitor(all[0], func() {
+			if err := i.running.Sentry.kill(); err != nil {
+				i.b.log.Error("a sandbox that can start nothing could not be ended", "instance", i.id, "error", err)
+			}
+		})
+	}
 }
 
-// sentryFile opens the sentry's pidfd for the runtime's poller.
-func (i *Instance) sentryFile() (*os.File, error) {
-	p := i.running.Sentry
+// monitor calls f once the process has ended, unless the instance is released
+// first. It returns false when the process is gone already.
+func (i *Instance) monitor(p process, f func()) bool {
+	fd, err := pidfdFile(p)
+	if err != nil {
+		return false
+	}
+	i.mu.Lock()
+	i.monitors = append(i.monitors, fd)
+	i.mu.Unlock()
+	i.b.monitors.Go(func() {
+		if waitExit(fd) {
+			f()
+		}
+		fd.Close()
+	})
+	return true
+}
+
+// pidfdFile opens a process's pidfd for the runtime's poller.
+func pidfdFile(p process) (*os.File, error) {
 	if p.PID == 0 {
 		return nil, unix.ESRCH
 	}
@@ -270,7 +290,7 @@ func (i *Instance) release() {
 		i.conn.Close()
 		i.conn = nil
 	}
-	if i.monitor != nil {
-		i.monitor.Close()
+	for _, f := range i.monitors {
+		f.Close()
 	}
 }

@@ -436,3 +436,18 @@ func TestEndSaysMemory(t *testing.T) {
 		t.Errorf("Wait = %+v, %v", exit, err)
 	}
 }
+
+// TestFirstStub: without the stub that all others are forked from a sandbox can
+// start nothing. It ends, rather than look alive.
+func TestFirstStub(t *testing.T) {
+	b := open(t, t.TempDir())
+	x := create(t, b, sandbox.Spec{Root: minimalRoot(t)})
+	first := stubs(x.running.Processes)[0]
+	if err := first.kill(); err != nil {
+		t.Fatal(err)
+	}
+	exit, err := x.Wait(within(t))
+	if err != nil || exit.Reason != sandbox.ReasonCrashed {
+		t.Errorf("%+v, %v", exit, err)
+	}
+}

@@ -85,6 +85,10 @@ func (w *fileWriter) open(perm fs.FileMode, appending bool) (err error) {
 	}
 	w.temp = path.Join(path.Dir(w.path), randomName(path.Base(w.path)))
 	w.fd, _, err = openRegular(guest.OpWrite, w.temp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		return &fs.PathError{Op: pe.Op, Path: w.path, Err: pe.Err} // the caller knows no other name
+	}
 	if err != nil {
 		return err
 	}

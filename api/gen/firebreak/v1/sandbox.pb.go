@@ -1159,8 +1159,8 @@ func (x *DestroySandboxResponse) GetReceipt() *Receipt {
 type SetTimeoutRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// From now. 0 = never.
-	TimeoutMs int64 `protobuf:"varint,2,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	// From now. 0 = never; required, so that a forgotten field takes no end away.
+	TimeoutMs *int64 `protobuf:"varint,2,opt,name=timeout_ms,json=timeoutMs,proto3,oneof" json:"timeout_ms,omitempty"`
 	// Never move the end closer than it is.
 	ExtendOnly    bool `protobuf:"varint,3,opt,name=extend_only,json=extendOnly,proto3" json:"extend_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1205,8 +1205,8 @@ func (x *SetTimeoutRequest) GetId() string {
 }
 
 func (x *SetTimeoutRequest) GetTimeoutMs() int64 {
-	if x != nil {
-		return x.TimeoutMs
+	if x != nil && x.TimeoutMs != nil {
+		return *x.TimeoutMs
 	}
 	return 0
 }
@@ -2089,14 +2089,16 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12)\n" +
 	"\x05usage\x18\x04 \x01(\v2\x13.firebreak.v1.UsageR\x05usage\x12/\n" +
-	"\areceipt\x18\x05 \x01(\v2\x15.firebreak.v1.ReceiptR\areceipt\"x\n" +
+	"\areceipt\x18\x05 \x01(\v2\x15.firebreak.v1.ReceiptR\areceipt\"\x8f\x01\n" +
 	"\x11SetTimeoutRequest\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12&\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12.\n" +
 	"\n" +
-	"timeout_ms\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\ttimeoutMs\x12\x1f\n" +
+	"timeout_ms\x18\x02 \x01(\x03B\n" +
+	"\xbaH\a\xc8\x01\x01\"\x02(\x00H\x00R\ttimeoutMs\x88\x01\x01\x12\x1f\n" +
 	"\vextend_only\x18\x03 \x01(\bR\n" +
-	"extendOnly\"\xba\x05\n" +
+	"extendOnlyB\r\n" +
+	"\v_timeout_ms\"\xba\x05\n" +
 	"\vExecRequest\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12\x17\n" +
@@ -2296,6 +2298,7 @@ func file_firebreak_v1_sandbox_proto_init() {
 	file_firebreak_v1_options_proto_init()
 	file_firebreak_v1_sandbox_proto_msgTypes[0].OneofWrappers = []any{}
 	file_firebreak_v1_sandbox_proto_msgTypes[3].OneofWrappers = []any{}
+	file_firebreak_v1_sandbox_proto_msgTypes[13].OneofWrappers = []any{}
 	file_firebreak_v1_sandbox_proto_msgTypes[14].OneofWrappers = []any{}
 	file_firebreak_v1_sandbox_proto_msgTypes[16].OneofWrappers = []any{
 		(*ExecEvent_Started)(nil),
