@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -23,6 +25,17 @@ type Runsc struct {
 // NewRunsc prepares the peer in dir.
 func NewRunsc(binary, dir string, root sandbox.Root) *Runsc {
 	return &Runsc{binary: binary, dir: dir, root: root}
+}
+
+// Close removes what upstream's runtime leaves behind: a mount that pins an empty
+// network namespace in its state directory, and the parents of its control
+// groups.
+func (r *Runsc) Close() {
+	unix.Unmount(filepath.Join(r.dir, "state", "null-netns"), unix.MNT_DETACH)
+	groups, _ := filepath.Glob("/sys/fs/cgroup/*/firebreak-bench")
+	for _, g := range append(groups, "/sys/fs/cgroup/firebreak-bench") {
+		os.Remove(g)
+	}
 }
 
 func (r *Runsc) bundle(id string, args ...string) (string, error) {

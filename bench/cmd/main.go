@@ -99,8 +99,10 @@ func run(ctx context.Context, binary, out string, want *regexp.Regexp, rounds in
 	if err := os.Mkdir(peerDir, 0o700); err != nil {
 		return err
 	}
+	peer := bench.NewRunsc(runsc, peerDir, host.Root)
+	defer peer.Close()
 	rep := &report{Time: time.Now().UTC(), Go: runtime.Version(), CPUs: runtime.NumCPU(), Kernel: read("/proc/sys/kernel/osrelease"), Load: read("/proc/loadavg")}
-	s := &set{d, bench.NewRunsc(runsc, peerDir, host.Root), dir, rounds, want, rep}
+	s := &set{d, peer, dir, rounds, want, rep}
 	for _, row := range []func(context.Context) error{s.create, s.exec, s.get, s.write, s.memory} {
 		if err := row(ctx); err != nil {
 			return err
