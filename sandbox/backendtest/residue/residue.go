@@ -25,8 +25,9 @@
 // Exclusive every new object on the host counts, for machines that run nothing
 // else.
 //
-// What it cannot see: netfilter tables, System V IPC, and whatever carries
-// neither id nor path while no process of ours holds it. Elsewhere than on Linux
+// What it cannot see: netfilter tables, System V IPC, mounts in a namespace of
+// processes that are not ours, and whatever carries neither id nor path while no
+// process of ours holds it. Elsewhere than on Linux
 // only files are looked at.
 package residue
 

@@ -147,7 +147,9 @@ func processMention(pid int, m matcher) string {
 	return ""
 }
 
-// scanMounts reads the mount table of every mount namespace once.
+// scanMounts reads the mount table of our mount namespace and of those of our
+// processes, once each. Others may have copies of mounts of ours merely because
+// they were made while those existed: the sandboxes of a neighbour, say.
 func scanMounts(m matcher) ([]object, error) {
 	all, err := pids()
 	if err != nil {
@@ -161,6 +163,9 @@ func scanMounts(m matcher) ([]object, error) {
 	for _, pid := range all {
 		ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid))
 		if err != nil || seen[ns] {
+			continue
+		}
+		if p, ok := readProcess(pid); pid != own && (!ok || p.ppid != own && processMention(pid, m) == "") {
 			continue
 		}
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", pid))
