@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 
 	"github.com/firebreak-dev/firebreak/cmd/firebreak/cli"
@@ -76,6 +77,9 @@ func (w Wiring) Serve(ctx context.Context, o cli.ServeOptions) (err error) {
 		}
 		o.Ready(s)
 	}
+	// Starting verified 50 MB of programs and perhaps adopted hundreds of
+	// sandboxes; a quiet server would keep that memory for good.
+	debug.FreeOSMemory()
 	return n.server.Serve(ctx, listeners...)
 }
 
