@@ -127,15 +127,6 @@ func (h *Hub) Publish(id sandbox.ID, e Event) (uint64, error) {
 	return e.ID, nil
 }
 
-// Last returns the id of a sandbox's newest event, 0 when there is none.
-func (h *Hub) Last(id sandbox.ID) uint64 {
-	s, err := h.stream("last event", id, false)
-	if err != nil {
-		return 0
-	}
-	return s.position()
-}
-
 // Subscribe follows a sandbox's events with ids greater than after. The caller
 // closes the subscription.
 //
@@ -149,22 +140,6 @@ func (h *Hub) Subscribe(ctx context.Context, id sandbox.ID, after uint64) (*Subs
 		return nil, err
 	}
 	return &Subscription{s: s, done: h.done, after: after}, nil
-}
-
-// Remove forgets a sandbox's events and ends its subscriptions. Removing what
-// does not exist is no error.
-func (h *Hub) Remove(id sandbox.ID) error {
-	s, err := h.stream("remove events", id, false)
-	if sandbox.KindOf(err) == sandbox.KindNotFound {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	h.mu.Lock()
-	delete(h.streams, id)
-	h.mu.Unlock()
-	return sandbox.Wrap("remove events", string(id), s.remove())
 }
 
 // sweep removes the events of sandboxes that ended too long ago, and forgets
@@ -226,6 +201,7 @@ type Subscription struct {
 	done  <-chan struct{}
 	after uint64
 	disk  *merged // open while the reader is behind the ring
+	upTo  uint64  // the newest event when disk was opened
 }
 
 // Next waits for events and returns what is ready: at least one, at most 64.
@@ -270,36 +246,44 @@ func (s *Subscription) stopping() error {
 		WithHint("subscribe again after event %d", s.after)
 }
 
-// Ready is Next without waiting: it returns no events when there are none now.
+// Ready is Next without waiting: it returns no events, and no io.EOF, when there
+// are none now.
 func (s *Subscription) Ready() ([]*Event, error) {
-	batch, ok, _ := s.s.recent(s.after)
-	if !ok {
-		return s.fromDisk()
+	for {
+		batch, ok, _ := s.s.recent(s.after)
+		if !ok {
+			if batch, err := s.fromDisk(); err != nil || len(batch) > 0 {
+				return batch, err
+			}
+			continue // what was opened is read: the rest is newer
+		}
+		if len(batch) > 0 {
+			s.after = batch[len(batch)-1].ID
+		}
+		return batch, nil
 	}
-	if len(batch) > 0 {
-		s.after = batch[len(batch)-1].ID
-	}
-	return batch, nil
 }
 
 // fromDisk returns the next events from the files. At their end it returns
 // what is missing up to the stream's position, as a Truncated event.
 func (s *Subscription) fromDisk() ([]*Event, error) {
 	if s.disk == nil {
+		// Everything up to here is in the files that are opened now, unless it
+		// was dropped. What comes later may be in other files, or behind an
+		// end that was read too early: it is left to the next opening.
+		s.upTo = s.s.position()
 		m, err := s.s.open()
 		if err != nil {
 			return nil, sandbox.Wrap("next event", string(s.s.id), err)
 		}
 		s.disk = m
 	}
-	// Everything up to here was in the files before they are read now.
-	known := s.s.position()
 	var batch []*Event
 	for size := 0; len(batch) < maxBatch && size < 256<<10; {
 		e, err := s.disk.next()
-		if err == io.EOF {
-			if s.closeDisk(); len(batch) == 0 && s.after < known {
-				batch = s.gap(batch, known+1)
+		if err == io.EOF || err == nil && e.ID > s.upTo {
+			if s.closeDisk(); s.after < s.upTo {
+				batch = s.gap(batch, s.upTo+1)
 			}
 			break
 		}

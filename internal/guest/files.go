@@ -144,7 +144,7 @@ type WriteOptions struct {
 // at path whole or not at all: on any error an existing file is untouched.
 // It returns what the file is afterwards.
 //
-// ctx does not interrupt r.Read. Cost: one round trip; up to 1 MiB is under way.
+// ctx does not interrupt r.Read. Cost: one round trip; up to FileWindow is under way.
 func (s *Session) WriteFile(ctx context.Context, path string, r io.Reader, o WriteOptions) (FileInfo, error) {
 	if err := checkPath(OpWrite, path); err != nil {
 		return FileInfo{}, err

@@ -49,11 +49,7 @@ func (s *Service) WatchRun(ctx context.Context, req *v1.WatchRunRequest, send fu
 	return err
 }
 
-// presentWait is how long a stream that does not follow waits for what is
-// already there: replay reads files.
-const presentWait = 250 * time.Millisecond
-
-// follow sends a sandbox's events.
+// follow sends a sandbox's events; only those there are when present is set.
 func (s *Service) follow(ctx context.Context, id sandbox.ID, after int64, present bool, send func(*v1.Event) error) error {
 	sub, err := s.Events.Subscribe(ctx, id, uint64(max(0, after)))
 	if err != nil {
@@ -61,16 +57,14 @@ func (s *Service) follow(ctx context.Context, id sandbox.ID, after int64, presen
 	}
 	defer sub.Close()
 	for {
-		next, cancel := ctx, context.CancelFunc(func() {})
+		var batch []*event.Event
 		if present {
-			next, cancel = context.WithTimeout(ctx, presentWait)
+			batch, err = sub.Ready()
+		} else {
+			batch, err = sub.Next(ctx)
 		}
-		batch, err := sub.Next(next)
-		cancel()
 		switch {
-		case errors.Is(err, io.EOF):
-			return nil
-		case present && err != nil && ctx.Err() == nil && sandbox.KindOf(err) == sandbox.KindTimeout:
+		case errors.Is(err, io.EOF) || err == nil && len(batch) == 0:
 			return nil
 		case err != nil:
 			return sandbox.Wrap("watch", string(id), err)
