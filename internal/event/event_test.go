@@ -164,7 +164,12 @@ func TestBehindTheRing(t *testing.T) {
 				break
 			}
 		}
-		for _, next := range []func() ([]*Event, error){sub.Ready, func() ([]*Event, error) { publish(t, h, id, Event{Type: Stdout}); return sub.Next(t.Context()) }} {
+		more := func() ([]*Event, error) { // two, so that the ring does not have both
+			publish(t, h, id, Event{Type: Stdout})
+			publish(t, h, id, Event{Type: Stdout})
+			return sub.Next(t.Context())
+		}
+		for _, next := range []func() ([]*Event, error){sub.Ready, more} {
 			batch, err := next()
 			if err != nil {
 				t.Fatal(err)
