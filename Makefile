@@ -3,6 +3,9 @@
 #   make          build bin/firebreak (guest agent and runsc embedded)
 #   make demo     build, then run the main job for real
 #   make test     everything CI runs
+#   make vm       version 2 cgroups, root's and a user's, in an emulated machine (QEMU and a kernel needed)
+#   make soak     hundreds of cycles, ten minutes of mixed load with random kills
+#   make chaos    the crash matrix in full; its table goes to docs/guides
 #   make bench    floor, peer and ours, interleaved; results in bench/results
 #   make lint     formatting, vet, the darwin build
 #   make generate regenerate api/gen and api/openapi.json from api/proto
@@ -23,7 +26,7 @@ ASSETS := internal/bundle/assets
 PACKAGES = $$($(GO) list ./... | grep -v -e /cmd/firebreak-runsc -e /bench/runsc)
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test test-short bench lint generate clean FORCE
+.PHONY: build demo test test-short chaos soak vm bench lint generate clean FORCE
 
 build: bin/firebreak
 
@@ -57,6 +60,16 @@ test: build lint
 test-short: build
 	@$(GO) run ./test/runner -allow CONTRIBUTING.md -short
 
+vm: build
+	@FIREBREAK_QEMU=1 $(GO) test ./test/vm -count=1 -v -timeout 45m
+
+soak: build
+	@FIREBREAK_SOAK=1 $(GO) test ./test/chaos -run 'TestCycles|TestMixedLoad|TestStopped' -count=1 -v -timeout 60m
+
+chaos: build
+	@FIREBREAK_CHAOS=full FIREBREAK_CHAOS_REPORT=$(CURDIR)/docs/guides/crash-matrix.md \
+	  $(GO) test ./test/chaos -run 'TestCrashMatrix|TestNeighbours|TestLocalRunKilled' -count=1 -v -timeout 3h | grep -v '^=== '
+
 bench: build
 	@$(GO) run ./bench/cmd
 
@@ -68,6 +81,7 @@ lint:
 # The drift tests of api and internal/server fail when this was forgotten.
 generate:
 	@$(GO) -C tools tool protogen -api $(CURDIR)/api -out $(CURDIR)/api
+	@$(GO) -C tools tool protogen -api $(CURDIR)/internal/e2b -out $(CURDIR)/internal/e2b -descriptors=false
 	@$(GO) test ./internal/server -run TestOpenAPI -count=1 -update
 
 clean:

@@ -47,6 +47,7 @@ func StartDaemon(ctx context.Context, binary, dir string) (*Daemon, error) {
 	d.cmd = exec.Command(binary, "serve", "--data", filepath.Join(dir, "data"), "--listen", "127.0.0.1:"+port,
 		"--socket", socket, "--stop-sandboxes")
 	d.cmd.Stdout, d.cmd.Stderr = log, log
+	d.cmd.Env = append(os.Environ(), "FIREBREAK_TENANT_REQUESTS=0", "FIREBREAK_TENANT_KEY_REQUESTS=0") // the bench is a flood
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	if err := d.cmd.Start(); err != nil {
 		return nil, err
@@ -256,4 +257,27 @@ func (d *Daemon) WriteColumn(id string, size int) Column {
 		_, err := d.do(ctx, d.local, http.MethodPut, "/v1/sandboxes/"+id+"/files?path=bench.bin", bytes.NewReader(data), int64(size))
 		return time.Since(start), err
 	}}
+}
+
+// Eval runs a trivial turn in a sandbox's own Python context, and checks what came
+// of it.
+func (d *Daemon) Eval(ctx context.Context, id string) error {
+	m, err := d.post(ctx, "/v1/sandboxes/"+id+"/contexts/python/eval", `{"code":"6*7"}`)
+	if err != nil {
+		return err
+	}
+	results, _ := m["results"].([]any)
+	if len(results) != 1 || results[0].(map[string]any)["text"] != "42" {
+		err = fmt.Errorf("eval: %v", m)
+	}
+	return err
+}
+
+// FreshPython runs the same in an interpreter that is started for it.
+func (d *Daemon) FreshPython(ctx context.Context, id string) error {
+	m, err := d.post(ctx, "/v1/sandboxes/"+id+"/exec", `{"command":"python3","args":["-c","print(6*7)"]}`)
+	if err == nil && m["stdout"] != "42\n" {
+		err = fmt.Errorf("exec: %v", m)
+	}
+	return err
 }

@@ -61,8 +61,11 @@ type Client struct {
 	sandboxes firebreakv1connect.SandboxServiceClient
 	files     firebreakv1connect.FileServiceClient
 	runs      firebreakv1connect.RunServiceClient
+	processes firebreakv1connect.ProcessServiceClient
+	contexts  firebreakv1connect.ContextServiceClient
 	system    firebreakv1connect.SystemServiceClient
 	keys      firebreakv1connect.KeyServiceClient
+	audit     firebreakv1connect.AuditServiceClient
 }
 
 // New returns a client. It does not connect yet. Errors: KindInvalid for a URL
@@ -83,8 +86,11 @@ func New(o Options) (*Client, error) {
 	c.sandboxes = firebreakv1connect.NewSandboxServiceClient(c.http, base, opts)
 	c.files = firebreakv1connect.NewFileServiceClient(c.http, base, opts)
 	c.runs = firebreakv1connect.NewRunServiceClient(c.http, base, opts)
+	c.processes = firebreakv1connect.NewProcessServiceClient(c.http, base, opts)
+	c.contexts = firebreakv1connect.NewContextServiceClient(c.http, base, opts)
 	c.system = firebreakv1connect.NewSystemServiceClient(c.http, base, opts)
 	c.keys = firebreakv1connect.NewKeyServiceClient(c.http, base, opts)
+	c.audit = firebreakv1connect.NewAuditServiceClient(c.http, base, opts)
 	return c, nil
 }
 

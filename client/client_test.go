@@ -11,12 +11,15 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
 
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
 	"github.com/firebreak-dev/firebreak/api/gen/firebreak/v1/firebreakv1connect"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestTarget(t *testing.T) {
 	for url, want := range map[string]string{

@@ -87,6 +87,9 @@ func kindOfCode(c connect.Code) sandbox.Kind {
 	return sandbox.KindInternal
 }
 
+// opCall is the Op of a call that was sent and got no answer.
+const opCall = "call"
+
 // unreachable is the error of a call that got no answer.
 func unreachable(err error) error {
 	if err == nil {
@@ -97,7 +100,7 @@ func unreachable(err error) error {
 		err = ue.Err
 	}
 	var op *net.OpError
-	e := sandbox.Errorf("call", sandbox.KindUnavailable, "%w", err)
+	e := sandbox.Errorf(opCall, sandbox.KindUnavailable, "%w", err)
 	if errors.As(err, &op) && op.Op == "dial" {
 		return sandbox.Errorf("connect", sandbox.KindUnavailable, "no server answers: %w", err).
 			WithHint("start one with `firebreak serve`, or check the URL")

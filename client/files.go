@@ -6,9 +6,11 @@ import (
 	"encoding/json"
 	"io"
 	"io/fs"
+	"iter"
 	"net/http"
 	"net/url"
 	"strconv"
+	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -95,6 +97,71 @@ func (s *Sandbox) Stat(ctx context.Context, path string) (*v1.FileInfo, error) {
 	return message(s.c.files.StatFile(ctx, connect.NewRequest(&v1.StatFileRequest{Id: s.id, Path: path})))
 }
 
+// SignFile returns a URL by which whoever has it reads (operation "read", by GET) or
+// writes ("write", by PUT) the file path without a key, for the time life (whole
+// seconds; zero: an hour; at most 7 days) or until the sandbox ends.
+func (s *Sandbox) SignFile(ctx context.Context, path, operation string, life time.Duration) (string, error) {
+	res, err := message(s.c.files.SignFile(ctx, connect.NewRequest(&v1.SignFileRequest{Id: s.id, Path: path, Operation: operation, ExpiresIn: int64(life / time.Second)})))
+	if err != nil {
+		return "", err
+	}
+	return s.c.base + res.GetUrl(), nil
+}
+
+// WatchFiles yields what changes in the directory path (empty: the home), and with
+// recursive below it, after an event of type start. An event of type overflow says
+// that changes are missing. It ends when the directory is removed or renamed; when
+// the connection breaks, with an error: changes are missing then, too.
+func (s *Sandbox) WatchFiles(ctx context.Context, path string, recursive bool) iter.Seq2[*v1.FileEvent, error] {
+	return func(yield func(*v1.FileEvent, error) bool) {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		in, err := s.c.files.WatchFiles(ctx, connect.NewRequest(&v1.WatchFilesRequest{Id: s.id, Path: path, Recursive: recursive}))
+		if err == nil {
+			defer in.Close()
+			for in.Receive() {
+				if !yield(in.Msg(), nil) {
+					return
+				}
+			}
+			err = in.Err()
+		}
+		if err != nil {
+			yield(nil, fromConnect(ctx, err))
+		}
+	}
+}
+
+// Watcher collects what changes in a directory for a caller who asks for it now and
+// then. One that nobody asks ends after five minutes, and with the server's process.
+type Watcher struct {
+	s  *Sandbox
+	id string
+}
+
+// CreateWatcher is WatchFiles for callers who poll.
+func (s *Sandbox) CreateWatcher(ctx context.Context, path string, recursive bool) (*Watcher, error) {
+	w, err := message(s.c.files.CreateWatcher(ctx, connect.NewRequest(&v1.CreateWatcherRequest{Id: s.id, Path: path, Recursive: recursive})))
+	if err != nil {
+		return nil, err
+	}
+	return &Watcher{s, w.GetWatcher()}, nil
+}
+
+// Events returns what has changed since it was last called, which may be nothing.
+// With over, nothing more will come: the directory was removed or renamed. Errors:
+// KindNotFound once the watcher has ended.
+func (w *Watcher) Events(ctx context.Context) (events []*v1.FileEvent, over bool, err error) {
+	res, err := message(w.s.c.files.GetWatcherEvents(ctx, connect.NewRequest(&v1.GetWatcherEventsRequest{Id: w.s.id, Watcher: w.id})))
+	return res.GetEvents(), res.GetOver(), err
+}
+
+// Remove ends the watcher.
+func (w *Watcher) Remove(ctx context.Context) error {
+	_, err := w.s.c.files.RemoveWatcher(ctx, connect.NewRequest(&v1.RemoveWatcherRequest{Id: w.s.id, Watcher: w.id}))
+	return fromConnect(ctx, err)
+}
+
 // ListFiles lists the directory path, depth levels deep (zero: one). truncated
 // tells that there were more entries than one answer holds.
 func (s *Sandbox) ListFiles(ctx context.Context, path string, depth int) (files []*v1.FileInfo, truncated bool, err error) {
@@ -139,6 +206,7 @@ func (c *Client) raw(ctx context.Context, method, path string, q url.Values, con
 		return nil, sandbox.Errorf("call", sandbox.KindInvalid, "%w", err)
 	}
 	(&headers{key: c.key, userAgent: c.userAgent}).set(req.Header)
+	req.Header.Set("Accept-Encoding", "identity") // its length tells whether a file is whole
 	if content != nil {
 		req.Header.Set("Content-Type", "application/octet-stream")
 	}

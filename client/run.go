@@ -75,6 +75,9 @@ func (c *Client) Run(ctx context.Context, o RunOptions) (*v1.Run, error) {
 // startRun creates the run and gets it going, inputs in place. On an error, a
 // run that exists is returned with it.
 func (c *Client) startRun(ctx context.Context, o RunOptions) (*v1.Run, error) {
+	if o.Program.PTY != nil {
+		return nil, sandbox.Errorf("run", sandbox.KindInvalid, "a run's program has no terminal").WithHint("Start or Exec it in a sandbox")
+	}
 	req := &v1.CreateRunRequest{Sandbox: o.Sandbox.request(), Program: o.Program.program(), Artifacts: o.Artifacts}
 	var total int64
 	for _, in := range o.Inputs {

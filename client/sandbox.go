@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
 	"github.com/firebreak-dev/firebreak/sandbox"
@@ -34,6 +35,7 @@ type CreateOptions struct {
 
 	Timeout     time.Duration // end it this long after its creation; Never
 	IdleTimeout time.Duration // end it after this long unused; Never
+	IdleAction  string        // what happens then: destroy, or event, which only says so
 
 	Env          map[string]string // of every process in it
 	Metadata     map[string]string // labels; List filters on them
@@ -51,7 +53,7 @@ func (o CreateOptions) request() *v1.CreateSandboxRequest {
 		Name: o.Name, Template: o.Template, Backend: o.Backend, MinIsolation: o.MinIsolation,
 		LanguagePack: o.Language, Env: o.Env, Metadata: o.Metadata, Tier: o.Tier, Hostname: o.Hostname,
 		ReadonlyRoot: o.ReadonlyRoot, AcceptWeaker: o.AcceptWeaker,
-		TimeoutMs: millis(o.Timeout), IdleTimeoutMs: millis(o.IdleTimeout),
+		TimeoutMs: millis(o.Timeout), IdleTimeoutMs: millis(o.IdleTimeout), IdleAction: o.IdleAction,
 	}
 	l := &v1.Limits{
 		MemoryBytes: optional(o.Memory), Cpus: optional(o.CPUs), Pids: optional(o.PIDs), DiskBytes: optional(o.Disk),
@@ -121,6 +123,24 @@ func (c *Client) Sandbox(id string) *Sandbox { return &Sandbox{c: c, id: id} }
 // Info reports the sandbox, also after its end. Errors: KindNotFound.
 func (s *Sandbox) Info(ctx context.Context) (*v1.Sandbox, error) {
 	res, err := s.c.sandboxes.GetSandbox(ctx, connect.NewRequest(&v1.GetSandboxRequest{Id: s.id}))
+	if err != nil {
+		return nil, err
+	}
+	return res.Msg, nil
+}
+
+// Metrics returns what the sandbox used over its life, at most 240 moments of
+// it, also after its end; between start and end where those are not zero.
+// Errors: KindNotFound.
+func (s *Sandbox) Metrics(ctx context.Context, start, end time.Time) (*v1.SandboxMetrics, error) {
+	req := &v1.GetMetricsRequest{Id: s.id}
+	if !start.IsZero() {
+		req.Start = timestamppb.New(start)
+	}
+	if !end.IsZero() {
+		req.End = timestamppb.New(end)
+	}
+	res, err := s.c.sandboxes.GetMetrics(ctx, connect.NewRequest(req))
 	if err != nil {
 		return nil, err
 	}
@@ -201,6 +221,12 @@ type stream[T any] interface {
 	Close() error
 }
 
+// numbered is a message of a stream that can be taken up behind it.
+type numbered[T any] interface {
+	*T
+	GetId() int64
+}
+
 const (
 	resumeTries = 8 // without a single event in between
 	resumeFirst = 100 * time.Millisecond
@@ -209,12 +235,12 @@ const (
 
 // follow iterates over events, reopening the stream after the last id seen when
 // the connection breaks.
-func follow(ctx context.Context, after int64, open func(context.Context, int64) (stream[v1.Event], error)) iter.Seq2[*v1.Event, error] {
-	return func(yield func(*v1.Event, error) bool) {
+func follow[T any, P numbered[T]](ctx context.Context, after int64, open func(context.Context, int64) (stream[T], error)) iter.Seq2[*T, error] {
+	return func(yield func(*T, error) bool) {
 		wait := resumeFirst
 		for try := 0; ; try++ {
 			last := after
-			more, err := followOnce(ctx, &after, open, yield)
+			more, err := followOnce[T, P](ctx, &after, open, yield)
 			switch {
 			case !more || err == nil:
 				return
@@ -238,7 +264,7 @@ func follow(ctx context.Context, after int64, open func(context.Context, int64) 
 
 // followOnce reads one stream to its end. more is false once yield wants no
 // more.
-func followOnce(ctx context.Context, after *int64, open func(context.Context, int64) (stream[v1.Event], error), yield func(*v1.Event, error) bool) (more bool, err error) {
+func followOnce[T any, P numbered[T]](ctx context.Context, after *int64, open func(context.Context, int64) (stream[T], error), yield func(*T, error) bool) (more bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	st, err := open(ctx, *after)
@@ -251,11 +277,12 @@ func followOnce(ctx context.Context, after *int64, open func(context.Context, in
 	}()
 	for st.Receive() {
 		e := st.Msg()
-		if e.GetId() != 0 && e.GetId() <= *after {
+		id := P(e).GetId()
+		if id != 0 && id <= *after {
 			continue // seen before the connection broke
 		}
-		if e.GetId() != 0 {
-			*after = e.GetId()
+		if id != 0 {
+			*after = id
 		}
 		if !yield(e, nil) {
 			return false, nil

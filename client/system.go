@@ -3,10 +3,13 @@ package client
 import (
 	"context"
 	"fmt"
+	"io"
 	"io/fs"
+	"net/http"
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/encoding/protojson"
 
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
 	"github.com/firebreak-dev/firebreak/sandbox"
@@ -17,6 +20,11 @@ import (
 func (c *Client) Backends(ctx context.Context) (backends []*v1.Backend, auto string, err error) {
 	res, err := message(c.system.ListBackends(ctx, connect.NewRequest(&v1.ListBackendsRequest{})))
 	return res.GetBackends(), res.GetAuto(), err
+}
+
+// Quota tells what the caller's tenant may have and has.
+func (c *Client) Quota(ctx context.Context) (*v1.GetQuotaResponse, error) {
+	return message(c.system.GetQuota(ctx, connect.NewRequest(&v1.GetQuotaRequest{})))
 }
 
 // Version says what the server runs.
@@ -30,13 +38,42 @@ func (c *Client) Templates(ctx context.Context) ([]*v1.Template, error) {
 	return res.GetTemplates(), err
 }
 
-// BuildTemplate builds a template and calls progress, if not nil, as it goes.
-// It takes minutes; ending ctx ends the build. Errors: KindNotFound for an
-// unknown name, KindUnsupported where it cannot be built.
+// TemplateOptions says what to make a template of: an Image, an Archive, or
+// without both the pack called Name.
+type TemplateOptions struct {
+	// Name may be empty for an image; it is derived then.
+	Name string
+	// Image is REPOSITORY:TAG, resolved by the server now, or REPOSITORY@sha256:….
+	Image string
+	// Archive is the tar file of a root file system, plain or packed by gzip or
+	// zstd, or an image as docker save or an OCI layout has it. It is uploaded
+	// first.
+	Archive io.Reader
+}
+
+// BuildTemplate builds the pack called name; see BuildTemplateFrom.
 func (c *Client) BuildTemplate(ctx context.Context, name string, progress func(*v1.BuildProgress)) (*v1.Template, error) {
+	return c.BuildTemplateFrom(ctx, TemplateOptions{Name: name}, progress)
+}
+
+// BuildTemplateFrom builds a template and calls progress, if not nil, as it
+// goes. It takes up to minutes; ending ctx ends the build. An image that has not
+// changed since it was built is not fetched again. Errors: KindNotFound for an
+// unknown name or image, KindDenied and KindTooLarge for an image that must not
+// be used, KindUnsupported for one of another platform, KindUnavailable where it
+// cannot be built.
+func (c *Client) BuildTemplateFrom(ctx context.Context, o TemplateOptions, progress func(*v1.BuildProgress)) (*v1.Template, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	st, err := c.system.BuildTemplate(ctx, connect.NewRequest(&v1.BuildTemplateRequest{Name: name}))
+	req := &v1.BuildTemplateRequest{Name: o.Name, Image: o.Image}
+	if o.Archive != nil {
+		up, err := c.uploadArchive(ctx, o.Archive)
+		if err != nil {
+			return nil, err
+		}
+		req.Upload = up.GetId()
+	}
+	st, err := c.system.BuildTemplate(ctx, connect.NewRequest(req))
 	if err != nil {
 		return nil, fromConnect(ctx, err)
 	}
@@ -59,9 +96,49 @@ func (c *Client) BuildTemplate(ctx context.Context, name string, progress func(*
 		return nil, err
 	}
 	if built == nil {
-		return nil, sandbox.Errorf("template build", sandbox.KindUnavailable, "the server ended the stream before the build did").WithID(name)
+		return nil, sandbox.Errorf("template build", sandbox.KindUnavailable, "the server ended the stream before the build did").WithID(o.Name)
 	}
 	return built, nil
+}
+
+// uploadArchive sends an archive. It streams.
+func (c *Client) uploadArchive(ctx context.Context, r io.Reader) (*v1.UploadArchiveResponse, error) {
+	res, err := c.raw(ctx, http.MethodPut, "/v1/templates/uploads", nil, r)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
+	if err != nil {
+		return nil, unreachable(err)
+	}
+	up := new(v1.UploadArchiveResponse)
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(answer, up); err != nil {
+		return nil, sandbox.Errorf("upload", sandbox.KindProtocol, "the server's answer cannot be read: %w", err)
+	}
+	return up, nil
+}
+
+// CollectOptions bounds what CollectTemplates keeps; nil takes the server's
+// defaults.
+type CollectOptions struct {
+	Unused, LayerAge *time.Duration
+	LayerBytes       *int64
+}
+
+// CollectTemplates removes templates no name refers to and layers nothing
+// needs. What is in use stays.
+func (c *Client) CollectTemplates(ctx context.Context, o CollectOptions) (*v1.CollectTemplatesResponse, error) {
+	req := &v1.CollectTemplatesRequest{LayerBytes: o.LayerBytes}
+	if o.Unused != nil {
+		ms := o.Unused.Milliseconds()
+		req.UnusedMs = &ms
+	}
+	if o.LayerAge != nil {
+		ms := o.LayerAge.Milliseconds()
+		req.LayerAgeMs = &ms
+	}
+	return message(c.system.CollectTemplates(ctx, connect.NewRequest(req)))
 }
 
 // RemoveTemplate removes a built template. Errors: KindNotFound, KindConflict
@@ -71,11 +148,18 @@ func (c *Client) RemoveTemplate(ctx context.Context, name string) error {
 	return err
 }
 
+// NewKey says what key to make.
+type NewKey struct {
+	Name string        // for people
+	Role string        // owner, admin, developer (the default) or viewer
+	TTL  time.Duration // 0: it never expires
+	E2B  bool          // spell it as E2B's SDKs demand
+}
+
 // CreateKey makes an API key. The secret is in this answer and nowhere else.
-// Role is owner, admin, developer or viewer; ttl zero never expires. Errors:
-// KindDenied for a role above the caller's.
-func (c *Client) CreateKey(ctx context.Context, name, role string, ttl time.Duration) (*v1.CreateKeyResponse, error) {
-	return message(c.keys.CreateKey(ctx, connect.NewRequest(&v1.CreateKeyRequest{Name: name, Role: role, TtlMs: ttl.Milliseconds()})))
+// Errors: KindDenied for a role above the caller's.
+func (c *Client) CreateKey(ctx context.Context, k NewKey) (*v1.CreateKeyResponse, error) {
+	return message(c.keys.CreateKey(ctx, connect.NewRequest(&v1.CreateKeyRequest{Name: k.Name, Role: k.Role, TtlMs: k.TTL.Milliseconds(), E2B: k.E2B})))
 }
 
 // Keys lists the tenant's API keys, without their secrets.

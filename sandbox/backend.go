@@ -3,7 +3,6 @@ package sandbox
 import (
 	"context"
 	"net"
-	"time"
 )
 
 // Backend makes boundaries. Implementations are safe for concurrent use.
@@ -69,30 +68,4 @@ type Instance interface {
 	// object that resisted is in the receipt with Gone false, and the error is
 	// KindInternal.
 	Destroy(ctx context.Context) (Receipt, error)
-}
-
-// Receipt is the checked list of everything an instance owned.
-type Receipt struct {
-	Instance InstanceID
-	Objects  []Object
-	Clean    bool // every object is gone
-	Time     time.Time
-}
-
-// Object is one host object and the result of looking for it after removal.
-type Object struct {
-	Kind   string // process, cgroup, mount, namespace, directory, socket, fifo, …
-	Name   string // path or number: enough to look for it again
-	Gone   bool
-	Detail string // why it is still there
-}
-
-// Seal sets Clean from Objects and Time to now, and returns the receipt.
-func (r Receipt) Seal() Receipt {
-	r.Clean = true
-	for _, o := range r.Objects {
-		r.Clean = r.Clean && o.Gone
-	}
-	r.Time = time.Now().UTC()
-	return r
 }

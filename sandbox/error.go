@@ -113,6 +113,8 @@ func KindOf(err error) Kind {
 		return KindTimeout
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return KindNoSpace
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.EAGAIN), errors.Is(err, syscall.ENOMEM):
+		return KindCapacity // descriptors, tasks or memory of this process, or of the host
 	case errors.Is(err, syscall.EISDIR):
 		return KindIsDirectory
 	case errors.Is(err, syscall.ENOTDIR):

@@ -54,6 +54,7 @@ type Record struct {
 	Action    string // what: "sandbox.create", "process.exec", "file.write", …
 	Outcome   Outcome
 	Reason    Reason // for kills and ends
+	Policy    uint64 // generation of the policy that decided; 0 where none did
 	// Object is what was acted on: a path, a host and port, a key id.
 	Object string
 	// Digest is the SHA-256 of content that is itself left out, in hex.

@@ -91,6 +91,10 @@ func ParseIsolation(s string) (Isolation, error) {
 // Capabilities is what a backend enforces or does here and now: probed, never
 // hoped.
 type Capabilities struct {
+	// Limits are those the host enforces over the whole boundary, whatever code
+	// inside does. Where one is missing the agent inside still ends programs that
+	// exceed it, with the right reason; that holds for programs, not for somebody
+	// who has taken over the agent or the boundary, and is not called enforced.
 	Limits       LimitSet
 	ReadonlyRoot bool
 	Wire         bool
@@ -107,7 +111,8 @@ type Info struct {
 	Capabilities Capabilities
 	Version      string // of what makes the boundary
 	// Available is false when the backend cannot run sandboxes here; Reason
-	// then says why and Hint what to do.
+	// then says why and Hint what to do. When it is true, Hint says how the host
+	// could enforce the limits that are missing from Capabilities.
 	Available bool
 	Reason    string
 	Hint      string
@@ -137,8 +142,11 @@ func (i Info) Check(spec Spec) error {
 		return refuse("leave readonly_root out, or pass accept_weaker", "backend %s cannot make the root read-only", i.Name)
 	}
 	if miss := spec.Explicit &^ i.Capabilities.Limits; miss != 0 {
-		return refuse("leave the limit out, or pass accept_weaker (--accept-weaker) to run without it; `firebreak doctor` says what is missing",
-			"backend %s cannot enforce the %s limit here", i.Name, miss.Names()[0])
+		hint := "leave the limit out, or pass accept_weaker (--accept-weaker) to run without it; `firebreak doctor` says what is missing"
+		if i.Hint != "" {
+			hint += "; to have it enforced, " + i.Hint
+		}
+		return refuse(hint, "backend %s cannot enforce the %s limit here", i.Name, miss.Names()[0])
 	}
 	return nil
 }

@@ -61,12 +61,13 @@ type measure struct {
 
 // set is everything the rows share.
 type set struct {
-	d      *bench.Daemon
-	peer   *bench.Runsc
-	dir    string
-	rounds int
-	want   *regexp.Regexp
-	rep    *report
+	d         *bench.Daemon
+	peer      *bench.Runsc
+	templates *template.Store
+	dir       string
+	rounds    int
+	want      *regexp.Regexp
+	rep       *report
 }
 
 func run(ctx context.Context, binary, out string, want *regexp.Regexp, rounds int) error {
@@ -102,8 +103,8 @@ func run(ctx context.Context, binary, out string, want *regexp.Regexp, rounds in
 	peer := bench.NewRunsc(runsc, peerDir, host.Root)
 	defer peer.Close()
 	rep := &report{Time: time.Now().UTC(), Go: runtime.Version(), CPUs: runtime.NumCPU(), Kernel: read("/proc/sys/kernel/osrelease"), Load: read("/proc/loadavg")}
-	s := &set{d, peer, dir, rounds, want, rep}
-	for _, row := range []func(context.Context) error{s.create, s.exec, s.get, s.write, s.memory} {
+	s := &set{d, peer, templates, dir, rounds, want, rep}
+	for _, row := range []func(context.Context) error{s.create, s.exec, s.eval, s.audited, s.get, s.write, s.memory} {
 		if err := row(ctx); err != nil {
 			return err
 		}
@@ -182,6 +183,56 @@ func (s *set) exec(ctx context.Context) error {
 		}},
 	}})
 	return firstError(err, s.d.Destroy(ctx, id))
+}
+
+// eval: a turn of a warm interpreter, against one that is started for it.
+func (s *set) eval(ctx context.Context) error {
+	const name = "eval on a warm context"
+	if !s.want.MatchString(name) {
+		return nil
+	}
+	id, err := s.d.Create(ctx, `{"template":"host","backend":"gvisor"}`)
+	if err != nil {
+		return err
+	}
+	if err := s.d.Eval(ctx, id); err != nil { // starts the interpreter
+		return err
+	}
+	column := func(name string, f func(context.Context, string) error) bench.Column {
+		return bench.Column{Name: name, Run: func(ctx context.Context) (time.Duration, error) {
+			start := time.Now()
+			err := f(ctx, id)
+			return time.Since(start), err
+		}}
+	}
+	err = s.measure(ctx, bench.Row{Name: name, Rounds: s.rounds, Ours: 1, Base: 0, Goal: 1. / 30, Columns: []bench.Column{
+		column("base: python3 -c in the same sandbox", s.d.FreshPython), column("ours: POST eval", s.d.Eval)}})
+	return firstError(err, s.d.Destroy(ctx, id))
+}
+
+// audited: what the log costs those who run programs.
+func (s *set) audited(ctx context.Context) (err error) {
+	const name = "16 execs, 8 at a time, audited"
+	if !s.want.MatchString(name) {
+		return nil
+	}
+	var columns []bench.Column
+	for _, real := range []bool{false, true} {
+		dir, label := filepath.Join(s.dir, "unaudited"), "base: nothing is recorded"
+		if real {
+			dir, label = filepath.Join(s.dir, "audited"), "ours: the real log"
+		}
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return err
+		}
+		c, end, err2 := bench.Audited(ctx, label, dir, s.templates, real)
+		if err2 != nil {
+			return err2
+		}
+		defer func() { err = firstError(err, end()) }()
+		columns = append(columns, c)
+	}
+	return s.measure(ctx, bench.Row{Name: name, Rounds: 4 * s.rounds, Ours: 1, Base: 0, Rate: true, Goal: 0.95, Columns: columns})
 }
 
 // get: what authentication, tenancy, the store and the encoder cost.

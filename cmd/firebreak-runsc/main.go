@@ -19,6 +19,7 @@ import (
 )
 
 func main() {
+	haveFiles()
 	useFilters()
 	cli.Run(nil, map[util.SubCommand]string{
 		new(cmd.Run): "",

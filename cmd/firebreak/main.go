@@ -25,22 +25,23 @@ func main() {
 }
 
 func run(args []string) int {
-	ctx, stop := withSignals()
-	defer stop()
 	b := build()
 	w := node.Wiring{Build: b}
 	app := &cli.App{
 		In: os.Stdin, Out: os.Stdout, Err: os.Stderr,
 		Lookup: os.LookupEnv, Root: os.Geteuid() == 0, Build: b,
-		Local: w.Local, Serve: w.Serve, Examine: w.Examine, Uninstall: w.Uninstall,
+		Local: w.Local, Serve: w.Serve, Examine: w.Examine, Uninstall: w.Uninstall, Backup: w.Backup, Restore: w.Restore, Receipt: w.Receipt,
 	}
+	ctx, stop := withSignals(app.Abandon)
+	defer stop()
+	defer app.Abandon() // also when it panics
 	return app.Execute(ctx, args)
 }
 
 // withSignals returns a context that the first signal ends. The second ends the
 // process: whoever presses Ctrl-C twice does not want to wait for cleaning up;
-// what is left is reaped by the next run.
-func withSignals() (context.Context, func()) {
+// what is left is reaped by the next run. abandon is called before that.
+func withSignals(abandon func()) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
@@ -57,6 +58,7 @@ func withSignals() (context.Context, func()) {
 		}
 		select {
 		case s := <-signals:
+			abandon()
 			os.Exit(128 + int(s.(syscall.Signal)))
 		case <-done:
 		}

@@ -6,12 +6,15 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 
 	"github.com/firebreak-dev/firebreak/cmd/firebreak/cli"
 	"github.com/firebreak-dev/firebreak/cmd/firebreak/node"
@@ -29,11 +32,12 @@ func TestMain(m *testing.M) {
 	if err := os.Mkdir(libexec, 0o755); err != nil {
 		panic(err)
 	}
-	code := m.Run()
-	if err := os.RemoveAll(dir); err != nil {
-		panic(err)
-	}
-	os.Exit(code)
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		if err := os.RemoveAll(dir); err != nil {
+			panic(err)
+		}
+		os.Exit(code)
+	}))
 }
 
 // world is a data directory and an environment, in which whole command lines
@@ -97,6 +101,7 @@ func (w *world) app(stdin string, out, errs *buffer) *cli.App {
 		In: strings.NewReader(stdin), Out: out, Err: errs, Root: true,
 		Lookup: func(k string) (string, bool) { v, ok := w.env[k]; return v, ok },
 		Local:  wiring.Local, Serve: wiring.Serve, Examine: wiring.Examine, Uninstall: wiring.Uninstall,
+		Backup: wiring.Backup, Restore: wiring.Restore,
 	}
 }
 
@@ -548,10 +553,51 @@ func TestUninstall(t *testing.T) {
 	if out := w.must("uninstall"); !strings.Contains(out, "would remove") {
 		t.Errorf("dry run: %q", out)
 	}
-	w.must("uninstall", "--yes")
-	left, err := os.ReadDir(filepath.Join(w.dir, "data"))
-	if err != nil || len(left) != 1 || left[0].Name() != "mine" {
-		t.Errorf("left: %v %v", left, err)
+	if out := w.must("uninstall", "--yes"); !strings.Contains(out, "kept") || !strings.Contains(out, "evidence") {
+		t.Errorf("it printed %q", out)
+	}
+	left := func() (names []string) {
+		entries, err := os.ReadDir(filepath.Join(w.dir, "data"))
+		if err != nil {
+			t.Error(err)
+		}
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		return names
+	}
+	if got := left(); !slices.Equal(got, []string{"audit", "mine"}) {
+		t.Errorf("left: %v", got)
+	}
+	w.must("uninstall", "--yes", "--keep-audit=false")
+	if got := left(); !slices.Equal(got, []string{"mine"}) {
+		t.Errorf("left without evidence: %v", got)
+	}
+	if out := w.must("uninstall", "--yes"); !strings.Contains(out, "nothing is installed") {
+		t.Errorf("again: %q", out)
+	}
+}
+
+// TestUninstallElsewhere: a directory that is not Firebreak's loses nothing,
+// whatever its files are called, and a server's loses nothing while it runs.
+func TestUninstallElsewhere(t *testing.T) {
+	w := newWorld(t)
+	stop := w.serve()
+	if r := w.run("uninstall", "--yes"); r.code != 1 || !strings.Contains(r.err, "in use by process") || !strings.Contains(r.err, "stop the server") {
+		t.Errorf("%d %q", r.code, r.err)
+	}
+	stop()
+	w.env["FIREBREAK_DATA"] = filepath.Join(w.dir, "app")
+	w.write("app/templates/index.html", "mine")
+	w.write("app/run/pid", "mine")
+	if out := w.must("uninstall", "--yes"); !strings.Contains(out, "nothing is installed") {
+		t.Errorf("%q", out)
+	}
+	if w.read("app/templates/index.html") != "mine" || w.read("app/run/pid") != "mine" {
+		t.Error("it is gone")
+	}
+	if _, err := os.Stat(filepath.Join(w.dir, "app", "lock")); err == nil {
+		t.Error("a lock was left")
 	}
 }
 
@@ -570,4 +616,63 @@ func TestDoctor(t *testing.T) {
 			t.Errorf("%+v", c)
 		}
 	}
+}
+
+// TestBackupAndRestore: a server is backed up while it works; the restored one
+// stands beside it with all records, knows its keys, and leaves it alone.
+func TestBackupAndRestore(t *testing.T) {
+	w := newWorld(t)
+	stop := w.serve()
+	ended := strings.TrimSpace(w.must("create", "--name", "old"))
+	w.must("exec", ended, "-c", "x # sim: stdout hi")
+	w.must("rm", ended)
+	alive := strings.TrimSpace(w.must("create", "--name", "web"))
+	key := strings.TrimSpace(w.must("key", "create", "--name", "ci", "--role", "owner"))
+	before := w.must("inspect", ended)
+	file := filepath.Join(w.dir, "b.fbk")
+	w.must("backup", file)
+	if r := w.run("backup", file); r.code != 1 || !strings.Contains(r.err, "hint: ") {
+		t.Errorf("over a backup: %d %q", r.code, r.err)
+	}
+	w.must("backup", "--force", file)
+	if r := w.run("restore", file); r.code != 1 || !strings.Contains(r.err, "not empty") || !strings.Contains(r.err, "hint: ") {
+		t.Errorf("over a data directory: %d %q", r.code, r.err)
+	}
+
+	other := newWorld(t)
+	data := filepath.Join(other.dir, "restored")
+	other.env["FIREBREAK_DATA"] = data
+	if out := other.must("restore", file); !strings.Contains(out, "1 sandboxes were alive") {
+		t.Errorf("restore printed %q", out)
+	}
+	if _, err := os.Stat(filepath.Join(data, "api-key")); err == nil {
+		t.Error("a secret was restored")
+	}
+	// Unpacked once for all tests.
+	if err := os.Symlink(libexec, filepath.Join(data, "libexec")); err != nil {
+		t.Fatal(err)
+	}
+	stopOther := other.serve()
+	if got := other.must("inspect", ended); got != before {
+		t.Errorf("the record is\n%s\nwas\n%s", got, before)
+	}
+	if out := other.must("logs", ended); !strings.Contains(out, "hi\n") {
+		t.Errorf("its output: %q", out)
+	}
+	if out := other.must("inspect", alive); !strings.Contains(out, `"state": "ended"`) || !strings.Contains(out, "lost") || !strings.Contains(out, "backup") {
+		t.Errorf("the sandbox that was alive: %s", out)
+	}
+	other.env["FIREBREAK_API_KEY"] = key
+	if out := other.must("key", "ls"); !strings.Contains(out, "ci") {
+		t.Errorf("keys: %q", out)
+	}
+	if out := w.must("exec", alive, "-c", "x # sim: stdout there"); out != "there\n" {
+		t.Errorf("the original's sandbox: %q", out)
+	}
+	stopOther()
+	if out := w.must("exec", "web", "-c", "x # sim: stdout still"); out != "still\n" {
+		t.Errorf("the original's sandbox, later: %q", out)
+	}
+	stop()
+	w.must("backup", filepath.Join(w.dir, "stopped.fbk"))
 }

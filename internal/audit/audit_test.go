@@ -81,48 +81,71 @@ func sample() sandbox.Record {
 	return sandbox.Record{
 		Class: sandbox.Flow, Time: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC), Tenant: "acme", Sandbox: "sbx",
 		Instance: "inx", Principal: "uid:0", Action: "file.write", Outcome: sandbox.OutcomeDenied,
-		Reason: sandbox.ReasonDisk, Object: "/a\x1b]52;c\x07\n{\"position\":1}\xff\u202e", Digest: "00ff",
+		Reason: sandbox.ReasonDisk, Policy: 7, Object: "/a\x1b]52;c\x07\n{\"position\":1}\xff\u202e", Digest: "00ff",
 		Detail: map[string]string{"b": "2", "a": "1", "": "empty"},
 	}
 }
 
-// The bytes of version 1 never change.
-func TestGolden(t *testing.T) {
-	dir := t.TempDir()
-	l := open(t, dir, Options{})
-	mustRecord(t, l, gate("sandbox.create"))
-	r := sample()
-	mustRecord(t, l, r)
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	got, err := os.ReadFile(segmentPath(dir, 1))
-	if err != nil {
-		t.Fatal(err)
-	}
-	golden := filepath.Join("testdata", "v1.hex")
-	if *update {
-		if err := os.WriteFile(golden, []byte(hex.Dump(got)), 0o644); err != nil {
-			t.Fatal(err)
+// goldenEntries are what the golden files hold.
+func goldenEntries(version uint8) []*Entry {
+	list := []*Entry{{Record: gate("sandbox.create")}, {Record: sample()}, {Record: sample()}}
+	list[2].Record.Action = ActionReceipt
+	for i, e := range list {
+		e.Version = version
+		if version == oldVersion {
+			e.Record.Policy = 0
+			continue
 		}
+		e.Monotonic = time.Duration(1000 + i)
+		copy(e.Boot[:], "0123456789abcdef")
 	}
-	want, err := os.ReadFile(golden)
-	if err != nil || hex.Dump(got) != string(want) {
-		t.Fatalf("%v\n%s", err, hex.Dump(got))
-	}
-	e := all(t, dir)
-	if len(e) != 2 || !reflect.DeepEqual(e[1].Record, r) || !reflect.DeepEqual(e[0].Record, gate("sandbox.create")) {
-		t.Fatalf("%+v", e)
-	}
-	line, err := json.Marshal(e[1])
-	if err != nil {
-		t.Fatal(err)
-	}
-	const wantLine = `{"position":2,"hash":"HASH","time":"2026-01-02T03:04:05.000000006Z","class":"flow","tenant":"acme",` +
-		`"sandbox_id":"sbx","instance_id":"inx","principal":"uid:0","action":"file.write","outcome":"denied","reason":"disk",` +
-		`"object":"/a\u001b]52;c\u0007\n{\"position\":1}\ufffd\u202e","digest":"00ff","detail":{"":"empty","a":"1","b":"2"}}`
-	if s := strings.Replace(string(line), hex.EncodeToString(e[1].Hash[:]), "HASH", 1); s != wantLine {
-		t.Fatalf("\n got %s\nwant %s", s, wantLine)
+	return list
+}
+
+// The bytes of a format never change.
+func TestGolden(t *testing.T) {
+	for v, line := range map[uint8]string{
+		1: `{"position":2,"hash":"HASH","time":"2026-01-02T03:04:05.000000006Z","class":"flow","tenant":"acme",` +
+			`"sandbox_id":"sbx","instance_id":"inx","principal":"uid:0","action":"file.write","outcome":"denied","reason":"disk",` +
+			`"object":"/a\u001b]52;c\u0007\n{\"position\":1}\ufffd\u202e","digest":"00ff","detail":{"":"empty","a":"1","b":"2"}}`,
+		2: `{"position":2,"hash":"HASH","time":"2026-01-02T03:04:05.000000006Z","boot_id":"30313233343536373839616263646566","monotonic_ns":1001,` +
+			`"class":"flow","tenant":"acme",` +
+			`"sandbox_id":"sbx","instance_id":"inx","principal":"uid:0","action":"file.write","outcome":"denied","reason":"disk",` +
+			`"policy":7,"object":"/a\u001b]52;c\u0007\n{\"position\":1}\ufffd\u202e","digest":"00ff","detail":{"":"empty","a":"1","b":"2"}}`,
+	} {
+		t.Run(fmt.Sprint("v", v), func(t *testing.T) {
+			list := goldenEntries(v)
+			b := build(list...)
+			golden := filepath.Join("testdata", fmt.Sprintf("v%d.hex", v))
+			if *update {
+				if err := os.WriteFile(golden, []byte(hex.Dump(b)), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil || hex.Dump(b) != string(want) {
+				t.Fatalf("%v\n%s", err, hex.Dump(b))
+			}
+			e := all(t, write(t, b))
+			if len(e) != 3 {
+				t.Fatalf("%+v", e)
+			}
+			for i := range e {
+				if !reflect.DeepEqual(e[i].Record, list[i].Record) || e[i].Previous != list[i].Previous || e[i].Monotonic != list[i].Monotonic || e[i].Version != v {
+					t.Errorf("%+v, want %+v", e[i], list[i])
+				}
+			}
+			if prev := e[2].Previous; v == version && prev != 2 {
+				t.Errorf("the receipt links to %d", prev)
+			}
+			j, err := json.Marshal(e[1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if s := strings.Replace(string(j), hex.EncodeToString(e[1].Hash[:]), "HASH", 1); s != line {
+				t.Fatalf("\n got %s\nwant %s", s, line)
+			}
+		})
 	}
 }
 
@@ -145,46 +168,66 @@ func TestJSONIsInertAndFaithful(t *testing.T) {
 	})
 }
 
-func drawRecord(t *rapid.T) sandbox.Record {
+func drawEntry(t *rapid.T) *Entry {
 	str := rapid.OneOf(rapid.String(), rapid.Map(rapid.SliceOfN(rapid.Byte(), 0, 40), func(b []byte) string { return string(b) }))
-	r := sandbox.Record{
-		Class: sandbox.Class(rapid.IntRange(0, 1).Draw(t, "class")),
-		Time:  time.Unix(0, rapid.Int64().Draw(t, "time")).UTC(),
-	}
-	for i, s := range fields(&r) {
+	e := &Entry{Version: rapid.SampledFrom([]uint8{oldVersion, version}).Draw(t, "version")}
+	e.Position = sandbox.Position(rapid.Uint64Min(1).Draw(t, "position"))
+	r := &e.Record
+	r.Class = sandbox.Class(rapid.IntRange(0, 1).Draw(t, "class"))
+	r.Time = time.Unix(0, rapid.Int64().Draw(t, "time")).UTC()
+	for i, s := range fields(r) {
 		*s = str.Draw(t, fmt.Sprint("field", i))
 	}
 	if d := rapid.MapOfN(str, str, 0, 5).Draw(t, "detail"); len(d) > 0 {
 		r.Detail = d
 	}
-	return r
+	if e.Version == version {
+		e.Monotonic = time.Duration(rapid.Int64Min(0).Draw(t, "monotonic"))
+		copy(e.Boot[:], rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "boot"))
+		r.Policy = rapid.Uint64().Draw(t, "policy")
+		if r.Sandbox != "" {
+			e.Previous = sandbox.Position(rapid.Uint64Max(uint64(e.Position)-1).Draw(t, "previous"))
+		}
+	}
+	return e
 }
 
 func TestEncodingRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		r, p := drawRecord(t), sandbox.Position(rapid.Uint64Min(1).Draw(t, "position"))
-		b := appendPayload(nil, p, &r)
-		gotP, got, err := decodePayload(b)
-		if err != nil || gotP != p || !reflect.DeepEqual(got, r) {
-			t.Fatalf("%v\n got %+v\nwant %+v", err, got, r)
+		e := drawEntry(t)
+		b := appendPayload(nil, e)
+		got, err := decodePayload(b)
+		if err != nil || !reflect.DeepEqual(&got, e) {
+			t.Fatalf("%v\n got %+v\nwant %+v", err, got, e)
+		}
+		if id, action := sandboxOf(b); string(id) != string(e.Record.Sandbox) || string(action) != e.Record.Action {
+			t.Fatalf("of %+v: %q, %q", e, id, action)
 		}
 	})
 }
 
 // Whatever the decoder accepts is exactly what the encoder writes.
 func FuzzDecode(f *testing.F) {
-	r := sample()
-	f.Add(appendPayload(nil, 7, &r))
-	g := gate("x")
-	f.Add(appendPayload(nil, 1, &g))
+	for _, v := range []uint8{oldVersion, version} {
+		for i, e := range goldenEntries(v) {
+			e.Position = sandbox.Position(i + 1)
+			f.Add(appendPayload(nil, e))
+		}
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		p, r, err := decodePayload(b)
-		if err == nil && !bytes.Equal(appendPayload(nil, p, &r), b) {
+		e, err := decodePayload(b)
+		if err == nil && !bytes.Equal(appendPayload(nil, &e), b) {
 			t.Fatalf("accepted %x", b)
+		}
+		if err == nil {
+			if id, action := sandboxOf(b); string(id) != string(e.Record.Sandbox) || string(action) != e.Record.Action {
+				t.Fatalf("%q and %q of %x", id, action, b)
+			}
 		}
 		cutFrame(b)
 		parseHeader(b)
 		holdsRecord(b, 1)
+		skipped(b, 3)
 	})
 }
 

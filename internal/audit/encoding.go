@@ -9,6 +9,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/mod/sumdb/tlog"
+
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -18,14 +20,28 @@ const (
 	MaxRecord = 64 << 10 // bytes of an encoded record
 )
 
+// The layout of a payload, and of what is around it.
 const (
-	version     = 1
+	version     = 2 // of the payloads that are written
+	oldVersion  = 1 // of those that are read still
 	magic       = "FBAUDIT1"
 	headerLen   = len(magic) + 8 + 32 + 4
 	frameLen    = 4 + 4 + 32 // of a frame without its payload
-	positionOff = 1          // of the position in a payload
-	minPayload  = 1 + 8 + 8 + 1 + 9*4 + 4
 	chainDomain = "firebreak audit chain v1\n"
+
+	positionOff = 1
+	timeOff     = 9
+	oldClassOff = 17 // of version 1
+	monoOff     = 17
+	bootOff     = 25
+	policyOff   = 41
+	previousOff = 49
+	classOff    = 57
+	textOff     = 58 // where the strings begin
+
+	restLen       = 9*4 + 4 // nine empty strings and no details
+	minOldPayload = oldClassOff + 1 + restLen
+	minPayload    = textOff + restLen
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -41,17 +57,27 @@ func fields(r *sandbox.Record) [9]*string {
 	}
 }
 
-// appendPayload appends the encoding of r at position p.
-func appendPayload(b []byte, p sandbox.Position, r *sandbox.Record) []byte {
-	b = append(b, version)
-	b = binary.BigEndian.AppendUint64(b, uint64(p))
+// appendPayload appends the encoding of e in the version e says.
+func appendPayload(b []byte, e *Entry) []byte {
+	r := &e.Record
+	b = append(b, e.Version)
+	b = binary.BigEndian.AppendUint64(b, uint64(e.Position))
 	b = binary.BigEndian.AppendUint64(b, uint64(r.Time.UnixNano()))
+	if e.Version != oldVersion {
+		b = binary.BigEndian.AppendUint64(b, uint64(e.Monotonic))
+		b = append(b, e.Boot[:]...)
+		b = binary.BigEndian.AppendUint64(b, r.Policy)
+		b = binary.BigEndian.AppendUint64(b, uint64(e.Previous))
+	}
 	b = append(b, byte(r.Class))
 	for _, s := range fields(r) {
 		b = appendString(b, *s)
 	}
 	b = binary.BigEndian.AppendUint32(b, uint32(len(r.Detail)))
-	for _, k := range slices.Sorted(maps.Keys(r.Detail)) {
+	var few [8]string // most records have no more, and cost no allocation
+	keys := slices.AppendSeq(few[:0], maps.Keys(r.Detail))
+	slices.Sort(keys)
+	for _, k := range keys {
 		b = appendString(b, k)
 		b = appendString(b, r.Detail[k])
 	}
@@ -63,78 +89,127 @@ func appendString(b []byte, s string) []byte {
 	return append(b, s...)
 }
 
-// decodePayload is the strict inverse of appendPayload.
-func decodePayload(b []byte) (sandbox.Position, sandbox.Record, error) {
-	var r sandbox.Record
-	if len(b) < minPayload || len(b) > MaxRecord || b[0] != version {
-		return 0, r, errFormat
+// DecodePayload decodes one payload, as it is in a segment or in an evidence
+// file. It is strict: whatever it accepts is exactly what the log would have
+// written. The entry has no chain Hash, and its Payload is b itself. Errors:
+// KindInvalid.
+func DecodePayload(b []byte) (Entry, error) {
+	e, err := decodePayload(b)
+	if err != nil {
+		return Entry{}, sandbox.Errorf("decode record", sandbox.KindInvalid, "%w", err)
 	}
-	p := sandbox.Position(binary.BigEndian.Uint64(b[positionOff:]))
-	r.Time = time.Unix(0, int64(binary.BigEndian.Uint64(b[9:]))).UTC()
-	r.Class = sandbox.Class(b[17])
-	if p == 0 || r.Class > sandbox.Flow {
-		return 0, r, errFormat
+	e.Payload, e.Leaf = b, tlog.RecordHash(b)
+	return e, nil
+}
+
+// decodePayload is the strict inverse of appendPayload. It leaves Hash, Leaf
+// and Payload alone.
+func decodePayload(b []byte) (e Entry, err error) {
+	e.Version = payloadVersion(b)
+	if e.Version == 0 || len(b) > MaxRecord {
+		return e, errFormat
 	}
-	b = b[18:]
+	r := &e.Record
+	e.Position = sandbox.Position(binary.BigEndian.Uint64(b[positionOff:]))
+	r.Time = time.Unix(0, int64(binary.BigEndian.Uint64(b[timeOff:]))).UTC()
+	class := oldClassOff
+	if e.Version != oldVersion {
+		e.Monotonic = time.Duration(binary.BigEndian.Uint64(b[monoOff:]))
+		copy(e.Boot[:], b[bootOff:])
+		r.Policy = binary.BigEndian.Uint64(b[policyOff:])
+		e.Previous = sandbox.Position(binary.BigEndian.Uint64(b[previousOff:]))
+		class = classOff
+	}
+	r.Class = sandbox.Class(b[class])
+	if e.Position == 0 || e.Previous >= e.Position || e.Monotonic < 0 || r.Class > sandbox.Flow {
+		return e, errFormat
+	}
+	b = b[class+1:]
 	ok := true
-	for _, s := range fields(&r) {
+	for _, s := range fields(r) {
 		*s, b, ok = cutString(b, ok)
 	}
-	if !ok || len(b) < 4 {
-		return 0, r, errFormat
+	if !ok || len(b) < 4 || r.Sandbox == "" && e.Previous != 0 {
+		return e, errFormat
 	}
+	r.Detail, err = decodeDetail(b)
+	return e, err
+}
+
+// payloadVersion is 0 for what no payload begins with.
+func payloadVersion(b []byte) uint8 {
+	switch {
+	case len(b) >= minPayload && b[0] == version, len(b) >= minOldPayload && b[0] == oldVersion:
+		return b[0]
+	}
+	return 0
+}
+
+// decodeDetail decodes what a payload ends with.
+func decodeDetail(b []byte) (m map[string]string, err error) {
 	n := binary.BigEndian.Uint32(b)
 	b = b[4:]
 	if uint64(n)*8 > uint64(len(b)) {
-		return 0, r, errFormat
+		return nil, errFormat
 	}
 	if n > 0 {
-		r.Detail = make(map[string]string, n)
+		m = make(map[string]string, n)
 	}
-	last := ""
+	last, ok := "", true
 	for i := range n {
 		var k, v string
 		k, b, ok = cutString(b, ok)
 		v, b, ok = cutString(b, ok)
 		if !ok || (i > 0 && k <= last) {
-			return 0, r, errFormat
+			return nil, errFormat
 		}
-		r.Detail[k], last = v, k
+		m[k], last = v, k
 	}
 	if len(b) != 0 {
-		return 0, r, errFormat
+		return nil, errFormat
 	}
-	return p, r, nil
+	return m, nil
 }
 
 // cutString takes one string off b; ok stays false once it was.
 func cutString(b []byte, ok bool) (string, []byte, bool) {
+	s, rest, ok := cutBytes(b, ok)
+	return string(s), rest, ok
+}
+
+func cutBytes(b []byte, ok bool) (s, rest []byte, _ bool) {
 	if !ok || len(b) < 4 {
-		return "", b, false
+		return nil, b, false
 	}
 	n := binary.BigEndian.Uint32(b)
 	b = b[4:]
 	if uint64(n) > uint64(len(b)) {
-		return "", b, false
+		return nil, b, false
 	}
-	return string(b[:n]), b[n:], true
+	return b[:n], b[n:], true
 }
 
-// chain extends the chain hash by one payload.
-func chain(prev [32]byte, payload []byte) (h [32]byte) {
-	d := sha256.New()
-	d.Write([]byte(chainDomain))
-	d.Write(prev[:])
-	d.Write(payload)
-	d.Sum(h[:0])
-	return h
+// chainer computes chain hashes, without an allocation for each. It is for use
+// by one goroutine.
+type chainer struct{ buf []byte }
+
+// next extends the chain hash by one payload.
+func (c *chainer) next(prev [32]byte, payload []byte) [32]byte {
+	c.buf = append(append(append(c.buf[:0], chainDomain...), prev[:]...), payload...)
+	return sha256.Sum256(c.buf)
 }
 
-// sealFrame fills in the frame at the front of b, whose length and payload are
-// in place, and returns the rest of b and the new chain hash.
-func sealFrame(b []byte, prev [32]byte) ([]byte, [32]byte) {
+// leaf is tlog.RecordHash.
+func (c *chainer) leaf(payload []byte) tlog.Hash {
+	c.buf = append(append(c.buf[:0], 0), payload...)
+	return sha256.Sum256(c.buf)
+}
+
+// seal fills in the frame at the front of b, whose length and payload are in
+// place, and returns the rest of b and the new chain hash.
+func (c *chainer) seal(b []byte, prev [32]byte) ([]byte, [32]byte) {
 	n := frameLen + int(binary.BigEndian.Uint32(b))
-	h := chain(prev, b[frameLen:n])
+	h := c.next(prev, b[frameLen:n])
 	copy(b[8:], h[:])
 	binary.BigEndian.PutUint32(b[4:], frameSum(b[:n]))
 	return b[n:], h
@@ -154,7 +229,7 @@ func cutFrame(b []byte) (payload []byte, hash [32]byte, n int, err error) {
 		return nil, hash, 0, errShort
 	}
 	size := int64(binary.BigEndian.Uint32(b))
-	if size < int64(minPayload) || size > MaxRecord {
+	if size < int64(minOldPayload) || size > MaxRecord {
 		return nil, hash, 0, errFormat
 	}
 	n = frameLen + int(size)

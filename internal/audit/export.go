@@ -21,11 +21,18 @@ func (e Entry) MarshalJSON() ([]byte, error) {
 	if e.Record.Class == sandbox.Flow {
 		class = "flow"
 	}
+	boot := ""
+	if e.Boot != [16]byte{} {
+		boot = hex.EncodeToString(e.Boot[:])
+	}
 	r := e.Record
 	b, err := json.Marshal(struct {
 		Position  sandbox.Position   `json:"position"`
 		Hash      string             `json:"hash"`
 		Time      time.Time          `json:"time"`
+		Boot      string             `json:"boot_id,omitempty"`
+		Monotonic time.Duration      `json:"monotonic_ns,omitempty"`
+		Previous  sandbox.Position   `json:"previous,omitempty"`
 		Class     string             `json:"class"`
 		Tenant    sandbox.TenantID   `json:"tenant"`
 		Sandbox   sandbox.ID         `json:"sandbox_id,omitempty"`
@@ -34,12 +41,13 @@ func (e Entry) MarshalJSON() ([]byte, error) {
 		Action    string             `json:"action"`
 		Outcome   sandbox.Outcome    `json:"outcome"`
 		Reason    sandbox.Reason     `json:"reason,omitempty"`
+		Policy    uint64             `json:"policy,omitempty"`
 		Object    string             `json:"object,omitempty"`
 		Digest    string             `json:"digest,omitempty"`
 		Detail    map[string]string  `json:"detail,omitempty"`
 	}{
-		e.Position, hex.EncodeToString(e.Hash[:]), r.Time, class, r.Tenant, r.Sandbox, r.Instance, r.Principal,
-		r.Action, r.Outcome, r.Reason, r.Object, r.Digest, r.Detail,
+		e.Position, hex.EncodeToString(e.Hash[:]), r.Time, boot, e.Monotonic, e.Previous, class, r.Tenant, r.Sandbox, r.Instance, r.Principal,
+		r.Action, r.Outcome, r.Reason, r.Policy, r.Object, r.Digest, r.Detail,
 	})
 	if err != nil {
 		return nil, err

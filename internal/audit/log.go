@@ -4,12 +4,13 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"log/slog"
-	"runtime"
+	"path/filepath"
+	"slices"
 	"sync"
-	"syscall"
 	"time"
+
+	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/firebreak-dev/firebreak/internal/store"
 	"github.com/firebreak-dev/firebreak/sandbox"
@@ -20,16 +21,31 @@ type Options struct {
 	SegmentBytes int64         // a new segment begins once one is larger; default 64 MiB
 	MaxLag       int           // records that may be accepted and not yet durable; default 1024
 	MaxLagTime   time.Duration // age of the oldest such record; default 200 ms
+	Reserve      int64         // bytes kept allocated for what ends on a full disk; default 1 MiB, negative: none
+	Interval     time.Duration // how long a record may be durable and not signed; default 1 s
+	KeyFile      string        // signs checkpoints; default "key" beside the log's directory
+	Origin       string        // of a new log; default: the key's name, a slash, the directory's name
 
-	wrap func(file) file // lets tests break the disk
+	wrap  func(file) file // lets tests break the disk
+	write writing
+}
+
+// writing is how files beside the segments are made; tests break it.
+type writing struct {
+	tile       func(dir string, level int, n int64, h []tlog.Hash, sync bool) error
+	checkpoint func(path string, b []byte) error
 }
 
 const (
 	defaultSegment = 64 << 20
 	defaultLag     = 1024
 	defaultLagTime = 200 * time.Millisecond
+	defaultReserve = 1 << 20
+	defaultSigning = time.Second
 	maxBatch       = 4 << 20 // bytes queued beyond which callers wait to queue
 	spaceRetry     = 250 * time.Millisecond
+	maxPatience    = time.Millisecond
+	maxVain        = 6
 )
 
 // Head names a prefix of the log: its length and the chain hash over it.
@@ -46,6 +62,11 @@ type Log struct {
 	lock *store.Owner
 	kick chan struct{} // tells the writer to look; holds one
 	done chan struct{} // closed when the writer has ended
+	dead chan struct{} // closed when nothing can be recorded any more
+	boot [16]byte      // of this boot of the machine
+
+	notary   *notary
+	rotating sync.Mutex // makes Rotate one step
 
 	mu      sync.Mutex
 	cur     *batch           // what the writer takes next; guarded by mu
@@ -53,39 +74,49 @@ type Log struct {
 	head    Head             // of what is durable; guarded by mu
 	flying  time.Time        // age of the batch being flushed, if any; guarded by mu
 	refused error            // why Record refuses now, if it does; guarded by mu
+	low     error            // why it refuses all but the late; guarded by mu
+	unsign  error            // the same, because nothing can be signed; guarded by mu
+	fatal   error            // why nothing is written any more; guarded by mu
+	public  string           // the key that signs; guarded by mu
+	clock   clock            // guarded by mu
 	closed  bool             // guarded by mu
 	end     error            // what Close returns; guarded by mu
 
 	// Below: owned by the writer.
-	seg     segment
-	pending *batch // what a full disk refused
+	seg      segment
+	links    links // as of what is sealed
+	chain    chainer
+	patience time.Duration // how long a flush waits for one more caller
+	vain     int           // how often in a row waiting brought nobody
+	idle     int           // how many flushes do not wait, for that
+	pending  *batch        // what a full disk refused
 }
 
 var _ sandbox.Recorder = (*Log)(nil)
 
 // batch is what shares one flush.
 type batch struct {
-	buf    []byte // frames without sums and hashes
-	n      int    // records
-	since  time.Time
-	urgent bool          // somebody waits for it
-	done   chan struct{} // closed when settled
-	err    error         // valid once done is closed
+	buf     []byte // frames
+	n       int    // records
+	waiters int    // callers that wait for them
+	sealed  int    // bytes of buf that have their links, hashes and sums
+	head    Head   // behind those
+	since   time.Time
+	urgent  bool          // somebody waits for it
+	done    chan struct{} // closed when settled
+	err     error         // valid once done is closed
 }
 
-func newBatch() *batch { return &batch{done: make(chan struct{})} }
+// newBatch makes one with room for as many bytes as the last one took.
+func newBatch(room int) *batch {
+	return &batch{buf: make([]byte, 0, min(room, maxBatch)), done: make(chan struct{})}
+}
 
-// Open opens the log in dir, or creates both. A record that the end of the
-// last process cut short at the very end of the log is removed, and its
-// removal is itself recorded ("audit.repair"); no acknowledged record can be
-// lost that way.
-//
-// Errors: KindUnavailable wrapping *store.LockedError when another process has
-// the log open; KindInternal when the last segment is damaged anywhere else,
-// in which case nothing was touched.
-//
-// Cost: reading the last segment.
-func Open(dir string, o Options, log *slog.Logger) (l *Log, err error) {
+// encodings are buffers of callers.
+var encodings = sync.Pool{New: func() any { return new([]byte) }}
+
+// defaults fills in what is not set.
+func (o *Options) defaults(dir string) {
 	if o.SegmentBytes <= 0 {
 		o.SegmentBytes = defaultSegment
 	}
@@ -95,28 +126,70 @@ func Open(dir string, o Options, log *slog.Logger) (l *Log, err error) {
 	if o.MaxLagTime <= 0 {
 		o.MaxLagTime = defaultLagTime
 	}
+	if o.Reserve == 0 {
+		o.Reserve = defaultReserve
+	}
+	if o.Interval <= 0 {
+		o.Interval = defaultSigning
+	}
+	if o.KeyFile == "" {
+		o.KeyFile = filepath.Join(filepath.Dir(dir), "key")
+	}
 	if o.wrap == nil {
 		o.wrap = func(f file) file { return f }
 	}
-	l = &Log{dir: dir, o: o, log: log, kick: make(chan struct{}, 1), done: make(chan struct{}), cur: newBatch()}
+	if o.write.tile == nil {
+		o.write.tile = writeTile
+	}
+	if o.write.checkpoint == nil {
+		o.write.checkpoint = swapFile
+	}
+}
+
+// Open opens the log in dir, or creates both, and its signing key. Records that
+// the end of the last process cut short at the very end of the log are removed,
+// as far as they were never signed, and their removal is itself recorded
+// ("audit.repair", with the file that keeps what was removed, and its digest);
+// no acknowledged record can be lost that way. A log of an earlier version,
+// which nobody signed, is signed as it is, which is recorded, too ("audit.key").
+//
+// Errors: KindUnavailable wrapping *store.LockedError when another process has
+// the log open; KindConflict wrapping *GapError when the log is not what was
+// signed; KindNotFound when it is signed and the key is missing; KindInternal
+// when it is damaged behind what was signed. In all these cases nothing was
+// touched.
+//
+// Cost: reading the last segment, and the one with the last record that was
+// signed; the whole log where derived files are missing or wrong.
+func Open(dir string, o Options, log *slog.Logger) (*Log, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, sandbox.Wrap("open audit log", dir, err)
+	}
+	o.defaults(dir)
+	l := &Log{dir: dir, o: o, log: log, kick: make(chan struct{}, 1), done: make(chan struct{}), dead: make(chan struct{}), cur: newBatch(0), boot: bootID()}
+	l.notary = newNotary(l)
 	if l.lock, err = store.Lock(dir); err != nil {
 		return nil, err
 	}
-	cut, err := l.recover()
+	news, err := l.recover()
 	if err != nil {
 		l.lock.Close()
 		return nil, sandbox.Wrap("open audit log", dir, err)
 	}
 	l.next = l.head.Position + 1
+	l.secure()
+	l.wake() // if that failed, it is tried again
+	l.notary.wake()
 	go l.run()
-	if cut > 0 {
-		log.Warn("audit log: removed an incomplete record", "bytes", cut, "after", l.head.Position)
-		_, err := l.Record(context.Background(), sandbox.Record{
-			Class: sandbox.Gate, Tenant: sandbox.DefaultTenant, Principal: "system",
-			Action: "audit.repair", Outcome: sandbox.OutcomeDone,
-			Detail: map[string]string{"bytes": fmt.Sprint(cut)},
-		})
-		if err != nil {
+	go l.notary.run()
+	for _, r := range news {
+		log.Warn("audit log: "+r.Action, "after", l.head.Position, "detail", r.Detail)
+		r.Tenant, r.Principal = sandbox.DefaultTenant, "system"
+		if r.Outcome == "" {
+			r.Outcome = sandbox.OutcomeDone
+		}
+		if _, err := l.Record(context.Background(), r); err != nil {
 			return nil, errors.Join(err, l.Close())
 		}
 	}
@@ -130,6 +203,30 @@ func (l *Log) Head() Head {
 	return l.head
 }
 
+// Err says why Record refuses now, be it only what is about to be done; nil
+// while it does not.
+func (l *Log) Err() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.refused != nil {
+		return l.refused
+	}
+	return l.reluctant()
+}
+
+// reluctant is why only what is late may be recorded.
+// Preconditions: l.mu is held.
+func (l *Log) reluctant() error {
+	if l.low != nil {
+		return l.low
+	}
+	return l.unsign
+}
+
+// Failed is closed when a flush has failed: nothing will be recorded until the
+// process is restarted.
+func (l *Log) Failed() <-chan struct{} { return l.dead }
+
 // Record implements sandbox.Recorder.
 //
 // Errors: KindInvalid without an Action; KindTooLarge beyond MaxDetail or
@@ -139,14 +236,21 @@ func (l *Log) Head() Head {
 //
 // Cost: about one flush for a Gate record, some microseconds for a Flow one.
 func (l *Log) Record(ctx context.Context, r sandbox.Record) (sandbox.Position, error) {
-	payload, err := encode(ctx, &r)
+	buf := encodings.Get().(*[]byte)
+	defer encodings.Put(buf)
+	payload, err := l.encode(ctx, *buf, &r)
 	if err != nil {
 		return 0, err
 	}
+	*buf = payload
 	l.mu.Lock()
 	for {
 		if l.refused != nil {
 			err := l.refused
+			l.mu.Unlock()
+			return 0, err
+		}
+		if err := l.reluctant(); err != nil && !late(&r) {
 			l.mu.Unlock()
 			return 0, err
 		}
@@ -168,10 +272,15 @@ func (l *Log) Record(ctx context.Context, r sandbox.Record) (sandbox.Position, e
 	}
 	b.n++
 	b.buf = binary.BigEndian.AppendUint32(b.buf, uint32(len(payload)))
-	b.buf = append(b.buf, make([]byte, frameLen-4)...)
+	b.buf = append(b.buf, zeros[:frameLen-4]...)
 	b.buf = append(b.buf, payload...)
-	binary.BigEndian.PutUint64(b.buf[len(b.buf)-len(payload)+positionOff:], uint64(p))
+	in := b.buf[len(b.buf)-len(payload):]
+	binary.BigEndian.PutUint64(in[positionOff:], uint64(p))
+	binary.BigEndian.PutUint64(in[monoOff:], uint64(l.clock.now())) // here, so that it follows the positions
 	wait := r.Class != sandbox.Flow || int(p-l.head.Position) > l.o.MaxLag || time.Since(l.oldest()) > l.o.MaxLagTime
+	if wait {
+		b.waiters++
+	}
 	urgent := b.urgent || wait || b.n > l.o.MaxLag/2 || len(b.buf) > maxBatch/4
 	look := first || urgent != b.urgent
 	b.urgent = urgent
@@ -198,7 +307,7 @@ func (l *Log) oldest() time.Time {
 }
 
 // encode checks r and encodes it with no position yet.
-func encode(ctx context.Context, r *sandbox.Record) ([]byte, error) {
+func (l *Log) encode(ctx context.Context, buf []byte, r *sandbox.Record) ([]byte, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, sandbox.Wrap("record", "", err)
 	}
@@ -225,7 +334,7 @@ func encode(ctx context.Context, r *sandbox.Record) ([]byte, error) {
 	if size > MaxRecord {
 		return nil, sandbox.Errorf("record", sandbox.KindTooLarge, "the record has %d bytes, at most %d are kept", size, MaxRecord)
 	}
-	return appendPayload(make([]byte, 0, size), 0, r), nil
+	return appendPayload(slices.Grow(buf[:0], size), &Entry{Version: version, Boot: l.boot, Record: *r}), nil
 }
 
 func (b *batch) wait(ctx context.Context) error {
@@ -249,164 +358,26 @@ func (l *Log) wake() {
 	}
 }
 
-// Close flushes what was accepted, closes the log and frees the directory. It
-// is idempotent. Its error tells of accepted records that could not be
-// written.
+// Close flushes and signs what was accepted, closes the log and frees the
+// directory. It is idempotent. Its error tells of accepted records that could
+// not be written, or signed.
 func (l *Log) Close() error {
 	l.mu.Lock()
 	if !l.closed {
 		l.closed = true
 		if l.refused == nil {
-			l.refused = sandbox.Errorf("record", sandbox.KindUnavailable, "the audit log is closed").
-				WithHint("the daemon is shutting down")
+			l.refused = errClosed()
 		}
 	}
 	l.mu.Unlock()
 	l.wake()
 	<-l.done
+	l.notary.close()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return errors.Join(l.end, l.lock.Close())
 }
 
-// run is the writer.
-func (l *Log) run() {
-	defer close(l.done)
-	timer := time.NewTimer(time.Hour)
-	defer timer.Stop()
-	for {
-		select {
-		case <-l.kick:
-		case <-timer.C:
-		}
-		b, after, closed := l.take()
-		if b != nil {
-			l.flush(b)
-			l.gather(b.n)
-			l.wake() // there may be more by now
-			continue
-		}
-		if closed {
-			l.finish()
-			return
-		}
-		timer.Reset(after)
-	}
-}
-
-// gather lets the callers that a flush of n records woke queue their next
-// records before the next flush begins: else the first of them would be
-// flushed alone and the others wait for that. It yields only as long as that
-// brings records, so a lone caller waits for nobody.
-func (l *Log) gather(n int) {
-	for have, last := 0, -1; n > 1 && have < n && have > last; {
-		runtime.Gosched()
-		l.mu.Lock()
-		have, last = l.cur.n, have
-		l.mu.Unlock()
-		if have == 0 && last == 0 {
-			return
-		}
-	}
-}
-
-// take returns what to flush now; or nil and when to look again.
-func (l *Log) take() (b *batch, after time.Duration, closed bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if p := l.pending; p != nil {
-		if since := time.Since(p.since); since < spaceRetry && !l.closed {
-			return nil, spaceRetry - since, false
-		}
-		l.pending = nil
-		return p, 0, l.closed
-	}
-	b = l.cur
-	if b.n == 0 {
-		return nil, time.Hour, l.closed
-	}
-	// Records nobody waits for are given half their time to find company.
-	if left := l.o.MaxLagTime/2 - time.Since(b.since); left > 0 && !b.urgent && !l.closed {
-		return nil, left, false
-	}
-	l.cur, l.flying = newBatch(), b.since
-	return b, 0, l.closed
-}
-
-// flush makes b durable, or decides what its failure means.
-func (l *Log) flush(b *batch) {
-	settled := b.err != nil // it was refused for lack of space before
-	head, err := l.append(b)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.flying = time.Time{}
-	switch {
-	case err == nil:
-		l.head = head
-		if settled {
-			l.log.Info("audit log: there is space again")
-			l.refused = nil
-			if l.closed {
-				l.refused = sandbox.Errorf("record", sandbox.KindUnavailable, "the audit log is closed")
-			}
-			return
-		}
-		b.settle(nil)
-		return
-	case (errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)) && !errors.Is(err, errFlush):
-		l.refuse(b, settled, sandbox.Errorf("record", sandbox.KindNoSpace, "%w", err).
-			WithHint("free space on the disk of the audit log"))
-	default:
-		l.refuse(b, settled, sandbox.Errorf("record", sandbox.KindUnavailable, "the audit log failed: %w", err).
-			WithHint("check the disk, then restart"))
-	}
-}
-
-// refuse tells everybody who waits, and whoever comes, of a failure. What has a
-// position is kept: it is written when there is space again, before anything
-// else. After a fatal error nothing is ever written again.
-// Preconditions: l.mu is held.
-func (l *Log) refuse(b *batch, settled bool, err *sandbox.Error) {
-	more := l.cur
-	l.cur = newBatch()
-	if !settled {
-		l.log.Error("audit log: refusing records", "error", err)
-		b.settle(err)
-	}
-	l.refused = err
-	b.buf, b.n = append(b.buf, more.buf...), b.n+more.n
-	more.settle(err)
-	switch {
-	case l.closed || err.Kind != sandbox.KindNoSpace:
-		l.end = errors.Join(l.end, fmt.Errorf("%d records were not written: %w", b.n, err))
-	default:
-		b.since = time.Now()
-		l.pending = b
-	}
-}
-
-// append writes b's frames and flushes them.
-func (l *Log) append(b *batch) (Head, error) {
-	if l.seg.failed != nil {
-		return Head{}, l.seg.failed
-	}
-	head := l.head // only this goroutine changes it
-	if l.seg.size >= l.o.SegmentBytes {
-		if err := l.rotate(head); err != nil {
-			return head, err
-		}
-	}
-	for rest := b.buf; len(rest) > 0; {
-		rest, head.Hash = sealFrame(rest, head.Hash)
-	}
-	head.Position += sandbox.Position(b.n)
-	return head, l.seg.append(b.buf)
-}
-
-// finish is the writer's last act.
-func (l *Log) finish() {
-	err := l.seg.close()
-	l.mu.Lock()
-	l.end = errors.Join(l.end, err)
-	l.mu.Unlock()
+func errClosed() *sandbox.Error {
+	return sandbox.Errorf("record", sandbox.KindUnavailable, "the audit log is closed").WithHint("the daemon is shutting down")
 }

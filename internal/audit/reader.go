@@ -7,15 +7,24 @@ import (
 	"iter"
 	"os"
 	"slices"
+	"time"
+
+	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
 // Entry is one record as stored.
 type Entry struct {
-	Position sandbox.Position
-	Hash     [32]byte // chain hash up to and including this record
-	Record   sandbox.Record
+	Position  sandbox.Position
+	Hash      [32]byte         // chain hash up to and including this record
+	Leaf      tlog.Hash        // of the Merkle tree: index Position-1
+	Version   uint8            // of the payload; the three below are zero in version 1
+	Monotonic time.Duration    // since the machine was booted, when it was recorded
+	Boot      [16]byte         // which boot that was
+	Previous  sandbox.Position // of the same sandbox's previous record; 0 where there is none
+	Record    sandbox.Record
+	Payload   []byte // what Leaf and Hash are over
 }
 
 // Reader reads the log of a directory in order and checks every sum and link
@@ -27,11 +36,13 @@ type Reader struct {
 	from sandbox.Position
 	seg  *segmentReader
 	at   sandbox.Position // first position of seg
+	head Head             // where the chain is known to begin; see Expire
 }
 
 // NewReader returns a Reader of the log in dir, beginning at a position; 0 and
-// 1 are the beginning. Errors: KindNotFound without a directory; KindInternal
-// when the log begins later, because its older segments were taken away.
+// 1 are the beginning of what has not expired. Errors: KindNotFound without a
+// directory; KindInternal when the log begins later, because older segments were
+// taken away.
 //
 // Cost: the segment with the position is read from its own beginning.
 func NewReader(dir string, from sandbox.Position) (*Reader, error) {
@@ -41,6 +52,12 @@ func NewReader(dir string, from sandbox.Position) (*Reader, error) {
 		return nil, sandbox.Wrap("read audit log", dir, err)
 	}
 	r := &Reader{dir: dir, from: from}
+	if r.head, err = readExpired(dir); err != nil {
+		return nil, sandbox.Wrap("read audit log", dir, err)
+	}
+	if from == 1 && r.head.Position > 0 {
+		from = r.head.Position + 1
+	}
 	i, found := slices.BinarySearch(list, from)
 	if !found {
 		i--
@@ -64,6 +81,7 @@ func (r *Reader) Next() (Entry, error) {
 			return Entry{}, sandbox.Wrap("read audit log", r.dir, err)
 		}
 		if err != nil || e.Position >= r.from {
+			e.Payload = slices.Clone(e.Payload)
 			return e, err
 		}
 	}
@@ -92,8 +110,8 @@ func (r *Reader) next() (Entry, error) {
 	if !errors.Is(err, io.EOF) {
 		return e, err
 	}
-	if rest, err := r.seg.rest(); err != nil || len(rest) > 0 {
-		return Entry{}, errors.Join(err, r.seg.damaged("the segment ends within a record"))
+	if err := r.seg.ended(); err != nil {
+		return Entry{}, err
 	}
 	if want := r.seg.head.Position + 1; list[i] != want {
 		return Entry{}, r.seg.damaged(fmt.Sprintf("the next segment begins at %d", list[i]))
@@ -126,7 +144,7 @@ func (r *Reader) open() error {
 	if err != nil {
 		return err
 	}
-	if r.at == 1 && seg.head.Hash != ([32]byte{}) {
+	if r.at == 1 && seg.head.Hash != ([32]byte{}) || r.at == r.head.Position+1 && seg.head != r.head {
 		seg.close()
 		return seg.damaged("the first segment continues another log")
 	}
@@ -161,21 +179,6 @@ func Scan(dir string, from sandbox.Position) iter.Seq2[Entry, error] {
 	}
 }
 
-// Verify re-computes the whole chain and returns its head. What it cannot see
-// is in the package documentation; an end within a record, as an interrupted
-// write leaves it, is not damage. Errors: KindInternal where the log is
-// damaged.
-func Verify(dir string) (Head, error) {
-	var h Head
-	for e, err := range Scan(dir, 1) {
-		if err != nil {
-			return h, err
-		}
-		h = Head{e.Position, e.Hash}
-	}
-	return h, nil
-}
-
 // segmentReader reads one segment.
 type segmentReader struct {
 	f    *os.File
@@ -184,6 +187,8 @@ type segmentReader struct {
 	off  int64  // of the next frame
 	buf  []byte // bytes of the file from off on, as far as read
 	all  []byte // what buf is a part of
+
+	chain chainer
 }
 
 // newSegmentReader opens a segment. A header that is not complete yet is
@@ -233,8 +238,9 @@ func (s *segmentReader) fill(n int) error {
 // follows it.
 var errBadFrame = errors.New("bad frame")
 
-// next returns the next entry; io.EOF at the end, and where the file ends
-// within a frame.
+// next returns the next entry, whose Payload is good until the next call; io.EOF
+// at the end, where room for records begins, and where the file ends within a
+// frame.
 func (s *segmentReader) next() (Entry, error) {
 	if err := s.fill(4); err != nil {
 		return Entry{}, err
@@ -249,20 +255,51 @@ func (s *segmentReader) next() (Entry, error) {
 		payload, hash, n, err = cutFrame(s.buf)
 	}
 	if err != nil {
-		return Entry{}, s.damaged("the sum or length is wrong", errBadFrame)
+		return s.bad()
 	}
-	p, r, err := decodePayload(payload)
+	e, err := decodePayload(payload)
 	switch {
 	case err != nil:
 		return Entry{}, s.damaged("the record is malformed")
-	case p != s.head.Position+1:
-		return Entry{}, s.damaged(fmt.Sprintf("the record says it is %d", p))
-	case hash != chain(s.head.Hash, payload):
+	case e.Position != s.head.Position+1:
+		return Entry{}, s.damaged(fmt.Sprintf("the record says it is %d", e.Position))
+	case hash != s.chain.next(s.head.Hash, payload):
 		return Entry{}, s.damaged("the chain is broken")
 	}
-	s.head = Head{p, hash}
+	s.head = Head{e.Position, hash}
+	e.Hash, e.Payload = hash, payload
+	e.Leaf = s.chain.leaf(payload)
 	s.advance(n)
-	return Entry{p, hash, r}, nil
+	return e, nil
+}
+
+// bad decides about a frame that is none: it is the room behind the records,
+// or was being written when the machine died, or is damage.
+func (s *segmentReader) bad() (Entry, error) {
+	s.fill(frameLen) // as far as there is so much
+	if len(trimZeros(s.buf[:min(frameLen, len(s.buf))])) == 0 {
+		s.buf = nil // it may be written meanwhile
+		return Entry{}, io.EOF
+	}
+	rest, err := s.rest()
+	if err != nil {
+		return Entry{}, err
+	}
+	s.buf = nil
+	short, maybe := cutShort(rest)
+	if maybe {
+		time.Sleep(writeTime)
+		if rest, err = s.rest(); err != nil {
+			return Entry{}, err
+		}
+	}
+	if _, _, _, err := cutFrame(rest); err == nil { // it was completed meanwhile
+		return s.next()
+	}
+	if skipped(rest, s.off) || short && !holdsRecord(rest, s.head.Position) {
+		return Entry{}, io.EOF
+	}
+	return Entry{}, s.damaged("the sum or length is wrong", errBadFrame)
 }
 
 // short decides about a frame that reaches beyond the end of the file: it is
@@ -283,7 +320,8 @@ func (s *segmentReader) short() (Entry, error) {
 	return Entry{}, io.EOF
 }
 
-// rest reads what is left of the segment.
+// rest reads what is left of the segment, without the room behind it: zeros,
+// but for those that belong to the last sector that holds something else.
 func (s *segmentReader) rest() ([]byte, error) {
 	fi, err := s.f.Stat()
 	if err != nil || fi.Size() <= s.off {
@@ -294,7 +332,37 @@ func (s *segmentReader) rest() ([]byte, error) {
 	if errors.Is(err, io.EOF) {
 		err = nil
 	}
-	return b[:n], err
+	b = b[:n]
+	used := len(trimZeros(b))
+	if used == 0 {
+		return nil, err
+	}
+	return b[:min(n, used+sector-int((s.off+int64(used))%sector))], err
+}
+
+// end checks what follows the last record that was read: nothing but room and
+// the beginning of a record. It returns what is not room.
+func (s *segmentReader) end() ([]byte, error) {
+	rest, err := s.rest()
+	if err != nil {
+		return nil, err
+	}
+	if _, _, _, err := cutFrame(rest); err == nil {
+		return nil, nil // it was written meanwhile
+	}
+	if !skipped(rest, s.off) && holdsRecord(rest, s.head.Position) {
+		return nil, s.damaged("a bad record is followed by good ones")
+	}
+	return rest, nil
+}
+
+// ended checks that a segment which another one follows ends with a record.
+func (s *segmentReader) ended() error {
+	rest, err := s.rest()
+	if err == nil && len(rest) > 0 {
+		err = s.damaged("the segment ends within a record")
+	}
+	return err
 }
 
 func (s *segmentReader) damaged(what string, cause ...error) error {

@@ -94,7 +94,7 @@ func TestParseRejects(t *testing.T) {
 			t.Fatalf("%q: %v", bad, err)
 		}
 	})
-	for _, s := range []string{"", "fb_", strings.Repeat("x", tokenLen), "fb_abc_def_123456", "e2b_" + strings.Repeat("0", 40)} {
+	for _, s := range []string{"", "fb_", strings.Repeat("x", tokenLen), "fb_abc_def_123456", "e2b_" + strings.Repeat("0", 39), "e2b_" + strings.Repeat("g", 40)} {
 		_, _, err := Parse(s)
 		wantKind(t, err, sandbox.KindUnauthenticated)
 	}

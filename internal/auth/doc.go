@@ -2,7 +2,7 @@
 //
 //	a := auth.New(st, auth.Options{})                       // *store.Store
 //	defer a.Close()
-//	path, err := a.Bootstrap(ctx, dataDir)                  // the first key, 0600
+//	path, err := a.Bootstrap(ctx, dataDir, nil)             // the first key, 0600
 //
 //	p, err := a.Bearer(ctx, token)                          // an API key over TCP
 //	p, err = a.Peer(uid)                                    // the caller's uid over the local socket

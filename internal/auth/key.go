@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
+	"encoding/hex"
 	"hash/crc32"
 	"strings"
 
@@ -18,6 +19,7 @@ const (
 	tokenLen  = len(prefix) + idLen + 1 + secretLen + 1 + sumLen
 
 	base62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+	base16 = "0123456789abcdef"
 	base32 = "abcdefghijklmnopqrstuvwxyz234567" // of ids: they stand in paths and are read aloud
 )
 
@@ -25,6 +27,22 @@ const (
 func NewKey() (token, id string, hash [32]byte) {
 	id, secret := random(idLen, base32), random(secretLen, base62)
 	return join(id, secret), id, Hash(secret)
+}
+
+// The spelling that E2B's clients demand of a key: a prefix and hexadecimal
+// digits. Such a key works wherever any other does.
+const (
+	e2bPrefix   = "e2b_"
+	e2bIDLen    = 12 // no other key's id has as many characters
+	e2bTokenLen = len(e2bPrefix) + 40
+)
+
+// NewE2BKey is NewKey for a key that E2B's clients accept. Its secret has 112 bits.
+func NewE2BKey() (token, id string, hash [32]byte) {
+	b := make([]byte, 20)
+	rand.Read(b) // never fails (crypto/rand, Go 1.24)
+	digits := hex.EncodeToString(b)
+	return e2bPrefix + digits, digits[:e2bIDLen], Hash(digits[e2bIDLen:])
 }
 
 // join is the inverse of Parse.
@@ -35,10 +53,14 @@ func join(id, secret string) string {
 
 // Parse splits a token into its id and its secret. It needs no store and
 // rejects whatever was not made by NewKey, up to one mistyped token in four
-// thousand million. Errors: KindUnauthenticated.
+// thousand million; of NewE2BKey's, which have no checksum, only the form is
+// checked. Errors: KindUnauthenticated.
 //
 // Cost: under a microsecond.
 func Parse(token string) (id, secret string, err error) {
+	if digits, ok := strings.CutPrefix(token, e2bPrefix); ok && len(token) == e2bTokenLen && only(digits, base16) {
+		return digits[:e2bIDLen], digits[e2bIDLen:], nil
+	}
 	const idEnd, secretEnd = len(prefix) + idLen, tokenLen - sumLen - 1
 	if len(token) != tokenLen || token[:len(prefix)] != prefix || token[idEnd] != '_' || token[secretEnd] != '_' ||
 		!only(token[len(prefix):idEnd], base32) || !only(token[idEnd+1:secretEnd], base62) ||

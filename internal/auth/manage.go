@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/firebreak-dev/firebreak/internal/failpoint"
 	"github.com/firebreak-dev/firebreak/internal/store"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -19,6 +20,7 @@ type NewKeyRequest struct {
 	Role    Role
 	Scopes  []Scope   // narrows the role; "noun:*" is all of a noun; empty: all the role has
 	Expires time.Time // zero: never
+	E2B     bool      // spelt as E2B's clients demand
 }
 
 const maxKeyName = 100
@@ -40,7 +42,11 @@ func (a *Authenticator) CreateKey(ctx context.Context, p Principal, req NewKeyRe
 		return "", store.Key{}, sandbox.Errorf(op, sandbox.KindDenied, "the key would be stronger than its maker").
 			WithHint("ask for no more than a %s with your scopes may do", p.Role)
 	}
-	token, id, hash := NewKey()
+	newKey := NewKey
+	if req.E2B {
+		newKey = NewE2BKey
+	}
+	token, id, hash := newKey()
 	k = store.Key{ID: id, Name: req.Name, Hash: hash, Role: string(req.Role), Expires: req.Expires}
 	for _, s := range req.Scopes {
 		k.Scopes = append(k.Scopes, string(s))
@@ -48,6 +54,7 @@ func (a *Authenticator) CreateKey(ctx context.Context, p Principal, req NewKeyRe
 	if k, err = a.st.Tenant(p.Tenant).CreateKey(ctx, k); err != nil {
 		return "", store.Key{}, err
 	}
+	failpoint.Hit("key.create/after-record")
 	return token, k, nil
 }
 
@@ -88,6 +95,7 @@ func (a *Authenticator) RevokeKey(ctx context.Context, p Principal, id string) (
 	if err != nil {
 		return store.Key{}, err
 	}
+	failpoint.Hit("key.revoke/after-record")
 	a.mu.Lock()
 	delete(a.keys, id)
 	a.gen++
@@ -106,11 +114,12 @@ const bootName = "api-key"
 // It is idempotent, and atomic under a crash at any moment: the file comes
 // first, and a file whose key the store does not know yet completes it. A key
 // is made only for an installation that has none, so a revoked first key stays
-// revoked.
+// revoked. evidence, if not nil, is told before a key begins to work; its error
+// prevents that.
 //
 // Errors: KindDenied when others may read the file; KindInvalid when it holds
 // no key; KindConflict when it holds a key of another installation.
-func (a *Authenticator) Bootstrap(ctx context.Context, dir string) (path string, err error) {
+func (a *Authenticator) Bootstrap(ctx context.Context, dir string, evidence func(id string) error) (path string, err error) {
 	const op = "bootstrap"
 	a.boot.Lock()
 	defer a.boot.Unlock()
@@ -120,6 +129,7 @@ func (a *Authenticator) Bootstrap(ctx context.Context, dir string) (path string,
 	if err != nil {
 		return "", err
 	}
+	sweepKeyFiles(dir)
 	token, err := readKeyFile(op, path)
 	switch {
 	case err == nil:
@@ -147,6 +157,12 @@ func (a *Authenticator) Bootstrap(ctx context.Context, dir string) (path string,
 		return "", sandbox.Errorf(op, sandbox.KindConflict, "the file holds a key this installation did not make").WithID(path).
 			WithHint("remove it; `firebreak key create` makes a new key")
 	}
+	failpoint.Hit("bootstrap/after-file")
+	if evidence != nil {
+		if err := evidence(id); err != nil {
+			return "", err
+		}
+	}
 	_, err = t.CreateKey(ctx, store.Key{ID: id, Name: bootName, Hash: Hash(secret), Role: string(Owner)})
 	if err != nil {
 		return "", err
@@ -173,10 +189,22 @@ func readKeyFile(op, path string) (string, error) {
 	return strings.TrimSpace(string(b)), sandbox.Wrap(op, path, err)
 }
 
+// sweepKeyFiles removes what a process that died while it wrote the key file
+// left beside it: another name for the key, or a key that was never used.
+func sweepKeyFiles(dir string) {
+	stale, _ := filepath.Glob(filepath.Join(dir, keyFileTemporary))
+	for _, f := range stale {
+		_ = os.Remove(f) // a file of ours in a directory of ours; else the next start removes it
+	}
+}
+
+// keyFileTemporary matches a key file that has no name yet.
+const keyFileTemporary = ".api-key-*"
+
 // writeKeyFile makes path with the token, whole and durable, or not at all. It
 // replaces nothing.
 func writeKeyFile(path, token string) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".api-key-*") // mode 0600
+	f, err := os.CreateTemp(filepath.Dir(path), keyFileTemporary) // mode 0600
 	if err != nil {
 		return err
 	}
@@ -188,9 +216,11 @@ func writeKeyFile(path, token string) (err error) {
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
+	failpoint.Hit("bootstrap/after-temporary")
 	if err := os.Link(f.Name(), path); err != nil {
 		return err
 	}
+	failpoint.Hit("bootstrap/after-link")
 	d, err := os.Open(filepath.Dir(path))
 	if err != nil {
 		return err

@@ -16,7 +16,7 @@ func TestBootstrap(t *testing.T) {
 	dir := t.TempDir()
 	boot := func(want sandbox.Kind) string {
 		t.Helper()
-		path, err := a.Bootstrap(ctx, dir)
+		path, err := a.Bootstrap(ctx, dir, nil)
 		wantKind(t, err, want)
 		return path
 	}
@@ -94,7 +94,7 @@ func TestBootstrapCompletesAfterCrash(t *testing.T) {
 	}
 	_, err := a.Bearer(ctx, token)
 	wantKind(t, err, sandbox.KindUnauthenticated)
-	if _, err := a.Bootstrap(ctx, dir); err != nil {
+	if _, err := a.Bootstrap(ctx, dir, nil); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := a.Bearer(ctx, token); err != nil {

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"path"
 	"path/filepath"
 	"sync"
@@ -31,10 +32,24 @@ type Bundle struct {
 	// Digests are the SHA-256 sums of all files, in hex, by path relative to
 	// the directory they are in: "runsc", "firebreak-guest", "python/…".
 	Digests map[string]string
+
+	holds []*os.File
+}
+
+// Close lets go of the programs: Prune may remove them once no sandbox uses
+// them. It is idempotent; the end of the process does the same.
+func (b *Bundle) Close() error {
+	var errs []error
+	for _, f := range b.holds {
+		errs = append(errs, f.Close())
+	}
+	b.holds = nil
+	return errors.Join(errs...)
 }
 
 // Open unpacks what is embedded below dir, unless that was done before, and
-// verifies every file's SHA-256. Processes that do so at once share one copy.
+// verifies every file's SHA-256. Processes that do so at once share one copy,
+// which stays until each has closed its Bundle or ended; see Prune.
 //
 // Errors: KindUnavailable when the programs were not embedded; KindInternal
 // when a file differs from what was unpacked; KindNoSpace.
@@ -56,16 +71,20 @@ func Open(dir string) (*Bundle, error) {
 	sets := [2]set{{runsc}, append(set{agent}, modules...)}
 	var dirs [2]string
 	var sums [2]map[string]string
+	var holds [2]*os.File
 	var errs [2]error
 	var wg sync.WaitGroup
 	for i, s := range sets {
-		wg.Go(func() { dirs[i], sums[i], errs[i] = s.install(filepath.Join(dir, "libexec")) })
+		wg.Go(func() { dirs[i], sums[i], holds[i], errs[i] = s.hold(filepath.Join(dir, "libexec")) })
 	}
 	wg.Wait()
 	if err := errors.Join(errs[:]...); err != nil {
+		for _, f := range holds {
+			f.Close() // of nil it does nothing
+		}
 		return nil, sandbox.Wrap("unpack", "", err)
 	}
-	b := &Bundle{Runsc: filepath.Join(dirs[0], "runsc"), Runtime: dirs[1], Digests: sums[0]}
+	b := &Bundle{Runsc: filepath.Join(dirs[0], "runsc"), Runtime: dirs[1], Digests: sums[0], holds: holds[:]}
 	for name, sum := range sums[1] {
 		b.Digests[name] = sum
 	}

@@ -14,8 +14,12 @@ import (
 	"testing"
 	"testing/fstest"
 
+	"go.uber.org/goleak"
+
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func pack(t *testing.T, content string) []byte {
 	t.Helper()

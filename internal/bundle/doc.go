@@ -9,6 +9,8 @@
 // embedded. A program built without them compiles and works, except that Open
 // says so.
 //
-// Each digest names the embedded content, so versions lie side by side and one
-// that a running sandbox or a snapshot still uses is never replaced.
+// Each digest names the embedded content, so versions lie side by side and none
+// is ever replaced. Prune removes those that neither a process nor a sandbox
+// uses: who opens a Bundle holds a lock on it, and who calls Prune names what
+// sandboxes use that outlived their process.
 package bundle

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/firebreak-dev/firebreak/internal/failpoint"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -26,25 +27,10 @@ const sumsName = ".sha256"
 // install returns the set's directory below libexec, made if need be, and the
 // verified sums of its files.
 func (s set) install(libexec string) (dir string, sums map[string]string, err error) {
-	dir = filepath.Join(libexec, s.digest())
-	sums, err = verify(dir, s)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return dir, sums, err
+	dir, sums, f, err := s.hold(libexec)
+	if err == nil {
+		err = f.Close()
 	}
-	if err := os.MkdirAll(libexec, 0o755); err != nil {
-		return "", nil, err
-	}
-	unlock, err := lock(filepath.Join(libexec, ".lock"))
-	if err != nil {
-		return "", nil, err
-	}
-	defer unlock()
-	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) { // still: nobody else was faster
-		if err := s.unpack(libexec, dir); err != nil {
-			return "", nil, err
-		}
-	}
-	sums, err = verify(dir, s)
 	return dir, sums, err
 }
 
@@ -91,6 +77,7 @@ func (s set) unpack(libexec, dir string) (err error) {
 			return err
 		}
 		fmt.Fprintf(&sums, "%s  %s\n", sum, f.name)
+		failpoint.Hit("bundle/after-file")
 	}
 	f := file{name: sumsName, perm: 0o644, source: []byte(sums.String())}
 	if _, err := f.writeTo(filepath.Join(tmp, sumsName)); err != nil {
@@ -102,9 +89,11 @@ func (s set) unpack(libexec, dir string) (err error) {
 	if err := syncTree(tmp); err != nil {
 		return err
 	}
+	failpoint.Hit("bundle/after-sync")
 	if err := os.Rename(tmp, dir); err != nil {
 		return err
 	}
+	failpoint.Hit("bundle/after-rename")
 	return syncFile(libexec)
 }
 

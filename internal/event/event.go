@@ -19,18 +19,25 @@ const (
 	Started     Type = "started"
 	Stdout      Type = "stdout" // Data: bytes as the process wrote them
 	Stderr      Type = "stderr"
+	PTY         Type = "pty" // what a terminal shows: instead of the two
 	Exit        Type = "exit"
 	Result      Type = "result"
 	Limit       Type = "limit"
 	Egress      Type = "egress"
 	Artifact    Type = "artifact"
 	Receipt     Type = "receipt"
+	Turn        Type = "turn"      // a context's turn begins
+	Display     Type = "display"   // it shows something
+	Exception   Type = "exception" // it has raised one
+	TurnEnd     Type = "turn_end"  // it has ended
 	Truncated   Type = "truncated" // made by the hub: output was dropped here
 )
 
 // codes are the types on disk: a type's code never changes.
 var codes = map[Type]byte{
 	StateChange: 1, Started: 2, Stdout: 3, Stderr: 4, Exit: 5, Result: 6, Limit: 7, Egress: 8, Artifact: 9, Receipt: 10,
+	PTY:  11,
+	Turn: 12, Display: 13, Exception: 14, TurnEnd: 15,
 }
 
 var types = func() map[byte]Type {
@@ -42,7 +49,7 @@ var types = func() map[byte]Type {
 }()
 
 // output is what may be dropped rather than refused on a full disk.
-func (t Type) output() bool { return t == Stdout || t == Stderr }
+func (t Type) output() bool { return t == Stdout || t == Stderr || t == PTY }
 
 // kept is never dropped for want of budget.
 func (t Type) kept() bool { return t == StateChange || t == Receipt }
@@ -53,8 +60,11 @@ type Event struct {
 	Time    time.Time
 	Type    Type
 	Process string // the process concerned, if any
-	Data    []byte
-	Final   bool // nothing follows: the sandbox has ended
+	// Offset is where Data begins among all that the process printed on this
+	// channel; output only. It is how a restarted server knows what it has.
+	Offset uint64
+	Data   []byte
+	Final  bool // nothing follows: the sandbox has ended
 }
 
 // size is what an event costs in memory, roughly.
@@ -64,7 +74,7 @@ func (e *Event) size() int { return len(e.Data) + len(e.Process) + 96 }
 //
 //	u32 length of the rest, u32 CRC-32C of the rest,
 //	u64 id, i64 Unix nanoseconds, u8 type, u8 flags (1: final),
-//	u16 length of process, process, data
+//	u16 length of process, process, u64 offset (with flag 2), data
 //
 // all big-endian.
 const (
@@ -73,8 +83,11 @@ const (
 	maxProcess  = 256
 	// MaxData is the most bytes of Data an event may have.
 	MaxData = 1 << 20
-	maxBody = bodyHeader + maxProcess + MaxData
-	final   = 1
+	maxBody = bodyHeader + maxProcess + offsetSize + MaxData
+
+	final      = 1
+	offset     = 2
+	offsetSize = 8
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -89,9 +102,15 @@ func (e *Event) appendTo(b []byte) []byte {
 	if e.Final {
 		flags = final
 	}
+	if e.Type.output() {
+		flags |= offset
+	}
 	b = append(b, codes[e.Type], flags)
 	b = binary.BigEndian.AppendUint16(b, uint16(len(e.Process)))
 	b = append(b, e.Process...)
+	if e.Type.output() {
+		b = binary.BigEndian.AppendUint64(b, e.Offset)
+	}
 	b = append(b, e.Data...)
 	body := b[start+frameHeader:]
 	binary.BigEndian.PutUint32(b[start:], uint32(len(body)))
@@ -113,13 +132,20 @@ func decodeBody(b []byte, sum uint32) (*Event, bool) {
 	}
 	n := int(binary.BigEndian.Uint16(b[18:]))
 	t, known := types[b[16]]
-	if !known || b[17]&^final != 0 || n > maxProcess || bodyHeader+n > len(b) {
+	if !known || b[17]&^(final|offset) != 0 || n > maxProcess || bodyHeader+n > len(b) {
 		return nil, false
 	}
-	return &Event{
+	e := &Event{
 		ID: binary.BigEndian.Uint64(b), Time: time.Unix(0, int64(binary.BigEndian.Uint64(b[8:]))).UTC(),
 		Type: t, Final: b[17]&final != 0, Process: string(b[bodyHeader : bodyHeader+n]), Data: b[bodyHeader+n:],
-	}, true
+	}
+	if b[17]&offset != 0 {
+		if len(e.Data) < offsetSize || !t.output() {
+			return nil, false
+		}
+		e.Offset, e.Data = binary.BigEndian.Uint64(e.Data), e.Data[offsetSize:]
+	}
+	return e, true
 }
 
 // check refuses what could not be read back.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/firebreak-dev/firebreak/internal/failpoint"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -38,6 +39,7 @@ func (l *log) append(b []byte) error {
 		}
 		l.f = f
 	}
+	failpoint.Hit("event/before-append")
 	n, err := l.f.Write(b)
 	if err != nil {
 		if n > 0 {
@@ -45,6 +47,7 @@ func (l *log) append(b []byte) error {
 		}
 		return err
 	}
+	failpoint.Hit("event/after-append")
 	l.size += int64(n)
 	return nil
 }

@@ -54,6 +54,7 @@ type Hub struct {
 	closed  bool                   // guarded by mu
 	done    chan struct{}          // closed by Close
 	swept   time.Time              // guarded by mu
+	opened  time.Time
 }
 
 // Open makes a hub over dir, which it creates if need be, and drops events past
@@ -63,7 +64,7 @@ func Open(dir string, o Options, log *slog.Logger) (*Hub, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, sandbox.Wrap("open events", dir, err)
 	}
-	h := &Hub{dir: dir, o: o, log: log, streams: map[sandbox.ID]*stream{}, done: make(chan struct{})}
+	h := &Hub{dir: dir, o: o, log: log, streams: map[sandbox.ID]*stream{}, done: make(chan struct{}), opened: time.Now()}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h, h.sweep(time.Now())
@@ -127,6 +128,32 @@ func (h *Hub) Publish(id sandbox.ID, e Event) (uint64, error) {
 	return e.ID, nil
 }
 
+// Printed returns what has been published of a process. What was dropped for
+// want of space counts as published.
+//
+// After a restart it is read from the files, so it costs reading what is kept
+// of the sandbox's events, once.
+func (h *Hub) Printed(id sandbox.ID, process string) (Printed, error) {
+	s, err := h.stream("position", id, true)
+	if err != nil {
+		return Printed{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.has(process), nil
+}
+
+// Last is the id of the newest event of a sandbox; 0 if there is none.
+func (h *Hub) Last(id sandbox.ID) (uint64, error) {
+	s, err := h.stream("position", id, true)
+	if err != nil {
+		return 0, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.last, nil
+}
+
 // Subscribe follows a sandbox's events with ids greater than after. The caller
 // closes the subscription.
 //
@@ -146,6 +173,10 @@ func (h *Hub) Subscribe(ctx context.Context, id sandbox.ID, after uint64) (*Subs
 // ended streams, which are found on disk again. Preconditions: h.mu is held.
 func (h *Hub) sweep(now time.Time) error {
 	h.swept = now
+	// A wall clock that was set ahead forgets nothing.
+	if steady := h.opened.Round(0).Add(time.Since(h.opened)); steady.Before(now) {
+		now = steady
+	}
 	for id, s := range h.streams {
 		s.mu.Lock()
 		if s.ended {

@@ -5,9 +5,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
+	"github.com/firebreak-dev/firebreak/internal/failpoint"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -27,6 +29,57 @@ type stream struct {
 	out     log           // guarded by mu
 	wake    chan struct{} // closed at the next publish; nil while nobody waits; guarded by mu
 	touched time.Time     // of the newest event; guarded by mu
+	// printed is how much of each open process's output has been published,
+	// exited the latest that ended. Guarded by mu.
+	printed map[string]Printed
+	exited  []string
+}
+
+// Printed is what has been published of a process.
+type Printed struct {
+	Stdout, Stderr int64 // bytes; Stdout of what a terminal shows, too
+	Known          bool  // there are events of it; they may have been dropped
+	Ended          bool  // its Exit, too
+}
+
+// maxExited bounds stream.exited: whoever asks does so soon after the end.
+const maxExited = 64
+
+// note keeps printed current. Preconditions: s.mu is held, or nobody else has s.
+func (s *stream) note(e *Event) {
+	if s.printed == nil {
+		s.printed = map[string]Printed{}
+	}
+	p := s.printed[e.Process]
+	p.Known = true
+	end := int64(e.Offset) + int64(len(e.Data))
+	switch e.Type {
+	case Started:
+		p = Printed{Known: true}
+		s.exited = slices.DeleteFunc(s.exited, func(x string) bool { return x == e.Process })
+	case Stdout, PTY:
+		p.Stdout = end
+	case Stderr:
+		p.Stderr = end
+	case Exit:
+		delete(s.printed, e.Process)
+		if len(s.exited) == maxExited {
+			s.exited = slices.Delete(s.exited, 0, 1)
+		}
+		s.exited = append(s.exited, e.Process)
+		return
+	default:
+		return
+	}
+	s.printed[e.Process] = p
+}
+
+// has is Printed. Preconditions: s.mu is held.
+func (s *stream) has(process string) Printed {
+	if slices.Contains(s.exited, process) {
+		return Printed{Known: true, Ended: true}
+	}
+	return s.printed[process]
 }
 
 func newStream(dir string, id sandbox.ID, o *Options) *stream {
@@ -57,6 +110,7 @@ func (s *stream) load() error {
 			s.last = max(s.last, e.ID)
 			s.ended = s.ended || e.Final
 			s.touched = e.Time
+			s.note(e) // what matters to it is in one file, in order
 		}
 		r.close()
 		l.size = r.good
@@ -84,6 +138,7 @@ func (s *stream) publish(e *Event) error {
 		}
 	}
 	s.last, s.ended, s.touched = e.ID, e.Final, e.Time
+	s.note(e)
 	s.remember(e)
 	if s.wake != nil {
 		close(s.wake)
@@ -105,9 +160,11 @@ func (s *stream) store(e *Event) error {
 			if err := l.close(); err != nil {
 				return err
 			}
+			failpoint.Hit("event/before-rotate")
 			if err := os.Rename(l.path, l.path+".old"); err != nil {
 				return err
 			}
+			failpoint.Hit("event/after-rotate")
 			l.size = 0
 		}
 	}

@@ -62,6 +62,39 @@ func TestCountPrintsEveryHit(t *testing.T) {
 	}
 }
 
+// TestFile: what a file says counts from the moment it says so.
+func TestFile(t *testing.T) {
+	path := t.TempDir() + "/arm"
+	say := func(v string) {
+		if err := os.WriteFile(path, []byte(v), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f := parse("@" + path)
+	f("a/one")
+	say("count\n")
+	f("a/one")
+	f("a/two")
+	f("a/one")
+	say("")
+	f("a/one")
+	say("count")
+	f("a/one")
+	say("count again")
+	f("a/one")
+	if b, err := os.ReadFile(path + ".hits"); err != nil || string(b) != "a/one:1\na/two:1\na/one:2\na/one:1\na/one:1\n" {
+		t.Errorf("hits %q, %v", b, err)
+	}
+	say("a/two:2")
+	if out, _, state := victim(t, "@"+path); out != "121" || state.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		t.Errorf("got as far as %q, %v", out, state)
+	}
+	say("")
+	if out, _, _ := victim(t, "@"+path); out != "121212" {
+		t.Errorf("not armed: got as far as %q", out)
+	}
+}
+
 func TestIntercept(t *testing.T) {
 	var got []string
 	restore := Intercept(func(name string) { got = append(got, name) })

@@ -2,7 +2,6 @@ package guest
 
 import (
 	"encoding/json"
-	"time"
 
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -15,7 +14,7 @@ func (s *Session) readLoop(d *Decoder) error {
 		if err != nil {
 			return err
 		}
-		s.heard.Store(time.Now().UnixNano())
+		s.heard.Store(int64(steady()))
 		switch h.Type {
 		case TypeStdout, TypeStderr, TypeFile:
 			err = s.onData(d, h)
@@ -100,18 +99,21 @@ func (s *Session) onReply(h Header, body []byte) error {
 		delete(s.calls, h.Stream)
 	}
 	s.mu.Unlock()
+	if c.up != nil && (!c.both || r.Error != nil) {
+		defer c.up.stop(errAnswered)
+	}
 	if again {
-		// A second reply is how a transfer fails half way.
+		// A second reply is how a transfer fails half way. The call is not the
+		// session's any more, so its reader has to be told of a violation here.
 		if r.Error == nil {
-			return violation("call %d answered twice", h.Stream)
+			err := violation("call %d answered twice", h.Stream)
+			c.in.Fail(sessionError("read", err))
+			return err
 		}
 		c.in.Fail(unwire("read", r.Error))
 		return nil
 	}
 	c.reply <- r // capacity 1, and only this goroutine sends, once
-	if c.up != nil {
-		c.up.stop(errAnswered)
-	}
 	return nil
 }
 
@@ -129,7 +131,9 @@ func (s *Session) onExit(h Header, body []byte) error {
 	if e.Code < 0 || e.Code > 255 || e.Signal < 0 || e.Signal > 64 || e.Duration < 0 || e.CPU < 0 || e.MaxRSS < 0 {
 		return violation("exit with impossible numbers")
 	}
-	e.Detail = clean(e.Detail, maxMessage)
+	if e.Detail = clean(e.Detail, maxMessage); e.Reason == sandbox.ReasonDone {
+		e.Detail = "" // what is said of a program that just ended, the host says
+	}
 	s.mu.Lock()
 	p := s.procs[h.Stream]
 	s.mu.Unlock()
@@ -170,13 +174,20 @@ func (s *Session) onEnd(h Header, body []byte) error {
 	}
 	s.mu.Lock()
 	c, p := s.calls[h.Stream], s.procs[h.Stream]
-	if channel == TypeFile && c != nil && c.open {
-		delete(s.calls, h.Stream)
-	}
+	transfer := channel == TypeFile && c != nil && c.open
 	s.mu.Unlock()
 	switch {
-	case channel == TypeFile && c != nil && c.open:
-		return c.in.Finish(at)
+	case transfer:
+		if err := c.in.Finish(at); err != nil {
+			return err // the call is still there, so that its reader learns of it
+		}
+		if c.both { // the other half goes on until Close
+			return nil
+		}
+		s.mu.Lock()
+		delete(s.calls, h.Stream)
+		s.mu.Unlock()
+		return nil
 	case channel == TypeStdin && p != nil && p.stdin != nil:
 		p.stdin.stop(errStdinClosed)
 		return nil

@@ -40,7 +40,7 @@
 //	stdin      →          data
 //	stdout     ←          data
 //	stderr     ←          data
-//	file       ↔          data of a read, write or list call
+//	file       ↔          data of a read, write, list or dial call
 //	window     ↔          channel u8, offset u64: all before offset is consumed
 //	end        ↔          channel u8, offset u64: the channel ends there
 //	exit       ←          Exit, repeated after a reattach until acknowledged
@@ -49,6 +49,11 @@
 // Flow control is by absolute offset: a sender may be at most the channel's
 // window ahead of the last window frame. What is not acknowledged is kept by
 // the guest, so a window frame is credit and acknowledgement in one.
+//
+// A program with a terminal has its output on stdout, and stderr ends at once. The
+// end of its stdin hangs the terminal up. What an agent may not know, a terminal,
+// its hello lists as a capability, and the host refuses by that: an unknown field
+// is ignored, an unknown operation is answered with KindUnsupported.
 //
 // # Attaching
 //

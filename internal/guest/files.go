@@ -1,7 +1,7 @@
 package guest
 
 import (
-	"bytes"
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/firebreak-dev/firebreak/internal/failpoint"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -19,15 +20,20 @@ func ResultPath(id uint32) string { return ResultPrefix + strconv.FormatUint(uin
 // Paths are absolute or relative to the user's home. Every file operation acts
 // with the permissions of its user ("" is the default user) and fails with
 // KindNotFound, KindExists, KindIsDirectory, KindNotDirectory, KindDenied,
-// KindNoSpace, KindTooLarge or KindInvalid, or with the session's error.
+// KindConflict, KindNoSpace, KindTooLarge or KindInvalid, or with the session's
+// error. A Cause says more, in the error's hint.
 
 // MaxPath is the longest path accepted, in bytes.
 const MaxPath = 4095
 
 func checkPath(op Op, paths ...string) error {
 	for _, p := range paths {
-		if p == "" || len(p) > MaxPath || strings.IndexByte(p, 0) >= 0 {
-			return sandbox.Errorf(string(op), sandbox.KindInvalid, "bad path %q", clean(p, 64))
+		switch {
+		case len(p) > MaxPath:
+			return tooLong(op, p)
+		case p == "" || strings.IndexByte(p, 0) >= 0:
+			return sandbox.Errorf(string(op), sandbox.KindInvalid, "bad path %q", clean(p, 64)).
+				WithHint("a path is not empty and has no NUL byte")
 		}
 	}
 	return nil
@@ -65,7 +71,7 @@ func (s *Session) ReadFile(ctx context.Context, path string, o ReadOptions) (*Fi
 	}
 	if r.File == nil {
 		s.abandon(id)
-		return nil, sandbox.Errorf("read", sandbox.KindProtocol, "the guest's answer lacks the file")
+		return nil, lying("read", "the guest's answer lacks the file")
 	}
 	f := &FileReader{Info: cleanInfo(*r.File), s: s, id: id, in: in, left: -1}
 	if o.Length > 0 {
@@ -91,7 +97,7 @@ func (f *FileReader) Read(p []byte) (int, error) {
 	if f.left >= 0 {
 		if int64(n) > f.left {
 			f.Close()
-			return 0, sandbox.Errorf("read", sandbox.KindProtocol, "the guest sent more than was asked for")
+			return 0, lying("read", "the guest sent more than was asked for")
 		}
 		f.left -= int64(n)
 	}
@@ -162,12 +168,13 @@ func (s *Session) WriteFile(ctx context.Context, path string, r io.Reader, o Wri
 		}
 		return FileInfo{}, sandbox.Wrap("write", "", err)
 	}
+	failpoint.Hit("guest.write/before-commit")
 	reply, err := s.await(ctx, OpWrite, id, c)
 	if err != nil {
 		return FileInfo{}, err
 	}
 	if reply.File == nil {
-		return FileInfo{}, sandbox.Errorf("write", sandbox.KindProtocol, "the guest's answer lacks the file")
+		return FileInfo{}, lying("write", "the guest's answer lacks the file")
 	}
 	return cleanInfo(*reply.File), nil
 }
@@ -184,6 +191,7 @@ func (o *outflow) copyFrom(ctx context.Context, r io.Reader) error {
 		n, err := io.ReadFull(r, buf[:room])
 		o.unreserve(room - n)
 		last := err == io.EOF || err == io.ErrUnexpectedEOF
+		failpoint.Hit("guest.write/after-read")
 		if last {
 			err = nil
 		}
@@ -219,7 +227,7 @@ func (s *Session) Stat(ctx context.Context, path, user string) (FileInfo, error)
 		return FileInfo{}, err
 	}
 	if r.File == nil {
-		return FileInfo{}, sandbox.Errorf("stat", sandbox.KindProtocol, "the guest's answer lacks the file")
+		return FileInfo{}, lying("stat", "the guest's answer lacks the file")
 	}
 	return cleanInfo(*r.File), nil
 }
@@ -240,7 +248,8 @@ func (s *Session) file(ctx context.Context, op Op, f *FileCall) (Reply, error) {
 const (
 	MaxEntries     = 100_000
 	defaultEntries = 10_000
-	maxListing     = 64 << 20 // bytes of JSON
+	maxListing     = 16 << 20 // bytes of JSON: twice that may be held at once
+	entryRoom      = 512      // bytes of JSON for an entry, on average
 )
 
 // ListOptions are the options of List.
@@ -252,6 +261,9 @@ type ListOptions struct {
 
 // List lists a directory, sorted by path; paths are relative to it. Symbolic
 // links are listed, not followed. more says that there were over Max entries.
+//
+// Errors: also KindTooLarge when the names are so long that the listing exceeds
+// 512 bytes for each entry asked for, or 16 MiB.
 func (s *Session) List(ctx context.Context, path string, o ListOptions) (entries []FileInfo, more bool, err error) {
 	if err := checkPath(OpList, path); err != nil {
 		return nil, false, err
@@ -267,31 +279,37 @@ func (s *Session) List(ctx context.Context, path string, o ListOptions) (entries
 		return nil, false, err
 	}
 	defer s.abandon(id)
+	defer in.Close()
 	stop := context.AfterFunc(ctx, func() { in.Fail(sandbox.Wrap("list", "", ctx.Err())) })
 	defer stop()
-	body, err := io.ReadAll(io.LimitReader(in, maxListing+1))
-	if err != nil {
-		return nil, false, sandbox.Wrap("list", "", err)
-	}
-	entries, err = decodeListing(body, o.Max)
+	entries, err = decodeListing(in, o.Max)
 	return entries, r.More, err
 }
 
-// decodeListing parses one FileInfo per line.
-func decodeListing(body []byte, most int) ([]FileInfo, error) {
+// decodeListing reads one FileInfo per line, as they come: what a guest sends
+// beyond what was asked for is never held.
+func decodeListing(r io.Reader, most int) ([]FileInfo, error) {
 	entries := []FileInfo{}
-	d := json.NewDecoder(bytes.NewReader(body))
-	for {
-		var f FileInfo
-		err := d.Decode(&f)
-		if errors.Is(err, io.EOF) {
-			return entries, nil
+	left := min(MaxControl+most*entryRoom, maxListing)
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, MaxControl)
+	for lines.Scan() {
+		if left -= len(lines.Bytes()); left < 0 {
+			return nil, sandbox.Errorf("list", sandbox.KindTooLarge, "the names of its entries are too long for one listing").
+				WithHint("list fewer levels, or a directory below it")
 		}
-		if err != nil || len(entries) == most || len(body) > maxListing {
-			return nil, sandbox.Errorf("list", sandbox.KindProtocol, "the guest sent a bad listing")
+		var f FileInfo
+		if err := json.Unmarshal(lines.Bytes(), &f); err != nil || len(entries) == most {
+			return nil, lying("list", "the guest sent a bad listing")
 		}
 		entries = append(entries, cleanInfo(f))
 	}
+	if err := lines.Err(); errors.Is(err, bufio.ErrTooLong) {
+		return nil, lying("list", "the guest sent a bad listing")
+	} else if err != nil {
+		return nil, sandbox.Wrap("list", "", err)
+	}
+	return entries, nil
 }
 
 // cleanInfo bounds what a guest says about a file. Names keep their control

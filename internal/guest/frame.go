@@ -60,6 +60,7 @@ const (
 	DefaultWindow = 256 << 10 // stdin, stdout, stderr
 	MinWindow     = 4 << 10
 	FileWindow    = 4 << 20 // file contents
+	DialWindow    = 256 << 10
 )
 
 // ErrProtocol is wrapped by every decoding error that means the other end

@@ -54,6 +54,8 @@ func golden() []struct {
 		{"end", Host, AppendMark(nil, TypeEnd, 1, TypeStdout, 6)},
 		{"exit", Host, frame(TypeExit, 1, `{"code":137,"signal":9,"reason":"timeout","duration_ns":2000000000}`)},
 		{"exitAck", Guest, AppendFrame(nil, TypeExitAck, 1, nil)},
+		{"call-pty", Guest, frame(TypeCall, 2, `{"op":"exec","exec":{"argv":["sh"],"stdin":true,"pty":{"cols":80,"rows":24}}}`)},
+		{"call-resize", Guest, frame(TypeCall, 3, `{"op":"resize","process":{"id":1,"size":{"cols":132,"rows":43}}}`)},
 	}
 }
 

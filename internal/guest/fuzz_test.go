@@ -49,6 +49,29 @@ func FuzzHostDecode(f *testing.F) {
 	})
 }
 
+// FuzzListing: a listing is at most as long as was asked for, or refused.
+func FuzzListing(f *testing.F) {
+	f.Add([]byte(`{"path":"a","size":1,"mode":420,"mod_time":"2020-01-01T00:00:00Z","uid":0,"gid":0}`+"\n"), 1)
+	f.Add([]byte("{}\n{}\n{}\n"), 2)
+	f.Add([]byte("\n"), 5)
+	f.Add(bytes.Repeat([]byte("["), MaxControl+1), 5)
+	f.Fuzz(func(t *testing.T, body []byte, most int) {
+		most = max(0, min(most, MaxEntries))
+		list, err := decodeListing(bytes.NewReader(body), most)
+		if k := sandbox.KindOf(err); err != nil && k != sandbox.KindProtocol && k != sandbox.KindTooLarge {
+			t.Fatalf("%s: %v", k, err)
+		}
+		if len(list) > most {
+			t.Fatalf("%d entries, %d asked for", len(list), most)
+		}
+		for _, e := range list {
+			if len(e.Path) > 3*MaxPath || e.Size < 0 {
+				t.Fatalf("%+v", e)
+			}
+		}
+	})
+}
+
 // FuzzHunt: hunting survives anything, and finds what is there.
 func FuzzHunt(f *testing.F) {
 	ack := corpus(f)["resetAck"]

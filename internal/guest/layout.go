@@ -11,6 +11,9 @@ const (
 	PythonDir = RuntimeDir + "/python"
 	// NodeModule is loaded into every Node process by NODE_OPTIONS.
 	NodeModule = RuntimeDir + "/node/firebreak.js"
+	// PythonContext and NodeContext keep an interpreter warm.
+	PythonContext = PythonDir + "/firebreak_context.py"
+	NodeContext   = RuntimeDir + "/node/context.js"
 	// ResultPrefix and an exec's id make the file named by $FIREBREAK_RESULT.
 	ResultPrefix = "/tmp/.firebreak-result-"
 	// ResultEnv names the environment variable that holds that path.

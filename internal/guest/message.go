@@ -39,6 +39,7 @@ const (
 	OpPing      Op = "ping"
 	OpExec      Op = "exec"
 	OpSignal    Op = "signal"
+	OpResize    Op = "resize"
 	OpAttach    Op = "attach"
 	OpDetach    Op = "detach"
 	OpProcesses Op = "processes"
@@ -49,6 +50,8 @@ const (
 	OpMkdir     Op = "mkdir"
 	OpMove      Op = "move"
 	OpRemove    Op = "remove"
+	OpWatch     Op = "watch"
+	OpDial      Op = "dial"
 	OpQuiesce   Op = "quiesce" // reserved: forks
 	OpReseed    Op = "reseed"  // reserved: forks
 )
@@ -59,23 +62,50 @@ type Call struct {
 	Exec    *ExecCall `json:"exec,omitempty"`
 	Process *ProcCall `json:"process,omitempty"`
 	File    *FileCall `json:"file,omitempty"`
+	Dial    *DialCall `json:"dial,omitempty"`
 }
 
 // ExecCall starts a program. The call's id becomes the process id of the
 // protocol (not the PID).
 type ExecCall struct {
-	Argv    []string `json:"argv"`
-	Env     []string `json:"env,omitempty"` // KEY=VALUE, on top of the base environment
-	Dir     string   `json:"dir,omitempty"` // relative to the home, which is the default
-	User    string   `json:"user,omitempty"`
-	Stdin   bool     `json:"stdin,omitempty"` // false: /dev/null
-	Timeout int64    `json:"timeout_ms,omitempty"`
+	Argv  []string `json:"argv"`
+	Env   []string `json:"env,omitempty"` // KEY=VALUE, on top of the base environment
+	Dir   string   `json:"dir,omitempty"` // relative to the home, which is the default
+	User  string   `json:"user,omitempty"`
+	Stdin bool     `json:"stdin,omitempty"` // false: /dev/null
+	// A terminal of this size for all three standard streams: what it prints is
+	// stdout, stderr is at its end. Only for an agent with CapabilityPTY: others do
+	// not know the field.
+	PTY     *Size `json:"pty,omitempty"`
+	Timeout int64 `json:"timeout_ms,omitempty"`
 }
 
-// ProcCall is about the process ID: signal, attach, detach.
+// Size is the size of a terminal, in characters.
+type Size struct {
+	Cols int `json:"cols"`
+	Rows int `json:"rows"`
+}
+
+// MaxSide is the most columns, and rows, of a terminal: programs allocate as many.
+const MaxSide = 4096
+
+// Check refuses what is no size of a terminal: KindInvalid.
+func (s Size) Check() error {
+	if s.Cols < 1 || s.Rows < 1 || s.Cols > MaxSide || s.Rows > MaxSide {
+		return sandbox.Errorf("terminal", sandbox.KindInvalid, "a terminal of %d columns and %d rows", s.Cols, s.Rows).
+			WithHint("both are from 1 to %d", MaxSide)
+	}
+	return nil
+}
+
+// CapabilityPTY is of an agent that makes terminals.
+const CapabilityPTY = "pty"
+
+// ProcCall is about the process ID: signal, resize, attach, detach.
 type ProcCall struct {
 	ID     uint32 `json:"id"`
 	Signal int    `json:"signal,omitempty"`
+	Size   *Size  `json:"size,omitempty"`   // resize
 	Stdout int64  `json:"stdout,omitempty"` // attach: offsets the host already has; -1: whatever is kept
 	Stderr int64  `json:"stderr,omitempty"`
 }
@@ -94,7 +124,13 @@ type FileCall struct {
 	Depth   int         `json:"depth,omitempty"`     // list: 1 is the directory itself
 	Max     int         `json:"max,omitempty"`       // list: entries
 	Force   bool        `json:"force,omitempty"`     // remove: a missing path is fine
-	Tree    bool        `json:"recursive,omitempty"` // remove
+	Tree    bool        `json:"recursive,omitempty"` // remove, watch
+}
+
+// DialCall opens a connection to a port of the sandbox's own loopback. After
+// the answer, file frames carry its bytes both ways.
+type DialCall struct {
+	Port int `json:"port"`
 }
 
 // Reply answers a call: Error, or what the operation returns.
@@ -155,6 +191,7 @@ func (f FileInfo) Name() string { return f.Path[strings.LastIndexByte(f.Path, '/
 type WireError struct {
 	Kind    sandbox.Kind `json:"kind"`
 	Message string       `json:"message"`
+	Cause   Cause        `json:"cause,omitempty"`
 }
 
 // guestKinds are the kinds a guest may claim. It has no say in
@@ -172,7 +209,7 @@ func ErrorOnWire(err error) *WireError {
 	if err == nil {
 		return nil
 	}
-	e := &WireError{Kind: sandbox.KindOf(err), Message: err.Error()}
+	e := &WireError{Kind: sandbox.KindOf(err), Message: err.Error(), Cause: causeOf(err)}
 	var typed *sandbox.Error
 	if errors.As(err, &typed) {
 		e.Message = typed.Message() // the host adds the operation
@@ -185,26 +222,34 @@ func ErrorOnWire(err error) *WireError {
 
 const maxMessage = 1 << 10
 
-// clean makes a guest's text safe to show: bounded, valid UTF-8 and without
-// control characters, which could rewrite a terminal.
+// clean makes a guest's text safe to show: bounded, valid UTF-8, and without what
+// rewrites a terminal or the order of its text.
 func clean(s string, limit int) string {
 	if len(s) > limit {
 		s = s[:limit]
 	}
 	s = strings.ToValidUTF8(s, "\uFFFD")
 	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
+		if Obeyed(r) {
 			return -1
 		}
 		return r
 	}, s)
 }
 
+// Obeyed tells characters that a terminal or a viewer obeys from those it shows:
+// controls, what ends a line, what changes the direction of text. Names and
+// messages from a guest must not have them shown.
+func Obeyed(r rune) bool {
+	return unicode.IsControl(r) || unicode.In(r, unicode.Bidi_Control, unicode.Zl, unicode.Zp)
+}
+
 // unwire is the host's view of a guest's error.
 func unwire(op string, e *WireError) error {
-	kind := e.Kind
-	if !guestKinds[kind] {
-		kind = sandbox.KindProtocol
+	if !guestKinds[e.Kind] {
+		return lying(op, "%s", clean(e.Message, maxMessage))
 	}
-	return sandbox.Errorf(op, kind, "%s", clean(e.Message, maxMessage))
+	out := sandbox.Errorf(op, e.Kind, "%s", clean(e.Message, maxMessage))
+	out.Hint = causeHints[e.Cause] // of a cause that is not known: none
+	return out
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -20,6 +21,12 @@ type Command struct {
 	User    string        // name or number; "" is the default user. Whether root is allowed is the caller's to decide
 	Stdin   bool          // make Process.Stdin; otherwise it reads /dev/null
 	Timeout time.Duration // wall clock, enforced by the guest and again by the host; 0: none
+	// PTY makes the standard streams a terminal: Stdin is what is typed, as it is
+	// (^C is 0x03, ^D 0x04), and closing it hangs up; Stdout is what the terminal
+	// shows; Stderr is at its end. TERM is set unless Env has it. nil: none.
+	PTY *Size
+	// Hold makes the guest keep the process for a Reattach until Release, too.
+	Hold bool
 }
 
 // grace is how much longer than the guest the host waits to enforce a deadline.
@@ -36,7 +43,7 @@ var (
 // What it writes must be read, or closed: a program that is a window ahead of
 // its reader blocks, as it would on a pipe. The guest keeps the process for a
 // Reattach until its outputs have been read to the end (or closed) and Wait has
-// returned, so do both, or Close it.
+// returned, so do both, or Close it; one that is held, until Release as well.
 type Process struct {
 	s       *Session
 	id      uint32
@@ -52,7 +59,8 @@ type Process struct {
 	exit Exit  // guarded by mu until waited is closed
 	err  error // guarded by mu until waited is closed
 	over bool  // guarded by mu; waited is closed
-	open int   // guarded by mu; output channels not yet consumed, and 1 until Wait has returned the end
+	open int   // guarded by mu; output channels not yet consumed, 1 until Wait has returned the end, 1 while held
+	held bool  // guarded by mu
 	seen bool  // guarded by mu; Wait has returned the end
 	told bool  // guarded by mu; the guest may forget it, or it is no longer followed
 }
@@ -62,20 +70,25 @@ type Process struct {
 //
 // Errors: KindNotFound for a missing program, directory or user, KindDenied,
 // KindInvalid, KindTooLarge when arguments and environment exceed 256 KiB,
-// KindCapacity when the sandbox can make no more tasks, and the session's.
+// KindCapacity when the sandbox can make no more tasks or terminals,
+// KindUnsupported where it makes no terminals at all, and the session's.
 // Cost: a round trip and what fork and exec cost inside.
 func (s *Session) Exec(ctx context.Context, c Command) (*Process, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
 	var p *Process
-	m := Call{Exec: &ExecCall{Argv: c.Argv, Env: c.Env, Dir: c.Dir, User: c.User, Stdin: c.Stdin}}
+	if c.PTY != nil && !slices.Contains(s.agent.Capabilities, CapabilityPTY) {
+		return nil, unsupported("exec", "cannot make terminals")
+	}
+	c.Stdin = c.Stdin || c.PTY != nil
+	m := Call{Exec: &ExecCall{Argv: c.Argv, Env: c.Env, Dir: c.Dir, User: c.User, Stdin: c.Stdin, PTY: c.PTY}}
 	if c.Timeout > 0 {
 		m.Exec.Timeout = max(1, c.Timeout.Milliseconds())
 	}
 	k := &call{}
 	id, err := s.start(ctx, OpExec, m, k, func(id uint32) {
-		p = newProcess(s, id, Position{})
+		p = newProcess(s, id, Position{Hold: c.Hold})
 		if !c.Stdin {
 			p.stdin.stop(errStdinClosed)
 		}
@@ -86,7 +99,7 @@ func (s *Session) Exec(ctx context.Context, c Command) (*Process, error) {
 	}
 	r, err := s.await(ctx, OpExec, id, k)
 	if err == nil && r.Process == nil {
-		err = sandbox.Errorf("exec", sandbox.KindProtocol, "the guest's answer lacks the process")
+		err = lying("exec", "the guest's answer lacks the process")
 	}
 	if err != nil {
 		s.unfollow(p, 2*s.window+MaxControl)
@@ -117,13 +130,23 @@ func (c Command) validate() error {
 	if c.Timeout < 0 {
 		return sandbox.Errorf("exec", sandbox.KindInvalid, "negative timeout")
 	}
+	if c.PTY != nil {
+		return c.PTY.Check()
+	}
 	return nil
+}
+
+// unsupported is the error for what the agent of an older version does not do.
+func unsupported(op, what string) error {
+	return sandbox.Errorf(op, sandbox.KindUnsupported, "the agent in this sandbox %s", what).
+		WithHint("an older version made the sandbox; make a new one")
 }
 
 // Position is what a host already has of a process, for Reattach.
 type Position struct {
 	Stdout, Stderr int64         // bytes; -1: whatever the guest still keeps
 	Timeout        time.Duration // what is left of it; 0: none. The guest enforces its own either way
+	Hold           bool          // as in Command
 }
 
 // Reattach follows the process id, started by an earlier session, from where
@@ -148,9 +171,9 @@ func (s *Session) Reattach(ctx context.Context, id uint32, at Position) (*Proces
 	}
 	i := r.Process
 	if i == nil || i.Stdin < 0 || i.Stdout < max(0, at.Stdout) || i.Stderr < max(0, at.Stderr) {
-		return nil, sandbox.Errorf("attach", sandbox.KindProtocol, "the guest's answer makes no sense")
+		return nil, lying("attach", "the guest's answer makes no sense")
 	}
-	p := newProcess(s, id, Position{Stdout: i.Stdout, Stderr: i.Stderr})
+	p := newProcess(s, id, Position{Stdout: i.Stdout, Stderr: i.Stderr, Hold: at.Hold})
 	p.info = *i
 	p.info.ID = id
 	p.stdin.sent = uint64(i.Stdin)
@@ -176,7 +199,10 @@ func (s *Session) Reattach(ctx context.Context, id uint32, at Position) (*Proces
 }
 
 func newProcess(s *Session, id uint32, at Position) *Process {
-	p := &Process{s: s, id: id, waited: make(chan struct{}), open: 3}
+	p := &Process{s: s, id: id, waited: make(chan struct{}), open: 3, held: at.Hold}
+	if at.Hold {
+		p.open++
+	}
 	p.stdout = s.newStream(id, TypeStdout, s.window, uint64(at.Stdout))
 	p.stderr = s.newStream(id, TypeStderr, s.window, uint64(at.Stderr))
 	p.stdout.onEnd, p.stderr.onEnd = p.settle, p.settle
@@ -264,6 +290,21 @@ func (s *Session) Signal(ctx context.Context, id uint32, sig int) error {
 	return err
 }
 
+// Resize changes the size of the terminal of the process id, followed or not; the
+// program in its foreground gets SIGWINCH. Errors: KindInvalid, KindConflict for
+// a process without a terminal, KindNotFound when it has ended, KindUnsupported
+// for an agent that makes none, and the session's.
+func (s *Session) Resize(ctx context.Context, id uint32, size Size) error {
+	if err := size.Check(); err != nil {
+		return err
+	}
+	if !slices.Contains(s.agent.Capabilities, CapabilityPTY) {
+		return unsupported("resize", "cannot make terminals")
+	}
+	_, err := s.do(ctx, OpResize, Call{Process: &ProcCall{ID: id, Size: &size}})
+	return err
+}
+
 // Wait waits for the program to end. Its output may not have been read yet.
 //
 // It returns how the program ended, or an error when that is not known: ctx's,
@@ -287,6 +328,18 @@ func (p *Process) Wait(ctx context.Context) (Exit, error) {
 		p.settle()
 	}
 	return p.exit, p.err
+}
+
+// Release lets the guest forget a process that is held, once it has ended and
+// everything has been consumed. Idempotent.
+func (p *Process) Release() {
+	p.mu.Lock()
+	held := p.held
+	p.held = false
+	p.mu.Unlock()
+	if held {
+		p.settle()
+	}
 }
 
 // Close stops following the process, which runs on: a Reattach can take it up

@@ -48,7 +48,7 @@ type Session struct {
 	out      outbox
 	done     chan struct{}
 	wg       sync.WaitGroup // reader and writer
-	heard    atomic.Int64   // when the last frame came, Unix nanoseconds
+	heard    atomic.Int64   // when the last frame came, by steady
 
 	mu        sync.Mutex
 	err       error               // guarded by mu; why done is closed
@@ -58,13 +58,15 @@ type Session struct {
 	allowance int                 // guarded by mu; bytes of stray frames still forgiven
 	watching  *time.Timer         // guarded by mu; nil when nothing is pending
 	pinged    bool                // guarded by mu
+	due       time.Time           // guarded by mu; of the next check
 }
 
 // call is one outstanding call.
 type call struct {
 	reply chan Reply // capacity 1
-	in    *Stream    // read and list
+	in    *Stream    // read, list and watch
 	up    *outflow   // write
+	both  bool       // in and up go on beside each other: dial
 	open  bool       // a reply has come, in is still to end; guarded by Session.mu
 }
 
@@ -116,7 +118,7 @@ func Open(ctx context.Context, conn net.Conn, cfg Config) (*Session, error) {
 			s.agent.Capabilities = append(s.agent.Capabilities, clean(c, 64))
 		}
 	}
-	s.heard.Store(time.Now().UnixNano())
+	s.heard.Store(int64(steady()))
 	s.out.init()
 	s.wg.Add(2)
 	go func() { defer s.wg.Done(); s.fail(s.readLoop(d)) }()
@@ -134,9 +136,14 @@ func sessionError(op string, err error) error {
 	case err == nil || errors.As(err, &e):
 		return err
 	case errors.Is(err, ErrProtocol):
-		return &sandbox.Error{Op: op, Kind: sandbox.KindProtocol, Err: err}
+		return lying(op, "%w", err)
 	}
 	return &sandbox.Error{Op: op, Kind: sandbox.KindUnavailable, Err: fmt.Errorf("the stream to the agent failed: %w", err)}
+}
+
+// lying is the error for an agent that does what no agent does.
+func lying(op, format string, args ...any) error {
+	return sandbox.Errorf(op, sandbox.KindProtocol, format, args...).WithHint("the agent in the sandbox was tampered with: trust nothing from it, and destroy it")
 }
 
 // Agent describes the other end.
@@ -276,7 +283,7 @@ func (s *Session) abandon(id uint32) {
 		delete(s.calls, id)
 		s.allowance += baseAllowance
 		if c.in != nil {
-			s.allowance += FileWindow
+			s.allowance += int(c.in.window)
 		}
 		s.out.frame(TypeCancel, id, nil)
 	}
@@ -287,15 +294,25 @@ func (s *Session) abandon(id uint32) {
 func (s *Session) watch() {
 	if s.watching == nil {
 		s.pinged = false
-		s.heard.Store(time.Now().UnixNano())
+		s.heard.Store(int64(steady()))
+		s.due = time.Now().Add(s.liveness / 2)
 		s.watching = time.AfterFunc(s.liveness/2, s.checkAlive)
 	}
 }
 
+// begun is when steady began.
+var begun = time.Now()
+
+// steady is a clock that nobody sets.
+func steady() time.Duration { return time.Since(begun) }
+
 // checkAlive runs every half liveness while something is pending.
 func (s *Session) checkAlive() {
-	silent := time.Since(time.Unix(0, s.heard.Load()))
+	silent := steady() - time.Duration(s.heard.Load())
 	s.mu.Lock()
+	now := time.Now()
+	late := now.Sub(s.due)
+	s.due = now.Add(s.liveness / 2)
 	if s.err != nil {
 		s.mu.Unlock()
 		return
@@ -306,9 +323,12 @@ func (s *Session) checkAlive() {
 		return
 	}
 	defer s.watching.Reset(s.liveness / 2)
-	if silent >= s.liveness && s.pinged {
+	// When this check itself comes late, it was us who did not run: what the
+	// agent said meanwhile lies there unread, and it is asked anew.
+	if silent >= s.liveness && s.pinged && late < s.liveness/4 {
 		s.mu.Unlock()
-		s.fail(sandbox.Errorf("session", sandbox.KindTimeout, "the agent has been silent for %s", silent.Round(time.Millisecond)))
+		s.fail(sandbox.Errorf("session", sandbox.KindTimeout, "the agent has been silent for %s", silent.Round(time.Millisecond)).
+			WithHint("the sandbox is stuck, by its own doing or because the machine is overloaded; try again, or destroy it"))
 		return
 	}
 	s.pinged = silent >= s.liveness/2 && s.nextID < 1<<32-1

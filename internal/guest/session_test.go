@@ -11,8 +11,12 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // fake is a guest that a test scripts.
 type fake struct {
@@ -329,5 +333,20 @@ func TestIdleMemory(t *testing.T) {
 		t.Errorf("%d KiB for each session", each>>10)
 	} else {
 		t.Logf("%d KiB for each session and its fake guest", each>>10)
+	}
+}
+
+// An agent that knows no terminals is not asked for one: it would start the
+// program without, or not know what to do.
+func TestOldAgent(t *testing.T) {
+	s, f := open(t, Config{})
+	if _, err := s.Exec(short(t), Command{Argv: []string{"x"}, PTY: &Size{80, 24}}); sandbox.KindOf(err) != sandbox.KindUnsupported {
+		t.Errorf("exec: %v", err)
+	}
+	if err := s.Resize(short(t), 1, Size{80, 24}); sandbox.KindOf(err) != sandbox.KindUnsupported {
+		t.Errorf("resize: %v", err)
+	}
+	if p := started(t, s, f); p.ID() != 1 {
+		t.Errorf("something was asked before: the first call is %d", p.ID())
 	}
 }

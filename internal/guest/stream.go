@@ -4,6 +4,8 @@ import (
 	"context"
 	"io"
 	"sync"
+
+	"github.com/firebreak-dev/firebreak/internal/failpoint"
 )
 
 // Stream is one channel of bytes from the other end, mostly the guest. It holds
@@ -57,7 +59,7 @@ func (st *Stream) Receive(d *Decoder, h Header) error {
 	}
 	if st.shut { // nobody will read it
 		st.recv += n
-		st.ackLocked(st.recv)
+		st.credit() // in steps: a mark for each byte would be the guest's to make us store
 		st.mu.Unlock()
 		if err := d.Skip(); err != nil {
 			return err
@@ -80,11 +82,15 @@ func (st *Stream) Receive(d *Decoder, h Header) error {
 	st.mu.Lock()
 	st.recv += n
 	if st.shut {
-		st.ackLocked(st.recv)
+		st.credit()
 	} else {
 		st.ring.Commit(h.Length)
 	}
+	paused := st.recv == st.acked+st.window
 	st.mu.Unlock()
+	if paused { // the reader is slow: the sender has no credit left
+		failpoint.Hit("guest.stream/exhausted")
+	}
 	signal(st.wake)
 	return nil
 }
@@ -105,6 +111,10 @@ func (st *Stream) Finish(at uint64) error {
 // do. Called by the connection's reader only.
 func (st *Stream) EndAt(at uint64) error {
 	st.mu.Lock()
+	if st.end == at { // a sender that starts again cannot know that it arrived
+		st.mu.Unlock()
+		return nil
+	}
 	if st.end != noEnd || at < st.recv {
 		st.mu.Unlock()
 		return violation("channel %#x of %d ends at %d, %d bytes came", byte(st.channel), st.id, at, st.recv)
@@ -152,6 +162,9 @@ func (st *Stream) Fail(err error) {
 func (st *Stream) ackLocked(at uint64) {
 	if at == st.acked {
 		return
+	}
+	if st.recv == st.acked+st.window {
+		failpoint.Hit("guest.stream/before-credit")
 	}
 	st.acked = at
 	st.mark(at)
@@ -208,6 +221,48 @@ func (st *Stream) Read(p []byte) (int, error) {
 	}
 	st.mu.Unlock()
 	return n, nil
+}
+
+// Peek waits until more than seen bytes are there and returns a copy of them all,
+// up to limit, without consuming any: Discard does. At the end of the channel, or
+// when the session has ended, it returns what is left together with the error
+// that Read would return behind it.
+func (st *Stream) Peek(seen, limit int) ([]byte, error) {
+	for {
+		st.mu.Lock()
+		st.credit()
+		var err error
+		switch {
+		case st.shut:
+			err = io.ErrClosedPipe
+		case st.ring.Len() > seen:
+		case st.end == st.recv:
+			err = io.EOF
+		default:
+			err = st.err
+		}
+		var p []byte
+		if n := min(st.ring.Len(), limit); n > seen || err != nil && n > 0 {
+			a, b := st.ring.Data(0, n)
+			p = append(append(make([]byte, 0, n), a...), b...)
+		}
+		st.unlock()
+		if err != nil || len(p) > seen {
+			return p, err
+		}
+		<-st.wake
+	}
+}
+
+// Discard consumes the next n bytes, which Peek has returned. What the caller
+// has made of them must be safe: the guest may forget them now.
+func (st *Stream) Discard(n int) {
+	st.mu.Lock()
+	if !st.shut {
+		st.ring.Consume(n)
+		st.credit()
+	}
+	st.unlock()
 }
 
 // WriteTo implements io.WriterTo: it copies to w until the end without another

@@ -1,194 +1,273 @@
 package orchestrator
 
 import (
-	"bufio"
 	"context"
-	"os"
-	"strconv"
-	"strings"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
-// gate lets a bounded number of boots run at once. The others wait, for a
-// bounded time and in a bounded queue, and tenants take turns, so that one
-// tenant's burst does not make the others wait behind all of it.
+// gate lets a bounded number of boots, or of starts, run at once. The others
+// wait, for a bounded time and in a bounded queue.
+//
+// Tenants take turns, so that one's burst does not make the others wait behind
+// all of it. Nor does a burst fill the queue: a tenant may have no more waiting
+// than there are places left, so that alone it gets half of the queue, with one
+// other a third, and there is a place for whoever comes next.
 type gate struct {
-	wait time.Duration
-	max  int // waiting at most
+	op    string                     // in errors
+	what  string                     // that is waited for
+	limit func(sandbox.TenantID) int // places one tenant may hold; 0: any number
+	max   int                        // waiting at most
+	wait  time.Duration              // for error messages
 
 	mu      sync.Mutex
-	free    int                                // guarded by mu
-	queued  int                                // guarded by mu
-	queues  map[sandbox.TenantID][]chan<- bool // guarded by mu; in order of arrival
-	tenants []sandbox.TenantID                 // guarded by mu; those with a queue, next turn first
+	free    int                            // guarded by mu
+	queued  int                            // guarded by mu
+	active  map[sandbox.TenantID]int       // guarded by mu; places held
+	queues  map[sandbox.TenantID][]*ticket // guarded by mu; in order of arrival
+	tenants []sandbox.TenantID             // guarded by mu; those with a queue, next turn first
+	refused int64                          // guarded by mu; for want of a place in the queue, or of patience
 }
 
-func newGate(q Quota) *gate {
-	return &gate{wait: q.Wait, max: q.Waiting, free: q.Creating, queues: map[sandbox.TenantID][]chan<- bool{}}
+// ticket is one caller's place, or its place in the queue.
+type ticket struct {
+	g      *gate
+	tenant sandbox.TenantID
+	turn   chan struct{} // closed when the place is had
+	held   bool          // guarded by g.mu; it has a place
+	left   bool          // guarded by g.mu; leave was called
 }
 
-// enter waits for a place; leave gives it back and must be called once.
-// Errors: KindCapacity when the queue is full or the wait too long, or ctx's.
-func (g *gate) enter(ctx context.Context, tenant sandbox.TenantID) (leave func(), err error) {
+func newGate(op, what string, places, waiting int, wait time.Duration, limit func(sandbox.TenantID) int) *gate {
+	if limit == nil {
+		limit = func(sandbox.TenantID) int { return 0 }
+	}
+	return &gate{op: op, what: what, limit: limit, max: waiting, wait: wait, free: places,
+		active: map[sandbox.TenantID]int{}, queues: map[sandbox.TenantID][]*ticket{}}
+}
+
+// queue takes a place, or one in the queue. It does not wait. The ticket must
+// be left, whatever comes. Errors: KindCapacity when the tenant's share of the
+// queue is full.
+func (g *gate) queue(tenant sandbox.TenantID) (*ticket, error) {
 	g.mu.Lock()
-	if g.free > 0 {
-		g.free--
-		g.mu.Unlock()
-		return g.leave, nil
+	defer g.mu.Unlock()
+	t := &ticket{g: g, tenant: tenant, turn: make(chan struct{})}
+	if g.free > 0 && len(g.queues[tenant]) == 0 && g.may(tenant) {
+		g.give(t)
+		return t, nil
 	}
-	if g.queued >= g.max {
-		g.mu.Unlock()
-		return nil, full(g.wait, "too many sandboxes are being created").
-			WithHint("retry, or create fewer at once")
+	own := len(g.queues[tenant])
+	if own >= g.max-g.queued {
+		g.refused++
+		return nil, full(g.op, g.wait, "%d wait for their %s already, %d of them of this tenant", g.queued, g.what, own).
+			WithHint("retry, or do fewer at once")
 	}
-	turn := make(chan bool, 1)
-	if len(g.queues[tenant]) == 0 {
+	if own == 0 {
 		g.tenants = append(g.tenants, tenant)
 	}
-	g.queues[tenant] = append(g.queues[tenant], turn)
+	g.queues[tenant] = append(g.queues[tenant], t)
 	g.queued++
-	g.mu.Unlock()
-
-	t := time.NewTimer(g.wait)
-	defer t.Stop()
-	select {
-	case <-turn:
-		return g.leave, nil
-	case <-t.C:
-		err = full(g.wait, "no boot slot became free within %s", g.wait).WithHint("retry, or create fewer at once")
-	case <-ctx.Done():
-		err = sandbox.Wrap("create", "", ctx.Err())
-	}
-	if !g.forget(tenant, turn) { // the place came just now
-		return g.leave, nil
-	}
-	return nil, err
+	return t, nil
 }
 
-// leave hands the place to the next tenant's oldest waiter, or frees it.
-func (g *gate) leave() {
+// enter is queue and wait together.
+func (g *gate) enter(ctx context.Context, tenant sandbox.TenantID, patience time.Duration) (leave func(), err error) {
+	t, err := g.queue(tenant)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.wait(ctx, patience); err != nil {
+		t.leave()
+		return nil, err
+	}
+	return t.leave, nil
+}
+
+// may reports whether the tenant may hold one more place. Preconditions: g.mu
+// is held.
+func (g *gate) may(tenant sandbox.TenantID) bool {
+	n := g.limit(tenant)
+	return n <= 0 || g.active[tenant] < n
+}
+
+// give hands t a free place. Preconditions: g.mu is held.
+func (g *gate) give(t *ticket) {
+	g.free--
+	g.active[t.tenant]++
+	t.held = true
+	close(t.turn)
+}
+
+// next gives free places to the oldest waiters of the tenants whose turn it is.
+// Preconditions: g.mu is held.
+func (g *gate) next() {
+	for g.free > 0 {
+		i := slices.IndexFunc(g.tenants, g.may)
+		if i < 0 {
+			return
+		}
+		tenant := g.tenants[i]
+		g.tenants = slices.Delete(g.tenants, i, i+1)
+		t := g.queues[tenant][0]
+		if g.queues[tenant] = g.queues[tenant][1:]; len(g.queues[tenant]) > 0 {
+			g.tenants = append(g.tenants, tenant)
+		} else {
+			delete(g.queues, tenant)
+		}
+		g.queued--
+		g.give(t)
+	}
+}
+
+// places is how many places the tenant holds.
+func (g *gate) places(tenant sandbox.TenantID) int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if len(g.tenants) == 0 {
-		g.free++
+	return g.active[tenant]
+}
+
+// waiting is how many wait, and refusals how many did in vain.
+func (g *gate) waiting() (n, refusals int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return int64(g.queued), g.refused
+}
+
+// wait waits for the ticket's turn. Errors: KindCapacity when that takes too
+// long, or ctx's.
+func (t *ticket) wait(ctx context.Context, patience time.Duration) error {
+	select {
+	case <-t.turn:
+		return nil
+	default:
+	}
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case <-t.turn:
+		return nil
+	case <-ctx.Done():
+		return sandbox.Wrap(t.g.op, "", ctx.Err())
+	case <-timer.C:
+	}
+	t.g.mu.Lock()
+	defer t.g.mu.Unlock()
+	if t.held { // it came just now
+		return nil
+	}
+	t.g.refused++
+	return full(t.g.op, patience, "no turn for a %s within %s", t.g.what, patience).WithHint("retry, or do fewer at once")
+}
+
+// leave gives the place, or the place in the queue, to the next. It is
+// idempotent.
+func (t *ticket) leave() {
+	g := t.g
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if t.left {
 		return
 	}
-	t := g.tenants[0]
-	g.tenants = g.tenants[1:]
-	turn := g.queues[t][0]
-	if g.queues[t] = g.queues[t][1:]; len(g.queues[t]) > 0 {
-		g.tenants = append(g.tenants, t)
-	} else {
-		delete(g.queues, t)
+	t.left = true
+	if t.held {
+		g.free++
+		if g.active[t.tenant]--; g.active[t.tenant] == 0 {
+			delete(g.active, t.tenant)
+		}
+		g.next()
+		return
 	}
+	q := slices.DeleteFunc(g.queues[t.tenant], func(o *ticket) bool { return o == t })
 	g.queued--
-	turn <- true
-}
-
-// forget takes a waiter out of the queue; false when it is no longer there.
-func (g *gate) forget(tenant sandbox.TenantID, turn chan<- bool) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	q := g.queues[tenant]
-	for i, c := range q {
-		if c != turn {
-			continue
-		}
-		q = append(q[:i:i], q[i+1:]...)
-		g.queued--
-		if len(q) > 0 {
-			g.queues[tenant] = q
-			return true
-		}
-		delete(g.queues, tenant)
-		for j, t := range g.tenants {
-			if t == tenant {
-				g.tenants = append(g.tenants[:j:j], g.tenants[j+1:]...)
-				break
-			}
-		}
-		return true
+	if g.queues[t.tenant] = q; len(q) == 0 {
+		delete(g.queues, t.tenant)
+		g.tenants = slices.DeleteFunc(g.tenants, func(o sandbox.TenantID) bool { return o == t.tenant })
 	}
-	return false
 }
 
-// boundary is the memory a sandbox needs beside what its guest may use.
-const boundary = 32 << 20
-
-// ledger counts the memory promised to live sandboxes against the host's.
-type ledger struct {
-	overcommit float64
-	host       func() (total, available int64)
-
-	mu        sync.Mutex
-	committed int64 // guarded by mu
+// admission is a create that has been let in: what it needs is promised, and
+// its boot is queued. It is for use by one goroutine.
+type admission struct {
+	o       *Orchestrator
+	promise promise
+	ticket  *ticket
+	waits   time.Duration // for its turn, at most
+	kept    bool          // the promise is the sandbox's now
 }
 
-// reserve promises limit bytes and the boundary's own. Errors: KindCapacity.
-// release gives them back.
-func (l *ledger) reserve(limit int64) error {
-	need := limit + boundary
-	total, available := l.host()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	const hint = "destroy a sandbox, or ask for less memory (--memory)"
-	if total > 0 {
-		keep := min(total/16, 512<<20) // for the host itself
-		if need > available-keep {
-			return full(10*time.Second, "the host is out of memory: %s needed, %s available",
-				sandbox.FormatSize(need), sandbox.FormatSize(max(0, available-keep))).WithHint(hint)
-		}
-		budget := int64(float64(total) * l.overcommit)
-		if l.committed+need > budget {
-			return full(10*time.Second, "the host's memory is promised: %s of %s, %s more needed",
-				sandbox.FormatSize(l.committed), sandbox.FormatSize(budget), sandbox.FormatSize(need)).WithHint(hint)
-		}
+// runWaits is how long an accepted run waits for its boot: nobody's connection
+// hangs on it, and it was promised to be carried out.
+const runWaits = 5 * time.Minute
+
+// admit lets a create in, or says at once why not: it does not wait. What it
+// returns must be settled. Errors: KindCapacity, KindNoSpace, with RetryAfter.
+func (o *Orchestrator) admit(tenant sandbox.TenantID, l sandbox.Limits) (*admission, error) {
+	if err := o.room.check("create"); err != nil {
+		return nil, err
 	}
-	l.committed += need
-	return nil
-}
-
-// adopt counts a sandbox that exists, whatever the budget says.
-func (l *ledger) adopt(limit int64) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.committed += limit + boundary
-}
-
-func (l *ledger) release(limit int64) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.committed -= limit + boundary
-}
-
-func full(retry time.Duration, format string, args ...any) *sandbox.Error {
-	e := sandbox.Errorf("create", sandbox.KindCapacity, format, args...)
-	e.RetryAfter = max(time.Second, retry/2)
-	return e
-}
-
-// hostMemory reads /proc/meminfo; zeros where there is none.
-func hostMemory() (total, available int64) {
-	f, err := os.Open("/proc/meminfo")
+	p := promiseOf(tenant, l)
+	if err := o.ledger.reserve(p); err != nil {
+		return nil, err
+	}
+	t, err := o.gate.queue(tenant)
 	if err != nil {
-		return 0, 0
+		o.ledger.release(p)
+		return nil, err
 	}
-	defer f.Close()
-	for sc := bufio.NewScanner(f); sc.Scan(); {
-		name, rest, _ := strings.Cut(sc.Text(), ":")
-		kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
-		if err != nil {
-			continue
-		}
-		switch name {
-		case "MemTotal":
-			total = kib << 10
-		case "MemAvailable":
-			return total, kib << 10
-		}
+	return &admission{o: o, promise: p, ticket: t, waits: o.Quota.Wait}, nil
+}
+
+// turn waits until the boot may begin. Errors: KindCapacity, or ctx's.
+func (a *admission) turn(ctx context.Context) error {
+	if err := a.ticket.wait(ctx, a.waits); err != nil {
+		return err
 	}
-	return 0, 0
+	return a.o.ledger.recheck(a.promise)
+}
+
+// settle gives the boot's place back and, unless a sandbox has it now, what was
+// promised.
+func (a *admission) settle() {
+	a.ticket.leave()
+	if !a.kept {
+		a.o.ledger.release(a.promise)
+	}
+}
+
+// admitExec counts a program until done is called. One of a run was admitted
+// with the run. Errors: KindCapacity.
+func (o *Orchestrator) admitExec(tenant sandbox.TenantID, ofRun bool) (done func(), err error) {
+	return o.ledger.take("exec", tenant, "execs", !ofRun)
+}
+
+// startHold bounds how long a start counts as one: a guest that never answers
+// must not keep everybody's programs from starting.
+const startHold = 2 * time.Second
+
+// startTurn waits until a program may be started; started, which is idempotent,
+// lets the next one. Errors: KindCapacity, or ctx's.
+func (o *Orchestrator) startTurn(ctx context.Context, tenant sandbox.TenantID, ofRun bool) (started func(), err error) {
+	patience := o.Quota.Wait
+	if ofRun {
+		patience = runWaits
+	}
+	leave, err := o.starts.enter(ctx, tenant, patience)
+	if err != nil {
+		return nil, err
+	}
+	t := time.AfterFunc(startHold, leave)
+	return func() { t.Stop(); leave() }, nil
+}
+
+// BeginBuild admits a template build, which lasts until done is called, once.
+// Errors: KindCapacity, KindNoSpace, with RetryAfter.
+func (o *Orchestrator) BeginBuild(tenant sandbox.TenantID) (done func(), err error) {
+	if err := o.room.check("template build"); err != nil {
+		return nil, err
+	}
+	return o.ledger.take("template build", tenant, "builds", true)
 }

@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -11,10 +12,12 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/firebreak-dev/firebreak/internal/event"
+	"github.com/firebreak-dev/firebreak/internal/failpoint"
 	"github.com/firebreak-dev/firebreak/internal/guest"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -65,11 +68,7 @@ func (r *run) collect() {
 	}
 	ctx, cancel := context.WithTimeout(r.ctx, collectWait)
 	defer cancel()
-	err := r.phase(PhaseCollecting)
-	var list []Artifact
-	if err == nil {
-		list, err = r.gather(ctx)
-	}
+	list, err := r.gather(ctx)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.rec.Report.Artifacts = list
@@ -90,6 +89,9 @@ func (r *run) gather(ctx context.Context) ([]Artifact, error) {
 		return nil, err
 	}
 	dir := filepath.Join(r.dir(), artifactDir)
+	if err := os.RemoveAll(dir); err != nil { // what an earlier server had begun
+		return nil, err
+	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -98,11 +100,20 @@ func (r *run) gather(ctx context.Context) ([]Artifact, error) {
 		return nil, err
 	}
 	defer root.Close()
-	c := &collector{from: s, user: r.req.Exec.User, to: root, left: maxArtifactTotal, tell: func(a Artifact) {
+	var unrecorded error
+	c := &collector{from: s, user: r.req.Exec.User, to: root, left: min(maxArtifactTotal, r.o.ledger.keepable(r.who.Tenant)), tell: func(a Artifact) {
+		if a.Error == "" {
+			err := l.record(ctx, r.who, sandbox.Record{Class: sandbox.Flow, Action: "run.artifact", Outcome: sandbox.OutcomeDone, Object: clip(a.Path),
+				Digest: a.SHA256, Detail: map[string]string{"run": string(r.id), "bytes": strconv.FormatInt(a.Size, 10)}})
+			unrecorded = cmp.Or(unrecorded, err)
+		}
 		r.o.publishJSON(l.id, event.Artifact, "", ArtifactEvent{Path: a.Path, Size: a.Size, Error: a.Error}, false)
 	}}
 	for _, p := range r.req.Artifacts {
 		c.collect(ctx, p)
+	}
+	if unrecorded != nil {
+		return nil, errors.Join(unrecorded, os.RemoveAll(dir))
 	}
 	return c.list, nil
 }
@@ -138,7 +149,7 @@ func (c *collector) tree(ctx context.Context, p, key string) {
 			c.add(Artifact{Path: path.Join(key, artifactKey(printable(e.Path))), Error: fmt.Sprintf("what is in it lies more than %d directories deep", maxArtifactDepth)})
 		case e.IsDir():
 		case !e.Mode.IsRegular():
-			c.add(Artifact{Path: path.Join(key, artifactKey(e.Path)), Error: "not a regular file"})
+			c.add(Artifact{Path: path.Join(key, artifactKey(printable(e.Path))), Error: "not a regular file"})
 		case !safeName(e.Path):
 			c.add(Artifact{Path: path.Join(key, artifactKey(printable(e.Path))), Error: "its name is not acceptable"})
 		default:
@@ -161,12 +172,12 @@ func safeName(name string) bool {
 			return false
 		}
 	}
-	return !strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f || r == '\\' || r == '\uFFFD' })
+	return !strings.ContainsFunc(name, func(r rune) bool { return guest.Obeyed(r) || r == '\\' || r == '\uFFFD' })
 }
 
 func printable(s string) string {
 	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
+		if guest.Obeyed(r) {
 			return '?'
 		}
 		return r
@@ -232,6 +243,7 @@ func (c *collector) copy(ctx context.Context, from, name string) (size int64, su
 	if err != nil {
 		return 0, "", err
 	}
+	failpoint.Hit("artifact/after-open")
 	h := sha256.New()
 	size, err = io.Copy(io.MultiWriter(f, h), r)
 	if e := f.Close(); err == nil {
@@ -249,6 +261,7 @@ func (c *collector) copy(ctx context.Context, from, name string) (size int64, su
 		_ = c.to.Remove(name) // what stays is bounded, and goes with the run
 		return 0, "", err
 	}
+	failpoint.Hit("artifact/after-copy")
 	return size, hex.EncodeToString(h.Sum(nil)), nil
 }
 

@@ -16,7 +16,7 @@ import (
 
 func TestQuotas(t *testing.T) {
 	w := newWorld(t)
-	w.cfg = func(c *Config) { c.Quota = Quota{Tenant: 2, Host: 3} }
+	w.cfg = func(c *Config) { c.Quota = Quota{Tenant: TenantQuota{Sandboxes: 2}, Host: 3} }
 	o := w.start()
 	one := mustCreate(t, o, alice, CreateRequest{})
 	mustCreate(t, o, alice, CreateRequest{})
@@ -73,21 +73,18 @@ func TestMemoryIsPromisedOnce(t *testing.T) {
 
 func TestGateIsBoundedAndFair(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate(Quota{Creating: 1, Waiting: 5, Wait: 10 * time.Second})
-		leave, err := g.enter(t.Context(), "a")
+		const patience = 10 * time.Second
+		g := newGate("create", "boot", 1, 8, patience, nil)
+		leave, err := g.enter(t.Context(), "a", patience)
 		if err != nil {
 			t.Fatal(err)
 		}
 		var mu sync.Mutex
 		var order []string
 		var wg sync.WaitGroup
-		for i := range 5 {
-			tenant := sandbox.TenantID("a")
-			if i >= 3 {
-				tenant = "b"
-			}
+		wait := func(tenant sandbox.TenantID) {
 			wg.Go(func() {
-				leave, err := g.enter(t.Context(), tenant)
+				leave, err := g.enter(t.Context(), tenant, patience)
 				if err != nil {
 					t.Error(err)
 					return
@@ -99,30 +96,92 @@ func TestGateIsBoundedAndFair(t *testing.T) {
 			})
 			synctest.Wait()
 		}
-		_, err = g.enter(t.Context(), "c")
-		if e := wantKind(t, err, sandbox.KindCapacity); e.RetryAfter <= 0 {
-			t.Errorf("%+v", e)
+		refused := func(tenant sandbox.TenantID) {
+			t.Helper()
+			_, err := g.enter(t.Context(), tenant, patience)
+			if e := wantKind(t, err, sandbox.KindCapacity); e.RetryAfter <= 0 || e.Hint == "" {
+				t.Errorf("%+v", e)
+			}
 		}
+		for range 4 {
+			wait("a")
+		}
+		refused("a") // alone: half of the queue
+		wait("b")
+		wait("b")
+		refused("b")
+		wait("c")
+		refused("c")
+		refused("a")
 		leave()
 		wg.Wait()
-		if got := fmt.Sprint(order); got != "[a b a b a]" {
+		if got := fmt.Sprint(order); got != "[a b c a b a a]" {
 			t.Errorf("order %s", got)
 		}
-		leave, _ = g.enter(t.Context(), "a")
-		_, err = g.enter(t.Context(), "b")
-		wantKind(t, err, sandbox.KindCapacity)
+		leave, _ = g.enter(t.Context(), "a", patience)
+		refused("b") // nobody leaves in time
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(time.Second, cancel)
-		_, err = g.enter(ctx, "b")
+		_, err = g.enter(ctx, "b", patience)
 		wantKind(t, err, sandbox.KindCanceled)
 		if g.queued != 0 || len(g.queues) != 0 || len(g.tenants) != 0 {
 			t.Errorf("still queued: %d %v %v", g.queued, g.queues, g.tenants)
 		}
 		leave()
-		if g.free != 1 {
-			t.Errorf("%d free", g.free)
+		leave()
+		if g.free != 1 || len(g.active) != 0 {
+			t.Errorf("%d free, %v active", g.free, g.active)
 		}
 	})
+}
+
+// A waiter that gives up leaves no hole: those behind it move up, and its
+// tenant's turn is not spent on it.
+func TestGateWithoutHoles(t *testing.T) {
+	g := newGate("create", "boot", 2, 100, time.Second, func(tenant sandbox.TenantID) int { return map[sandbox.TenantID]int{"small": 1}[tenant] })
+	queue := func(tenant sandbox.TenantID) *ticket {
+		t.Helper()
+		k, err := g.queue(tenant)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	has := func(k *ticket) bool {
+		select {
+		case <-k.turn:
+			return true
+		default:
+			return false
+		}
+	}
+	a1, a2 := queue("a"), queue("a")
+	a3, b1, b2, small1, small2 := queue("a"), queue("b"), queue("b"), queue("small"), queue("small")
+	b1.leave()
+	a3.leave()
+	a3.leave()
+	a1.leave()
+	if !has(b2) || has(small1) {
+		t.Errorf("after one left: b %t, small %t", has(b2), has(small1))
+	}
+	b2.leave()
+	a2.leave()
+	if !has(small1) || has(small2) || g.free != 1 {
+		t.Errorf("a tenant may hold one place: %t %t, %d free", has(small1), has(small2), g.free)
+	}
+	if c := queue("c"); !has(c) {
+		t.Error("whoever is at its own limit holds others up")
+	} else {
+		c.leave()
+	}
+	small1.leave()
+	if !has(small2) {
+		t.Error("its next one did not come up")
+	}
+	small2.leave()
+	if g.free != 2 || g.queued != 0 || len(g.active)+len(g.queues)+len(g.tenants) != 0 {
+		t.Errorf("left: %+v", g)
+	}
 }
 
 // However a create is cut short, nothing is left, and the record says why.

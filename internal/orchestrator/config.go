@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"context"
 	"log/slog"
+	"path/filepath"
 	"runtime"
 	"time"
 
@@ -20,6 +21,9 @@ type Templates interface {
 	Choose(ctx context.Context, language string) (template.Template, error)
 	// Acquire keeps a template from being removed until release.
 	Acquire(digest string) (release func(), err error)
+	// Check compares the files of a template that is acquired with what was
+	// built.
+	Check(ctx context.Context, digest string) error
 }
 
 // Events is where what happens is told to whoever watches; *event.Hub is one.
@@ -27,6 +31,15 @@ type Events interface {
 	// Publish appends an event to a sandbox's sequence. It never waits for a
 	// reader.
 	Publish(id sandbox.ID, e event.Event) (uint64, error)
+	// Size is how many bytes a sandbox's events take on disk, and Retain how
+	// long they do after its end.
+	Size(id sandbox.ID) int64
+	Retain() time.Duration
+	// Printed is what has been published of a process.
+	Printed(id sandbox.ID, process string) (event.Printed, error)
+	// Expire removes the events that are older than before and of no sandbox
+	// that known names.
+	Expire(ctx context.Context, before time.Time, known event.Known) (more bool, err error)
 }
 
 // Config joins an Orchestrator to the rest.
@@ -34,12 +47,19 @@ type Config struct {
 	// Backends are those of this host, the preferred first among equals.
 	Backends  []sandbox.Backend
 	Store     *store.Store
-	Recorder  sandbox.Recorder
+	Recorder  sandbox.Recorder // one that can refuse for long says so by Err() error: *audit.Log does
 	Events    Events
 	Templates Templates
 	Log       *slog.Logger
 	// Runs is the directory for what runs leave behind; made if need be.
 	Runs string
+	// Processes is the directory where processes under way are noted; made if
+	// need be. Default: "processes" beside Runs.
+	Processes string
+	// Patience is how long an agent may not answer, while its boundary lives,
+	// before the sandbox counts as crashed: 75 s, so that a machine that stood
+	// still for a minute loses nothing.
+	Patience time.Duration
 
 	// AllowRoot permits execs and file operations as the guest's root. It is
 	// root of nothing but the guest, yet one boundary less.
@@ -48,8 +68,11 @@ type Config struct {
 	Defaults Defaults
 	Quota    Quota
 	// DestroyOnClose makes Close end every sandbox instead of leaving them to
-	// the next process: for `firebreak run` without a server.
+	// the next process.
 	DestroyOnClose bool
+	// Alone says that no process will follow this one and go on where it was
+	// killed: what runs is not noted for it. For `firebreak run` without a server.
+	Alone bool
 	// Abandoned says that whoever the living sandboxes in Store were for has
 	// died: Start ends them, lost, without asking their agents anything.
 	Abandoned bool
@@ -59,6 +82,12 @@ type Config struct {
 	// Memory reports the host's memory, total and available, in bytes; zeros
 	// where unknown. Default: /proc/meminfo.
 	Memory func() (total, available int64)
+	// Room reports what else the host has left. Default: this host, and the
+	// disk that Runs is on.
+	Room func() Room
+	// Clock is the wall clock. Default time.Now. What happens within this
+	// process follows the steady clock instead.
+	Clock func() time.Time
 }
 
 // Defaults fill in what a request leaves out. Zero fields get the values below.
@@ -73,24 +102,11 @@ type Defaults struct {
 	IdleTimeout time.Duration
 	// ExecTimeout bounds one exec: 5 min.
 	ExecTimeout time.Duration
-	// CreateTimeout bounds a boot: 60 s.
+	// ContextIdle and ContextLife are when a context ends by itself: never before
+	// its sandbox.
+	ContextIdle, ContextLife time.Duration
+	// CreateTimeout bounds a boot, and the start of a context: 60 s.
 	CreateTimeout time.Duration
-}
-
-// Quota bounds what may exist. Zero fields get the values below.
-type Quota struct {
-	// Tenant and Host are live sandboxes: 200 of one tenant, 500 of all.
-	Tenant, Host int
-	// Overcommit is how many times the host's memory the limits of all live
-	// sandboxes may add up to: 2. Whatever it says, a new sandbox's limit must
-	// fit into what is available when it is made.
-	Overcommit float64
-	// Creating is how many boots run at once: twice the CPUs.
-	Creating int
-	// Waiting is how many creates may wait for that: 128, and Wait how long:
-	// 10 s. Tenants take turns.
-	Waiting int
-	Wait    time.Duration
 }
 
 func (c *Config) fill() {
@@ -104,15 +120,23 @@ func (c *Config) fill() {
 	def(&d.Timeout, time.Hour)
 	def(&d.ExecTimeout, 5*time.Minute)
 	def(&d.CreateTimeout, time.Minute)
-	def(&q.Tenant, 200)
 	def(&q.Host, 500)
 	def(&q.Overcommit, 2)
 	def(&q.Creating, 2*runtime.NumCPU())
-	def(&q.Waiting, 128)
+	def(&q.Starting, 16*runtime.NumCPU())
+	def(&q.Waiting, 256)
 	def(&q.Wait, 10*time.Second)
 	def(&c.Retain, 7*24*time.Hour)
+	def(&c.Patience, 75*time.Second)
+	def(&c.Processes, filepath.Join(filepath.Dir(c.Runs), "processes"))
 	if c.Memory == nil {
 		c.Memory = hostMemory
+	}
+	if c.Room == nil {
+		c.Room = hostRoom(c.Runs)
+	}
+	if c.Clock == nil {
+		c.Clock = time.Now
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

@@ -1,10 +1,12 @@
 package orchestrator
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -47,26 +49,35 @@ func (o *Orchestrator) Create(ctx context.Context, who Caller, req CreateRequest
 	if err != nil {
 		return Sandbox{}, err
 	}
-	leave, err := o.gate.enter(ctx, who.Tenant)
+	a := req.admitted
+	if a == nil {
+		if a, err = o.admit(who.Tenant, p.sb.Limits); err != nil {
+			p.release()
+			return Sandbox{}, err
+		}
+		defer a.settle()
+	}
+	if err := a.turn(ctx); err != nil {
+		p.release()
+		return Sandbox{}, err
+	}
+	defer a.ticket.leave()
+	l, ctx, err := o.intend(ctx, who, p, a)
 	if err != nil {
 		p.release()
 		return Sandbox{}, err
 	}
-	defer leave()
-	l, ctx, err := o.intend(ctx, who, p)
-	if err != nil {
-		p.release()
-		return Sandbox{}, err
-	}
-	err = l.boot(ctx, p, begun)
+	err = l.boot(ctx, p)
 	if err == nil {
 		err = l.running(ctx, begun)
 	}
+	reason := failure(ctx, err) // before cancel, which would pass for the caller's
 	l.cancel()
 	close(l.booted)
 	if err != nil {
-		return Sandbox{}, l.failed(ctx, who, err)
+		return Sandbox{}, l.failed(who, reason, err)
 	}
+	failpoint.Hit("create/before-answer")
 	return l.snapshot(), nil
 }
 
@@ -95,6 +106,11 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 	def(&limits.CPUs, d.Limits.CPUs)
 	def(&limits.PIDs, d.Limits.PIDs)
 	def(&limits.Disk, d.Limits.Disk)
+	idle := given(req.IdleTimeout, d.IdleTimeout)
+	if idle == 0 && req.IdleAction != "" {
+		return nil, sandbox.Errorf("create", sandbox.KindInvalid, "idle_action %s needs an idle timeout", req.IdleAction).
+			WithHint("give idle_timeout_ms")
+	}
 	if req.ID == "" {
 		req.ID = sandbox.NewID()
 	}
@@ -116,9 +132,9 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 			Backend: info.Name, Isolation: info.Isolation, Template: pick(t.Name, t.Digest), TemplateDigest: t.Digest,
 			Tier: req.Tier, Metadata: maps.Clone(req.Metadata), Limits: limits, Explicit: spec.Explicit,
 			AcceptWeaker: req.AcceptWeaker, ReadonlyRoot: req.ReadonlyRoot,
-			IdleTimeout: given(req.IdleTimeout, d.IdleTimeout), MaxLife: given(req.Timeout, d.Timeout),
-			Principal: who.Principal, Created: time.Now().UTC()},
-		Details: Details{Pack: pick(req.Pack, t.Default), Packs: slices.Clone(t.Packs), Env: env, Hostname: spec.Hostname, Notes: notes, Run: req.run},
+			IdleTimeout: idle, MaxLife: given(req.Timeout, d.Timeout),
+			Principal: who.Principal, Created: o.Clock().UTC()},
+		Details: Details{Pack: pick(req.Pack, t.Default), Packs: slices.Clone(t.Packs), Env: env, Hostname: spec.Hostname, WorkDir: t.WorkDir(), Notes: notes, Run: req.run, IdleAction: req.IdleAction},
 	}
 	if sb.MaxLife > 0 {
 		sb.ExpiresAt = sb.Created.Add(sb.MaxLife)
@@ -152,6 +168,14 @@ func validate(req *CreateRequest) error {
 		if d != nil && (*d < 0 || *d > maxTimeout) {
 			return sandbox.Errorf("create", sandbox.KindInvalid, "%s %s is out of range", name, *d).WithHint("between 0 (never) and 10 years")
 		}
+	}
+	switch req.IdleAction {
+	case "", IdleDestroy, IdleEvent:
+	case IdlePause:
+		return sandbox.Errorf("create", sandbox.KindUnsupported, "a sandbox that is idle cannot be paused yet").
+			WithHint("idle_action destroy ends it, event only says so")
+	default:
+		return sandbox.Errorf("create", sandbox.KindInvalid, "unknown idle_action %.32q", req.IdleAction).WithHint("destroy, event or pause")
 	}
 	if req.ID != "" && !req.ID.Valid() {
 		return sandbox.Errorf("create", sandbox.KindInvalid, "malformed sandbox id %.80q", req.ID)
@@ -225,21 +249,23 @@ func (o *Orchestrator) Infos(ctx context.Context) (infos []sandbox.Info, auto st
 	return infos, auto, nil
 }
 
-// intend reserves what the sandbox needs, records and journals it. From here
-// on it exists, for the store, the recovery and the reaper. The context it
+// intend records and journals a sandbox that has been admitted. From here on it
+// exists, for the store, the recovery and the reaper. The context it
 // returns ends with ctx, with the boot's deadline, and when somebody ends the
 // sandbox meanwhile.
-func (o *Orchestrator) intend(ctx context.Context, who Caller, p *plan) (*live, context.Context, error) {
-	memory := p.sb.Limits.Memory
-	if err := o.ledger.reserve(memory); err != nil {
-		return nil, nil, err
-	}
+func (o *Orchestrator) intend(ctx context.Context, who Caller, p *plan, a *admission) (*live, context.Context, error) {
 	undo := func(err error) (*live, context.Context, error) {
-		o.ledger.release(memory)
-		// What was recorded as about to be done was not: say so. If that fails
-		// too, the missing "done" says the same.
-		_ = o.record(context.WithoutCancel(ctx), who, &p.sb, sandbox.Record{Class: sandbox.Flow, Action: "sandbox.create",
+		// What was recorded as about to be done was not: say so, and end its
+		// evidence with the receipt of nothing, as all evidence ends.
+		ctx := context.WithoutCancel(ctx)
+		evidence := o.record(ctx, who, &p.sb, sandbox.Record{Class: sandbox.Flow, Action: "sandbox.create",
 			Outcome: sandbox.OutcomeFailed, Detail: map[string]string{"error": clip(err.Error())}})
+		if evidence == nil {
+			evidence = o.record(ctx, who, &p.sb, receiptRecord(sandbox.Receipt{Instance: p.sb.Instance}.Seal(), ""))
+		}
+		if evidence != nil {
+			o.Log.Error("a create that failed could not be recorded; the missing \"done\" says the same", "sandbox", p.sb.ID, "error", evidence)
+		}
 		var e *sandbox.Error
 		if errors.As(err, &e) && e.Kind == sandbox.KindCapacity && e.RetryAfter == 0 {
 			e.RetryAfter = 5 * time.Second
@@ -247,24 +273,29 @@ func (o *Orchestrator) intend(ctx context.Context, who Caller, p *plan) (*live, 
 		return nil, nil, err
 	}
 	if err := o.record(ctx, who, &p.sb, createRecord(p)); err != nil {
-		o.ledger.release(memory)
 		return nil, nil, err
 	}
 	failpoint.Hit("create/before-intent")
 	p.sb.Extra = p.sb.Details.pack()
-	rec, err := o.Store.Tenant(who.Tenant).CreateSandbox(ctx, p.sb.Sandbox, store.Quota{Tenant: o.Quota.Tenant, Host: o.Quota.Host})
+	// The ledger has let it in; the store, which has the last word, agrees.
+	q := store.Quota{Tenant: int(o.Quota.Of(who.Tenant).Sandboxes), Host: o.Quota.Host}
+	rec, err := o.Store.Tenant(who.Tenant).CreateSandbox(ctx, p.sb.Sandbox, q)
 	if err != nil {
 		return undo(err)
 	}
 	failpoint.Hit("create/after-intent")
 	ctx, cancel := context.WithTimeout(ctx, o.Defaults.CreateTimeout)
 	l := o.newLive(Sandbox{Sandbox: rec, Details: p.sb.Details}, p.release, cancel)
+	a.kept = true
 	o.add(l)
 	if p.sb.Details.Run == "" { // a run has said so already
 		l.publishState(store.Creating, "", "", false)
 	}
 	return l, ctx, nil
 }
+
+// gitCommit is what the id of a commit looks like: SHA-1 or SHA-256.
+var gitCommit = regexp.MustCompile(`^([0-9a-f]{40}|[0-9a-f]{64})$`)
 
 func createRecord(p *plan) sandbox.Record {
 	d := map[string]string{"backend": p.sb.Backend, "isolation": p.sb.Isolation.String(), "template": p.sb.TemplateDigest,
@@ -279,6 +310,10 @@ func createRecord(p *plan) sandbox.Record {
 	if p.sb.Details.Run != "" {
 		d["run"] = string(p.sb.Details.Run)
 	}
+	// The caller's word, as all labels are. Other labels may hold secrets and stay out.
+	if c := p.sb.Metadata["git.commit"]; gitCommit.MatchString(c) {
+		d["git_commit"] = c
+	}
 	return sandbox.Record{Action: "sandbox.create", Outcome: sandbox.OutcomeAllowed, Object: p.sb.Name, Detail: d}
 }
 
@@ -290,8 +325,16 @@ func clip(s string) string {
 	return strings.ToValidUTF8(s, "\uFFFD")
 }
 
-// boot makes the instance and meets its agent.
-func (l *live) boot(ctx context.Context, p *plan, begun time.Time) error {
+// boot makes the instance and meets its agent. Meanwhile the template is
+// compared with what was built: nothing of it runs before the first exec.
+func (l *live) boot(ctx context.Context, p *plan) error {
+	checked := make(chan error, 1)
+	go func() { checked <- l.o.Templates.Check(ctx, p.sb.TemplateDigest) }()
+	err := l.meet(ctx, p)
+	return cmp.Or(<-checked, err)
+}
+
+func (l *live) meet(ctx context.Context, p *plan) error {
 	inst, err := p.backend.Create(ctx, p.spec)
 	if err != nil {
 		return err
@@ -354,15 +397,19 @@ func (l *live) running(ctx context.Context, begun time.Time) error {
 		Outcome: sandbox.OutcomeDone, Detail: map[string]string{"enforced": st.Enforced.String(), "took": short(det.Boot)}})
 }
 
-// failed ends a sandbox whose boot went wrong and returns why.
-func (l *live) failed(ctx context.Context, who Caller, err error) error {
-	reason := sandbox.ReasonCrashed
+// failure is the reason of a boot that ended with err.
+func failure(ctx context.Context, err error) sandbox.Reason {
 	switch {
 	case context.Cause(ctx) == context.DeadlineExceeded || sandbox.KindOf(err) == sandbox.KindTimeout:
-		reason = sandbox.ReasonTimeout
+		return sandbox.ReasonTimeout
 	case ctx.Err() != nil || sandbox.KindOf(err) == sandbox.KindCanceled:
-		reason = sandbox.ReasonOperator
+		return sandbox.ReasonOperator
 	}
+	return sandbox.ReasonCrashed
+}
+
+// failed ends a sandbox whose boot went wrong and returns why.
+func (l *live) failed(who Caller, reason sandbox.Reason, err error) error {
 	l.mu.Lock()
 	other := l.ending != nil // somebody ended it while it booted
 	l.mu.Unlock()

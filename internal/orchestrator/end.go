@@ -2,8 +2,6 @@ package orchestrator
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"strconv"
 	"time"
@@ -25,9 +23,9 @@ func (o *Orchestrator) Destroy(ctx context.Context, who Caller, ref string) (San
 		return Sandbox{}, err
 	}
 	defer o.work.Done()
-	l := o.find(who.Tenant, ref)
+	l, sb, err := o.locate(ctx, who.Tenant, ref)
 	if l == nil {
-		return o.Get(ctx, who.Tenant, ref)
+		return sb, err
 	}
 	e := l.end(who, sandbox.ReasonOperator, "destroyed by "+who.Principal, nil)
 	select {
@@ -102,6 +100,7 @@ func (l *live) finish(e *ending) {
 	}
 	note("the end could not be recorded as evidence", l.record(ctx, e.who, sandbox.Record{
 		Action: "sandbox.destroy", Outcome: sandbox.OutcomeAllowed, Reason: e.reason, Detail: detailOf(e.detail)}))
+	failpoint.Hit("end/before-intent")
 	_, err := l.o.Store.Tenant(l.tenant).EditSandbox(ctx, l.id, func(rec *store.Sandbox) error {
 		rec.State, rec.Reason, rec.Detail = store.Stopping, e.reason, e.detail
 		return nil
@@ -111,6 +110,7 @@ func (l *live) finish(e *ending) {
 	l.publishState(store.Stopping, e.reason, e.detail, false)
 
 	receipt, usage, err := l.destroy(ctx)
+	l.awaitExecs()
 	note("teardown", err)
 	failpoint.Hit("end/after-destroy")
 	err = l.record(ctx, e.who, receiptRecord(receipt, e.reason))
@@ -124,18 +124,45 @@ func (l *live) finish(e *ending) {
 	sb.State, sb.Reason, sb.Detail, sb.Exit = store.Ended, e.reason, e.detail, e.exit
 	sb.Ended, sb.Usage, sb.Receipt = time.Now().UTC(), usage, &receipt
 	sb.Details.Env = nil
+	sb.Details.Series = l.lastSeries(usage)
+	sb.Kept = l.o.Events.Size(l.id)
 	sb.Details.Notes = append(sb.Details.Notes[:len(sb.Details.Notes):len(sb.Details.Notes)], notes...)
 	if e.sb, err = l.bury(ctx, sb); err != nil && e.err == nil {
 		e.err = err
 	}
+	l.o.ledger.keep(l.tenant, sb.Kept)
 	l.mu.Lock()
 	l.sb = e.sb
 	l.mu.Unlock()
 	l.publishReceipt(receipt)
 	l.publishState(store.Ended, e.reason, e.detail, true)
-	l.o.ledger.release(l.memory)
+	note("journal", l.o.journal.forget(l.id))
+	failpoint.Hit("end/before-answer")
+	l.o.ledger.release(l.promised)
 	l.release()
 	close(e.done)
+}
+
+// execsWait is how long an end waits for its processes to be reported, so that
+// their ends come before it among the events. A reader that does not read could
+// hold them up.
+const execsWait = time.Second
+
+func (l *live) awaitExecs() {
+	l.mu.Lock()
+	none := make(chan struct{})
+	if len(l.execs) == 0 {
+		close(none)
+	} else {
+		l.none = none
+	}
+	l.mu.Unlock()
+	t := time.NewTimer(execsWait)
+	defer t.Stop()
+	select {
+	case <-none:
+	case <-t.C:
+	}
 }
 
 // bury writes the final record. When that fails the sandbox stays known to this
@@ -211,15 +238,13 @@ func detailOf(detail string) map[string]string {
 }
 
 // receiptRecord is the evidence of a teardown: the digest covers the receipt as
-// the API returns it, in JSON.
+// the API returns it.
 func receiptRecord(r sandbox.Receipt, reason sandbox.Reason) sandbox.Record {
 	outcome := sandbox.OutcomeDone
 	if !r.Clean {
 		outcome = sandbox.OutcomeFailed
 	}
-	b, _ := json.Marshal(r) // strings, booleans and a time always encode
-	sum := sha256.Sum256(b)
-	return sandbox.Record{Action: "sandbox.receipt", Outcome: outcome, Reason: reason, Digest: hex.EncodeToString(sum[:]),
+	return sandbox.Record{Action: "sandbox.receipt", Outcome: outcome, Reason: reason, Digest: r.Digest(),
 		Detail: map[string]string{"objects": strconv.Itoa(len(r.Objects)), "clean": strconv.FormatBool(r.Clean)}}
 }
 
@@ -236,6 +261,8 @@ type (
 		Code   int            `json:"exit_code"`
 		Reason sandbox.Reason `json:"reason"`
 		Detail string         `json:"detail,omitempty"`
+		// Duration is the wall clock, in milliseconds.
+		Duration float64 `json:"duration_ms,omitempty"`
 	}
 	// ArtifactEvent is the body of an "artifact" event.
 	ArtifactEvent struct {
@@ -250,23 +277,27 @@ type (
 	}
 )
 
-// publish tells whoever watches. Events are a convenience, never evidence: one
-// that cannot be kept is logged and nothing else stops for it.
-func (o *Orchestrator) publish(id sandbox.ID, e event.Event) {
-	if _, err := o.Events.Publish(id, e); err != nil {
+// publish tells whoever watches, and returns the event's id. Events are a
+// convenience, never evidence: one that cannot be kept is logged and nothing
+// else stops for it. Its id is 0.
+func (o *Orchestrator) publish(id sandbox.ID, e event.Event) uint64 {
+	n, err := o.Events.Publish(id, e)
+	if err != nil {
 		lost := o.lost.Add(1)
 		if now, last := time.Now().Unix(), o.complained.Load(); now > last && o.complained.CompareAndSwap(last, now) {
 			o.Log.Warn("events lost", "sandbox", id, "type", e.Type, "lost", lost, "error", err)
 		}
+		return 0
 	}
+	return n
 }
 
-func (o *Orchestrator) publishJSON(id sandbox.ID, t event.Type, process string, body any, final bool) {
+func (o *Orchestrator) publishJSON(id sandbox.ID, t event.Type, process string, body any, final bool) uint64 {
 	b, err := json.Marshal(body)
 	if err != nil {
 		b = []byte("{}") // unreachable: the bodies above always encode
 	}
-	o.publish(id, event.Event{Type: t, Process: process, Data: b, Final: final})
+	return o.publish(id, event.Event{Type: t, Process: process, Data: b, Final: final})
 }
 
 func (l *live) publishState(s store.State, r sandbox.Reason, detail string, final bool) {

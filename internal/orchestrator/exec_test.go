@@ -210,7 +210,7 @@ type signalSink struct {
 	started chan struct{}
 }
 
-func (s *signalSink) Started(int) error { close(s.started); return nil }
+func (s *signalSink) Started(int, uint64) error { close(s.started); return nil }
 
 // A caller that does not read must not keep another sandbox's output back, nor
 // another process's in the same sandbox.
@@ -285,17 +285,23 @@ func TestOutputIsWhole(t *testing.T) {
 	}
 }
 
-// pieces is a reader that returns one piece at a time.
-type pieces []string
-
-func (p *pieces) Read(b []byte) (int, error) {
-	if len(*p) == 0 {
-		return 0, io.EOF
-	}
-	n := copy(b, (*p)[0])
-	*p = (*p)[1:]
-	return n, nil
+// pieces is a stream on which one piece arrives at a time.
+type pieces struct {
+	in    []string
+	there string
 }
+
+func (p *pieces) Peek(seen, limit int) ([]byte, error) {
+	for len(p.there) <= seen {
+		if len(p.in) == 0 {
+			return []byte(p.there), io.EOF
+		}
+		p.there, p.in = p.there+p.in[0], p.in[1:]
+	}
+	return []byte(p.there), nil
+}
+
+func (p *pieces) Discard(n int) { p.there = p.there[n:] }
 
 func TestPiecesEndBetweenCharacters(t *testing.T) {
 	w := newWorld(t)
@@ -307,14 +313,13 @@ func TestPiecesEndBetweenCharacters(t *testing.T) {
 		{[]string{"\xe2\x28", "x"}, []string{"\xe2\x28", "x"}},
 		{[]string{"", "\u00e9"}, []string{"\u00e9"}},
 	} {
-		x := &execution{l: o.newLive(Sandbox{Sandbox: store.Sandbox{ID: sandbox.NewID()}}, nil, nil)}
-		out := make(chan output, 10)
-		p := pieces(c.in)
-		x.pump(&p, "stdout", "1", nil, out, nil)
-		close(out)
+		x := &execution{l: o.newLive(Sandbox{Sandbox: store.Sandbox{ID: sandbox.NewID()}}, nil, nil), entry: &entry{PID: 1}}
+		out := make(chan output)
+		go func() { x.pump(chanStdout, &pieces{in: c.in}, out); close(out) }()
 		var got []string
 		for o := range out {
 			got = append(got, string(o.data))
+			o.taken <- struct{}{}
 		}
 		if !slices.Equal(got, c.want) {
 			t.Errorf("%q came as %q, want %q", c.in, got, c.want)

@@ -81,40 +81,12 @@ func TestOOMIsAttributedByTheHost(t *testing.T) {
 	if exit, _ := mustExec(t, o, alice, sb.ID, verb("signalself", "9")); exit.Reason != sandbox.ReasonMemory {
 		t.Errorf("a kill in a sandbox where the kernel kills: %+v", exit)
 	}
-	x := &execution{l: o.find(alice.Tenant, string(sb.ID)), oom: 4, begun: time.Now()}
+	x := &execution{l: o.find(alice.Tenant, string(sb.ID)), entry: &entry{OOM: 4, Begun: time.Now()}}
 	for code, want := range map[int]sandbox.Reason{137: sandbox.ReasonMemory, 1: sandbox.ReasonDone} {
 		if exit := x.classify(t.Context(), guest.Exit{Code: code, Reason: sandbox.ReasonDone}, nil); exit.Reason != want || want == sandbox.ReasonMemory && exit.Detail != "limit 64 MiB" {
 			t.Errorf("exit code %d after a kill by the kernel: %+v", code, exit)
 		}
 	}
-}
-
-// A connection that breaks under a process ends that process, not the sandbox.
-func TestBrokenConnection(t *testing.T) {
-	w := newWorld(t)
-	o := w.start()
-	sb := mustCreate(t, o, alice, CreateRequest{})
-	l := o.find(alice.Tenant, string(sb.ID))
-	s, err := l.session(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	started := make(chan struct{})
-	go func() { <-started; s.Close() }()
-	exit, err := o.Exec(t.Context(), alice, string(sb.ID), within(verb("sleep", "3600s"), 0), &signalSink{started: started})
-	if err != nil || exit.Code != 137 || exit.Reason != sandbox.ReasonCrashed || !strings.Contains(exit.Detail, "connection") {
-		t.Errorf("%+v, %v", exit, err)
-	}
-	if _, c := mustExec(t, o, alice, sb.ID, sh("echo on")); c.out.String() != "on\n" {
-		t.Errorf("%q", c.out.String())
-	}
-	if s, err = l.session(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "what the broken connection left is dead", func() bool {
-		procs, err := s.Processes(t.Context())
-		return err == nil && !slices.ContainsFunc(procs, func(p guest.ProcessInfo) bool { return p.Exit == nil })
-	})
 }
 
 // An agent that cannot be reached any more ends the sandbox: untrusted code
@@ -183,7 +155,7 @@ func TestLateBurial(t *testing.T) {
 			t.Fatal(err)
 		}
 		late.sess.Close()
-		o.ledger.release(late.memory)
+		o.ledger.release(late.promised)
 		late.release()
 		sleep(sweepEvery + time.Second)
 		rec, err := w.store.Tenant(alice.Tenant).Sandbox(t.Context(), other.ID)
@@ -191,4 +163,36 @@ func TestLateBurial(t *testing.T) {
 			t.Errorf("%+v, %v", rec, err)
 		}
 	})
+}
+
+// Whoever lets traffic pass asks whether its records would be kept.
+func TestRecording(t *testing.T) {
+	w := newWorld(t)
+	o := w.start()
+	if err := o.Recording(); err != nil {
+		t.Error(err)
+	}
+	w.audit.set(errors.New("full"))
+	if err := o.Recording(); err == nil {
+		t.Error("a log that refuses is not told of")
+	}
+	w.audit.set(nil)
+	if err := o.Recording(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A create that is given up after its record ends its evidence, too: whoever
+// keeps books of open sandboxes must not keep it for ever.
+func TestEvidenceOfNothingEnds(t *testing.T) {
+	w := newWorld(t)
+	o := w.start()
+	mustCreate(t, o, alice, CreateRequest{Name: "taken"})
+	id := sandbox.NewID()
+	_, err := o.Create(t.Context(), alice, CreateRequest{ID: id, Name: "taken"})
+	wantKind(t, err, sandbox.KindExists)
+	want := []string{"sandbox.create allowed", "sandbox.create failed", "sandbox.receipt done"}
+	if got := w.audit.actions(id); !slices.Equal(got, want) {
+		t.Errorf("recorded %q, want %q", got, want)
+	}
 }

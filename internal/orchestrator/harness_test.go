@@ -49,6 +49,13 @@ func (e *evidence) set(err error) {
 	e.refuse = err
 }
 
+// Err says why nothing is kept.
+func (e *evidence) Err() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.refuse
+}
+
 // actions lists "action outcome" of all records about a sandbox.
 func (e *evidence) actions(id sandbox.ID) (out []string) {
 	e.mu.Lock()
@@ -77,6 +84,35 @@ func (h *told) Publish(id sandbox.ID, e event.Event) (uint64, error) {
 	return uint64(len(h.events[id])), nil
 }
 
+func (h *told) Size(id sandbox.ID) (n int64) {
+	for _, e := range h.of(id) {
+		n += int64(len(e.Data))
+	}
+	return n
+}
+
+func (h *told) Retain() time.Duration { return 24 * time.Hour }
+
+func (h *told) Printed(id sandbox.ID, process string) (p event.Printed, err error) {
+	for _, e := range h.of(id) {
+		if e.Process != process {
+			continue
+		}
+		p.Known = true
+		switch end := int64(e.Offset) + int64(len(e.Data)); e.Type {
+		case event.Started:
+			p = event.Printed{Known: true}
+		case event.Stdout, event.PTY:
+			p.Stdout = end
+		case event.Stderr:
+			p.Stderr = end
+		case event.Exit:
+			p.Ended = true
+		}
+	}
+	return p, nil
+}
+
 func (h *told) of(id sandbox.ID) []event.Event {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -85,8 +121,9 @@ func (h *told) of(id sandbox.ID) []event.Event {
 
 // roots is a Templates with one template, whose leases are counted.
 type roots struct {
-	mu    sync.Mutex
-	users int
+	mu      sync.Mutex
+	users   int
+	damaged error
 }
 
 var hostTemplate = template.Template{Name: "host", Digest: "sha256:" + string(bytes.Repeat([]byte("a"), 64)),
@@ -101,6 +138,12 @@ func (r *roots) Resolve(ctx context.Context, name string) (template.Template, er
 
 func (r *roots) Choose(ctx context.Context, language string) (template.Template, error) {
 	return template.Template{}, sandbox.Errorf("template resolve", sandbox.KindNotFound, "no template for %q", language).WithHint("build it")
+}
+
+func (r *roots) Check(context.Context, string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.damaged
 }
 
 func (r *roots) Acquire(digest string) (func(), error) {
@@ -168,7 +211,7 @@ func (w *world) stopped() *Orchestrator {
 	w.t.Helper()
 	cfg := Config{Backends: []sandbox.Backend{w.sim}, Store: w.store, Recorder: w.audit, Events: w.told, Templates: w.roots,
 		Runs: filepath.Join(w.dir, "runs"), Defaults: Defaults{Backend: "sim"}, DestroyOnClose: true,
-		Memory: func() (int64, int64) { return 64 << 30, 48 << 30 }, Log: slog.New(slog.NewTextHandler(testLog{w.t}, nil))}
+		Memory: func() (int64, int64) { return 64 << 30, 48 << 30 }, Patience: 2 * time.Second, Log: slog.New(slog.NewTextHandler(testLog{w.t}, nil))}
 	if w.cfg != nil {
 		w.cfg(&cfg)
 	}
@@ -204,15 +247,15 @@ type collect struct {
 	each     func([]byte) error
 }
 
-func (c *collect) Started(pid int) error { c.pid = pid; return nil }
-func (c *collect) Stdout(b []byte) error {
+func (c *collect) Started(pid int, _ uint64) error { c.pid = pid; return nil }
+func (c *collect) Stdout(b []byte, _ uint64) error {
 	c.out.Write(b)
 	if c.each != nil {
 		return c.each(b)
 	}
 	return nil
 }
-func (c *collect) Stderr(b []byte) error { c.err.Write(b); return nil }
+func (c *collect) Stderr(b []byte, _ uint64) error { c.err.Write(b); return nil }
 
 func mustCreate(t *testing.T, o *Orchestrator, who Caller, req CreateRequest) Sandbox {
 	t.Helper()

@@ -19,11 +19,15 @@ type live struct {
 	tenant   sandbox.TenantID
 	instance sandbox.InstanceID
 	name     string
-	memory   int64              // reserved in the ledger
+	promised promise            // in the ledger
 	release  func()             // of the template
 	cancel   context.CancelFunc // of the boot
 	booted   chan struct{}      // closed when the boot is over, well or badly
 	dying    chan struct{}      // closed when ending is set
+
+	// starting is held for reading while a process starts, and for writing
+	// while processes that nobody follows are looked for.
+	starting sync.RWMutex
 
 	mu      sync.Mutex
 	sb      Sandbox          // guarded by mu; as last stored, or nearly
@@ -33,9 +37,23 @@ type live struct {
 	uses    int              // guarded by mu; operations under way
 	used    time.Time        // guarded by mu; when the last one ended
 	timer   *time.Timer      // guarded by mu; fires due
+	stored  time.Time        // guarded by mu; the deadline that expires was made from
+	expires time.Time        // guarded by mu; by the steady clock; see deadline
 	usage   sandbox.Usage    // guarded by mu
 	sampled time.Time        // guarded by mu; when usage was measured
+	series  series           // guarded by mu
+	noted   time.Time        // guarded by mu; the value of used when it was last told to be idle
 	ending  *ending          // guarded by mu; set once
+	// execs are the processes that somebody follows, by the guest's id.
+	execs map[uint32]*execution // guarded by mu
+	none  chan struct{}         // guarded by mu; if not nil, closed when there are none any more
+	// ended are processes that are over, the latest last.
+	ended   []Process       // guarded by mu
+	claimed map[string]bool // guarded by mu; tags of processes that are starting
+	// contexts are those that live, and those that ended lately, by id.
+	contexts map[string]*warm // guarded by mu
+	// watchers are the directories watched for callers who poll, by id.
+	watchers map[string]*watcher // guarded by mu
 }
 
 // ending is the one end of a sandbox; whoever asks for it later shares it.
@@ -54,8 +72,9 @@ type ending struct {
 }
 
 func (o *Orchestrator) newLive(sb Sandbox, release func(), cancel context.CancelFunc) *live {
-	return &live{o: o, id: sb.ID, tenant: sb.Tenant, instance: sb.Instance, name: sb.Name, memory: sb.Limits.Memory,
-		release: release, cancel: cancel, booted: make(chan struct{}), dying: make(chan struct{}), sb: sb, used: time.Now()}
+	return &live{o: o, id: sb.ID, tenant: sb.Tenant, instance: sb.Instance, name: sb.Name, promised: promiseOf(sb.Tenant, sb.Limits),
+		release: release, cancel: cancel, booted: make(chan struct{}), dying: make(chan struct{}), sb: sb, used: time.Now(),
+		execs: map[uint32]*execution{}, contexts: map[string]*warm{}}
 }
 
 // snapshot returns the sandbox as it stands.
@@ -71,8 +90,8 @@ func (l *live) arm() {
 	if l.ending != nil || l.sb.State != store.Running {
 		return
 	}
-	next := l.sb.ExpiresAt
-	if idle := l.sb.IdleTimeout; idle > 0 && l.uses == 0 {
+	next := l.deadline()
+	if idle := l.sb.IdleTimeout; idle > 0 && l.uses == 0 && !l.noted.Equal(l.used) {
 		if t := l.used.Add(idle); next.IsZero() || t.Before(next) {
 			next = t
 		}
@@ -88,7 +107,7 @@ func (l *live) arm() {
 	}
 }
 
-// due ends the sandbox if a deadline has passed. The timer may be early: it is
+// due ends the sandbox, or says that it is idle, if a deadline has passed. The timer may be early: it is
 // not set back each time a sandbox is used.
 func (l *live) due() {
 	if l.o.begin() != nil {
@@ -96,17 +115,23 @@ func (l *live) due() {
 	}
 	defer l.o.work.Done()
 	l.mu.Lock()
-	now, idle := time.Now(), l.sb.IdleTimeout
-	expired := !l.sb.ExpiresAt.IsZero() && !now.Before(l.sb.ExpiresAt)
-	unused := idle > 0 && l.uses == 0 && !now.Before(l.used.Add(idle))
-	if !expired && !unused {
+	now, idle, at := time.Now(), l.sb.IdleTimeout, l.deadline()
+	expired := !at.IsZero() && !now.Before(at)
+	unused := idle > 0 && l.uses == 0 && !l.noted.Equal(l.used) && !now.Before(l.used.Add(idle))
+	told := unused && !expired && l.sb.Details.IdleAction == IdleEvent
+	if told {
+		l.noted = l.used
+	}
+	if told || !expired && !unused {
 		l.arm()
 	}
-	life := l.sb.ExpiresAt.Sub(l.sb.Created)
+	life := l.sb.MaxLife
 	l.mu.Unlock()
 	switch {
 	case expired:
 		l.end(system(l.tenant), sandbox.ReasonTimeout, "limit "+short(life), nil)
+	case told:
+		l.publishState(store.Running, sandbox.ReasonIdle, "unused for "+short(idle), false)
 	case unused:
 		l.end(system(l.tenant), sandbox.ReasonIdle, "unused for "+short(idle), nil)
 	}
@@ -143,6 +168,9 @@ func (l *live) hold(ctx context.Context) (func(), error) {
 		l.used = time.Now()
 		if l.uses == 0 && l.sb.IdleTimeout > 0 {
 			l.arm()
+			if l.ending == nil && !l.o.DestroyOnClose {
+				_ = l.o.journal.touch(l.id) // without it, a restart counts from the start
+			}
 		}
 	}, nil
 }

@@ -17,12 +17,22 @@ import (
 // concurrent use.
 type Orchestrator struct {
 	Config
-	gate   *gate
-	ledger *ledger
+	gate    *gate // of boots
+	starts  *gate // of programs
+	ledger  *ledger
+	room    *room
+	journal journal
+	// messages is what contexts may hold of what their drivers are saying.
+	messages messages
 
 	ctx  context.Context // ends at Close; bounds what runs on its own
 	stop context.CancelFunc
 	work sync.WaitGroup // operations, watchers, ends, runs, the reaper
+
+	adopting chan struct{} // holds as many as may look for their agent at once
+
+	born  time.Time // by the wall clock
+	began time.Time // the same moment, by the steady one
 
 	lost       atomic.Int64 // events that could not be published
 	complained atomic.Int64 // when the log said so last, in seconds
@@ -51,11 +61,18 @@ func New(c Config) (*Orchestrator, error) {
 	if err := c.Defaults.Limits.Validate(); err != nil {
 		return nil, fmt.Errorf("default limits: %w", err)
 	}
-	if err := os.MkdirAll(c.Runs, 0o700); err != nil {
-		return nil, err
+	for _, dir := range []string{c.Runs, c.Processes} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
 	}
-	o := &Orchestrator{Config: c, gate: newGate(c.Quota), ledger: &ledger{overcommit: c.Quota.Overcommit, host: c.Memory},
-		lives: map[sandbox.ID]*live{}, names: map[nameKey]*live{}, runs: map[sandbox.RunID]*run{}}
+	o := &Orchestrator{Config: c, born: c.Clock(), began: time.Now(), journal: journal{c.Processes}, adopting: make(chan struct{}, c.Quota.Creating), lives: map[sandbox.ID]*live{}, names: map[nameKey]*live{}, runs: map[sandbox.RunID]*run{}}
+	o.messages.left.Store(maxMessages)
+	q := &o.Quota
+	o.gate = newGate("create", "boot", q.Creating, q.Waiting, q.Wait, func(t sandbox.TenantID) int { return int(q.Of(t).Boots) })
+	o.starts = newGate("exec", "start", q.Starting, q.Waiting, q.Wait, nil)
+	o.ledger = newLedger(q, c.Memory)
+	o.room = &room{ask: c.Room, reserve: q.DiskReserve, ledger: o.ledger}
 	o.ctx, o.stop = context.WithCancel(context.Background())
 	return o, nil
 }
@@ -70,6 +87,11 @@ func (o *Orchestrator) Start(ctx context.Context) error {
 	if err := o.begin(); err != nil {
 		return err
 	}
+	o.work.Add(1) // not from zero
+	go func() {
+		defer o.work.Done()
+		o.measure()
+	}()
 	go func() {
 		defer o.work.Done()
 		o.reap()
@@ -77,8 +99,9 @@ func (o *Orchestrator) Start(ctx context.Context) error {
 	return nil
 }
 
-// Close stops serving: runs under way are ended, sandboxes are left running for
-// the next process or, with DestroyOnClose, destroyed. It waits until
+// Close stops serving: sandboxes, and the processes and runs in them, are left
+// running for the next process or, with DestroyOnClose, ended. A run whose
+// program has not started is ended either way. It waits until
 // everything this process began is over, or for ctx. It is idempotent.
 func (o *Orchestrator) Close(ctx context.Context) error {
 	o.mu.Lock()
@@ -93,7 +116,7 @@ func (o *Orchestrator) Close(ctx context.Context) error {
 	}
 	o.mu.Unlock()
 	for _, r := range runs {
-		r.cancelWith(sandbox.ReasonLost, "the server was stopped")
+		r.stop()
 	}
 	for _, r := range runs {
 		waitFor(ctx, r.done)
@@ -162,10 +185,14 @@ func (o *Orchestrator) begin() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.closed {
-		return sandbox.Errorf("orchestrate", sandbox.KindUnavailable, "the server is shutting down").WithHint("retry in a moment")
+		return stopping("orchestrate")
 	}
 	o.work.Add(1)
 	return nil
+}
+
+func stopping(op string) *sandbox.Error {
+	return sandbox.Errorf(op, sandbox.KindUnavailable, "the server is shutting down").WithHint("retry in a moment")
 }
 
 // find returns the live sandbox that ref names for tenant: an id, or a name.
@@ -176,6 +203,35 @@ func (o *Orchestrator) find(tenant sandbox.TenantID, ref string) *live {
 		return l
 	}
 	return o.names[nameKey{tenant, ref}]
+}
+
+// Holding is a live sandbox and whose it is.
+type Holding struct {
+	ID     sandbox.ID
+	Tenant sandbox.TenantID
+}
+
+// Whose tells which tenant's sandbox has the id, while it lives. It is for
+// callers that come with a sandbox's own token, not with a tenant's key.
+func (o *Orchestrator) Whose(id sandbox.ID) (Holding, bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	l := o.lives[id]
+	if l == nil {
+		return Holding{}, false
+	}
+	return Holding{l.id, l.tenant}, true
+}
+
+// Holdings lists what lives, of all tenants.
+func (o *Orchestrator) Holdings() []Holding {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	list := make([]Holding, 0, len(o.lives))
+	for _, l := range o.lives {
+		list = append(list, Holding{l.id, l.tenant})
+	}
+	return list
 }
 
 // add makes a sandbox known; remove forgets it.
@@ -197,6 +253,17 @@ func (o *Orchestrator) remove(l *live) {
 	}
 }
 
+// Recording says why evidence cannot be recorded now; nil while it can. What is
+// done on the strength of a record that follows is not done meanwhile: whatever
+// lets a running sandbox's traffic pass has to deny it as long as this is not
+// nil. It costs a lock.
+func (o *Orchestrator) Recording() error {
+	if r, ok := o.Recorder.(interface{ Err() error }); ok {
+		return r.Err()
+	}
+	return nil
+}
+
 // record writes evidence about one sandbox and remembers where.
 func (o *Orchestrator) record(ctx context.Context, who Caller, sb *Sandbox, r sandbox.Record) error {
 	r.Tenant, r.Principal = sb.Tenant, who.Principal
@@ -215,26 +282,56 @@ func (o *Orchestrator) record(ctx context.Context, who Caller, sb *Sandbox, r sa
 }
 
 // Get returns one sandbox by id, dead or alive, or by the name of a live one,
-// with its use measured at most a second ago. Errors: KindNotFound.
+// with its use measured at most a second ago. What it says is what the store
+// says, as in List: nobody sees a sandbox go back to an earlier state. Errors:
+// KindNotFound.
+//
+// Cost: by id about a microsecond, by name a query.
 func (o *Orchestrator) Get(ctx context.Context, tenant sandbox.TenantID, ref string) (Sandbox, error) {
-	if l := o.find(tenant, ref); l != nil {
-		usage := l.sample(ctx)
-		sb := l.snapshot()
-		if sb.State != store.Ended {
-			sb.Usage = usage
-		}
-		return sb, nil
+	var usage sandbox.Usage
+	var details Details
+	l := o.find(tenant, ref)
+	if l != nil {
+		usage, details = l.sample(ctx), l.snapshot().Details
 	}
-	if !sandbox.ID(ref).Valid() {
-		return Sandbox{}, notFound(ref)
+	t := o.Store.Tenant(tenant)
+	rec, err := t.Sandbox(ctx, sandbox.ID(ref))
+	if sandbox.KindOf(err) == sandbox.KindNotFound && !sandbox.ID(ref).Valid() {
+		rec, err = t.SandboxByName(ctx, ref)
 	}
-	rec, err := o.Store.Tenant(tenant).Sandbox(ctx, sandbox.ID(ref))
-	if sandbox.KindOf(err) == sandbox.KindNotFound {
+	switch {
+	case sandbox.KindOf(err) == sandbox.KindNotFound:
 		return Sandbox{}, notFound(ref)
-	} else if err != nil {
+	case err != nil:
 		return Sandbox{}, err
+	case l == nil || l.id != rec.ID || rec.State == store.Ended:
+		return unpack(rec).clone(), nil
 	}
-	return unpack(rec).clone(), nil
+	rec.Usage = usage
+	return Sandbox{Sandbox: rec, Details: details}.clone(), nil
+}
+
+// locate returns the live sandbox that ref names for tenant or, where there is
+// none, the record of the one that has ended. Errors: KindNotFound, or ctx's.
+//
+// A sandbox is in the store an instant before it is in this process's maps, and
+// ended there an instant before it leaves them: locate waits that long.
+func (o *Orchestrator) locate(ctx context.Context, tenant sandbox.TenantID, ref string) (*live, Sandbox, error) {
+	for {
+		if l := o.find(tenant, ref); l != nil {
+			return l, Sandbox{}, nil
+		}
+		sb, err := o.Get(ctx, tenant, ref)
+		if err != nil || sb.State == store.Ended {
+			return nil, sb, err
+		}
+		ref = string(sb.ID)
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			return nil, Sandbox{}, sandbox.Wrap("find", ref, ctx.Err())
+		}
+	}
 }
 
 // notFound is the one answer to an id that does not exist for the caller,
@@ -271,7 +368,10 @@ func (o *Orchestrator) SetTimeout(ctx context.Context, who Caller, ref string, d
 	}
 	var at time.Time
 	if d > 0 {
-		at = time.Now().Add(d).UTC()
+		at = o.Clock().Add(d).UTC()
+	}
+	if err := l.follow(ctx); err != nil {
+		return Sandbox{}, err
 	}
 	rec, err := o.Store.Tenant(l.tenant).EditSandbox(ctx, l.id, func(rec *store.Sandbox) error {
 		if extendOnly && (rec.ExpiresAt.IsZero() || !at.IsZero() && at.Before(rec.ExpiresAt)) {
@@ -280,7 +380,7 @@ func (o *Orchestrator) SetTimeout(ctx context.Context, who Caller, ref string, d
 		rec.ExpiresAt = at
 		rec.MaxLife = 0
 		if !at.IsZero() {
-			rec.MaxLife = at.Sub(rec.Created)
+			rec.MaxLife = max(d, at.Sub(rec.Created))
 		}
 		return nil
 	})
@@ -289,9 +389,11 @@ func (o *Orchestrator) SetTimeout(ctx context.Context, who Caller, ref string, d
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.sb.ExpiresAt, l.sb.MaxLife, l.sb.Version = rec.ExpiresAt, rec.MaxLife, rec.Version
-	l.arm()
-	return l.sb.clone(), nil
+	if rec.Version > l.sb.Version { // else somebody else's later change is known already
+		l.sb.ExpiresAt, l.sb.MaxLife, l.sb.Version = rec.ExpiresAt, rec.MaxLife, rec.Version
+		l.arm()
+	}
+	return Sandbox{Sandbox: rec, Details: l.sb.Details}.clone(), nil
 }
 
 // record writes evidence about l.
@@ -328,10 +430,9 @@ func (o *Orchestrator) use(ctx context.Context, tenant sandbox.TenantID, ref str
 	if err := o.begin(); err != nil {
 		return nil, nil, err
 	}
-	l := o.find(tenant, ref)
+	l, sb, err := o.locate(ctx, tenant, ref)
 	if l == nil {
 		o.work.Done()
-		sb, err := o.Get(ctx, tenant, ref)
 		if err == nil {
 			err = goneError(sb.ID, sb.Reason, sb.Detail, sb.Ended)
 		}

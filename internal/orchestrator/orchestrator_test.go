@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -123,6 +124,26 @@ func TestUnenforcedLimits(t *testing.T) {
 	}
 }
 
+// TestCommitIsEvidence: of all labels, the one that is a commit is recorded.
+func TestCommitIsEvidence(t *testing.T) {
+	w := newWorld(t)
+	o := w.start()
+	commit := strings.Repeat("0a", 20)
+	for label, recorded := range map[string]bool{commit: true, strings.Repeat("0a", 32): true, "a secret": false, commit + "\n": false, commit[1:]: false, strings.Repeat("0A", 20): false} {
+		sb := mustCreate(t, o, alice, CreateRequest{Metadata: map[string]string{"git.commit": label, "git.repo": "a secret"}})
+		w.audit.mu.Lock()
+		i := slices.IndexFunc(w.audit.records, func(r sandbox.Record) bool { return r.Sandbox == sb.ID && r.Action == "sandbox.create" })
+		if i < 0 {
+			t.Fatal("no record of the create")
+		}
+		d := w.audit.records[i].Detail
+		if got, ok := d["git_commit"]; ok != recorded || ok && got != label || strings.Contains(strings.Join(slices.Collect(maps.Values(d)), " "), "a secret") {
+			t.Errorf("%q: %v", label, d)
+		}
+		w.audit.mu.Unlock()
+	}
+}
+
 func TestTenantsDoNotSeeEachOther(t *testing.T) {
 	w := newWorld(t)
 	o := w.start()
@@ -171,8 +192,8 @@ func TestTenantsDoNotSeeEachOther(t *testing.T) {
 		_, err = o.StartRun(t.Context(), bob, ref)
 		_, unknown = o.StartRun(t.Context(), bob, string(never))
 		same("start", err, unknown)
-		_, _, err = o.OpenArtifact(t.Context(), bob.Tenant, ref, "a")
-		_, _, unknown = o.OpenArtifact(t.Context(), bob.Tenant, string(never), "a")
+		_, _, err = o.OpenArtifact(t.Context(), bob, ref, "a")
+		_, _, unknown = o.OpenArtifact(t.Context(), bob, string(never), "a")
 		same("artifact", err, unknown)
 	}
 	if r, err := o.GetRun(t.Context(), alice.Tenant, string(going.ID), 0); err != nil || r.State == store.RunEnded {
@@ -306,4 +327,31 @@ func TestFiles(t *testing.T) {
 	wantKind(t, err, sandbox.KindDenied)
 	_, err = o.StatFile(t.Context(), alice, id, "/etc", "../x")
 	wantKind(t, err, sandbox.KindInvalid)
+}
+
+// TestDamagedTemplate: nothing runs from a template whose files are not what was
+// built; what the boot made meanwhile is destroyed, and there is evidence.
+func TestDamagedTemplate(t *testing.T) {
+	w := newWorld(t)
+	o := w.start()
+	w.roots.damaged = sandbox.Errorf("template check", sandbox.KindUnavailable, "template is damaged: /usr/x was changed").WithHint("run `firebreak template rm x`")
+	id := sandbox.NewID()
+	_, err := o.Create(t.Context(), alice, CreateRequest{ID: id})
+	if sandbox.KindOf(err) != sandbox.KindUnavailable || !strings.Contains(err.Error(), "/usr/x was changed") {
+		t.Errorf("%v", err)
+	}
+	if list, err := w.sim.List(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("left: %v, %v", list, err)
+	}
+	sb, err := o.Get(t.Context(), alice.Tenant, string(id))
+	if err != nil || sb.State != store.Ended || !strings.Contains(sb.Detail, "damaged") {
+		t.Errorf("%+v, %v", sb, err)
+	}
+	if got := w.audit.actions(id); len(got) == 0 || got[0] != "sandbox.create allowed" {
+		t.Errorf("%q", got)
+	}
+	w.roots.mu.Lock()
+	w.roots.damaged = nil
+	w.roots.mu.Unlock()
+	mustCreate(t, o, alice, CreateRequest{})
 }

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/firebreak-dev/firebreak/internal/guest"
 	"github.com/firebreak-dev/firebreak/internal/template"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -26,6 +27,10 @@ type runner struct {
 	inline func(code string) []string
 	script func(path string) []string
 	env    map[string]string
+	warm   []string // what keeps an interpreter warm; nil: nothing does
+	// forgets says that SIGINT can get lost: Node has moments, at the end of a
+	// script, when it is nobody's.
+	forgets bool
 }
 
 // runners are the language packs. Python's output is not buffered: what a
@@ -39,11 +44,15 @@ var runners = map[string]runner{
 			q := strconv.QuoteToASCII(path)
 			return []string{"python3", "-c", "exec(compile(open(" + q + ",'rb').read()," + q + ",'exec'))"}
 		},
-		env: map[string]string{"PYTHONUNBUFFERED": "1"},
+		env:  map[string]string{"PYTHONUNBUFFERED": "1"},
+		warm: []string{"python3", guest.PythonContext},
 	},
 	template.Node: {
-		ext:    "js",
-		inline: func(code string) []string { return []string{"node", "-e", code, "--"} },
+		ext: "js",
+		// A shell, because Node has no dup.
+		warm:    []string{"sh", "-c", `exec node "$0" 3<&0 4>&1 5>&2 0</dev/null`, guest.NodeContext},
+		forgets: true,
+		inline:  func(code string) []string { return []string{"node", "-e", code, "--"} },
 		script: func(path string) []string {
 			q := strconv.QuoteToASCII(path)
 			return []string{"node", "-e", "require('vm').runInThisContext(require('fs').readFileSync(" + q + ",'utf8'),{filename:" + q + "})", "--"}
@@ -63,12 +72,13 @@ type program struct {
 	pack string // empty for a command
 	dir  string // of the code's file; empty when there is none
 	path string // the code's file
+	cwd  string // where it starts; empty: the home
 }
 
 // program decides what req starts in a sandbox with these details. Errors:
 // KindInvalid with a hint, KindTooLarge.
 func (req *ExecRequest) program(d Details) (program, error) {
-	if (req.Code == nil) == (req.Command == nil) {
+	if !req.driver && (req.Code == nil) == (req.Command == nil) {
 		return program{}, sandbox.Errorf("exec", sandbox.KindInvalid, "exactly one of code and command is needed")
 	}
 	if err := checkEnv(req.Env); err != nil {
@@ -82,18 +92,26 @@ func (req *ExecRequest) program(d Details) (program, error) {
 		if *req.Command == "" {
 			return program{}, sandbox.Errorf("exec", sandbox.KindInvalid, "the command is empty")
 		}
-		return program{argv: append([]string{*req.Command}, req.Args...), env: environment(d.Env, nil, req.Env)}, nil
+		// Code starts in the home, where inputs are; a command where its image says.
+		return program{argv: append([]string{*req.Command}, req.Args...), env: environment(d.Env, nil, req.Env), cwd: pick(req.Dir, d.WorkDir)}, nil
 	}
 	pack := pick(req.Pack, pick(d.Pack, template.Python))
 	r, ok := runners[pack]
 	if !ok || !slices.Contains(d.Packs, pack) {
 		return program{}, packMissing(pack, d.Packs)
 	}
+	if req.driver {
+		if r.warm == nil {
+			return program{}, sandbox.Errorf("context", sandbox.KindUnsupported, "there are no contexts for %q", pack).
+				WithHint("python or node; run it with exec")
+		}
+		return program{argv: r.warm, env: environment(d.Env, r.env, req.Env), pack: pack, cwd: req.Dir}, nil
+	}
 	if len(*req.Code) > maxCode {
 		return program{}, sandbox.Errorf("exec", sandbox.KindTooLarge, "the code has %s", sandbox.FormatSize(int64(len(*req.Code)))).
 			WithHint("at most %s; write it to a file and run that", sandbox.FormatSize(maxCode))
 	}
-	p := program{env: environment(d.Env, r.env, req.Env), pack: pack}
+	p := program{env: environment(d.Env, r.env, req.Env), pack: pack, cwd: req.Dir}
 	if len(*req.Code) <= inlineCode && !strings.Contains(*req.Code, "\x00") {
 		p.argv = r.inline(*req.Code)
 	} else {

@@ -2,7 +2,7 @@ package orchestrator
 
 import (
 	"context"
-	"os"
+	"io/fs"
 	"path/filepath"
 	"time"
 
@@ -27,13 +27,19 @@ func (o *Orchestrator) reap() {
 			return
 		case <-t.C:
 		}
+		if err := o.followAll(o.ctx); err != nil && o.ctx.Err() == nil {
+			o.Log.Error("follow the clock", "error", err)
+		}
 		if err := o.sweep(o.ctx); err != nil && o.ctx.Err() == nil {
 			o.Log.Error("sweep", "error", err)
 		}
 		if time.Since(purged) >= purgeEvery {
-			purged = time.Now()
-			if err := o.purge(o.ctx); err != nil && o.ctx.Err() == nil {
+			more, err := o.purge(o.ctx)
+			if err != nil && o.ctx.Err() == nil {
 				o.Log.Error("purge", "error", err)
+			}
+			if !more { // else it goes on with the next sweep
+				purged = time.Now()
 			}
 		}
 	}
@@ -42,7 +48,7 @@ func (o *Orchestrator) reap() {
 // sweep destroys orphans and what an earlier end could not remove, and writes
 // final records that could not be written.
 func (o *Orchestrator) sweep(ctx context.Context) error {
-	seen, err := o.sightings(ctx)
+	seen, err := o.sightings(ctx, nil)
 	if err != nil {
 		return err
 	}
@@ -106,24 +112,26 @@ func (o *Orchestrator) unburied() (ls []*live) {
 	return ls
 }
 
-// purge forgets what ended longer than Retain ago.
-func (o *Orchestrator) purge(ctx context.Context) error {
-	before := time.Now().Add(-o.Retain)
-	if _, err := o.Store.System().Purge(ctx, before); err != nil {
-		return err
-	}
-	dirs, err := os.ReadDir(o.Runs)
-	if err != nil {
-		return err
-	}
-	for _, d := range dirs {
-		info, e := d.Info()
-		if e != nil || info.ModTime().After(before) || !sandbox.RunID(d.Name()).Valid() || o.run(sandbox.RunID(d.Name())) != nil {
-			continue
-		}
-		if e := os.RemoveAll(filepath.Join(o.Runs, d.Name())); e != nil {
-			err = e
-		}
+// countKept counts again what ended sandboxes and runs left on disk. What ends
+// meanwhile may be counted twice, or not, until the next time.
+func (o *Orchestrator) countKept(ctx context.Context) error {
+	kept, err := o.Store.System().Kept(ctx, time.Now().Add(-o.Events.Retain()))
+	if err == nil {
+		o.ledger.setKept(kept)
 	}
 	return err
+}
+
+// diskUse is how many bytes of files lie below dir.
+func diskUse(dir string) (n int64) {
+	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return nil // not there, or gone just now
+		}
+		if fi, err := d.Info(); err == nil && fi.Mode().IsRegular() {
+			n += fi.Size()
+		}
+		return nil
+	})
+	return n
 }

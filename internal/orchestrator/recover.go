@@ -2,6 +2,9 @@ package orchestrator
 
 import (
 	"context"
+	"errors"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,9 +23,11 @@ type sighting struct {
 // was meant decides:
 //
 //	creating            nobody ever learned of it: destroyed, lost
-//	running, alive      adopted; overdue deadlines are enforced at once
-//	running, of a run   nobody collects its result any more: destroyed, lost
-//	running, Abandoned  the same
+//	running, alive      adopted: its processes are followed on, overdue deadlines
+//	                    are enforced at once
+//	running, of a run   adopted if the run's program had started, and the run goes
+//	                    on; destroyed otherwise, lost
+//	running, Abandoned  destroyed, lost
 //	running, dead       ended for the backend's reason
 //	running, not there  lost
 //	stopping            ended for the reason journalled
@@ -34,7 +39,15 @@ func (o *Orchestrator) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	seen, err := o.sightings(ctx)
+	seen, err := o.sightings(ctx, recs)
+	if err != nil {
+		return err
+	}
+	procs, err := o.journal.read()
+	if err != nil {
+		return sandbox.Wrap("recover", o.Processes, err)
+	}
+	runs, err := o.unfinishedRuns(ctx)
 	if err != nil {
 		return err
 	}
@@ -46,7 +59,7 @@ func (o *Orchestrator) recover(ctx context.Context) error {
 		slots <- struct{}{}
 		work.Go(func() {
 			defer func() { <-slots }()
-			o.reconcile(ctx, unpack(rec), s, there)
+			o.reconcile(ctx, unpack(rec), s, there, procs[rec.ID], runs)
 		})
 	}
 	work.Wait()
@@ -57,12 +70,25 @@ func (o *Orchestrator) recover(ctx context.Context) error {
 		}
 	}
 	failpoint.Hit("recover/after-orphans")
-	return o.recoverRuns(ctx)
+	o.recoverRuns(ctx, runs)
+	failpoint.Hit("recover/after-runs")
+	if err := o.journal.sweep(o.knows); err != nil {
+		return sandbox.Wrap("recover", o.Processes, err)
+	}
+	return o.countKept(ctx)
 }
 
-// sightings lists all instances of all backends that work here. An instance of
-// one that does not cannot be seen: it is dealt with as an orphan once it can.
-func (o *Orchestrator) sightings(ctx context.Context) (map[sandbox.InstanceID]sighting, error) {
+// knows reports whether a sandbox is alive, as far as this process knows.
+func (o *Orchestrator) knows(id sandbox.ID) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.lives[id] != nil
+}
+
+// sightings lists all instances of all backends. Of one that does not work here
+// and cannot look, nothing is known: where a record says that something of it
+// lives, that is an error, because calling it lost would be a lie.
+func (o *Orchestrator) sightings(ctx context.Context, recs []store.Sandbox) (map[sandbox.InstanceID]sighting, error) {
 	seen := map[sandbox.InstanceID]sighting{}
 	for _, b := range o.Backends {
 		info, err := b.Info(ctx)
@@ -70,8 +96,13 @@ func (o *Orchestrator) sightings(ctx context.Context) (map[sandbox.InstanceID]si
 			return nil, sandbox.Wrap("recover", "", err)
 		}
 		list, err := b.List(ctx)
-		if err != nil && info.Available {
-			return nil, sandbox.Wrap("recover", info.Name, err)
+		used := slices.ContainsFunc(recs, func(r store.Sandbox) bool { return r.Backend == info.Name })
+		if err != nil && (info.Available || used) {
+			var e *sandbox.Error
+			if err = sandbox.Wrap("recover", info.Name, err); errors.As(err, &e) && e.Hint == "" {
+				e.Hint = "its sandboxes may be running; `firebreak doctor` says what it needs"
+			}
+			return nil, err
 		}
 		for _, st := range list {
 			seen[st.Instance] = sighting{b, st}
@@ -82,7 +113,7 @@ func (o *Orchestrator) sightings(ctx context.Context) (map[sandbox.InstanceID]si
 
 // reconcile adopts or ends one sandbox. There is nobody to return an error to:
 // whatever fails leads to an end, whose record says why.
-func (o *Orchestrator) reconcile(ctx context.Context, sb Sandbox, s sighting, there bool) {
+func (o *Orchestrator) reconcile(ctx context.Context, sb Sandbox, s sighting, there bool, procs []*entry, runs map[sandbox.RunID]*run) {
 	release, err := o.Templates.Acquire(sb.TemplateDigest)
 	if err != nil {
 		release = func() {} // it is mounted already; what matters is the sandbox
@@ -96,9 +127,10 @@ func (o *Orchestrator) reconcile(ctx context.Context, sb Sandbox, s sighting, th
 			o.Log.Warn("attach", "sandbox", sb.ID, "instance", sb.Instance, "error", err)
 		}
 	}
-	o.ledger.adopt(sb.Limits.Memory)
+	o.ledger.adopt(l.promised)
 	o.add(l)
 	bury := func(reason sandbox.Reason, detail string, exit *sandbox.Exit) {
+		l.loseProcesses(ctx, procs, reason, detail)
 		<-l.end(system(sb.Tenant), reason, detail, exit).done
 	}
 	switch {
@@ -114,33 +146,71 @@ func (o *Orchestrator) reconcile(ctx context.Context, sb Sandbox, s sighting, th
 			exit.Reason = sandbox.ReasonLost
 		}
 		bury(exit.Reason, exit.Detail, &exit)
-	case sb.Details.Run != "":
+	case sb.Details.Run != "" && !runs[sb.Details.Run].goesOn(procs):
 		bury(sandbox.ReasonLost, "the server stopped while its run was under way", nil)
 	case o.Abandoned:
 		bury(sandbox.ReasonLost, "the program that made it has died", nil)
 	default:
-		o.adopt(ctx, l)
+		o.adopt(l, procs)
 	}
 }
 
-// adopt takes a living sandbox over: a session, a watcher, its deadlines.
-func (o *Orchestrator) adopt(ctx context.Context, l *live) {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	s, err := l.redial(l.inst)
-	if err != nil {
-		l.lost(l.inst, err)
-		if waitFor(ctx, l.dying) {
-			waitFor(ctx, l.ending.done)
+// adopt takes a living sandbox over: a watcher, its deadlines, its processes,
+// and in the background a session. Its agent is not waited for: it may be as
+// overloaded as the machine is after a restart.
+func (o *Orchestrator) adopt(l *live, procs []*entry) {
+	for _, e := range procs {
+		x := l.adopted(e)
+		l.execs[e.ID] = x
+		if e.Context != nil {
+			l.adoptContext(x)
 		}
-		return
 	}
 	l.mu.Lock()
-	l.sess, l.used = s, time.Now()
+	l.used = time.Now().Add(-time.Since(o.journal.used(l.id, l.sb.Started))) // by the steady clock from here on
+	execs := slices.Collect(maps.Values(l.execs))
+	l.mu.Unlock()
+	for _, x := range execs {
+		switch {
+		case x.entry.Run != "" && x.entry.Context == nil:
+			continue // its run follows it
+		case x.entry.Context != nil: // waiting for a turn is no use of the sandbox
+			w := x.warm
+			o.work.Go(func() { w.over(x.resume(o.ctx, w)) })
+			continue
+		}
+		if done, err := l.hold(o.ctx); err == nil {
+			o.work.Go(func() {
+				defer done()
+				x.resume(o.ctx, nobody{})
+			})
+		}
+	}
+	l.mu.Lock()
 	l.arm()
 	l.mu.Unlock()
 	o.work.Go(func() { l.watch(l.inst) })
-	o.Log.Info("adopted", "sandbox", l.id, "instance", l.instance)
+	o.work.Go(func() { // kills what nobody follows, finds out whether the agent lives
+		o.adopting <- struct{}{}
+		defer func() { <-o.adopting }()
+		_, _ = l.session(o.ctx) // what is wrong with it ends the sandbox
+	})
+	o.Log.Info("adopted", "sandbox", l.id, "instance", l.instance, "processes", len(execs))
+}
+
+// adopted is a process that an earlier server began.
+func (l *live) adopted(e *entry) *execution {
+	x := l.execution(Caller{Tenant: e.Tenant, Principal: e.Principal}, nobody{}, e)
+	x.adopted, x.announced = true, true
+	if e.Stdin == stdinOpen { // now: callers may write to it as soon as they can see it
+		in, err := l.o.journal.reopen(e)
+		if err != nil {
+			e.Stdin = stdinLive // as good as lost
+		} else {
+			x.stdin = in
+		}
+	}
+	return x
 }
 
 // destroyOrphan removes an instance that no living record knows.

@@ -19,6 +19,17 @@ type Caller struct {
 // system is the daemon itself, acting on one of tenant's sandboxes.
 func system(tenant sandbox.TenantID) Caller { return Caller{Tenant: tenant, Principal: "system"} }
 
+// IdleAction is what happens to a sandbox that nobody has used for its idle
+// timeout.
+type IdleAction string
+
+// The actions. The zero value is IdleDestroy.
+const (
+	IdleDestroy IdleAction = "destroy"
+	IdleEvent   IdleAction = "event" // it lives on, and its events say that it is idle, once each time
+	IdlePause   IdleAction = "pause" // needs snapshots; refused until there are any
+)
+
 // CreateRequest says what to make. The zero value takes every default.
 type CreateRequest struct {
 	ID       sandbox.ID // generated if empty
@@ -31,6 +42,7 @@ type CreateRequest struct {
 	// cannot be enforced; zero ones get the default.
 	Limits       sandbox.Limits
 	IdleTimeout  *time.Duration // nil: the default; 0: none
+	IdleAction   IdleAction     // what happens after that; needs one
 	Timeout      *time.Duration // maximum life; nil: the default; 0: none
 	Env          map[string]string
 	Metadata     map[string]string
@@ -40,7 +52,8 @@ type CreateRequest struct {
 	Pack         string // what runs code when an exec names none
 	Hostname     string
 
-	run sandbox.RunID // the run it belongs to
+	run      sandbox.RunID // the run it belongs to
+	admitted *admission    // with it; nil: not yet
 }
 
 // explicit is the set of limits that were asked for.
@@ -70,12 +83,17 @@ type Details struct {
 	// put secrets there, whatever they are told.
 	Env      map[string]string `json:"env,omitempty"`
 	Hostname string            `json:"hostname,omitempty"`
+	WorkDir  string            `json:"work_dir,omitempty"` // where commands start; the home if empty
 	Notes    []string          `json:"notes,omitempty"`
 	Boot     time.Duration     `json:"boot,omitempty"` // how long create took
 	Run      sandbox.RunID     `json:"run,omitempty"`
 	// First and Last are the audit records about it.
 	First sandbox.Position `json:"first,omitempty"`
 	Last  sandbox.Position `json:"last,omitempty"`
+	// Series is what it used over its life, packed; set at the end.
+	Series []byte `json:"series,omitempty"`
+	// IdleAction is what happens when it has been idle for its idle timeout.
+	IdleAction IdleAction `json:"idle_action,omitempty"`
 }
 
 // clone keeps what is handed out apart from what is kept.

@@ -9,9 +9,11 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/firebreak-dev/firebreak/internal/event"
+	"github.com/firebreak-dev/firebreak/internal/failpoint"
 	"github.com/firebreak-dev/firebreak/internal/store"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -72,8 +74,13 @@ type Report struct {
 	Receipt         *sandbox.Receipt  `json:"receipt,omitempty"`
 	Notes           []string          `json:"notes,omitempty"`
 	Error           *RunError         `json:"error,omitempty"`
-	First           sandbox.Position  `json:"first,omitempty"`
-	Last            sandbox.Position  `json:"last,omitempty"`
+	// What the next server needs to go on with it.
+	User   string    `json:"user,omitempty"`   // who its program runs as
+	Wanted []string  `json:"wanted,omitempty"` // artifacts
+	Exit   *ExecExit `json:"exit,omitempty"`   // once the program has ended
+
+	First sandbox.Position `json:"first,omitempty"`
+	Last  sandbox.Position `json:"last,omitempty"`
 }
 
 // RunError says why a run could not be carried out.
@@ -94,7 +101,7 @@ type run struct {
 	who    Caller
 	req    RunRequest
 	ctx    context.Context // the run's own; see cancelWith
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
 	start  chan struct{} // closed by StartRun
 	done   chan struct{} // closed when the final record is written, or cannot be
 
@@ -103,6 +110,9 @@ type run struct {
 	began  bool           // guarded by mu; start is closed
 	reason sandbox.Reason // guarded by mu; why it was cancelled
 	detail string         // guarded by mu
+	left   bool           // guarded by mu; to the next server
+
+	adopted bool // its sandbox was; written by the recovery only
 }
 
 // CreateRun begins a run and returns at once; the run goes on whatever happens
@@ -114,6 +124,7 @@ func (o *Orchestrator) CreateRun(ctx context.Context, who Caller, req RunRequest
 		return Run{}, err
 	}
 	p.release()
+	req.Exec.ofRun = true
 	if _, err := req.Exec.program(p.sb.Details); err != nil {
 		return Run{}, err
 	}
@@ -123,16 +134,32 @@ func (o *Orchestrator) CreateRun(ctx context.Context, who Caller, req RunRequest
 	if err := o.begin(); err != nil {
 		return Run{}, err
 	}
+	// Whether there is room for it is said now: it is not accepted and refused
+	// later, when nobody listens.
+	a, err := o.admit(who.Tenant, p.sb.Limits)
+	if err != nil {
+		o.work.Done()
+		return Run{}, err
+	}
+	a.waits, req.Sandbox.admitted = runWaits, a
 	r, err := o.newRun(ctx, who, req)
 	if err != nil {
+		a.settle()
 		o.work.Done()
 		return Run{}, err
 	}
 	go func() {
 		defer o.work.Done()
+		defer a.settle()
 		r.carryOut()
 	}()
 	return r.snapshot(), nil
+}
+
+func (o *Orchestrator) makeRun(id sandbox.RunID, who Caller, req RunRequest) *run {
+	r := &run{o: o, id: id, who: who, req: req, start: make(chan struct{}), done: make(chan struct{})}
+	r.ctx, r.cancel = context.WithCancelCause(o.ctx)
+	return r
 }
 
 // newRun records and journals a run.
@@ -140,23 +167,22 @@ func (o *Orchestrator) newRun(ctx context.Context, who Caller, req RunRequest) (
 	if req.ID == "" {
 		req.ID = sandbox.NewRunID()
 	}
-	r := &run{o: o, id: req.ID, who: who, req: req, start: make(chan struct{}), done: make(chan struct{})}
+	r := o.makeRun(req.ID, who, req)
 	r.req.Sandbox.ID, r.req.Sandbox.run = sandbox.NewID(), r.id
-	r.ctx, r.cancel = context.WithCancel(o.ctx)
 	about := Sandbox{Sandbox: store.Sandbox{ID: r.req.Sandbox.ID, Tenant: who.Tenant}}
 	err := o.record(ctx, who, &about, sandbox.Record{Action: "run.create", Outcome: sandbox.OutcomeAllowed, Object: string(r.id)})
 	if err != nil {
-		r.cancel()
+		r.cancel(nil)
 		return nil, err
 	}
-	r.rec.Report = Report{Phase: PhaseCreating, First: about.Details.First, Last: about.Details.Last}
+	r.rec.Report = Report{Phase: PhaseCreating, User: req.Exec.User, Wanted: req.Artifacts, First: about.Details.First, Last: about.Details.Last}
 	r.rec.Run, err = o.Store.Tenant(who.Tenant).CreateRun(ctx, store.Run{ID: r.id, Sandbox: r.req.Sandbox.ID,
 		State: store.RunPending, Spec: req.Spec, Principal: who.Principal, Extra: r.rec.Report.pack()})
 	if err == nil {
 		err = os.Mkdir(r.dir(), 0o700)
 	}
 	if err != nil {
-		r.cancel()
+		r.cancel(nil)
 		return nil, sandbox.Wrap("run", string(r.id), err)
 	}
 	// Whoever watches from now on finds something to wait for.
@@ -198,7 +224,7 @@ func (r *run) phase(p Phase) error {
 
 // carryOut does the run: create, inputs, execute, artifacts, destroy, record.
 func (r *run) carryOut() {
-	defer r.cancel()
+	defer r.cancel(nil)
 	begun := time.Now()
 	sb, err := r.o.Create(r.ctx, r.who, r.req.Sandbox)
 	timings := map[string]time.Duration{"create": time.Since(begun)}
@@ -215,16 +241,38 @@ func (r *run) carryOut() {
 			timings["execute"] = time.Since(begun)
 		}
 	}
+	r.finish(exit, err, sb.ID != "", timings)
+}
+
+// finish does what comes after the program: artifacts, destroy, record.
+func (r *run) finish(exit ExecExit, err error, made bool, timings map[string]time.Duration) {
+	if r.leaving() {
+		close(r.done)
+		return
+	}
+	failpoint.Hit("run/after-exec")
 	if err == nil && exit.Reason != sandbox.ReasonOperator {
 		r.collect()
+		if len(r.req.Artifacts) > 0 {
+			// What was collected outlives the sandbox, so its list has to be kept
+			// before that goes. If it cannot be, only a crash now would matter.
+			_ = r.phase(PhaseCollecting)
+		}
 	}
-	begun = time.Now()
-	final, destroyErr := r.destroy(exit.Reason, sb.ID != "")
+	failpoint.Hit("run/after-artifacts")
+	if r.leaving() {
+		close(r.done)
+		return
+	}
+	begun := time.Now()
+	final, destroyErr := r.destroy(exit.Reason, made)
 	timings["destroy"] = time.Since(begun)
-	if sb.ID == "" && final.ID == "" { // there never was a sandbox: its watchers wait for an end
+	if !made && final.ID == "" { // there never was a sandbox: its watchers wait for an end
 		r.o.publishJSON(r.req.Sandbox.ID, event.StateChange, "", StateEvent{State: store.Ended, Reason: sandbox.ReasonCrashed}, true)
 	}
+	failpoint.Hit("run/after-destroy")
 	r.conclude(exit, err, destroyErr, final, timings)
+	failpoint.Hit("run/after-record")
 }
 
 // prepare writes the inputs and waits for the start.
@@ -261,15 +309,20 @@ func (r *run) execute() (ExecExit, error) {
 	if err := r.phase(PhaseRunning); err != nil {
 		return ExecExit{}, err
 	}
-	keep, err := newKeeper(r.dir())
-	if err != nil {
-		return ExecExit{}, sandbox.Wrap("run", string(r.id), err)
-	}
 	req := r.req.Exec
 	if len(r.req.Stdin) > 0 {
 		req.Stdin = bytes.NewReader(r.req.Stdin)
 	}
-	exit, err := r.o.Exec(r.ctx, r.who, string(r.req.Sandbox.ID), req, keep)
+	return r.watch(func(s Sink) (ExecExit, error) { return r.o.Exec(r.ctx, r.who, string(r.req.Sandbox.ID), req, s) })
+}
+
+// watch keeps what the program prints, behind what has been kept before.
+func (r *run) watch(exec func(Sink) (ExecExit, error)) (ExecExit, error) {
+	keep, err := newKeeper(r.dir())
+	if err != nil {
+		return ExecExit{}, sandbox.Wrap("run", string(r.id), err)
+	}
+	exit, err := exec(runSink{keep, r})
 	truncated, closeErr := keep.close()
 	r.mu.Lock()
 	r.rec.Report.StdoutTruncated, r.rec.Report.StderrTruncated = truncated[0], truncated[1]
@@ -336,8 +389,9 @@ func (r *run) conclude(exit ExecExit, err, destroyErr error, sb Sandbox, timings
 			rec.Artifacts = append(rec.Artifacts, store.Artifact{Path: a.Path, Size: a.Size, SHA256: a.SHA256})
 		}
 	}
-	rec.Extra = rep.pack()
+	rec.Extra, rec.Kept = rep.pack(), diskUse(r.dir())
 	r.o.buryRun(rec)
+	r.o.ledger.keep(r.who.Tenant, rec.Kept)
 	r.mu.Lock()
 	r.rec = rec
 	r.mu.Unlock()
@@ -368,6 +422,9 @@ func runError(err error) *RunError {
 	if errors.As(err, &typed) {
 		e.Message, e.Hint = clip(typed.Message()), typed.Hint
 	}
+	if e.Kind == sandbox.KindNoSpace && e.Hint == "" { // what the run leaves could not be kept
+		e.Message, e.Hint = syscall.ENOSPC.Error(), "free space on the disk of the server's data directory"
+	}
 	return e
 }
 
@@ -378,7 +435,30 @@ func (r *run) cancelWith(reason sandbox.Reason, detail string) {
 		r.reason, r.detail = reason, detail
 	}
 	r.mu.Unlock()
-	r.cancel()
+	r.cancel(nil)
+}
+
+// stop ends the run's goroutine because the server stops. A run whose program
+// has started is left to the next server, where there will be one.
+func (r *run) stop() {
+	r.mu.Lock()
+	p := r.rec.Report.Phase
+	r.left = !r.o.DestroyOnClose && r.reason == "" && (p == PhaseRunning || p == PhaseCollecting)
+	left := r.left
+	r.mu.Unlock()
+	if left {
+		r.cancel(stopping("run"))
+		return
+	}
+	r.cancelWith(sandbox.ReasonLost, "the server was stopped")
+}
+
+// leaving reports whether the run is left to the next server: also where this
+// one was cut off from everything.
+func (r *run) leaving() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.left
 }
 
 func (r *run) cancelled() (sandbox.Reason, string) {

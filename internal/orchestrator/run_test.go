@@ -62,7 +62,7 @@ func TestRun(t *testing.T) {
 	if want := []string{"out/a ", "b ", "missing not found", "home/user/b "}; !slices.Equal(got, want) {
 		t.Errorf("artifacts %q, want %q", got, want)
 	}
-	f, a, err := o.OpenArtifact(t.Context(), alice.Tenant, string(r.ID), "out/a")
+	f, a, err := o.OpenArtifact(t.Context(), alice, string(r.ID), "out/a")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +72,7 @@ func TestRun(t *testing.T) {
 		t.Errorf("%q, %v, %+v", b, err, a)
 	}
 	for _, p := range []string{"missing", "nothing", "../stdout", "out", "", "/", "out/../../stdout"} {
-		_, _, err := o.OpenArtifact(t.Context(), alice.Tenant, string(r.ID), p)
+		_, _, err := o.OpenArtifact(t.Context(), alice, string(r.ID), p)
 		wantKind(t, err, sandbox.KindNotFound)
 	}
 	sb, err := o.Get(t.Context(), alice.Tenant, string(r.Sandbox))
@@ -200,24 +200,24 @@ func TestRunOutputIsBounded(t *testing.T) {
 	}
 }
 
-// A daemon that dies in the middle of a run leaves it lost, and nothing of it
-// on the host; one that is stopped ends it first.
+// A server that dies or is stopped before a run's program has started leaves the
+// run lost, and nothing of it on the host.
 func TestRunsEndWithTheDaemon(t *testing.T) {
 	w := newWorld(t)
 	w.cfg = w.keep
 	first := w.start()
-	running := func(o *Orchestrator) Run {
-		r, err := o.CreateRun(t.Context(), alice, RunRequest{Exec: verb("sleep", "3600s")})
+	awaiting := func(o *Orchestrator) Run {
+		r, err := o.CreateRun(t.Context(), alice, RunRequest{Exec: verb("sleep", "3600s"), Await: true})
 		if err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "it runs", func() bool {
+		eventually(t, "it waits", func() bool {
 			r, err := o.GetRun(t.Context(), alice.Tenant, string(r.ID), 0)
-			return err == nil && r.Report.Phase == PhaseRunning
+			return err == nil && r.Report.Phase == PhaseAwaiting
 		})
 		return r
 	}
-	stopped := running(first)
+	stopped := awaiting(first)
 	w.close(first)
 	w.roots = &roots{}
 	o := w.start()

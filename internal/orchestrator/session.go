@@ -13,8 +13,12 @@ import (
 const openWait = 10 * time.Second
 
 // reopenDelays are the waits before each attempt to reach an agent whose
-// session broke. An agent that answers none of them is not coming back.
-var reopenDelays = []time.Duration{0, 100 * time.Millisecond, time.Second}
+// session broke; the last is repeated for as long as patience lasts.
+var reopenDelays = []time.Duration{0, 100 * time.Millisecond, time.Second, 3 * time.Second}
+
+// maxRefusals is how many attempts may fail because the agent does answer, but
+// not as agents do. It will not learn it.
+const maxRefusals = 3
 
 // open dials the agent and makes a session of it.
 func (l *live) open(ctx context.Context, inst sandbox.Instance) (*guest.Session, error) {
@@ -30,13 +34,17 @@ func (l *live) open(ctx context.Context, inst sandbox.Instance) (*guest.Session,
 
 // session returns the live session, making a new one if the old one broke.
 // Errors: KindGone when the sandbox has ended, also because its agent could not
-// be reached any more; ctx's.
+// be reached any more; KindUnavailable when this server stops; ctx's.
 func (l *live) session(ctx context.Context) (*guest.Session, error) {
 	for {
 		l.mu.Lock()
 		if l.ending != nil {
 			defer l.mu.Unlock()
 			return nil, l.goneLocked()
+		}
+		if l.o.ctx.Err() != nil {
+			l.mu.Unlock()
+			return nil, stopping("connect").WithID(string(l.id))
 		}
 		if s := l.sess; s != nil && s.Err() == nil {
 			l.mu.Unlock()
@@ -79,39 +87,57 @@ func (l *live) reopen(inst sandbox.Instance) {
 	l.opening = nil
 }
 
-// redial tries to reach the agent, and kills what earlier sessions left
-// running: whoever waited for it has been told that it is over.
+// redial tries to reach the agent while the boundary lives, and kills what runs
+// there and nobody follows: whoever began it has been told that it is over, or
+// was never told that it began.
 func (l *live) redial(inst sandbox.Instance) (s *guest.Session, err error) {
-	for _, d := range reopenDelays {
+	begun, refused := time.Now(), 0
+	for try := 0; ; try++ {
+		d := reopenDelays[min(try, len(reopenDelays)-1)]
+		if err != nil && time.Since(begun)+d >= l.o.Patience {
+			return nil, err
+		}
+		t := time.NewTimer(d)
 		select {
-		case <-time.After(d):
+		case <-t.C:
 		case <-l.dying:
+			t.Stop()
 			return nil, l.gone()
 		case <-l.o.ctx.Done():
+			t.Stop()
 			return nil, l.o.ctx.Err()
 		}
 		ctx, cancel := context.WithTimeout(l.o.ctx, openWait)
 		if s, err = l.open(ctx, inst); err == nil {
-			if err = killStrays(ctx, s); err != nil {
+			if err = l.killStrays(ctx, s); err != nil {
 				s.Close()
 			}
 		}
 		cancel()
-		if err == nil || sandbox.KindOf(err) == sandbox.KindGone {
+		switch sandbox.KindOf(err) {
+		case "", sandbox.KindGone, sandbox.KindUnsupported:
 			return s, err
+		case sandbox.KindProtocol:
+			if refused++; refused == maxRefusals {
+				return nil, err
+			}
 		}
 	}
-	return nil, err
 }
 
-// killStrays ends every program an earlier session started.
-func killStrays(ctx context.Context, s *guest.Session) error {
+// killStrays ends every program that no execution follows.
+func (l *live) killStrays(ctx context.Context, s *guest.Session) error {
+	l.starting.Lock() // what is starting over a broken session is over
+	defer l.starting.Unlock()
 	procs, err := s.Processes(ctx)
 	if err != nil {
 		return err
 	}
 	for _, p := range procs {
-		if p.Exit != nil {
+		l.mu.Lock()
+		followed := l.execs[p.ID] != nil
+		l.mu.Unlock()
+		if p.Exit != nil || followed {
 			continue
 		}
 		if err := s.Signal(ctx, p.ID, sigKill); err != nil && sandbox.KindOf(err) != sandbox.KindNotFound {

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"io"
+	"net"
 
 	"github.com/firebreak-dev/firebreak/internal/auth"
 	"github.com/firebreak-dev/firebreak/internal/service"
@@ -18,18 +19,42 @@ import (
 // that called the method; its error ends the operation.
 type API interface {
 	Sandboxes
+	Ports
 	Streams
+	Processes
+	Contexts
 	Files
+	FileWatches
+	FileURLs
 	Contents
 	Runs
 	Templates
+	Quotas
 	System
+	Evidence
+	Refusals
+}
+
+// Evidence shows the audit log.
+type Evidence interface {
+	GetCheckpoint(context.Context, *v1.GetCheckpointRequest) (*v1.Checkpoint, error)
+	ListEntries(context.Context, *v1.ListEntriesRequest) (*v1.ListEntriesResponse, error)
+	WatchEntries(context.Context, *v1.WatchEntriesRequest, func(*v1.AuditEntry) error) error
+	GetProof(context.Context, *v1.GetProofRequest) (*v1.Proof, error)
+	ExportEvidence(context.Context, *v1.ExportEvidenceRequest) (*v1.ExportEvidenceResponse, error)
+}
+
+// Refusals are told of calls that were refused because of who made them.
+type Refusals interface {
+	// Refused may count instead of keeping each, and does not wait for long.
+	Refused(context.Context, service.Refusal)
 }
 
 // Sandboxes is their life.
 type Sandboxes interface {
 	CreateSandbox(context.Context, *v1.CreateSandboxRequest) (*v1.Sandbox, error)
 	GetSandbox(context.Context, *v1.GetSandboxRequest) (*v1.Sandbox, error)
+	GetMetrics(context.Context, *v1.GetMetricsRequest) (*v1.SandboxMetrics, error)
 	ListSandboxes(context.Context, *v1.ListSandboxesRequest) (*v1.ListSandboxesResponse, error)
 	DestroySandbox(context.Context, *v1.DestroySandboxRequest) (*v1.DestroySandboxResponse, error)
 	SetTimeout(context.Context, *v1.SetTimeoutRequest) (*v1.Sandbox, error)
@@ -40,7 +65,35 @@ type Streams interface {
 	Exec(context.Context, *v1.ExecRequest, func(*v1.ExecEvent) error) error
 	WatchEvents(context.Context, *v1.WatchEventsRequest, func(*v1.Event) error) error
 	WatchRun(context.Context, *v1.WatchRunRequest, func(*v1.Event) error) error
+	StreamProcess(context.Context, *v1.StreamProcessRequest, func(*v1.Event) error) error
 	BuildTemplate(context.Context, *v1.BuildTemplateRequest, func(*v1.BuildTemplateEvent) error) error
+}
+
+// Processes is the programs of a sandbox.
+type Processes interface {
+	StartProcess(context.Context, *v1.StartProcessRequest) (*v1.Process, error)
+	ListProcesses(context.Context, *v1.ListProcessesRequest) (*v1.ListProcessesResponse, error)
+	GetProcess(context.Context, *v1.GetProcessRequest) (*v1.Process, error)
+	KillProcess(context.Context, *v1.KillProcessRequest) (*v1.Process, error)
+	SignalProcess(context.Context, *v1.SignalProcessRequest) (*v1.Process, error)
+	WriteStdin(context.Context, *v1.WriteStdinRequest) (*v1.Process, error)
+	ResizeProcess(context.Context, *v1.ResizeProcessRequest) (*v1.Process, error)
+}
+
+// Contexts is the warm interpreters of a sandbox.
+type Contexts interface {
+	CreateContext(context.Context, *v1.CreateContextRequest) (*v1.Context, error)
+	ListContexts(context.Context, *v1.ListContextsRequest) (*v1.ListContextsResponse, error)
+	GetContext(context.Context, *v1.GetContextRequest) (*v1.Context, error)
+	DeleteContext(context.Context, *v1.DeleteContextRequest) (*v1.Context, error)
+	Eval(context.Context, *v1.EvalRequest, func(*v1.EvalEvent) error) error
+	InterruptContext(context.Context, *v1.InterruptContextRequest) (*v1.Context, error)
+	RestartContext(context.Context, *v1.RestartContextRequest) (*v1.Context, error)
+}
+
+// Ports connects to servers in sandboxes.
+type Ports interface {
+	DialPort(ctx context.Context, id string, port int) (net.Conn, error)
 }
 
 // Files is everything about files but their content.
@@ -50,6 +103,22 @@ type Files interface {
 	MakeDirectory(context.Context, *v1.MakeDirectoryRequest) (*v1.FileInfo, error)
 	MoveFile(context.Context, *v1.MoveFileRequest) (*v1.FileInfo, error)
 	RemoveFile(context.Context, *v1.RemoveFileRequest) (*v1.RemoveFileResponse, error)
+}
+
+// FileWatches is what happens to files.
+type FileWatches interface {
+	WatchFiles(context.Context, *v1.WatchFilesRequest, func(*v1.FileEvent) error) error
+	CreateWatcher(context.Context, *v1.CreateWatcherRequest) (*v1.Watcher, error)
+	GetWatcherEvents(context.Context, *v1.GetWatcherEventsRequest) (*v1.GetWatcherEventsResponse, error)
+	RemoveWatcher(context.Context, *v1.RemoveWatcherRequest) (*v1.RemoveWatcherResponse, error)
+}
+
+// FileURLs are URLs that open one file without a key.
+type FileURLs interface {
+	SignFile(context.Context, *v1.SignFileRequest) (*v1.SignedURL, error)
+	// FileURLHolder returns on whose behalf a request comes whose URL is query.
+	// plain is what is left of that: the file and the user.
+	FileURLHolder(ctx context.Context, id, method, query string) (p auth.Principal, plain string, err error)
 }
 
 // Contents is raw bytes in and out.
@@ -76,6 +145,14 @@ type Runs interface {
 type Templates interface {
 	ListTemplates(context.Context, *v1.ListTemplatesRequest) (*v1.ListTemplatesResponse, error)
 	RemoveTemplate(context.Context, *v1.RemoveTemplateRequest) (*v1.RemoveTemplateResponse, error)
+	CollectTemplates(context.Context, *v1.CollectTemplatesRequest) (*v1.CollectTemplatesResponse, error)
+	// UploadArchive stores r for a build.
+	UploadArchive(ctx context.Context, r io.Reader) (*v1.UploadArchiveResponse, error)
+}
+
+// Quotas is what tenants may have.
+type Quotas interface {
+	GetQuota(context.Context, *v1.GetQuotaRequest) (*v1.GetQuotaResponse, error)
 }
 
 // System is the server itself and its keys.

@@ -14,7 +14,6 @@ import (
 	"strconv"
 	"strings"
 
-	"buf.build/go/protovalidate"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -89,6 +88,9 @@ func invalidf(format string, args ...any) *sandbox.Error {
 func decodeJSON(body []byte, m proto.Message) error {
 	if len(strings.TrimSpace(string(body[:min(len(body), 64)]))) == 0 && strings.TrimSpace(string(body)) == "" {
 		return nil
+	}
+	if err := countJSON(body); err != nil {
+		return err
 	}
 	err := protojson.UnmarshalOptions{RecursionLimit: maxNesting}.Unmarshal(body, m)
 	if err == nil {
@@ -403,32 +405,4 @@ func refuseUnknown(m protoreflect.Message) error {
 		return err == nil
 	})
 	return err
-}
-
-// validateMessage checks m against the rules in its proto.
-func validateMessage(v protovalidate.Validator, m proto.Message) error {
-	err := v.Validate(m)
-	if err == nil {
-		return nil
-	}
-	var ve *protovalidate.ValidationError
-	if !errors.As(err, &ve) || len(ve.Violations) == 0 {
-		return err // a rule that does not compile: ours to mend
-	}
-	var parts []string
-	for _, violation := range ve.Violations {
-		text := violation.Proto.GetMessage()
-		if text == "" {
-			text = "does not satisfy " + violation.Proto.GetRuleId()
-		}
-		if path := protovalidate.FieldPathString(violation.Proto.GetField()); path != "" {
-			text = path + ": " + text
-		}
-		if len(parts) == 3 {
-			parts = append(parts, fmt.Sprintf("and %d more", len(ve.Violations)-3))
-			break
-		}
-		parts = append(parts, clip(valid(text), 300))
-	}
-	return invalidf("%s", strings.Join(parts, "; "))
 }

@@ -23,7 +23,12 @@ import (
 //   - scalars, lists ([]) and maps ({}) always present;
 //   - a message or an optional scalar that is not set is left out;
 //   - 64-bit integers are numbers, bytes are base64, times RFC 3339 in UTC;
-//   - result_json appears as "result", decoded: null where there is none.
+//   - a string called x_json appears as "x", decoded: null where there is none.
+
+// isDocument reports whether a field is JSON that is written as what it says.
+func isDocument(fd protoreflect.FieldDescriptor) bool {
+	return fd.Kind() == protoreflect.StringKind && !fd.IsList() && strings.HasSuffix(string(fd.Name()), "_json")
+}
 
 // plan is how one message type is written.
 type plan struct{ fields []fieldPlan }
@@ -48,8 +53,8 @@ func planOf(md protoreflect.MessageDescriptor) *plan {
 		name := string(fd.Name())
 		f := fieldPlan{fd: fd, optional: fd.HasPresence()}
 		switch {
-		case name == "result_json":
-			name, f.write = "result", func(b []byte, v protoreflect.Value) []byte { return appendRaw(b, v.String()) }
+		case isDocument(fd):
+			name, f.write = strings.TrimSuffix(name, "_json"), func(b []byte, v protoreflect.Value) []byte { return appendRaw(b, v.String()) }
 		case fd.IsMap():
 			f.write = mapWriter(fd)
 		case fd.IsList():

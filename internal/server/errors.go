@@ -75,6 +75,12 @@ func statusOf(err error) int {
 	return codeOf(sandbox.KindOf(err)).http
 }
 
+// hints say what to do where whoever met the error could not know.
+var hints = map[sandbox.Kind]string{
+	sandbox.KindNoSpace:  "free space on the disk of the data directory",
+	sandbox.KindCapacity: "retry in a moment; if that does not help, the server's own limits are too low: descriptors, tasks or memory",
+}
+
 // errShutdown is the cause of contexts that end because the server does.
 var errShutdown = sandbox.Errorf("call", sandbox.KindUnavailable, "the server is shutting down").
 	WithHint("try again in a moment")
@@ -91,9 +97,13 @@ func typed(ctx context.Context, op string, err error) *sandbox.Error {
 	}
 	var e *sandbox.Error
 	if errors.As(err, &e) {
+		if hint := hints[e.Kind]; hint != "" && e.Hint == "" {
+			hinted := *e
+			return hinted.WithHint("%s", hint)
+		}
 		return e
 	}
-	e = &sandbox.Error{Op: op, Kind: kind}
+	e = &sandbox.Error{Op: op, Kind: kind, Hint: hints[kind]}
 	if kind == sandbox.KindInternal {
 		e.Err = errors.New("internal error")
 		e.Hint = "the server's log says more under this request's id (the X-Request-Id header)"

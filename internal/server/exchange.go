@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -32,6 +33,8 @@ type exchange struct {
 	status    int
 	sent      int64
 	err       error     // what went wrong, for the log
+	shed      bool      // refused unseen: too many of its kind
+	stranger  bool      // nobody knows who calls
 	outcome   int       // its status; gRPC and a stream that began say 200 even when they failed
 	plainBody io.Reader // as net/http gave it
 	buf       [4]string
@@ -130,6 +133,12 @@ func (x *exchange) answer(res proto.Message) error {
 		x.WriteHeader(http.StatusNoContent)
 		return nil
 	}
+	if x.op.plain != nil && strings.Contains(strings.ToLower(x.r.Header.Get("Accept")), "text/plain") {
+		h := x.Header()
+		h["Content-Type"], h["Cache-Control"] = []string{"text/plain; charset=utf-8"}, noStore
+		_, err := io.WriteString(x, x.op.plain(res))
+		return err
+	}
 	if proto.Size(res) > largeAnswer {
 		return x.answerLarge(res.ProtoReflect())
 	}
@@ -190,11 +199,14 @@ func (x *exchange) opName() string {
 	return x.op.name
 }
 
-// body is a request body with a deadline that moves as it is read. It turns a
-// body that stalls or breaks off into a typed error.
+// body is a request body with a deadline that moves as it is read, while it
+// comes at minBodyRate: who sends a byte now and then runs out of patience as one
+// does who sends none. Time in which we do not read is not the caller's. It turns
+// a body that stalls or breaks off into a typed error.
 type body struct {
 	x        *exchange
 	rc       io.ReadCloser
+	patience time.Duration // what is left
 	extended time.Time
 }
 
@@ -202,7 +214,7 @@ func bodyOf(x *exchange) io.ReadCloser {
 	if x.r.Body == nil || x.r.ContentLength == 0 {
 		return x.r.Body
 	}
-	return &body{x: x, rc: x.r.Body}
+	return &body{x: x, rc: x.r.Body, patience: x.s.bodyTimeout}
 }
 
 // Close implements io.Closer.
@@ -211,11 +223,14 @@ func (b *body) Close() error { return b.rc.Close() }
 // Read implements io.Reader.
 func (b *body) Read(p []byte) (int, error) {
 	// Once a second is often enough, and cheaper than for every read.
-	if now := time.Now(); now.Sub(b.extended) > min(time.Second, b.x.s.bodyTimeout/4) {
+	now := time.Now()
+	if now.Sub(b.extended) > min(time.Second, b.x.s.bodyTimeout/4) {
 		b.extended = now
-		b.x.extendRead(b.x.s.bodyTimeout)
+		b.x.extendRead(max(b.patience, time.Millisecond))
 	}
 	n, err := b.rc.Read(p)
+	brought := time.Duration(n) * (time.Second / minBodyRate)
+	b.patience = min(b.patience+brought-time.Since(now), b.x.s.bodyTimeout)
 	if err == nil {
 		return n, nil
 	}

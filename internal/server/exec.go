@@ -46,16 +46,16 @@ func newExecAggregator(b *budget, req proto.Message) aggregator {
 
 // release gives back what the outputs took of the budget.
 func (a *execAggregator) release() {
-	for _, c := range []*capture{&a.stdout, &a.stderr} {
-		c.budget.give(c.taken)
-		c.taken = 0
-	}
+	a.stdout.release()
+	a.stderr.release()
 }
 
 func (a *execAggregator) add(m proto.Message) {
 	switch ev := m.(*v1.ExecEvent).GetEvent().(type) {
 	case *v1.ExecEvent_Stdout:
 		a.stdout.add(ev.Stdout)
+	case *v1.ExecEvent_Pty:
+		a.stdout.add(ev.Pty)
 	case *v1.ExecEvent_Stderr:
 		a.stderr.add(ev.Stderr)
 	case *v1.ExecEvent_Exit:
@@ -89,6 +89,11 @@ const (
 	freeOutput = 64 << 10 // of each output needs no budget: small answers are always whole
 	stepOutput = 64 << 10 // what is taken of it at a time
 )
+
+func (c *capture) release() {
+	c.budget.give(c.taken)
+	c.taken = 0
+}
 
 func (c *capture) add(o *v1.Output) {
 	text := o.GetText()

@@ -15,22 +15,27 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
 	"github.com/firebreak-dev/firebreak/internal/auth"
+	"github.com/firebreak-dev/firebreak/internal/service"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const testID = "sbaaaaaaaaaaaaaaaaaa"
 
 // fake is an API with simple, real behaviour: files are kept, events replayed.
 // A test changes a method by setting its hook.
 type fake struct {
-	mu    sync.Mutex
-	files map[string][]byte
-	reqs  []proto.Message
+	mu       sync.Mutex
+	files    map[string][]byte
+	reqs     []proto.Message
+	refusals []service.Refusal
 
 	get    func(context.Context, *v1.GetSandboxRequest) (*v1.Sandbox, error)
 	create func(context.Context, *v1.CreateSandboxRequest) (*v1.Sandbox, error)
@@ -76,6 +81,20 @@ func (f *fake) CreateSandbox(ctx context.Context, r *v1.CreateSandboxRequest) (*
 	return &v1.Sandbox{Id: testID, State: "running", Name: r.Name}, nil
 }
 
+// DialPort is an echo.
+func (f *fake) DialPort(_ context.Context, id string, port int) (net.Conn, error) {
+	if port != 7 {
+		return nil, sandbox.Errorf("port", sandbox.KindNotFound, "nothing listens on port %d in the sandbox", port).WithID(id)
+	}
+	ours, theirs := net.Pipe()
+	go func() { _, _ = io.Copy(theirs, theirs); theirs.Close() }()
+	return ours, nil
+}
+
+func (f *fake) GetMetrics(_ context.Context, r *v1.GetMetricsRequest) (*v1.SandboxMetrics, error) {
+	return &v1.SandboxMetrics{IntervalMs: 5000, Samples: []*v1.MetricSample{{CpuMs: 1}}}, nil
+}
+
 func (f *fake) GetSandbox(ctx context.Context, r *v1.GetSandboxRequest) (*v1.Sandbox, error) {
 	if f.get != nil {
 		return f.get(ctx, r)
@@ -113,7 +132,7 @@ func (f *fake) Exec(ctx context.Context, r *v1.ExecRequest, send func(*v1.ExecEv
 		return f.exec(ctx, r, send)
 	}
 	return sendAll(send,
-		&v1.ExecEvent{Event: &v1.ExecEvent_Started{Started: &v1.ProcessStarted{Pid: 7}}},
+		&v1.ExecEvent{Event: &v1.ExecEvent_Started{Started: &v1.ProcessStarted{Pid: 7}}, Id: 4},
 		out("42\n"), exit(&v1.ProcessExit{Reason: "done", DurationMs: 13, ResultJson: `{"ok": 1}`}))
 }
 
@@ -141,6 +160,65 @@ func (f *fake) WatchEvents(ctx context.Context, r *v1.WatchEventsRequest, send f
 
 func (f *fake) WatchRun(ctx context.Context, r *v1.WatchRunRequest, send func(*v1.Event) error) error {
 	return f.WatchEvents(ctx, &v1.WatchEventsRequest{Id: r.Id, AfterId: r.AfterId}, send)
+}
+
+func (f *fake) StreamProcess(ctx context.Context, r *v1.StreamProcessRequest, send func(*v1.Event) error) error {
+	return f.WatchEvents(ctx, &v1.WatchEventsRequest{Id: r.Id, AfterId: r.AfterId}, send)
+}
+
+func (f *fake) CreateContext(context.Context, *v1.CreateContextRequest) (*v1.Context, error) {
+	return &v1.Context{Id: "cx1", State: "ready"}, nil
+}
+func (f *fake) ListContexts(context.Context, *v1.ListContextsRequest) (*v1.ListContextsResponse, error) {
+	return &v1.ListContextsResponse{Contexts: []*v1.Context{{Id: "cx1"}}}, nil
+}
+func (f *fake) GetContext(context.Context, *v1.GetContextRequest) (*v1.Context, error) {
+	return &v1.Context{Id: "cx1"}, nil
+}
+func (f *fake) DeleteContext(context.Context, *v1.DeleteContextRequest) (*v1.Context, error) {
+	return &v1.Context{}, nil
+}
+func (f *fake) InterruptContext(context.Context, *v1.InterruptContextRequest) (*v1.Context, error) {
+	return &v1.Context{}, nil
+}
+func (f *fake) RestartContext(context.Context, *v1.RestartContextRequest) (*v1.Context, error) {
+	return &v1.Context{}, nil
+}
+func (f *fake) Eval(_ context.Context, _ *v1.EvalRequest, send func(*v1.EvalEvent) error) error {
+	for _, e := range []*v1.EvalEvent{
+		{Event: &v1.EvalEvent_Stdout{Stdout: &v1.Output{Text: "out"}}},
+		{Event: &v1.EvalEvent_Result{Result: &v1.EvalResult{IsMainResult: true, Text: "42", JsonJson: `{"a": 1}`}}},
+		{Event: &v1.EvalEvent_End{End: &v1.TurnEnd{Reason: "done", ExecutionCount: 1}}},
+	} {
+		if err := send(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *fake) StartProcess(_ context.Context, r *v1.StartProcessRequest) (*v1.Process, error) {
+	f.saw(r)
+	return &v1.Process{Pid: 7, State: "running"}, nil
+}
+func (f *fake) ListProcesses(context.Context, *v1.ListProcessesRequest) (*v1.ListProcessesResponse, error) {
+	return &v1.ListProcessesResponse{Processes: []*v1.Process{{Pid: 7, State: "running"}}}, nil
+}
+func (f *fake) GetProcess(_ context.Context, r *v1.GetProcessRequest) (*v1.Process, error) {
+	f.saw(r)
+	return &v1.Process{Pid: 7, State: "ended", Exit: &v1.ProcessExit{ExitCode: 3}}, nil
+}
+func (f *fake) KillProcess(context.Context, *v1.KillProcessRequest) (*v1.Process, error) {
+	return &v1.Process{}, nil
+}
+func (f *fake) SignalProcess(context.Context, *v1.SignalProcessRequest) (*v1.Process, error) {
+	return &v1.Process{}, nil
+}
+func (f *fake) ResizeProcess(context.Context, *v1.ResizeProcessRequest) (*v1.Process, error) {
+	return &v1.Process{}, nil
+}
+func (f *fake) WriteStdin(context.Context, *v1.WriteStdinRequest) (*v1.Process, error) {
+	return &v1.Process{}, nil
 }
 
 func (f *fake) BuildTemplate(_ context.Context, r *v1.BuildTemplateRequest, send func(*v1.BuildTemplateEvent) error) error {
@@ -173,6 +251,34 @@ func (f *fake) ListFiles(_ context.Context, r *v1.ListFilesRequest) (*v1.ListFil
 	return &v1.ListFilesResponse{}, nil
 }
 
+func (f *fake) WatchFiles(ctx context.Context, r *v1.WatchFilesRequest, send func(*v1.FileEvent) error) error {
+	f.saw(r)
+	return sendAll(send, &v1.FileEvent{Type: "start"}, &v1.FileEvent{Type: "create", Path: "two\nlines"}, &v1.FileEvent{Type: "overflow"})
+}
+
+func (f *fake) SignFile(_ context.Context, r *v1.SignFileRequest) (*v1.SignedURL, error) {
+	f.saw(r)
+	return &v1.SignedURL{}, nil
+}
+
+func (f *fake) FileURLHolder(context.Context, string, string, string) (auth.Principal, string, error) {
+	return auth.Principal{}, "", sandbox.Errorf("authenticate", sandbox.KindUnauthenticated, "not by the fake")
+}
+
+func (f *fake) CreateWatcher(_ context.Context, r *v1.CreateWatcherRequest) (*v1.Watcher, error) {
+	f.saw(r)
+	return &v1.Watcher{Watcher: "wa1"}, nil
+}
+
+func (f *fake) GetWatcherEvents(context.Context, *v1.GetWatcherEventsRequest) (*v1.GetWatcherEventsResponse, error) {
+	return &v1.GetWatcherEventsResponse{}, nil
+}
+
+func (f *fake) RemoveWatcher(_ context.Context, r *v1.RemoveWatcherRequest) (*v1.RemoveWatcherResponse, error) {
+	f.saw(r)
+	return &v1.RemoveWatcherResponse{}, nil
+}
+
 func (f *fake) MakeDirectory(_ context.Context, r *v1.MakeDirectoryRequest) (*v1.FileInfo, error) {
 	return &v1.FileInfo{Path: r.Path, Type: "directory"}, nil
 }
@@ -184,6 +290,28 @@ func (f *fake) MoveFile(_ context.Context, r *v1.MoveFileRequest) (*v1.FileInfo,
 func (f *fake) RemoveFile(_ context.Context, r *v1.RemoveFileRequest) (*v1.RemoveFileResponse, error) {
 	f.saw(r)
 	return &v1.RemoveFileResponse{}, nil
+}
+
+func (f *fake) GetCheckpoint(context.Context, *v1.GetCheckpointRequest) (*v1.Checkpoint, error) {
+	return &v1.Checkpoint{Note: "o\n1\nr\n\n— s\n"}, nil
+}
+func (f *fake) ListEntries(context.Context, *v1.ListEntriesRequest) (*v1.ListEntriesResponse, error) {
+	return &v1.ListEntriesResponse{}, nil
+}
+func (f *fake) WatchEntries(context.Context, *v1.WatchEntriesRequest, func(*v1.AuditEntry) error) error {
+	return nil
+}
+func (f *fake) ExportEvidence(context.Context, *v1.ExportEvidenceRequest) (*v1.ExportEvidenceResponse, error) {
+	return &v1.ExportEvidenceResponse{}, nil
+}
+func (f *fake) GetProof(context.Context, *v1.GetProofRequest) (*v1.Proof, error) {
+	return &v1.Proof{}, nil
+}
+
+func (f *fake) Refused(_ context.Context, r service.Refusal) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.refusals = append(f.refusals, r)
 }
 
 type nopSeeker struct{ *bytes.Reader }
@@ -242,11 +370,23 @@ func (f *fake) CancelRun(context.Context, *v1.CancelRunRequest) (*v1.Run, error)
 func (f *fake) ListTemplates(context.Context, *v1.ListTemplatesRequest) (*v1.ListTemplatesResponse, error) {
 	return &v1.ListTemplatesResponse{}, nil
 }
+func (f *fake) CollectTemplates(context.Context, *v1.CollectTemplatesRequest) (*v1.CollectTemplatesResponse, error) {
+	return &v1.CollectTemplatesResponse{Templates: []string{"sha256:22"}}, nil
+}
+
+func (f *fake) UploadArchive(_ context.Context, r io.Reader) (*v1.UploadArchiveResponse, error) {
+	n, err := io.Copy(io.Discard, r)
+	return &v1.UploadArchiveResponse{Id: "up1", SizeBytes: n}, err
+}
+
 func (f *fake) RemoveTemplate(context.Context, *v1.RemoveTemplateRequest) (*v1.RemoveTemplateResponse, error) {
 	return &v1.RemoveTemplateResponse{}, nil
 }
 func (f *fake) ListBackends(context.Context, *v1.ListBackendsRequest) (*v1.ListBackendsResponse, error) {
 	return &v1.ListBackendsResponse{}, nil
+}
+func (f *fake) GetQuota(context.Context, *v1.GetQuotaRequest) (*v1.GetQuotaResponse, error) {
+	return &v1.GetQuotaResponse{}, nil
 }
 func (f *fake) GetVersion(context.Context, *v1.GetVersionRequest) (*v1.GetVersionResponse, error) {
 	return &v1.GetVersionResponse{Version: "0"}, nil
@@ -289,6 +429,7 @@ type world struct {
 	fake   *fake
 	srv    *Server
 	addr   string // host:port
+	tcp    *Listener
 	socket string
 	log    *logBuffer
 	stop   context.CancelFunc
@@ -335,7 +476,7 @@ func start(t testing.TB, f *fake) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.addr = tcp.Addr().String()
+	w.addr, w.tcp = tcp.Addr().String(), tcp
 	dir, err := os.MkdirTemp("", "fb") // t.TempDir is too long for a socket
 	if err != nil {
 		t.Fatal(err)

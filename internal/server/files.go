@@ -1,6 +1,8 @@
 package server
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"io"
@@ -24,6 +26,7 @@ const (
 	artifactsTemplate = "/v1/runs/{id}/artifacts/{path...}"
 	copyBuffer        = 256 << 10 // of a raw body; large enough that net/http copies nothing itself
 	chunkSize         = 128 << 10 // of a FileChunk
+	minPacked         = 1 << 10   // bytes of what is worth packing
 )
 
 // registerFiles registers what carries raw content: messages of chunks over
@@ -34,6 +37,7 @@ func (g *registry) registerFiles(api API) {
 	g.rawRoute(read, http.MethodGet, filesTemplate, f.get)
 	write := clientStream(g, rpc.FileServiceWriteFileProcedure, f.writeStream)
 	g.rawRoute(write, http.MethodPut, filesTemplate, f.put)
+	g.rawRoute(write, http.MethodPost, filesTemplate, f.post)
 	artifact := serverStream(g, rpc.RunServiceReadArtifactProcedure, f.artifactStream)
 	g.rawRoute(artifact, http.MethodGet, artifactsTemplate, f.getArtifact)
 }
@@ -199,22 +203,18 @@ func (f *files) getArtifact(x *exchange) error {
 // put stores the request body as a file.
 func (f *files) put(x *exchange) error {
 	req := &v1.WriteFileRequest{}
-	if err := decodeQuery(x.r.URL.RawQuery, req.ProtoReflect()); err != nil {
+	if err := f.writeRequest(x, req); err != nil {
 		return err
 	}
-	if err := bindPath(req.ProtoReflect(), x.route.params, x.values); err != nil {
-		return err
-	}
-	switch e := x.r.Header.Get("Content-Encoding"); {
-	case len(req.Data) > 0:
-		return invalidf("the content goes into the body, not into data")
-	case req.Path == "":
+	if req.Path == "" {
 		return invalidf("query parameter path is missing").WithHint("PUT %s?path=FILE", x.r.URL.EscapedPath())
-	case e != "" && e != "identity":
-		return invalidf("content encoding %q is not understood", valid(e)).WithHint("send the file as it is")
+	}
+	in, err := plain(x)
+	if err != nil {
+		return err
 	}
 	return f.g.guard(x.r.Context(), x.op, req, func(ctx context.Context) error {
-		info, err := f.api.WriteFile(ctx, req.Id, req.Path, req.Mode, req.User, x.r.Body)
+		info, err := f.api.WriteFile(ctx, req.Id, req.Path, req.Mode, req.User, in)
 		if err != nil {
 			return err
 		}
@@ -242,6 +242,10 @@ func (c *content) send(x *exchange) error {
 		h.Set("Content-Range", "bytes */"+strconv.FormatInt(c.size, 10))
 		return &httpError{invalidf("the range begins after the end (%d bytes)", c.size), http.StatusRequestedRangeNotSatisfiable}
 	}
+	r, err := c.begin(x)
+	if err != nil {
+		return err
+	}
 	h["Cache-Control"] = noStore
 	h.Set("Content-Type", "application/octet-stream")
 	h.Set("Content-Security-Policy", "sandbox; default-src 'none'")
@@ -252,25 +256,92 @@ func (c *content) send(x *exchange) error {
 	if c.etag != "" {
 		h.Set("ETag", c.etag)
 	}
+	if c.packs(x) {
+		return c.sendPacked(x, r)
+	}
 	status := http.StatusOK
 	if c.ranged {
 		status = http.StatusPartialContent
 		h.Set("Content-Range", "bytes "+strconv.FormatInt(c.start, 10)+"-"+strconv.FormatInt(c.start+c.length-1, 10)+"/"+strconv.FormatInt(c.size, 10))
 	}
-	r := c.r
 	if c.size > 0 {
 		h.Set("Content-Length", strconv.FormatInt(c.length, 10))
-		r = io.LimitReader(c.r, c.length)
 	}
 	x.WriteHeader(status)
-	if c.r == nil || x.r.Method == http.MethodHead {
+	if r == nil {
 		return nil
 	}
 	n, err := x.copy(r)
 	if err == nil && c.size > 0 && n != c.length {
-		err = sandbox.Errorf(x.op.name, sandbox.KindProtocol, "the content ended after %d of %d bytes", n, c.length)
+		err = c.short(x, n)
 	}
 	return err
+}
+
+// packs says whether the content is sent packed: a whole file, for a caller who
+// takes that. What has a validator is its bytes.
+func (c *content) packs(x *exchange) bool {
+	return c.r != nil && !c.ranged && c.etag == "" && c.size >= minPacked && x.r.Method == http.MethodGet && packed(x.r.Header)
+}
+
+// sendPacked sends r by gzip. Its end is in it: nothing else tells its length.
+func (c *content) sendPacked(x *exchange, r io.Reader) error {
+	h := x.Header()
+	h.Set("Content-Encoding", "gzip")
+	h.Set("Vary", "Accept-Encoding")
+	h.Del("Accept-Ranges")
+	x.WriteHeader(http.StatusOK)
+	z, _ := gzip.NewWriterLevel(stallWriter{x}, gzip.BestSpeed) // the level exists
+	buf := copyBuffers.Get().(*[copyBuffer]byte)
+	defer copyBuffers.Put(buf)
+	n, err := io.CopyBuffer(struct{ io.Writer }{z}, r, buf[:])
+	if err == nil && n != c.length {
+		err = c.short(x, n)
+	}
+	if err == nil {
+		err = z.Close()
+	}
+	return err
+}
+
+// stallWriter gives the caller time for each piece.
+type stallWriter struct{ x *exchange }
+
+// Write implements io.Writer.
+func (w stallWriter) Write(p []byte) (int, error) {
+	w.x.extendWrite(w.x.s.stall)
+	n, err := w.x.Write(p)
+	if err != nil {
+		err = sandbox.Errorf(w.x.op.name, sandbox.KindCanceled, "the reader went away")
+	}
+	return n, err
+}
+
+// begin reads as much as one buffer holds, so that content that fails early, or
+// is shorter than a guest said, is answered with an error and not cut off. It
+// returns what to send, nil for headers only.
+func (c *content) begin(x *exchange) (io.Reader, error) {
+	if c.r == nil || x.r.Method == http.MethodHead {
+		return nil, nil
+	}
+	if c.size <= 0 {
+		return c.r, nil
+	}
+	r := io.LimitReader(c.r, c.length)
+	head := make([]byte, min(c.length, copyBuffer))
+	n, err := io.ReadFull(r, head)
+	switch {
+	case err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF):
+		return nil, c.short(x, int64(n))
+	case err != nil:
+		return nil, err
+	}
+	return io.MultiReader(bytes.NewReader(head), r), nil
+}
+
+func (c *content) short(x *exchange, n int64) error {
+	return sandbox.Errorf(x.op.name, sandbox.KindProtocol, "the content ended after %d of %d bytes", n, c.length).
+		WithHint("the file changed while it was read, or the sandbox lies about its size; try again")
 }
 
 // disposition makes a browser save the body under name.

@@ -102,12 +102,11 @@ func TestBrokenDownload(t *testing.T) {
 		w := start(t, f)
 		req, _ := http.NewRequest("GET", "http://"+w.addr+"/v1/sandboxes/x/files?path=f", nil)
 		req.Header.Set("Authorization", "Bearer all")
-		res, err := http.DefaultClient.Do(req)
-		if err != nil {
-			t.Fatal(err)
+		res, err := http.DefaultClient.Do(req) // takes gzip: nothing may have been sent yet
+		if err == nil {
+			_, err = io.Copy(io.Discard, res.Body)
+			res.Body.Close()
 		}
-		_, err = io.Copy(io.Discard, res.Body)
-		res.Body.Close()
 		if err == nil {
 			t.Errorf("%s: half a file looks whole", name)
 		}

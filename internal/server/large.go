@@ -54,7 +54,7 @@ func (p *pieces) flush() {
 }
 
 func (p *pieces) field(f *fieldPlan, v protoreflect.Value) {
-	single := f.fd.Cardinality() != protoreflect.Repeated && f.fd.Name() != "result_json"
+	single := f.fd.Cardinality() != protoreflect.Repeated && !isDocument(f.fd)
 	switch {
 	case single && f.fd.Kind() == protoreflect.StringKind:
 		p.text(v.String())

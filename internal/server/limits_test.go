@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,7 +20,7 @@ import (
 func TestSlowBody(t *testing.T) {
 	f := &fake{}
 	w := start(t, f)
-	w.srv.bodyTimeout = 200 * time.Millisecond
+	w.srv.bodyTimeout = 400 * time.Millisecond
 	for name, request := range map[string]string{
 		"json": "POST /v1/sandboxes HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer all\r\nContent-Length: 20\r\n\r\n{",
 		"raw":  "PUT /v1/sandboxes/x/files?path=f HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer all\r\nContent-Length: 20\r\n\r\nx",
@@ -44,15 +45,25 @@ func TestSlowBody(t *testing.T) {
 			t.Errorf("%s after %v: %s %v", name, time.Since(began), b, err)
 		}
 	}
-	// One that is slow but moves is not stalled.
-	c := rawConn(t, w.addr)
-	fmt.Fprint(c, "PUT /v1/sandboxes/x/files?path=f HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer all\r\nConnection: close\r\nContent-Length: 5\r\n\r\n")
-	for _, b := range "12345" {
-		time.Sleep(100 * time.Millisecond)
-		fmt.Fprintf(c, "%c", b)
-	}
-	if b, _ := io.ReadAll(c); !strings.Contains(string(b), "200 OK") {
-		t.Errorf("slow but steady: %s", b)
+	// One that is slow but moves is not stalled, one that only pretends to is.
+	for name, c := range map[string]struct {
+		piece string
+		want  string
+	}{
+		"slow but steady": {strings.Repeat("x", 500), "200 OK"},
+		"now and then":    {"x", `"kind":"timeout"`},
+	} {
+		conn := rawConn(t, w.addr)
+		fmt.Fprintf(conn, "PUT /v1/sandboxes/x/files?path=f HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer all\r\nConnection: close\r\nContent-Length: %d\r\n\r\n", 8*len(c.piece))
+		for range 8 {
+			time.Sleep(100 * time.Millisecond)
+			if _, err := io.WriteString(conn, c.piece); err != nil {
+				break
+			}
+		}
+		if b, _ := io.ReadAll(conn); !strings.Contains(string(b), c.want) {
+			t.Errorf("%s: %s", name, b)
+		}
 	}
 }
 
@@ -139,15 +150,15 @@ func TestUnixSocket(t *testing.T) {
 	}
 }
 
-// TestConnectionLimit: a listener holds no more connections than it may, and
-// goes on when one ends.
+// TestConnectionLimit: a listener holds no more connections than it may. The one
+// that has waited longest makes room, never one with a request under way.
 func TestConnectionLimit(t *testing.T) {
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	l := newListener(inner, false)
-	l.slots = make(chan struct{}, 1)
+	l.crowd.max, l.crowd.perSource = 2, 10
 	conns := make(chan net.Conn)
 	done := make(chan struct{})
 	go func() {
@@ -160,24 +171,75 @@ func TestConnectionLimit(t *testing.T) {
 			conns <- c
 		}
 	}()
-	dial := func() {
+	dial := func() net.Conn {
+		t.Helper()
 		c, err := net.Dial("tcp", inner.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { c.Close() })
+		c.SetDeadline(time.Now().Add(10 * time.Second))
+		return c
 	}
 	dial()
+	busy := <-conns
+	connState(busy, http.StateActive)
+	idle := dial()
+	waits := <-conns
 	dial()
-	first := <-conns
+	third := <-conns // waits was cut for it
+	if _, err := idle.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the idle connection: %v", err)
+	}
+	connState(third, http.StateActive)
+	connState(waits, http.StateIdle) // its server is late to notice
+	dial()
 	select {
 	case <-conns:
-		t.Error("a second connection was taken")
+		t.Error("one more was taken although all are busy")
 	case <-time.After(50 * time.Millisecond):
 	}
-	first.Close()
-	first.Close() // releases once
-	(<-conns).Close()
+	connState(busy, http.StateIdle)
+	fourth := <-conns
+	fourth.Close()
+	fourth.Close() // counts once
+	busy.Close()
+	third.Close()
+	waits.Close()
+	l.crowd.mu.Lock()
+	if d := l.crowd; d.n != 0 || len(d.sources) != 0 || d.waiting.Len() != 0 || len(d.places) != 0 || d.cut != 2 {
+		t.Errorf("left: %d connections of %v, %d wait, %d were cut", d.n, d.sources, d.waiting.Len(), d.cut)
+	}
+	l.crowd.mu.Unlock()
 	l.Close()
 	<-done
+}
+
+// TestSourceLimit: one address cannot have all the connections.
+func TestSourceLimit(t *testing.T) {
+	d := newCrowd(10, 3)
+	join := func(source string) (*conn, bool) {
+		server, client := net.Pipe()
+		t.Cleanup(func() { server.Close(); client.Close() })
+		c := &conn{Conn: server, crowd: d, source: source}
+		return c, d.join(c)
+	}
+	for range 3 {
+		c, ok := join("a")
+		if !ok {
+			t.Fatal("refused")
+		}
+		connState(c, http.StateActive)
+	}
+	if _, ok := join("a"); ok {
+		t.Error("a fourth one of a source whose others are busy")
+	}
+	for range 5 { // the older ones make room
+		if _, ok := join("b"); !ok {
+			t.Error("refused")
+		}
+	}
+	if d.n != 6 || d.sources["a"] != 3 || d.sources["b"] != 3 {
+		t.Errorf("%d: %v", d.n, d.sources)
+	}
 }

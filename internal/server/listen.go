@@ -11,66 +11,65 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
 // Listener is an address the Server answers on. It holds at most maxConns
-// connections; further callers wait in the kernel's queue. Each listener has its
-// own limit, so that a crowd on TCP never locks out the operator on the socket.
+// connections, and over TCP at most sourceConns of one source; see crowd for who
+// makes room. Each listener has its own limit, so that a crowd on TCP never
+// locks out the operator on the socket.
 type Listener struct {
 	net.Listener
-	local bool
-	slots chan struct{}
-	done  chan struct{}
-	once  sync.Once
+	local   bool
+	crowd   *crowd
+	surface *surface // nil: the API
 }
 
 func newListener(l net.Listener, local bool) *Listener {
-	return &Listener{Listener: l, local: local, slots: make(chan struct{}, maxConns), done: make(chan struct{})}
+	most := connections()
+	return &Listener{Listener: l, local: local, crowd: newCrowd(most, min(sourceConns, max(1, most/2)))}
+}
+
+// connections is how many a listener may hold: callers must not take the
+// descriptors that sandboxes, files and evidence need.
+func connections() int {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil || limit.Cur/3 >= maxConns {
+		return maxConns
+	}
+	return max(4, int(limit.Cur/3))
 }
 
 // Accept implements net.Listener.
 func (l *Listener) Accept() (net.Conn, error) {
-	select {
-	case l.slots <- struct{}{}:
-	case <-l.done:
-		return nil, net.ErrClosed
-	}
-	c, err := l.Listener.Accept()
-	if err != nil {
-		<-l.slots
-		return nil, err
-	}
-	accepted := &conn{Conn: c, release: func() { <-l.slots }}
-	if l.local {
-		accepted.peer = &peer{err: errors.New("not a unix socket")}
-		if u, ok := c.(*net.UnixConn); ok {
-			accepted.peer.uid, accepted.peer.err = peerUID(u)
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
 		}
+		accepted := &conn{Conn: c, crowd: l.crowd}
+		if l.local {
+			accepted.peer = &peer{err: errors.New("not a unix socket")}
+			if u, ok := c.(*net.UnixConn); ok {
+				accepted.peer.uid, accepted.peer.err = peerUID(u)
+			}
+		} else {
+			accepted.source = source(c.RemoteAddr().String())
+		}
+		if l.crowd.join(accepted) {
+			return accepted, nil
+		}
+		c.Close()
 	}
-	return accepted, nil
 }
 
 // Close implements net.Listener.
 func (l *Listener) Close() error {
-	l.once.Do(func() { close(l.done) })
+	l.crowd.close()
 	return l.Listener.Close()
-}
-
-// conn is an accepted connection.
-type conn struct {
-	net.Conn
-	peer    *peer // nil over TCP
-	once    sync.Once
-	release func()
-}
-
-// Close implements net.Conn.
-func (c *conn) Close() error {
-	c.once.Do(c.release)
-	return c.Conn.Close()
 }
 
 // ListenTCP listens on addr, such as "127.0.0.1:7878". Errors: KindExists when
@@ -179,6 +178,10 @@ func (s *Server) Serve(ctx context.Context, ls ...*Listener) error {
 	var running sync.WaitGroup
 	for _, l := range ls {
 		srv := s.httpServer(base)
+		if f := l.surface; f != nil {
+			srv.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.serve(f, w, r) })
+			s.metrics.prepare(f.op)
+		}
 		servers = append(servers, srv)
 		running.Go(func() {
 			if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
@@ -239,6 +242,7 @@ func (s *Server) httpServer(base context.Context) *http.Server {
 			WriteByteTimeout:          time.Minute,
 		},
 		ErrorLog:    slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		ConnState:   connState,
 		BaseContext: func(net.Listener) context.Context { return base },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			if accepted, ok := c.(*conn); ok && accepted.peer != nil {

@@ -18,7 +18,7 @@ type metrics struct {
 	handler  http.Handler
 }
 
-func newMetrics(states func(context.Context) (map[string]int, error)) *metrics {
+func newMetrics(states func(context.Context) (map[string]int, error), load func() (waiting, refused map[string]int64)) *metrics {
 	m := &metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "firebreak_requests_total",
@@ -35,6 +35,9 @@ func newMetrics(states func(context.Context) (map[string]int, error)) *metrics {
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if states != nil {
 		reg.MustRegister(&stateCollector{states: states})
+	}
+	if load != nil {
+		reg.MustRegister(loadCollector(load))
 	}
 	m.handler = promhttp.HandlerFor(reg, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 20 * time.Second})
 	return m
@@ -77,5 +80,28 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for state, n := range counts {
 		ch <- prometheus.MustNewConstMetric(sandboxesDesc, prometheus.GaugeValue, float64(n), state)
+	}
+}
+
+// loadCollector asks for what waits and what was refused. It names no tenant:
+// every tenant's viewers may read the metrics.
+type loadCollector func() (waiting, refused map[string]int64)
+
+var (
+	waitingDesc = prometheus.NewDesc("firebreak_waiting", "Callers that wait for their turn, by what they wait for.", []string{"for"}, nil)
+	refusedDesc = prometheus.NewDesc("firebreak_refused_total", "Refusals for want of capacity, by the quota or the part of the host that was used up.", []string{"quota"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (c loadCollector) Describe(ch chan<- *prometheus.Desc) { ch <- waitingDesc; ch <- refusedDesc }
+
+// Collect implements prometheus.Collector.
+func (c loadCollector) Collect(ch chan<- prometheus.Metric) {
+	waiting, refused := c()
+	for name, n := range waiting {
+		ch <- prometheus.MustNewConstMetric(waitingDesc, prometheus.GaugeValue, float64(n), name)
+	}
+	for name, n := range refused {
+		ch <- prometheus.MustNewConstMetric(refusedDesc, prometheus.CounterValue, float64(n), name)
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 
 	"github.com/firebreak-dev/firebreak/api"
+	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
 )
 
 // object is a JSON object; encoding/json sorts its keys, so that the document
@@ -146,7 +147,7 @@ func (d *document) operation(o *operation, r *route) object {
 		p["required"] = true
 		parameters = append(parameters, p)
 	}
-	hasBody := r.method == http.MethodPost || r.method == http.MethodPatch
+	hasBody := !o.raw && r.method == http.MethodPost || r.method == http.MethodPatch
 	for i := range in.Fields().Len() {
 		fd := in.Fields().Get(i)
 		if hasBody || slices.Contains(r.params, string(fd.Name())) || !inQuery(fd) || fd.Kind() == protoreflect.BytesKind {
@@ -161,6 +162,10 @@ func (d *document) operation(o *operation, r *route) object {
 	switch {
 	case o.raw && r.method == http.MethodPut:
 		op["requestBody"] = object{"required": true, "description": "The content, of any size.", "content": rawContent()}
+	case o.raw && r.method == http.MethodPost:
+		op["requestBody"] = object{"required": true, "description": "A form of files of any size; each part's file name is its path.",
+			"content": object{"multipart/form-data": object{"schema": object{"type": "object",
+				"properties": object{"file": object{"type": "array", "items": object{"type": "string", "format": "binary"}}}}}}}
 	case hasBody:
 		op["requestBody"] = object{"content": jsonContent(d.request(in, r.params))}
 	}
@@ -172,6 +177,9 @@ func (d *document) operation(o *operation, r *route) object {
 func operationID(o *operation, r *route) string {
 	if !strings.HasPrefix(r.template, "/v1/") {
 		return o.name + "Unversioned"
+	}
+	if o.raw && r.method == http.MethodPost {
+		return o.name + "s"
 	}
 	return o.name
 }
@@ -222,9 +230,14 @@ func (d *document) responses(o *operation, r *route) object {
 		all["404"] = failure
 	}
 	out := o.method.Output()
+	if o.raw && r.method == http.MethodPost { // a form of files
+		out = (&v1.ListFilesResponse{}).ProtoReflect().Descriptor()
+	}
 	switch {
 	case r.noBody:
 		all["204"] = object{"description": "Done; there is nothing to say."}
+	case r.template == portsTemplate:
+		all["101"] = object{"description": "From here on the connection is the server's in the sandbox."}
 	case o.raw && r.method == http.MethodGet:
 		all["200"] = object{"description": "The content.", "content": rawContent()}
 		all["206"] = object{"description": "The part that Range names.", "content": rawContent()}

@@ -34,6 +34,7 @@ type operation struct {
 	aggregate func(*budget, proto.Message) aggregator
 	whole     proto.Message // what an aggregate answers with
 	once      bool          // honours Idempotency-Key
+	plain     func(proto.Message) string
 
 	connect http.Handler
 	rest    func(*exchange) error
@@ -59,6 +60,10 @@ func emptyOn(template string) option { return func(o *operation) { o.emptyOn = t
 func aggregated(f func(*budget, proto.Message) aggregator, whole proto.Message) option {
 	return func(o *operation) { o.aggregate, o.whole = f, whole }
 }
+
+// plainText answers REST callers that ask for text with what f makes of the
+// message.
+func plainText(f func(proto.Message) string) option { return func(o *operation) { o.plain = f } }
 
 // once says in the documentation that Idempotency-Key works.
 func once(o *operation) { o.once = true }
@@ -218,7 +223,7 @@ func (g *registry) check(m proto.Message) error {
 	if err := refuseUnknown(m.ProtoReflect()); err != nil {
 		return err
 	}
-	return validateMessage(g.validator, m)
+	return g.rules.Check(m)
 }
 
 // panicError is a panic of ours. Its text goes to the log, never to a caller.
@@ -249,6 +254,7 @@ func (g *registry) connectOptions(o *operation) []connect.HandlerOption {
 		connect.WithReadMaxBytes(maxJSON),
 		connect.WithCompressMinBytes(1024),
 		connect.WithCodec(strictJSON{}),
+		connect.WithCodec(strictProto{}),
 	}
 }
 

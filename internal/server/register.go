@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"time"
 
-	"buf.build/go/protovalidate"
 	"google.golang.org/genproto/googleapis/api/annotations"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -14,6 +13,7 @@ import (
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
 	rpc "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1/firebreakv1connect"
 	"github.com/firebreak-dev/firebreak/internal/auth"
+	"github.com/firebreak-dev/firebreak/internal/service"
 )
 
 // register is the one table: a line here is a method on every surface. Paths,
@@ -21,15 +21,39 @@ import (
 func register(g *registry, api API) {
 	unary(g, rpc.SandboxServiceCreateSandboxProcedure, api.CreateSandbox, created, once, deadline(5*time.Minute))
 	unary(g, rpc.SandboxServiceGetSandboxProcedure, api.GetSandbox)
+	unary(g, rpc.SandboxServiceGetMetricsProcedure, api.GetMetrics)
 	unary(g, rpc.SandboxServiceListSandboxesProcedure, api.ListSandboxes)
 	unary(g, rpc.SandboxServiceDestroySandboxProcedure, api.DestroySandbox, deadline(2*time.Minute), emptyOn("/sandboxes/{id}"))
 	unary(g, rpc.SandboxServiceSetTimeoutProcedure, api.SetTimeout)
 	serverStream(g, rpc.SandboxServiceExecProcedure, api.Exec, aggregated(newExecAggregator, &v1.ExecResponse{}))
 	serverStream(g, rpc.SandboxServiceWatchEventsProcedure, api.WatchEvents, follows)
+	g.registerPorts(api)
+
+	unary(g, rpc.ProcessServiceStartProcessProcedure, api.StartProcess, created)
+	unary(g, rpc.ProcessServiceListProcessesProcedure, api.ListProcesses)
+	unary(g, rpc.ProcessServiceGetProcessProcedure, api.GetProcess, deadline(11*time.Minute)) // wait_ms goes up to ten
+	unary(g, rpc.ProcessServiceKillProcessProcedure, api.KillProcess)
+	unary(g, rpc.ProcessServiceSignalProcessProcedure, api.SignalProcess)
+	unary(g, rpc.ProcessServiceWriteStdinProcedure, api.WriteStdin)
+	unary(g, rpc.ProcessServiceResizeProcessProcedure, api.ResizeProcess)
+	serverStream(g, rpc.ProcessServiceStreamProcessProcedure, api.StreamProcess, follows)
+
+	unary(g, rpc.ContextServiceCreateContextProcedure, api.CreateContext, created, deadline(2*time.Minute))
+	unary(g, rpc.ContextServiceListContextsProcedure, api.ListContexts)
+	unary(g, rpc.ContextServiceGetContextProcedure, api.GetContext)
+	unary(g, rpc.ContextServiceDeleteContextProcedure, api.DeleteContext)
+	serverStream(g, rpc.ContextServiceEvalProcedure, api.Eval, aggregated(newEvalAggregator, &v1.EvalResponse{}))
+	unary(g, rpc.ContextServiceInterruptContextProcedure, api.InterruptContext)
+	unary(g, rpc.ContextServiceRestartContextProcedure, api.RestartContext, deadline(2*time.Minute))
 
 	g.registerFiles(api)
 	unary(g, rpc.FileServiceStatFileProcedure, api.StatFile)
 	unary(g, rpc.FileServiceListFilesProcedure, api.ListFiles)
+	serverStream(g, rpc.FileServiceWatchFilesProcedure, api.WatchFiles, follows)
+	unary(g, rpc.FileServiceCreateWatcherProcedure, api.CreateWatcher, created)
+	unary(g, rpc.FileServiceGetWatcherEventsProcedure, api.GetWatcherEvents)
+	unary(g, rpc.FileServiceRemoveWatcherProcedure, api.RemoveWatcher)
+	unary(g, rpc.FileServiceSignFileProcedure, api.SignFile)
 	unary(g, rpc.FileServiceMakeDirectoryProcedure, api.MakeDirectory, created)
 	unary(g, rpc.FileServiceMoveFileProcedure, api.MoveFile)
 	unary(g, rpc.FileServiceRemoveFileProcedure, api.RemoveFile)
@@ -43,18 +67,28 @@ func register(g *registry, api API) {
 	unary(g, rpc.SystemServiceListBackendsProcedure, api.ListBackends)
 	unary(g, rpc.SystemServiceListTemplatesProcedure, api.ListTemplates)
 	serverStream(g, rpc.SystemServiceBuildTemplateProcedure, api.BuildTemplate, created, aggregated(newBuildAggregator, &v1.Template{}))
+	g.registerUpload(api)
 	unary(g, rpc.SystemServiceRemoveTemplateProcedure, api.RemoveTemplate)
+	unary(g, rpc.SystemServiceGetQuotaProcedure, api.GetQuota)
+	unary(g, rpc.SystemServiceCollectTemplatesProcedure, api.CollectTemplates, deadline(10*time.Minute))
 	unary(g, rpc.SystemServiceGetVersionProcedure, api.GetVersion)
 
 	unary(g, rpc.KeyServiceCreateKeyProcedure, api.CreateKey, created)
 	unary(g, rpc.KeyServiceListKeysProcedure, api.ListKeys)
 	unary(g, rpc.KeyServiceDeleteKeyProcedure, api.DeleteKey)
+
+	unary(g, rpc.AuditServiceGetCheckpointProcedure, api.GetCheckpoint, plainText(func(m proto.Message) string { return m.(*v1.Checkpoint).GetNote() }))
+	unary(g, rpc.AuditServiceListEntriesProcedure, api.ListEntries)
+	serverStream(g, rpc.AuditServiceWatchEntriesProcedure, api.WatchEntries, follows)
+	unary(g, rpc.AuditServiceGetProofProcedure, api.GetProof)
+	unary(g, rpc.AuditServiceExportEvidenceProcedure, api.ExportEvidence, deadline(5*time.Minute),
+		plainText(func(m proto.Message) string { return m.(*v1.ExportEvidenceResponse).GetFile() }))
 }
 
 // registry collects the operations while a Server is made. Its first error
 // stops that.
 type registry struct {
-	validator  protovalidate.Validator
+	rules      *service.Rules
 	procedures map[string]*operation
 	order      []*operation
 	router     router
@@ -62,11 +96,11 @@ type registry struct {
 }
 
 func newRegistry() (*registry, error) {
-	v, err := protovalidate.New()
+	rules, err := service.NewRules()
 	if err != nil {
 		return nil, err
 	}
-	return &registry{validator: v, procedures: map[string]*operation{}}, nil
+	return &registry{rules: rules, procedures: map[string]*operation{}}, nil
 }
 
 // build registers everything and checks that the table and the proto agree.

@@ -126,6 +126,7 @@ func TestRPC(t *testing.T) {
 			if st.Err() != nil || strings.Join(got, " ") != "started stdout exit" {
 				t.Errorf("exec: %v %v", got, st.Err())
 			}
+			st.Close()
 
 			content := bytes.Repeat([]byte("0123456789abcdef"), 40_000)
 			up := files.WriteFile(ctx)
@@ -153,10 +154,12 @@ func TestRPC(t *testing.T) {
 			if down.Err() != nil || !bytes.Equal(back, content[5:]) {
 				t.Errorf("read: %d bytes, %v", len(back), down.Err())
 			}
+			down.Close()
 			down, err = files.ReadFile(ctx, connect.NewRequest(&v1.ReadFileRequest{Id: testID, Path: "/missing"}))
 			if err == nil {
 				down.Receive()
 				err = down.Err()
+				down.Close()
 			}
 			if d := detailOf(t, err); d.Kind != "not_found" || d.Op != "read file" {
 				t.Errorf("missing file: %v", d)
@@ -186,6 +189,7 @@ func TestEveryMethodNeedsItsScope(t *testing.T) {
 	methods := 0
 	forEachMethod(func(md protoreflect.MethodDescriptor) {
 		methods++
+		w.srv.strangers.forget()
 		o := w.srv.registry.procedures[procedureOf(md)]
 		if o == nil {
 			t.Fatalf("%s is not registered", md.FullName())
@@ -208,6 +212,7 @@ func TestEveryMethodNeedsItsScope(t *testing.T) {
 				if err = e; err == nil {
 					st.Receive()
 					err = st.Err()
+					st.Close()
 				}
 			default:
 				_, err = c.CallUnary(t.Context(), connect.NewRequest(&v1.Artifact{Path: "?"}))

@@ -3,6 +3,7 @@ package server
 import (
 	"maps"
 	"slices"
+	"strings"
 
 	"buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	"google.golang.org/protobuf/proto"
@@ -45,9 +46,12 @@ func (d *document) message(md protoreflect.MessageDescriptor, without []string, 
 		}
 		property := d.property(fd, request)
 		switch rules := ruleOf(fd); {
-		case key == "result_json":
-			key = "result"
-			property = object{"description": "What the program reported with firebreak.result, decoded; null if nothing."}
+		case isDocument(fd):
+			key = strings.TrimSuffix(key, "_json")
+			property = object{"description": "A JSON value; null if there is none."}
+			if key == "result" {
+				property = object{"description": "What the program reported with firebreak.result, decoded; null if nothing."}
+			}
 			required = append(required, key)
 		case request && rules.GetRequired(), !request && !fd.HasPresence():
 			required = append(required, key)

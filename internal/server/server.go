@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
 
@@ -30,6 +31,11 @@ type Config struct {
 	Ready func(context.Context) error
 	// States counts sandboxes by state, for /metrics; nil leaves that out.
 	States func(context.Context) (map[string]int, error)
+	// Rates says how fast a tenant's keys may call; nil bounds nothing.
+	Rates func(sandbox.TenantID) Rates
+	// Load reports, for /metrics, how many wait by what they wait for, and how
+	// many were refused by what was used up; nil leaves that out.
+	Load func() (waiting, refused map[string]int64)
 	// Hosts are names callers may use besides loopback ones, such as the one a
 	// reverse proxy is reached by.
 	Hosts []string
@@ -45,6 +51,9 @@ type Server struct {
 	metrics  *metrics
 	hosts    map[string]bool
 	errors   *connect.ErrorWriter
+
+	callers   *buckets // of keys and tenants
+	strangers *buckets // of source addresses
 
 	output      budget
 	heartbeat   time.Duration // between signs of life on a silent stream
@@ -70,13 +79,14 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: cfg.Log, registry: g, hosts: map[string]bool{}, errors: connect.NewErrorWriter(), heartbeat: heartbeat, bodyTimeout: bodyTimeout, stall: stallTimeout}
+	s := &Server{cfg: cfg, log: cfg.Log, registry: g, hosts: map[string]bool{}, errors: connect.NewErrorWriter(),
+		callers: newBuckets(), strangers: newBuckets(), heartbeat: heartbeat, bodyTimeout: bodyTimeout, stall: stallTimeout}
 	s.output.left.Store(maxOutput)
 	for _, h := range cfg.Hosts {
 		s.hosts[strings.ToLower(h)] = true
 	}
 	s.draining, s.drain = context.WithCancel(context.Background())
-	s.metrics = newMetrics(cfg.States)
+	s.metrics = newMetrics(cfg.States, cfg.Load)
 	s.builtins()
 	if err := g.build(cfg.API); err != nil {
 		return nil, err
@@ -190,8 +200,13 @@ func (s *Server) serveConnect(x *exchange, o *operation) {
 func (s *Server) admit(x *exchange) error {
 	ctx := x.r.Context()
 	if x.op.scope != "" {
-		p, err := s.authenticate(x.r)
+		p, err := s.identify(x)
 		if err != nil {
+			kind := sandbox.KindOf(err)
+			x.stranger = kind == sandbox.KindUnauthenticated || kind == sandbox.KindDenied
+			return s.failedAttempt(x, err)
+		}
+		if err := s.throttle(x, p); err != nil {
 			return err
 		}
 		x.principal = p
@@ -209,6 +224,21 @@ func (s *Server) admit(x *exchange) error {
 	}
 	x.r = x.r.WithContext(context.WithValue(ctx, exchangeKey{}, x))
 	return nil
+}
+
+// identify is authenticate, and for a file's content a signed URL is a credential,
+// too: the only one then, for what it names and nothing else.
+func (s *Server) identify(x *exchange) (auth.Principal, error) {
+	if x.route == nil || !x.op.raw || x.route.template != filesTemplate || !strings.Contains(x.r.URL.RawQuery, "signature=") {
+		return s.authenticate(x.r)
+	}
+	p, query, err := s.cfg.API.FileURLHolder(x.r.Context(), x.values[0], x.r.Method, x.r.URL.RawQuery)
+	if err != nil {
+		return p, err
+	}
+	x.r = x.r.Clone(x.r.Context())
+	x.r.URL.RawQuery = query
+	return p, nil
 }
 
 // authenticate finds out who calls.
@@ -313,16 +343,37 @@ func (x *exchange) finish() {
 	}
 	took := time.Since(x.start)
 	x.s.metrics.observe(x.op, status, took)
+	x.refused()
 	x.log(status, took)
 	if abort {
 		panic(http.ErrAbortHandler) // cuts the connection: the answer is not whole
 	}
 }
 
+// refused tells of a call that was refused because of who made it. The answer
+// is on its way.
+func (x *exchange) refused() {
+	kind := sandbox.KindOf(x.err)
+	if x.op == nil || !x.stranger && kind != sandbox.KindDenied && kind != sandbox.KindUnauthenticated {
+		return
+	}
+	r := service.Refusal{Method: x.op.name, Principal: x.principal, Source: source(x.r.RemoteAddr), Err: x.err}
+	if x.op.method != nil {
+		r.Method = string(x.op.method.Parent().Name()) + "." + x.op.name
+	}
+	if peer := peerFrom(x.r.Context()); peer != nil {
+		r.Source = "uid:" + strconv.Itoa(peer.uid)
+	}
+	if _, token, ok := strings.Cut(x.r.Header.Get("Authorization"), " "); ok && x.stranger {
+		r.Key, _, _ = auth.Parse(strings.TrimSpace(token))
+	}
+	x.s.cfg.API.Refused(x.r.Context(), r)
+}
+
 func (x *exchange) log(status int, took time.Duration) {
 	level := slog.LevelInfo
 	switch {
-	case x.op != nil && x.op.quiet && status < 400:
+	case x.op != nil && x.op.quiet && status < 400, x.shed: // a flood must not fill the log
 		level = slog.LevelDebug
 	case status >= 500 && status != http.StatusServiceUnavailable:
 		level = slog.LevelError

@@ -60,7 +60,8 @@ func resume(m protoreflect.Message, header string) (bool, error) {
 }
 
 // naming is how a stream's item becomes an event: a oneof's set field names the
-// event and is its data; else the field "type" names it and "id" numbers it.
+// event and is its data, else the field "type" names it; "id" numbers it, where
+// it has a number.
 type naming struct {
 	oneof    protoreflect.OneofDescriptor
 	kind, id protoreflect.FieldDescriptor
@@ -84,7 +85,7 @@ func (n naming) appendEvent(b []byte, m protoreflect.Message) []byte {
 	} else if n.kind != nil {
 		name = m.Get(n.kind).String()
 	}
-	if n.id != nil {
+	if n.id != nil && m.Get(n.id).Int() != 0 {
 		b = append(b, "id: "...)
 		b = strconv.AppendInt(b, m.Get(n.id).Int(), 10)
 		b = append(b, '\n')

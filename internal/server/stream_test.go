@@ -19,15 +19,15 @@ const sseAccept = "text/event-stream"
 func TestExecStream(t *testing.T) {
 	w := start(t, &fake{})
 	a := w.do("POST", "/v1/sandboxes/x/exec", `{"code":"1"}`, "Accept", sseAccept)
-	want := "event: started\ndata: {\"pid\":7}\n\n" +
+	want := "id: 4\nevent: started\ndata: {\"pid\":7}\n\n" +
 		"event: stdout\ndata: {\"text\":\"42\\n\",\"data\":\"\"}\n\n" +
 		"event: exit\ndata: {\"exit_code\":0,\"duration_ms\":13,\"reason\":\"done\",\"detail\":\"\",\"result\":{\"ok\":1}}\n\n"
 	if a.body != want || a.header.Get("Content-Type") != sseAccept {
 		t.Errorf("got %s", a.body)
 	}
 	a = w.do("POST", "/v1/sandboxes/x/exec", `{"code":"1"}`, "Accept", "application/x-ndjson")
-	want = "{\"started\":{\"pid\":7}}\n{\"stdout\":{\"text\":\"42\\n\",\"data\":\"\"}}\n" +
-		"{\"exit\":{\"exit_code\":0,\"duration_ms\":13,\"reason\":\"done\",\"detail\":\"\",\"result\":{\"ok\":1}}}\n"
+	want = "{\"started\":{\"pid\":7},\"id\":4}\n{\"stdout\":{\"text\":\"42\\n\",\"data\":\"\"},\"id\":0}\n" +
+		"{\"exit\":{\"exit_code\":0,\"duration_ms\":13,\"reason\":\"done\",\"detail\":\"\",\"result\":{\"ok\":1}},\"id\":0}\n"
 	if a.body != want {
 		t.Errorf("got %s", a.body)
 	}

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -34,6 +35,9 @@ func toSandbox(sb orchestrator.Sandbox) *v1.Sandbox {
 		Usage: toUsage(sb.Usage), Receipt: toReceipt(sb.Receipt), ReadonlyRoot: sb.ReadonlyRoot,
 		CreateMs: ms(sb.Details.Boot), Principal: sb.Principal, Notes: sb.Details.Notes,
 	}
+	if sb.IdleTimeout > 0 {
+		out.IdleAction = string(cmp.Or(sb.Details.IdleAction, orchestrator.IdleDestroy))
+	}
 	if sb.State == store.Stopping { // decided, and not yet over
 		out.Receipt = nil
 	}
@@ -57,9 +61,10 @@ func toReceipt(r *sandbox.Receipt) *v1.Receipt {
 	if r == nil {
 		return nil
 	}
-	out := &v1.Receipt{Clean: r.Clean, Time: stamp(r.Time), Objects: make([]*v1.ReceiptObject, len(r.Objects))}
+	out := &v1.Receipt{Instance: string(r.Instance), Clean: r.Clean, Time: stamp(r.Time), Objects: make([]*v1.ReceiptObject, len(r.Objects))}
 	for i, o := range r.Objects {
-		out.Objects[i] = &v1.ReceiptObject{Kind: o.Kind, Name: o.Name, Gone: o.Gone, Detail: o.Detail}
+		out.Objects[i] = &v1.ReceiptObject{Kind: text(o.Kind), Name: text(o.Name), Gone: o.Gone, Detail: text(o.Detail),
+			Check: text(o.Check), CheckedAt: stamp(o.Checked)}
 	}
 	return out
 }

@@ -85,7 +85,7 @@ func toEvent(e *event.Event) *v1.Event {
 		out.Pid = pid
 	}
 	switch e.Type {
-	case event.Stdout, event.Stderr:
+	case event.Stdout, event.Stderr, event.PTY:
 		if o := toOutput(e.Data); o != nil {
 			out.Text, out.Data = o.GetText(), o.GetData()
 		}
@@ -99,6 +99,9 @@ func toEvent(e *event.Event) *v1.Event {
 		if json.Unmarshal(e.Data, &b) == nil {
 			code := int32(b.Code)
 			out.ExitCode, out.Reason, out.Detail = &code, string(b.Reason), text(b.Detail)
+			if b.Duration > 0 {
+				out.DurationMs = &b.Duration
+			}
 		}
 	case event.Artifact:
 		var b orchestrator.ArtifactEvent

@@ -24,11 +24,11 @@ func (s *Service) Exec(ctx context.Context, req *v1.ExecRequest, send func(*v1.E
 	if err != nil {
 		return err
 	}
-	exit, err := s.Orchestrator.Exec(ctx, who, req.GetId(), x, stream{send})
+	exit, err := s.Orchestrator.Exec(ctx, who, req.GetId(), x, stream{send, x.PTY != nil})
 	if err != nil {
 		return err
 	}
-	return send(&v1.ExecEvent{Event: &v1.ExecEvent_Exit{Exit: toExit(exit)}})
+	return send(&v1.ExecEvent{Event: &v1.ExecEvent_Exit{Exit: toExit(exit)}, Id: int64(exit.Event)})
 }
 
 func toExit(exit orchestrator.ExecExit) *v1.ProcessExit {
@@ -44,7 +44,7 @@ func toExit(exit orchestrator.ExecExit) *v1.ProcessExit {
 // sandbox can run.
 func execRequest(req *v1.ExecRequest) (x orchestrator.ExecRequest, err error) {
 	x = orchestrator.ExecRequest{Code: req.Code, Command: req.Command, Args: req.GetArgs(), Pack: req.GetLanguagePack(),
-		Dir: req.GetCwd(), Env: req.GetEnv(), User: req.GetUser()}
+		Dir: req.GetCwd(), Env: req.GetEnv(), User: req.GetUser(), PTY: fromPty(req.GetPty())}
 	stdin, err := oneOf("exec", "stdin", req.GetStdin(), req.GetStdinData())
 	if err != nil {
 		return x, err
@@ -65,18 +65,24 @@ func oneOf(op, field, text string, data []byte) (string, error) {
 }
 
 // stream is an orchestrator.Sink that sends messages.
-type stream struct{ send func(*v1.ExecEvent) error }
+type stream struct {
+	send func(*v1.ExecEvent) error
+	pty  bool // what comes as standard output is a terminal's
+}
 
 var _ orchestrator.Sink = stream{}
 
-func (t stream) Started(pid int) error {
-	return t.send(&v1.ExecEvent{Event: &v1.ExecEvent_Started{Started: &v1.ProcessStarted{Pid: int64(pid)}}})
+func (t stream) Started(pid int, id uint64) error {
+	return t.send(&v1.ExecEvent{Event: &v1.ExecEvent_Started{Started: &v1.ProcessStarted{Pid: int64(pid)}}, Id: int64(id)})
 }
 
-func (t stream) Stdout(data []byte) error {
-	return t.send(&v1.ExecEvent{Event: &v1.ExecEvent_Stdout{Stdout: toOutput(data)}})
+func (t stream) Stdout(data []byte, id uint64) error {
+	if t.pty {
+		return t.send(&v1.ExecEvent{Event: &v1.ExecEvent_Pty{Pty: toOutput(data)}, Id: int64(id)})
+	}
+	return t.send(&v1.ExecEvent{Event: &v1.ExecEvent_Stdout{Stdout: toOutput(data)}, Id: int64(id)})
 }
 
-func (t stream) Stderr(data []byte) error {
-	return t.send(&v1.ExecEvent{Event: &v1.ExecEvent_Stderr{Stderr: toOutput(data)}})
+func (t stream) Stderr(data []byte, id uint64) error {
+	return t.send(&v1.ExecEvent{Event: &v1.ExecEvent_Stderr{Stderr: toOutput(data)}, Id: int64(id)})
 }

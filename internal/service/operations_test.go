@@ -13,6 +13,7 @@ import (
 
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
 	"github.com/firebreak-dev/firebreak/internal/auth"
+	"github.com/firebreak-dev/firebreak/internal/orchestrator"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -257,6 +258,25 @@ func TestSystem(t *testing.T) {
 	}
 	if _, err := r.RemoveTemplate(ctx, &v1.RemoveTemplateRequest{Name: "python"}); err != nil || !slices.Equal(r.templates.removed, []string{"python"}) {
 		t.Errorf("%v, %v", err, r.templates.removed)
+	}
+	quota := func(name string) (q *v1.Quota) {
+		t.Helper()
+		resp, err := r.GetQuota(ctx, &v1.GetQuotaRequest{})
+		if err != nil || len(resp.Quotas) != len(orchestrator.Resources) {
+			t.Fatalf("%v, %v", resp, err)
+		}
+		for _, q = range resp.Quotas {
+			if q.Name == name {
+				return q
+			}
+		}
+		return nil
+	}
+	if q := quota("sandboxes"); q.GetUnit() != "count" || q.GetLimit() != 200 || q.GetDescription() == "" {
+		t.Errorf("%v", q)
+	}
+	if q := quota("memory"); q.GetUnit() != "bytes" || q.Limit != nil {
+		t.Errorf("%v", q)
 	}
 	if v, err := r.GetVersion(ctx, &v1.GetVersionRequest{}); err != nil || v.Version != "1.2.3" {
 		t.Errorf("%v, %v", v, err)

@@ -165,7 +165,7 @@ func (s *Service) OpenArtifact(ctx context.Context, runID, path string) (io.Read
 	if err != nil {
 		return nil, nil, err
 	}
-	f, a, err := s.Orchestrator.OpenArtifact(ctx, who.Tenant, runID, path)
+	f, a, err := s.Orchestrator.OpenArtifact(ctx, who, runID, path)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
 	"github.com/firebreak-dev/firebreak/internal/orchestrator"
@@ -41,7 +42,7 @@ func (s *Service) CreateSandbox(ctx context.Context, req *v1.CreateSandboxReques
 	if err != nil {
 		return nil, err
 	}
-	sb, err := s.Orchestrator.Get(ctx, who.Tenant, id)
+	sb, err := s.Orchestrator.Get(context.WithoutCancel(ctx), who.Tenant, id) // it exists, whoever still waits
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +90,7 @@ func (s *Service) once(ctx context.Context, who orchestrator.Caller, op string, 
 func createRequest(req *v1.CreateSandboxRequest) (c orchestrator.CreateRequest, err error) {
 	c = orchestrator.CreateRequest{Name: req.GetName(), Template: req.GetTemplate(), Backend: req.GetBackend(), Env: req.GetEnv(),
 		Metadata: req.GetMetadata(), Tier: req.GetTier(), ReadonlyRoot: req.GetReadonlyRoot(), AcceptWeaker: req.GetAcceptWeaker(),
-		Pack: req.GetLanguagePack(), Hostname: req.GetHostname()}
+		Pack: req.GetLanguagePack(), Hostname: req.GetHostname(), IdleAction: orchestrator.IdleAction(req.GetIdleAction())}
 	if v := req.GetMinIsolation(); v != "" {
 		if c.MinIsolation, err = sandbox.ParseIsolation(v); err != nil {
 			return c, err
@@ -139,6 +140,36 @@ func (s *Service) GetSandbox(ctx context.Context, req *v1.GetSandboxRequest) (*v
 		return nil, err
 	}
 	return toSandbox(sb), nil
+}
+
+// GetMetrics returns what a sandbox used over its life.
+func (s *Service) GetMetrics(ctx context.Context, req *v1.GetMetricsRequest) (*v1.SandboxMetrics, error) {
+	who, _, err := s.allow(ctx, "SandboxService.GetMetrics")
+	if err != nil {
+		return nil, err
+	}
+	for name, t := range map[string]*timestamppb.Timestamp{"start": req.GetStart(), "end": req.GetEnd()} {
+		if t != nil && !t.IsValid() {
+			return nil, sandbox.Errorf("metrics", sandbox.KindInvalid, "%s is not a time", name)
+		}
+	}
+	sb, series, err := s.Orchestrator.Metrics(ctx, who.Tenant, req.GetId())
+	if err != nil {
+		return nil, err
+	}
+	out := &v1.SandboxMetrics{IntervalMs: series.Every.Milliseconds(), Limits: toLimits(sb.Limits, sb.Explicit, sb.Enforced)}
+	before := orchestrator.Sample{At: sb.Started}
+	for _, m := range series.Samples {
+		sample := &v1.MetricSample{Time: stamp(m.At), CpuMs: ms(m.CPU), MemoryBytes: m.Memory, DiskBytes: m.Disk, Pids: int64(m.PIDs)}
+		if d := m.At.Sub(before.At); d > 0 && m.CPU > before.CPU && !before.At.IsZero() {
+			sample.Cpus = float64(m.CPU-before.CPU) / float64(d)
+		}
+		before = m
+		if (req.Start == nil || !m.At.Before(req.Start.AsTime())) && (req.End == nil || m.At.Before(req.End.AsTime())) {
+			out.Samples = append(out.Samples, sample)
+		}
+	}
+	return out, nil
 }
 
 // ListSandboxes returns one page, newest first.

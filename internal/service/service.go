@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"sync"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -19,16 +21,23 @@ import (
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
-// Config joins a Service to the rest. All fields are needed but Version and Log.
+// Config joins a Service to the rest. All fields are needed but Version, Log,
+// Tokens and Evidence.
 type Config struct {
 	Orchestrator *orchestrator.Orchestrator
 	Store        *store.Store
 	Auth         Keys
 	Events       *event.Hub
 	Recorder     sandbox.Recorder
-	Templates    Templates
-	Version      *v1.GetVersionResponse
-	Log          *slog.Logger
+	// Evidence is what Recorder writes and EvidenceDir where, for reading; nil: it
+	// cannot be read here.
+	Evidence    Evidence
+	EvidenceDir string
+	Templates   Templates
+	// Tokens makes the tokens that open one sandbox each; nil: there are none.
+	Tokens  *auth.Tokens
+	Version *v1.GetVersionResponse
+	Log     *slog.Logger
 }
 
 // Templates builds, lists and removes what sandboxes start from;
@@ -37,6 +46,9 @@ type Templates interface {
 	Build(ctx context.Context, name string, o template.BuildOptions) (template.Template, error)
 	List(ctx context.Context) ([]template.Template, error)
 	Remove(ctx context.Context, name string) error
+	// Receive takes an archive for a Build by the same owner.
+	Receive(ctx context.Context, owner string, r io.Reader) (id string, size int64, err error)
+	Collect(ctx context.Context, o template.CollectOptions) (template.Collected, error)
 }
 
 // Keys makes and revokes API keys; *auth.Authenticator is one.
@@ -48,7 +60,12 @@ type Keys interface {
 // Service is the operations. It is safe for concurrent use.
 type Service struct {
 	Config
-	access map[string]*v1.Access // by "Service.Method"
+	access   map[string]*v1.Access // by "Service.Method"
+	refusals *refusals
+	readers  chan struct{} // holds as many as read the log
+
+	mu       sync.Mutex
+	watchers map[sandbox.TenantID]int // guarded by mu; who follows the log
 }
 
 // New returns a Service. It fails if a method of the API declares nothing about
@@ -64,14 +81,22 @@ func New(c Config) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Service{Config: c, access: access}, nil
+	return &Service{Config: c, access: access, refusals: newRefusals(c.Recorder, c.Log),
+		readers: make(chan struct{}, entryReaders), watchers: map[sandbox.TenantID]int{}}, nil
+}
+
+// Close records what is left to be recorded. Nobody calls the Service any more,
+// and the Recorder is still open.
+func (s *Service) Close() error {
+	s.refusals.close()
+	return nil
 }
 
 // declaredAccess reads what the proto says about each method.
 func declaredAccess() (map[string]*v1.Access, error) {
 	access := map[string]*v1.Access{}
 	for _, file := range []protoreflect.FileDescriptor{v1.File_firebreak_v1_sandbox_proto, v1.File_firebreak_v1_file_proto,
-		v1.File_firebreak_v1_run_proto, v1.File_firebreak_v1_system_proto} {
+		v1.File_firebreak_v1_run_proto, v1.File_firebreak_v1_process_proto, v1.File_firebreak_v1_context_proto, v1.File_firebreak_v1_system_proto, v1.File_firebreak_v1_audit_proto} {
 		for i := range file.Services().Len() {
 			sv := file.Services().Get(i)
 			for j := range sv.Methods().Len() {
@@ -88,8 +113,8 @@ func declaredAccess() (map[string]*v1.Access, error) {
 	return access, nil
 }
 
-// allow returns the caller if it holds the scope the method declares. A refusal
-// of something that would have been recorded is evidence, too.
+// allow returns the caller if it holds the scope the method declares. Surfaces
+// have asked before, and told Refused; here it is told of those that have not.
 func (s *Service) allow(ctx context.Context, method string) (orchestrator.Caller, auth.Principal, error) {
 	a, ok := s.access[method]
 	if !ok { // a misspelt name in this package; every test of the method finds it
@@ -99,11 +124,8 @@ func (s *Service) allow(ctx context.Context, method string) (orchestrator.Caller
 	if err == nil {
 		return orchestrator.Caller{Tenant: p.Tenant, Principal: p.ID}, p, nil
 	}
-	if who, known := auth.PrincipalFrom(ctx); known && a.GetAction() != "" && sandbox.KindOf(err) == sandbox.KindDenied {
-		_, e := s.Recorder.Record(ctx, sandbox.Record{Class: sandbox.Flow, Tenant: who.Tenant, Principal: who.ID,
-			Action: a.GetAction(), Outcome: sandbox.OutcomeDenied, Object: method})
-		err = errors.Join(err, e)
-	}
+	who, _ := auth.PrincipalFrom(ctx)
+	s.Refused(ctx, Refusal{Method: method, Principal: who, Err: err})
 	return orchestrator.Caller{}, auth.Principal{}, err
 }
 
@@ -112,6 +134,17 @@ func (s *Service) record(ctx context.Context, p auth.Principal, method, object s
 	_, err := s.Recorder.Record(ctx, sandbox.Record{Tenant: p.Tenant, Principal: p.ID, Action: s.access[method].GetAction(),
 		Outcome: outcome, Object: object, Detail: detail})
 	return sandbox.Wrap("record", object, err)
+}
+
+// failed records that what was recorded as about to be done was not, and
+// returns why.
+func (s *Service) failed(ctx context.Context, p auth.Principal, method, object string, err error) error {
+	_, e := s.Recorder.Record(context.WithoutCancel(ctx), sandbox.Record{Class: sandbox.Flow, Tenant: p.Tenant, Principal: p.ID,
+		Action: s.access[method].GetAction(), Outcome: sandbox.OutcomeFailed, Object: object, Detail: map[string]string{"kind": string(sandbox.KindOf(err))}})
+	if e != nil {
+		return errors.Join(err, sandbox.Wrap("record", object, e))
+	}
+	return err
 }
 
 type idempotencyKey struct{}

@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"path/filepath"
 	"slices"
@@ -42,6 +43,8 @@ func (f *templates) Resolve(ctx context.Context, name string) (template.Template
 func (f *templates) Choose(context.Context, string) (template.Template, error) {
 	return hostTemplate, nil
 }
+func (f *templates) Check(context.Context, string) error { return nil }
+
 func (f *templates) Acquire(string) (func(), error) { return func() {}, nil }
 func (f *templates) List(context.Context) ([]template.Template, error) {
 	return []template.Template{hostTemplate, {Digest: "sha256:" + strings.Repeat("b", 64), Damaged: "cut short"}}, nil
@@ -49,6 +52,13 @@ func (f *templates) List(context.Context) ([]template.Template, error) {
 func (f *templates) Remove(ctx context.Context, name string) error {
 	f.removed = append(f.removed, name)
 	return nil
+}
+func (f *templates) Receive(_ context.Context, owner string, r io.Reader) (string, int64, error) {
+	n, err := io.Copy(io.Discard, r)
+	return "up-of-" + owner, n, err
+}
+func (f *templates) Collect(context.Context, template.CollectOptions) (template.Collected, error) {
+	return template.Collected{Templates: []string{"sha256:" + strings.Repeat("c", 64)}, Layers: 2, Bytes: 3}, nil
 }
 func (f *templates) Build(ctx context.Context, name string, o template.BuildOptions) (template.Template, error) {
 	f.built = append(f.built, name)
@@ -229,6 +239,8 @@ func TestEveryMethodAsksForItsScope(t *testing.T) {
 			_, err := r.CreateSandbox(ctx, &v1.CreateSandboxRequest{})
 			return err
 		},
+		"SandboxService.DialPort":   func(ctx context.Context) error { _, err := r.DialPort(ctx, "", 7); return err },
+		"SandboxService.GetMetrics": func(ctx context.Context) error { _, err := r.GetMetrics(ctx, &v1.GetMetricsRequest{}); return err },
 		"SandboxService.GetSandbox": func(ctx context.Context) error { _, err := r.GetSandbox(ctx, &v1.GetSandboxRequest{}); return err },
 		"SandboxService.ListSandboxes": func(ctx context.Context) error {
 			_, err := r.ListSandboxes(ctx, &v1.ListSandboxesRequest{})
@@ -241,10 +253,68 @@ func TestEveryMethodAsksForItsScope(t *testing.T) {
 		"SandboxService.SetTimeout":  func(ctx context.Context) error { _, err := r.SetTimeout(ctx, &v1.SetTimeoutRequest{}); return err },
 		"SandboxService.Exec":        func(ctx context.Context) error { return r.Exec(ctx, &v1.ExecRequest{}, nil) },
 		"SandboxService.WatchEvents": func(ctx context.Context) error { return r.WatchEvents(ctx, &v1.WatchEventsRequest{}, nil) },
-		"FileService.ReadFile":       func(ctx context.Context) error { return r.ReadFile(ctx, &v1.ReadFileRequest{Id: "x", Path: "y"}, nil) },
-		"FileService.WriteFile":      func(ctx context.Context) error { _, err := r.WriteFile(ctx, "x", "y", "", "", nil); return err },
-		"FileService.StatFile":       func(ctx context.Context) error { _, err := r.StatFile(ctx, &v1.StatFileRequest{}); return err },
-		"FileService.ListFiles":      func(ctx context.Context) error { _, err := r.ListFiles(ctx, &v1.ListFilesRequest{}); return err },
+		"ContextService.CreateContext": func(ctx context.Context) error {
+			_, err := r.CreateContext(ctx, &v1.CreateContextRequest{})
+			return err
+		},
+		"ContextService.ListContexts": func(ctx context.Context) error { _, err := r.ListContexts(ctx, &v1.ListContextsRequest{}); return err },
+		"ContextService.GetContext":   func(ctx context.Context) error { _, err := r.GetContext(ctx, &v1.GetContextRequest{}); return err },
+		"ContextService.DeleteContext": func(ctx context.Context) error {
+			_, err := r.DeleteContext(ctx, &v1.DeleteContextRequest{})
+			return err
+		},
+		"ContextService.Eval": func(ctx context.Context) error { return r.Eval(ctx, &v1.EvalRequest{}, nil) },
+		"ContextService.InterruptContext": func(ctx context.Context) error {
+			_, err := r.InterruptContext(ctx, &v1.InterruptContextRequest{})
+			return err
+		},
+		"ContextService.RestartContext": func(ctx context.Context) error {
+			_, err := r.RestartContext(ctx, &v1.RestartContextRequest{})
+			return err
+		},
+		"ProcessService.StartProcess": func(ctx context.Context) error {
+			_, err := r.StartProcess(ctx, &v1.StartProcessRequest{})
+			return err
+		},
+		"ProcessService.ListProcesses": func(ctx context.Context) error {
+			_, err := r.ListProcesses(ctx, &v1.ListProcessesRequest{})
+			return err
+		},
+		"ProcessService.GetProcess": func(ctx context.Context) error { _, err := r.GetProcess(ctx, &v1.GetProcessRequest{}); return err },
+		"ProcessService.KillProcess": func(ctx context.Context) error {
+			_, err := r.KillProcess(ctx, &v1.KillProcessRequest{})
+			return err
+		},
+		"ProcessService.SignalProcess": func(ctx context.Context) error {
+			_, err := r.SignalProcess(ctx, &v1.SignalProcessRequest{Signal: "TERM"})
+			return err
+		},
+		"ProcessService.WriteStdin": func(ctx context.Context) error { _, err := r.WriteStdin(ctx, &v1.WriteStdinRequest{}); return err },
+		"ProcessService.ResizeProcess": func(ctx context.Context) error {
+			_, err := r.ResizeProcess(ctx, &v1.ResizeProcessRequest{})
+			return err
+		},
+		"ProcessService.StreamProcess": func(ctx context.Context) error {
+			return r.StreamProcess(ctx, &v1.StreamProcessRequest{}, nil)
+		},
+		"FileService.ReadFile":   func(ctx context.Context) error { return r.ReadFile(ctx, &v1.ReadFileRequest{Id: "x", Path: "y"}, nil) },
+		"FileService.WriteFile":  func(ctx context.Context) error { _, err := r.WriteFile(ctx, "x", "y", "", "", nil); return err },
+		"FileService.StatFile":   func(ctx context.Context) error { _, err := r.StatFile(ctx, &v1.StatFileRequest{}); return err },
+		"FileService.ListFiles":  func(ctx context.Context) error { _, err := r.ListFiles(ctx, &v1.ListFilesRequest{}); return err },
+		"FileService.SignFile":   func(ctx context.Context) error { _, err := r.SignFile(ctx, &v1.SignFileRequest{}); return err },
+		"FileService.WatchFiles": func(ctx context.Context) error { return r.WatchFiles(ctx, &v1.WatchFilesRequest{}, nil) },
+		"FileService.CreateWatcher": func(ctx context.Context) error {
+			_, err := r.CreateWatcher(ctx, &v1.CreateWatcherRequest{})
+			return err
+		},
+		"FileService.GetWatcherEvents": func(ctx context.Context) error {
+			_, err := r.GetWatcherEvents(ctx, &v1.GetWatcherEventsRequest{})
+			return err
+		},
+		"FileService.RemoveWatcher": func(ctx context.Context) error {
+			_, err := r.RemoveWatcher(ctx, &v1.RemoveWatcherRequest{})
+			return err
+		},
 		"FileService.MakeDirectory": func(ctx context.Context) error {
 			_, err := r.MakeDirectory(ctx, &v1.MakeDirectoryRequest{})
 			return err
@@ -267,10 +337,36 @@ func TestEveryMethodAsksForItsScope(t *testing.T) {
 			_, err := r.RemoveTemplate(ctx, &v1.RemoveTemplateRequest{})
 			return err
 		},
+		"SystemService.GetQuota": func(ctx context.Context) error { _, err := r.GetQuota(ctx, &v1.GetQuotaRequest{}); return err },
+		"SystemService.UploadArchive": func(ctx context.Context) error {
+			_, err := r.UploadArchive(ctx, strings.NewReader(""))
+			return err
+		},
+		"SystemService.CollectTemplates": func(ctx context.Context) error {
+			_, err := r.CollectTemplates(ctx, &v1.CollectTemplatesRequest{})
+			return err
+		},
 		"SystemService.GetVersion": func(ctx context.Context) error { _, err := r.GetVersion(ctx, &v1.GetVersionRequest{}); return err },
 		"KeyService.CreateKey":     func(ctx context.Context) error { _, err := r.CreateKey(ctx, &v1.CreateKeyRequest{}); return err },
 		"KeyService.ListKeys":      func(ctx context.Context) error { _, err := r.ListKeys(ctx, &v1.ListKeysRequest{}); return err },
-		"KeyService.DeleteKey":     func(ctx context.Context) error { _, err := r.DeleteKey(ctx, &v1.DeleteKeyRequest{}); return err },
+		"AuditService.GetCheckpoint": func(ctx context.Context) error {
+			_, err := r.GetCheckpoint(ctx, &v1.GetCheckpointRequest{})
+			return err
+		},
+		"AuditService.ListEntries": func(ctx context.Context) error {
+			_, err := r.ListEntries(ctx, &v1.ListEntriesRequest{})
+			return err
+		},
+		"AuditService.GetProof": func(ctx context.Context) error {
+			_, err := r.GetProof(ctx, &v1.GetProofRequest{})
+			return err
+		},
+		"AuditService.ExportEvidence": func(ctx context.Context) error {
+			_, err := r.ExportEvidence(ctx, &v1.ExportEvidenceRequest{})
+			return err
+		},
+		"AuditService.WatchEntries": func(ctx context.Context) error { return r.WatchEntries(ctx, &v1.WatchEntriesRequest{}, nil) },
+		"KeyService.DeleteKey":      func(ctx context.Context) error { _, err := r.DeleteKey(ctx, &v1.DeleteKeyRequest{}); return err },
 	}
 	for method, a := range r.access {
 		call, ok := calls[method]

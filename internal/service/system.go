@@ -8,8 +8,8 @@ import (
 
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
 	"github.com/firebreak-dev/firebreak/internal/auth"
+	"github.com/firebreak-dev/firebreak/internal/orchestrator"
 	"github.com/firebreak-dev/firebreak/internal/store"
-	"github.com/firebreak-dev/firebreak/internal/template"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -33,93 +33,21 @@ func (s *Service) ListBackends(ctx context.Context, req *v1.ListBackendsRequest)
 	return resp, nil
 }
 
-// ListTemplates lists what sandboxes may start from, and what could be built.
-func (s *Service) ListTemplates(ctx context.Context, req *v1.ListTemplatesRequest) (*v1.ListTemplatesResponse, error) {
-	if _, _, err := s.allow(ctx, "SystemService.ListTemplates"); err != nil {
-		return nil, err
-	}
-	list, err := s.Templates.List(ctx)
+// GetQuota tells what the caller's tenant may have and has.
+func (s *Service) GetQuota(ctx context.Context, req *v1.GetQuotaRequest) (*v1.GetQuotaResponse, error) {
+	who, _, err := s.allow(ctx, "SystemService.GetQuota")
 	if err != nil {
 		return nil, err
 	}
-	resp := &v1.ListTemplatesResponse{}
-	built := map[string]bool{}
-	for _, t := range list {
-		built[t.Name] = true
-		resp.Templates = append(resp.Templates, toTemplate(t))
-	}
-	for _, pack := range []string{template.Python, template.Node, template.Shell} {
-		if !built[pack] {
-			resp.Templates = append(resp.Templates, &v1.Template{Name: pack, State: "available", LanguagePacks: []string{pack},
-				Description: "not built: firebreak template build " + pack})
+	resp := &v1.GetQuotaResponse{Tenant: string(who.Tenant)}
+	for _, u := range s.Orchestrator.Quotas(who.Tenant) {
+		q := &v1.Quota{Name: u.Name, Unit: string(u.Unit), Used: u.Used, Description: u.Doc}
+		if u.Limit != orchestrator.Unlimited {
+			q.Limit = proto.Int64(u.Limit)
 		}
+		resp.Quotas = append(resp.Quotas, q)
 	}
 	return resp, nil
-}
-
-func toTemplate(t template.Template) *v1.Template {
-	out := &v1.Template{Name: t.Name, Digest: t.Digest, State: "built", SizeBytes: t.Size, LanguagePacks: t.Packs,
-		CreatedAt: stamp(t.Created), Mutable: t.Root.Mutable, Description: t.Description}
-	if t.Damaged != "" {
-		out.State, out.Description = "damaged", t.Damaged
-	}
-	return out
-}
-
-// BuildTemplate builds a template; the last event holds it. The end of ctx, or
-// an error from send, stops the build and leaves nothing of it.
-func (s *Service) BuildTemplate(ctx context.Context, req *v1.BuildTemplateRequest, send func(*v1.BuildTemplateEvent) error) error {
-	const method = "SystemService.BuildTemplate"
-	_, p, err := s.allow(ctx, method)
-	if err != nil {
-		return err
-	}
-	if err := s.record(ctx, p, method, req.GetName(), sandbox.OutcomeAllowed, nil); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var broken error
-	t, err := s.Templates.Build(ctx, req.GetName(), template.BuildOptions{Progress: func(g template.Progress) {
-		if broken == nil {
-			broken = send(&v1.BuildTemplateEvent{Event: &v1.BuildTemplateEvent_Progress{Progress: &v1.BuildProgress{
-				Stage: string(g.Stage), Percent: int32(g.Percent), Text: text(g.Line)}}})
-		}
-		if broken != nil {
-			cancel()
-		}
-	}})
-	if broken != nil {
-		err = broken
-	}
-	outcome, detail := sandbox.OutcomeDone, map[string]string{"digest": t.Digest}
-	if err != nil {
-		outcome, detail = sandbox.OutcomeFailed, nil
-	}
-	if e := s.record(context.WithoutCancel(ctx), p, method, req.GetName(), outcome, detail); err == nil {
-		err = e
-	}
-	if err != nil {
-		return err
-	}
-	return send(&v1.BuildTemplateEvent{Event: &v1.BuildTemplateEvent_Template{Template: toTemplate(t)}})
-}
-
-// RemoveTemplate removes a built template. Errors: KindNotFound; KindConflict
-// while a sandbox uses it.
-func (s *Service) RemoveTemplate(ctx context.Context, req *v1.RemoveTemplateRequest) (*v1.RemoveTemplateResponse, error) {
-	const method = "SystemService.RemoveTemplate"
-	_, p, err := s.allow(ctx, method)
-	if err != nil {
-		return nil, err
-	}
-	if err := s.record(ctx, p, method, req.GetName(), sandbox.OutcomeAllowed, nil); err != nil {
-		return nil, err
-	}
-	if err := s.Templates.Remove(ctx, req.GetName()); err != nil {
-		return nil, err
-	}
-	return &v1.RemoveTemplateResponse{}, nil
 }
 
 // GetVersion says what is running.
@@ -149,7 +77,7 @@ func (s *Service) CreateKey(ctx context.Context, req *v1.CreateKeyRequest) (*v1.
 	if role == "" {
 		role = auth.Developer
 	}
-	n := auth.NewKeyRequest{Name: req.GetName(), Role: role}
+	n := auth.NewKeyRequest{Name: req.GetName(), Role: role, E2B: req.GetE2B()}
 	if ttl > 0 {
 		n.Expires = time.Now().Add(ttl).UTC()
 	}
@@ -158,7 +86,7 @@ func (s *Service) CreateKey(ctx context.Context, req *v1.CreateKeyRequest) (*v1.
 	}
 	secret, k, err := s.Auth.CreateKey(ctx, p, n)
 	if err != nil {
-		return nil, err
+		return nil, s.failed(ctx, p, method, req.GetName(), err)
 	}
 	if err := s.record(ctx, p, method, k.ID, sandbox.OutcomeDone, map[string]string{"role": k.Role}); err != nil {
 		return nil, err
@@ -200,7 +128,7 @@ func (s *Service) DeleteKey(ctx context.Context, req *v1.DeleteKeyRequest) (*v1.
 		return nil, err
 	}
 	if _, err := s.Auth.RevokeKey(ctx, p, req.GetId()); err != nil {
-		return nil, err
+		return nil, s.failed(ctx, p, method, req.GetId(), err)
 	}
 	return &v1.DeleteKeyResponse{}, nil
 }

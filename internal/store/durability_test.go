@@ -316,7 +316,7 @@ func TestMigrations(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := migrate(ctx, conn, migrations[:v]); err != nil {
+		if err := migrate(ctx, conn, path, migrations[:v]); err != nil {
 			t.Fatal(err)
 		}
 		rows, err := os.ReadFile(fmt.Sprintf("testdata/rows%04d.sql", v))
@@ -329,20 +329,7 @@ func TestMigrations(t *testing.T) {
 		conn.Close()
 		db.Close()
 		s := open(t, path)
-		sb, err := s.Tenant("acme").Sandbox(ctx, "sbaaaaaaaaaaaaaaaaaa")
-		if err != nil || sb.Name != "web" || sb.State != Ended || sb.Limits.Memory != 67108864 || sb.Metadata["team"] != "red" ||
-			sb.Receipt == nil || !sb.Receipt.Objects[0].Gone || sb.Enforced != sandbox.AllLimits || sb.MaxLife != time.Hour {
-			t.Fatalf("version %d: %+v, %v", v, sb, err)
-		}
-		if list, _, err := s.Tenant("acme").ListSandboxes(ctx, Filter{Metadata: map[string]string{"team": "red"}}, Page{}); err != nil || len(list) != 1 {
-			t.Fatal(list, err)
-		}
-		if r, err := s.Tenant("acme").Run(ctx, "rnaaaaaaaaaaaaaaaaaa"); err != nil || r.ExitCode != 3 {
-			t.Fatal(r, err)
-		}
-		if k, err := s.System().Key(ctx, "k1"); err != nil || k.Hash[31] != 0x0f {
-			t.Fatal(k, err)
-		}
+		checkRows(t, s)
 	}
 }
 
@@ -360,18 +347,57 @@ func TestMigrationIsTransactional(t *testing.T) {
 		t.Fatal(err)
 	}
 	bad := append(migrations[:len(migrations):len(migrations)], `CREATE TABLE extra (a TEXT); SELECT nonsense FROM nowhere;`)
-	if err := migrate(ctx, conn, bad); err == nil {
+	if err := migrate(ctx, conn, path, bad); err == nil {
 		t.Fatal("no error")
 	}
 	var n int
 	if err := conn.QueryRowContext(ctx, `SELECT COUNT(*) FROM sqlite_master WHERE name = 'extra'`).Scan(&n); err != nil || n != 0 {
 		t.Fatal(n, err)
 	}
-	if err := migrate(ctx, conn, append(migrations[:len(migrations):len(migrations)], `CREATE TABLE extra (a TEXT)`)); err != nil {
+	if err := migrate(ctx, conn, path, append(migrations[:len(migrations):len(migrations)], `CREATE TABLE extra (a TEXT)`)); err != nil {
 		t.Fatal(err)
 	}
 	conn.Close()
 	// What a newer program wrote is left alone.
 	_, err = Open(ctx, path, slog.New(slog.DiscardHandler))
 	wantKind(t, err, sandbox.KindUnsupported)
+}
+
+// TestKilledWhileMade: a process that was killed while it made the database left
+// a rollback journal, which only a writer can deal with. The next one does.
+func TestKilledWhileMade(t *testing.T) {
+	dir := t.TempDir()
+	made, left := filepath.Join(dir, "made.db"), filepath.Join(dir, "state.db")
+	db, err := sql.Open("sqlite", "file:"+made+"?_pragma=cache_size(1)&_pragma=auto_vacuum(incremental)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	db.SetMaxOpenConns(1)
+	for _, q := range []string{`CREATE TABLE t (x)`, `INSERT INTO t VALUES (zeroblob(100000))`, `BEGIN`, `UPDATE t SET x = randomblob(100000)`} {
+		if _, err := db.Exec(q); err != nil {
+			t.Fatal(q, err)
+		}
+	}
+	for _, suffix := range []string{"", "-journal"} { // as they are now, in the middle
+		b, err := os.ReadFile(made + suffix)
+		if err != nil || len(b) == 0 {
+			t.Fatal(suffix, err)
+		}
+		if err := os.WriteFile(left+suffix, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := db.Exec(`ROLLBACK`); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		s, err := Open(t.Context(), left, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/firebreak-dev/firebreak/internal/failpoint"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -126,6 +127,7 @@ func (t *Tenant) Reserve(ctx context.Context, req Request) (*Reservation, error)
 			return nil, fail(op, "", err)
 		}
 		if wait == nil {
+			failpoint.Hit("idempotency/after-reserve")
 			return r, nil
 		}
 		select {
@@ -198,11 +200,13 @@ func (r *Reservation) Complete(ctx context.Context) error {
 		return nil
 	}
 	defer r.giveUp()
+	failpoint.Hit("idempotency/before-complete")
 	err := r.t.s.writer.do(context.WithoutCancel(ctx), false, func(x *txn) error {
 		_, err := x.exec(`UPDATE idempotency SET done = 1, expires = ? WHERE tenant = ? AND name = ? AND owner = ?`,
 			time.Now().Add(r.req.TTL).UnixNano(), string(r.t.id), r.req.Key, r.t.s.epoch)
 		return err
 	})
+	failpoint.Hit("idempotency/after-complete")
 	return fail("complete idempotency key", "", err)
 }
 

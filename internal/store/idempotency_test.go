@@ -112,7 +112,7 @@ func TestReserveExpires(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n, err := s.System().Purge(ctx, time.Now()); n != 0 || err != nil {
+	if n, _, err := s.System().Purge(ctx, time.Now()); n != 0 || err != nil {
 		t.Fatal("a key in use was purged", n, err)
 	}
 	if err := r.Complete(ctx); err != nil {
@@ -126,7 +126,7 @@ func TestReserveExpires(t *testing.T) {
 	}
 	r, _ = tn.Reserve(ctx, Request{Key: "key", TTL: time.Nanosecond})
 	r.Complete(ctx)
-	if n, err := s.System().Purge(ctx, time.Now()); n != 1 || err != nil {
+	if n, _, err := s.System().Purge(ctx, time.Now()); n != 1 || err != nil {
 		t.Fatal(n, err)
 	}
 }

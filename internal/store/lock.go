@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -33,8 +34,15 @@ func (e *LockedError) Error() string {
 	return fmt.Sprintf("%s is in use by process %d", e.Dir, e.PID)
 }
 
+// How long a dead owner's lock may be held by what it was just starting, and how often
+// that is looked at.
+const (
+	inherited = 10 * time.Second
+	lockPoll  = 20 * time.Millisecond
+)
+
 // Lock takes ownership of dir, which it creates with mode 0700 if need be. It
-// does not wait. The kernel drops the lock when the process ends, however it
+// does not wait for a living owner. The kernel drops the lock when the process ends, however it
 // ends; the file "lock" stays and names the last owner.
 //
 // Errors: KindUnavailable wrapping *LockedError when somebody owns it, this
@@ -49,6 +57,12 @@ func Lock(dir string) (*Owner, error) {
 		return nil, sandbox.Wrap(op, dir, err)
 	}
 	taken, err := flock(f)
+	// The lock of a process that was killed while it started another one is
+	// held until that other one has come to its exec.
+	for waited := time.Duration(0); taken && waited < inherited && died(ownerPID(f)); waited += lockPoll {
+		time.Sleep(lockPoll)
+		taken, err = flock(f)
+	}
 	switch {
 	case taken:
 		pid := ownerPID(f)

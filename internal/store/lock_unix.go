@@ -8,6 +8,9 @@ import (
 	"syscall"
 )
 
+// died reports whether there is no process pid; false where pid is unknown.
+func died(pid int) bool { return pid > 0 && errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) }
+
 // flock takes the exclusive lock on f without waiting.
 func flock(f *os.File) (taken bool, err error) {
 	for {

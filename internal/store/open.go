@@ -14,6 +14,7 @@ import (
 
 	_ "modernc.org/sqlite" // registers the "sqlite" driver
 
+	"github.com/firebreak-dev/firebreak/internal/failpoint"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -31,7 +32,9 @@ const (
 // Store owns the database. It is safe for concurrent use.
 type Store struct {
 	log   *slog.Logger
-	epoch string // names this process's ownership; see Reserve
+	path  string   // of the database
+	epoch string   // names this process's ownership; see Reserve
+	space *ballast // so that ends can be written on a full disk
 
 	writer  *writer
 	writeDB *sql.DB // one connection, owned by writer
@@ -48,7 +51,8 @@ type Store struct {
 }
 
 // Open opens or creates the database at path and migrates its schema to the
-// newest version in one transaction per step. The caller holds Lock on the
+// newest version in one transaction per step, after a copy of what was there
+// ("<path>.before-v<step>", which Purge removes). The caller holds Lock on the
 // directory.
 //
 // Errors: KindUnavailable when another process holds the database;
@@ -66,9 +70,17 @@ func Open(ctx context.Context, path string, log *slog.Logger) (s *Store, err err
 	if err != nil {
 		return nil, sandbox.Wrap("open store", "", err)
 	}
-	f.Close()
-
-	s = &Store{log: log, epoch: rand.Text(), stmts: map[string]*sql.Stmt{}, cache: newCache(cacheEntries)}
+	// Looked at before anything that could change it: a write-ahead log is
+	// folded in by whoever opens it for writing.
+	have, err := version(ctx, path)
+	if err == nil && have > len(migrations) {
+		err = newer(have, len(migrations))
+	}
+	if err != nil {
+		f.Close()
+		return nil, fail("open store", "", err)
+	}
+	s = &Store{log: log, path: path, space: newBallast(f), epoch: rand.Text(), stmts: map[string]*sql.Stmt{}, cache: newCache(cacheEntries)}
 	s.inflight.done = map[tenantKey]chan struct{}{}
 	defer func() {
 		if err != nil {
@@ -84,23 +96,40 @@ func Open(ctx context.Context, path string, log *slog.Logger) (s *Store, err err
 	if err != nil {
 		return
 	}
-	if err = migrate(ctx, conn, migrations); err != nil {
+	if err = migrate(ctx, conn, path, migrations); err != nil {
 		conn.Close()
 		return
 	}
-	s.writer = startWriter(conn, s.cache)
+	s.space.grow()
+	s.writer = startWriter(conn, s.cache, s.space)
 	if s.readDB, err = sql.Open("sqlite", dsn(path, readerCacheKiB, true)); err != nil {
 		return
 	}
 	s.readDB.SetMaxOpenConns(maxReaders)
 	s.readDB.SetMaxIdleConns(maxReaders)
-	return s, s.readDB.PingContext(ctx)
+	return s, s.openReaders(ctx)
+}
+
+// openReaders opens all connections now: later there may be no descriptors left.
+func (s *Store) openReaders(ctx context.Context) error {
+	for range maxReaders {
+		c, err := s.readDB.Conn(ctx)
+		if err != nil {
+			return err
+		}
+		defer c.Close() // back into the pool, all at the end
+		if err := c.PingContext(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func dsn(path string, cacheKiB int, readOnly bool) string {
 	q := url.Values{
 		"_pragma": {
 			fmt.Sprintf("busy_timeout(%d)", busyTimeoutMS),
+			"auto_vacuum(incremental)", // takes effect in a database that has no table yet; see shrink
 			"journal_mode(wal)",
 			"synchronous(full)",
 			fmt.Sprintf("cache_size(-%d)", cacheKiB),
@@ -123,6 +152,7 @@ func dsn(path string, cacheKiB int, readOnly bool) string {
 // Every later call of any handle fails with KindUnavailable.
 func (s *Store) Close() error {
 	s.closeOnce.Do(func() {
+		failpoint.Hit("store/before-close")
 		var errs []error
 		if s.writer != nil {
 			errs = append(errs, s.writer.close())
@@ -133,6 +163,8 @@ func (s *Store) Close() error {
 		if s.writeDB != nil {
 			errs = append(errs, s.writeDB.Close())
 		}
+		errs = append(errs, s.space.close())
+		failpoint.Hit("store/after-close")
 		s.cache.disable()
 		if err := errors.Join(errs...); err != nil {
 			s.closeErr = fail("close store", "", err)
@@ -140,6 +172,10 @@ func (s *Store) Close() error {
 	})
 	return s.closeErr
 }
+
+// Failed is closed when a flush to disk has failed: nothing will be written
+// until the process is restarted.
+func (s *Store) Failed() <-chan struct{} { return s.writer.dead }
 
 // Tenant returns the handle of one tenant. It costs nothing and checks
 // nothing: a tenant that has no rows is empty, and an id that is not Valid

@@ -33,6 +33,7 @@ type Run struct {
 	// Timings are durations by phase: "create", "execute", "destroy".
 	Timings   map[string]time.Duration `json:"timings,omitempty"`
 	Artifacts []Artifact               `json:"artifacts,omitempty"`
+	Kept      int64                    `json:"kept,omitempty"` // bytes it left on disk
 	Principal string                   `json:"principal,omitempty"`
 	Created   time.Time                `json:"created"`        // set by the store when zero
 	Ended     time.Time                `json:"ended,omitzero"` // set by the store when zero at RunEnded

@@ -177,6 +177,11 @@ func anyState(q *strings.Builder, args *[]any, states []State) {
 	if len(states) == 0 {
 		return
 	}
+	if !slices.Contains(states, Ended) {
+		// Says nothing new, but lets SQLite use the index of the living, which
+		// are few among the dead.
+		q.WriteString(` AND state <> 'ended'`)
+	}
 	q.WriteString(` AND state IN (?` + strings.Repeat(`, ?`, len(states)-1) + `)`)
 	for _, s := range states {
 		*args = append(*args, string(s))

@@ -57,6 +57,8 @@ type Sandbox struct {
 	Ended     time.Time `json:"ended,omitzero"`      // when it became Ended; set by the store when zero
 	// Usage is what it had consumed at the end; zero before.
 	Usage sandbox.Usage `json:"usage,omitzero"`
+	// Kept is how many bytes of events it left on disk.
+	Kept int64 `json:"kept,omitempty"`
 	// Receipt proves the teardown; nil before the end.
 	Receipt *sandbox.Receipt `json:"receipt,omitempty"`
 	// Extra is whatever else the owner of the record must not lose, as JSON.

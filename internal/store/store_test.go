@@ -20,8 +20,13 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if os.Getenv(childEnv) != "" {
+	switch {
+	case os.Getenv(childEnv) != "":
 		os.Exit(child())
+	case os.Getenv(migrateEnv) != "":
+		os.Exit(migrateChild())
+	case os.Getenv(newerEnv) != "":
+		os.Exit(newerChild())
 	}
 	goleak.VerifyTestMain(m)
 }
@@ -86,6 +91,7 @@ func TestSandboxRoundTrip(t *testing.T) {
 		sb.State, sb.Reason, sb.Detail = Ended, sandbox.ReasonMemory, "limit 64 MiB"
 		sb.Exit = &sandbox.Exit{Reason: sandbox.ReasonMemory, Time: sb.Created}
 		sb.Usage = sandbox.Usage{CPU: time.Second, MemoryPeak: 1 << 20, OOMKills: 1}
+		sb.Kept = 4096
 		sb.Receipt = &sandbox.Receipt{Instance: sb.Instance, Clean: true, Time: sb.Created,
 			Objects: []sandbox.Object{{Kind: "mount", Name: "/x", Gone: true}}}
 		return nil
@@ -446,7 +452,7 @@ func TestSystem(t *testing.T) {
 	if _, err := s.Tenant("c").Sandbox(ctx, c.ID); err != nil { // now it is cached
 		t.Fatal(err)
 	}
-	if n, err := y.Purge(ctx, at); n != 1 || err != nil {
+	if n, _, err := y.Purge(ctx, at); n != 1 || err != nil {
 		t.Fatal(n, err)
 	}
 	_, err = s.Tenant("c").Sandbox(ctx, c.ID)
@@ -458,7 +464,7 @@ func TestSystem(t *testing.T) {
 	for range purgeChunk + 50 {
 		mustCreate(t, s.Tenant("c"), Sandbox{State: Ended, Ended: at.Add(-time.Hour)})
 	}
-	if n, err := y.Purge(ctx, at); n != purgeChunk+50 || err != nil {
+	if n, _, err := y.Purge(ctx, at); n != purgeChunk+50 || err != nil {
 		t.Fatal(n, err)
 	}
 }
@@ -495,4 +501,37 @@ func TestCanceled(t *testing.T) {
 	wantKind(t, err, sandbox.KindCanceled)
 	_, err = tn.Sandbox(context.Background(), id)
 	wantKind(t, err, sandbox.KindNotFound)
+}
+
+// Kept adds up what is still on disk, and nothing else.
+func TestKept(t *testing.T) {
+	ctx := context.Background()
+	s := openTemp(t)
+	a, b := s.Tenant("acme"), s.Tenant("other")
+	end := func(tn *Tenant, at time.Time, kept int64) {
+		t.Helper()
+		sb := mustCreate(t, tn, Sandbox{})
+		if _, err := tn.EditSandbox(ctx, sb.ID, func(sb *Sandbox) error {
+			sb.State, sb.Ended, sb.Kept = Ended, at, kept
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	now := time.Now()
+	end(a, now, 100)
+	end(a, now.Add(-2*time.Hour), 1000) // its events are gone
+	end(b, now, 7)
+	run := func(tn *Tenant, kept int64, state RunState) {
+		t.Helper()
+		if _, err := tn.CreateRun(ctx, Run{ID: sandbox.NewRunID(), State: state, Kept: kept}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run(a, 20, RunEnded)
+	run(a, 5000, RunRunning)
+	got, err := s.System().Kept(ctx, now.Add(-time.Hour))
+	if err != nil || len(got) != 2 || got["acme"] != 120 || got["other"] != 7 {
+		t.Errorf("%v, %v", got, err)
+	}
 }

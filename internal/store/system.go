@@ -2,7 +2,7 @@ package store
 
 import (
 	"context"
-	"slices"
+	"database/sql"
 	"time"
 
 	"github.com/firebreak-dev/firebreak/sandbox"
@@ -46,6 +46,27 @@ func (y *System) UnfinishedRuns(ctx context.Context) ([]Run, error) {
 	return list, fail("list unfinished runs", "", err)
 }
 
+// Kept adds up, by tenant, what ended runs left on disk and what sandboxes that
+// ended after since did: the events of older ones are gone.
+//
+// Cost: a few microseconds for each such record.
+func (y *System) Kept(ctx context.Context, since time.Time) (map[sandbox.TenantID]int64, error) {
+	kept := map[sandbox.TenantID]int64{}
+	add := func(rs *sql.Rows) error {
+		var tenant string
+		var n int64
+		err := rs.Scan(&tenant, &n)
+		kept[sandbox.TenantID(tenant)] += n
+		return err
+	}
+	const sum = `SELECT tenant, COALESCE(SUM(json_extract(body, '$.kept')), 0) FROM `
+	err := y.s.rows(ctx, add, sum+`runs WHERE state = 'ended' GROUP BY tenant`)
+	if err == nil {
+		err = y.s.rows(ctx, add, sum+`sandboxes WHERE state = 'ended' AND ended > ? GROUP BY tenant`, nanos(since))
+	}
+	return kept, fail("add up what is kept", "", err)
+}
+
 // Key finds a key by its id in whatever tenant has it: authentication comes
 // before the tenant is known. Errors: KindNotFound.
 func (y *System) Key(ctx context.Context, id string) (Key, error) {
@@ -53,87 +74,4 @@ func (y *System) Key(ctx context.Context, id string) (Key, error) {
 		return y.s.row(ctx, dest, selectKey+` WHERE id = ?`, id)
 	})
 	return k, fail("get key", id, err)
-}
-
-// purgeChunk bounds one transaction of Purge, so that writers wait little.
-const purgeChunk = 200
-
-// Purge deletes the records of sandboxes and runs that ended before t, and
-// idempotency keys that have expired by now and are not being used. It returns
-// how many records it deleted, also when it fails half way; repeating it is
-// safe. Keys, revoked ones too, are kept: the audit log names them.
-func (y *System) Purge(ctx context.Context, t time.Time) (int, error) {
-	steps := []struct {
-		list, del string
-		args      []any
-	}{
-		{`SELECT tenant, id FROM sandboxes WHERE state = 'ended' AND ended < ? LIMIT ?`,
-			`DELETE FROM sandboxes WHERE tenant = ? AND id = ? AND state = 'ended'`, []any{t.UnixNano()}},
-		{`SELECT tenant, id FROM runs WHERE state = 'ended' AND ended < ? LIMIT ?`,
-			`DELETE FROM runs WHERE tenant = ? AND id = ? AND state = 'ended'`, []any{t.UnixNano()}},
-		{`SELECT tenant, name FROM idempotency WHERE expires < ? AND (done = 1 OR owner <> ?) LIMIT ?`,
-			`DELETE FROM idempotency WHERE tenant = ? AND name = ?`, []any{time.Now().UnixNano(), y.s.epoch}},
-	}
-	total := 0
-	for i, st := range steps {
-		for {
-			n, err := y.purgeChunk(ctx, st.list, st.del, st.args, i == 0)
-			total += n
-			if err != nil {
-				return total, fail("purge", "", err)
-			}
-			if n < purgeChunk {
-				break
-			}
-		}
-	}
-	return total, nil
-}
-
-func (y *System) purgeChunk(ctx context.Context, list, del string, args []any, sandboxes bool) (n int, err error) {
-	err = y.s.writer.do(ctx, false, func(x *txn) error {
-		keys, err := x.keys(list, append(slices.Clone(args), purgeChunk)...)
-		if err != nil {
-			return err
-		}
-		for _, k := range keys {
-			if sandboxes {
-				if _, err := x.exec(`DELETE FROM sandbox_metadata WHERE tenant = ? AND sandbox = ?`, string(k.tenant), k.id); err != nil {
-					return err
-				}
-				x.wrote(k.tenant, sandbox.ID(k.id))
-			}
-			if _, err := x.exec(del, string(k.tenant), k.id); err != nil {
-				return err
-			}
-		}
-		n = len(keys)
-		return nil
-	})
-	if err != nil {
-		n = 0
-	}
-	return n, err
-}
-
-// keys runs a query for (tenant, id) pairs.
-func (x *txn) keys(q string, args ...any) ([]tenantKey, error) {
-	st, err := x.w.stmt(q)
-	if err != nil {
-		return nil, err
-	}
-	rs, err := st.Query(args...)
-	if err != nil {
-		return nil, err
-	}
-	defer rs.Close()
-	var ks []tenantKey
-	for rs.Next() {
-		var k tenantKey
-		if err := rs.Scan((*string)(&k.tenant), &k.id); err != nil {
-			return nil, err
-		}
-		ks = append(ks, k)
-	}
-	return ks, rs.Err()
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"sync"
 
+	"github.com/firebreak-dev/firebreak/internal/failpoint"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -17,6 +18,7 @@ const maxBatch = 128
 // own savepoint so that one's failure is not another's.
 type writer struct {
 	jobs chan *job
+	dead chan struct{} // closed when fatal is set
 	done chan struct{} // closed when the goroutine has ended
 
 	mu     sync.RWMutex // held shared while sending
@@ -28,6 +30,7 @@ type writer struct {
 	full  bool  // synchronous is FULL, as opposed to NORMAL
 	fatal error // a flush failed: nothing can be promised any more
 	cache *cache
+	space *ballast
 }
 
 // job is one write.
@@ -46,10 +49,10 @@ type txn struct {
 	j *job
 }
 
-func startWriter(conn *sql.Conn, c *cache) *writer {
+func startWriter(conn *sql.Conn, c *cache, space *ballast) *writer {
 	w := &writer{
-		jobs: make(chan *job, maxBatch), done: make(chan struct{}),
-		conn: conn, stmts: map[string]*sql.Stmt{}, full: true, cache: c,
+		jobs: make(chan *job, maxBatch), dead: make(chan struct{}), done: make(chan struct{}),
+		conn: conn, stmts: map[string]*sql.Stmt{}, full: true, cache: c, space: space,
 	}
 	go w.run()
 	return w
@@ -111,13 +114,15 @@ func (w *writer) run() {
 			j.result <- j.err
 			batch[i] = nil
 		}
+		w.space.grow()
 	}
 }
 
 // commit runs one batch and sets the outcome of each job.
 func (w *writer) commit(batch []*job) {
 	if err := w.transact(batch); err != nil {
-		if isLostSync(err) {
+		if isLostSync(err) && w.fatal == nil {
+			close(w.dead)
 			w.fatal = sandbox.Errorf("store", sandbox.KindUnavailable, "a flush to disk failed earlier: %w", err).
 				WithHint("check the disk, then restart")
 		}
@@ -170,7 +175,9 @@ func (w *writer) transact(batch []*job) (err error) {
 	for _, j := range batch {
 		w.cache.hold(j.dirty)
 	}
+	failpoint.Hit("store/before-commit")
 	err = w.exec("COMMIT")
+	failpoint.Hit("store/after-commit")
 	for _, j := range batch {
 		w.cache.release(j.dirty)
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/firebreak-dev/firebreak/internal/failpoint"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -18,6 +19,12 @@ type BuildOptions struct {
 	Pack string
 	// Packages are further Debian packages to put in.
 	Packages []string
+	// Image is a container image to make the template of, instead of a pack: a
+	// reference with a tag, which is resolved now, or with a digest.
+	Image string
+	// Upload is the id of an archive that Receive took from Owner, instead of a
+	// pack. The build uses it up.
+	Upload, Owner string
 	// Progress is called from the goroutine of Build; nil for silence.
 	Progress func(Progress)
 }
@@ -27,7 +34,8 @@ type Stage string
 
 // The stages, in order.
 const (
-	StageDownload Stage = "download" // resolve and fetch packages
+	StageResolve  Stage = "resolve"  // what an image's tag stands for
+	StageDownload Stage = "download" // packages or layers
 	StageUnpack   Stage = "unpack"   // into the root directory
 	StageSetUp    Stage = "set up"   // library cache, certificates, compiled Python
 	StageSeal     Stage = "seal"     // check, hash, put on stable storage
@@ -41,7 +49,17 @@ type Progress struct {
 	Line    string // for people
 }
 
-// Build makes a pack and lets name stand for it.
+// Build makes a template and lets name stand for it: a pack, an image or an
+// uploaded archive. An empty name is derived from the image's reference.
+//
+// An image is fetched layer by layer; what the cache has is not fetched again,
+// and nothing is when there is a template of it already, as there is when a tag
+// still means the same. Its errors are KindDenied (a digest that does not match,
+// a name that leads out, an address that must not be dialled, a registry that
+// refuses), KindTooLarge, KindUnsupported (another platform), KindNotFound and
+// KindUnavailable.
+//
+// A pack takes what follows.
 //
 // It needs a Debian machine with mmdebstrap and a reachable Debian mirror; as
 // an ordinary user also unprivileged user namespaces. It takes ten seconds to a
@@ -54,6 +72,10 @@ type Progress struct {
 // not answer, KindCanceled when ctx ends. After any error nothing of the build
 // is left: no process, no file. Concurrent builds do not disturb each other.
 func (s *Store) Build(ctx context.Context, name string, o BuildOptions) (Template, error) {
+	if o.Image != "" || o.Upload != "" {
+		t, err := s.buildImage(ctx, name, o)
+		return t, sandbox.Wrap(opBuild, name, err)
+	}
 	r, err := s.plan("template build", name, o)
 	if err != nil {
 		return Template{}, err
@@ -120,21 +142,41 @@ func (s *Store) build(ctx context.Context, name string, r recipe, o BuildOptions
 	if err := b.run(ctx); err != nil {
 		return "", err
 	}
-	b.progress(StageSeal, 94, "hashing")
-	listing, size, err := list(ctx, b.rootfs)
+	published = true // seal uses it up, whatever comes of it
+	m := manifest{Name: name, Description: r.Description, Languages: r.Languages, Env: r.Env, Packages: b.packages}
+	return s.seal(ctx, t, name, "", m, b.progress)
+}
+
+// seal completes m with what is in t's root, publishes the whole and lets name
+// stand for it, as reference. t is used up, whatever comes of it.
+func (s *Store) seal(ctx context.Context, t *temporary, name, reference string, m manifest, progress func(Stage, int, string)) (digest string, err error) {
+	published := false
+	defer func() {
+		if !published {
+			err = errors.Join(err, t.discard())
+		}
+	}()
+	progress(StageSeal, 94, "hashing")
+	root := filepath.Join(t.dir, "rootfs")
+	stamp, err := stampOf(ctx, root) // first: what changes while it is read shows
 	if err != nil {
 		return "", err
 	}
-	digest = "sha256:" + hexSum(listing)
-	m := manifest{
-		Version: manifestVersion, Name: name, Description: r.Description, Digest: digest, Listing: digest,
-		Created: time.Now().UTC(), Size: size, Languages: r.Languages, Env: r.Env, Packages: b.packages,
-	}
-	if err := ctx.Err(); err != nil {
+	listing, size, err := list(ctx, root)
+	if err != nil {
 		return "", err
 	}
-	b.progress(StageSeal, 97, "writing to disk")
+	if err := keepStamp(filepath.Join(t.dir, stampName), stamp); err != nil {
+		return "", noSpace(err)
+	}
+	failpoint.Hit("template.build/after-hash")
+	m.Version, m.Listing, m.Size, m.Created = manifestVersion, "sha256:"+hexSum(listing), size, time.Now().UTC()
+	m.Digest = m.expected()
+	progress(StageSeal, 97, "writing to disk")
 	if err := syncTree(t.dir); err != nil { // before the store's lock: this is the slow part
+		return "", err
+	}
+	if err := ctx.Err(); err != nil {
 		return "", err
 	}
 	unlock, err := s.lock()
@@ -142,15 +184,17 @@ func (s *Store) build(ctx context.Context, name string, r recipe, o BuildOptions
 		return "", err
 	}
 	defer unlock()
-	published = true // publish uses it up, whatever comes of it
+	published = true // publish uses it up
 	if err := s.publish(t, m, listing); err != nil {
-		return "", err
+		return "", noSpace(err)
 	}
-	if err := s.point(name, digest); err != nil {
-		return "", err
+	failpoint.Hit("template.build/after-publish")
+	if err := s.point(name, m.Digest, reference); err != nil {
+		return "", noSpace(err)
 	}
-	b.progress(StageDone, 100, digest)
-	return digest, nil
+	failpoint.Hit("template.build/after-point")
+	progress(StageDone, 100, m.Digest)
+	return m.Digest, nil
 }
 
 // builder is one build under way.
@@ -199,5 +243,5 @@ func (b *builder) run(ctx context.Context) error {
 	if err := checkLibraries(b.rootfs); err != nil {
 		return sandbox.Errorf("template build", sandbox.KindInternal, "the pack is incomplete: %w", err)
 	}
-	return settle(b.rootfs)
+	return settle(b.rootfs, true)
 }

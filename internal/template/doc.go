@@ -8,7 +8,7 @@
 //	release, err := s.Acquire(t.Digest)          // nobody removes it until release
 //	inst, err := backend.Create(ctx, sandbox.Spec{Root: t.Root, …})
 //
-// There are two kinds.
+// There are three kinds.
 //
 // "host" is a curated view of the machine's own programs: the directories
 // below /usr that packages fill (and /bin, /sbin, /lib* where they are not
@@ -25,17 +25,26 @@
 // packages give the same digest whenever and wherever they are built as root.
 // Recipes are in the repository's images directory.
 //
+// An image or archive, which a stranger made, is fetched, checked and unpacked:
+//
+//	t, err := s.Build(ctx, "", template.BuildOptions{Image: "docker.io/library/alpine:3.22"})
+//
+// Its digest also covers what the image says about running it. docs/adr/0012
+// says what is taken over and what is not.
+//
 // # On disk
 //
 //	templates/
 //	  .lock                 held for moments: names, new temporaries, sweeping
-//	  names/python          one line: the digest
+//	  names/python          the digest and, of an image, the reference it was built by
 //	  sha256-<hex>/
 //	    rootfs/             the tree; never written again
 //	    manifest.json       what Resolve reads; carries its own digest
 //	    listing             what the digest is the digest of
 //	    lock                flock: shared by users, exclusive to Remove
-//	  tmp-<random>/         a build or removal under way; its lock is held
+//	  tmp-<random>/         a build, upload or removal under way; its lock is held
+//	  blobs/sha256-<hex>    a fetched layer; flock: shared by readers
+//	  blobs/get-<hex>       one being fetched; its lock is held
 //
 // Everything appears by rename. A crash leaves tmp-… behind, which the next New
 // removes, but not one whose lock another live process holds. Several

@@ -24,7 +24,9 @@ var epoch = time.Unix(1767225600, 0) // 2026-01-01T00:00:00Z
 // errLocked says that another process or goroutine uses a template.
 var errLocked = errors.New("in use")
 
-const manifestVersion = 1
+// manifestVersion is what is written. Version 1 had neither Source nor Image,
+// and is read as what it is: a pack or the host template.
+const manifestVersion = 2
 
 // manifest is what manifest.json holds below its own digest.
 type manifest struct {
@@ -32,7 +34,7 @@ type manifest struct {
 	Name        string            `json:"name"` // as first built
 	Description string            `json:"description"`
 	Digest      string            `json:"digest"`
-	Listing     string            `json:"listing"` // digest of the listing; equals Digest unless mutable
+	Listing     string            `json:"listing"` // digest of the listing; equals Digest for a pack
 	Created     time.Time         `json:"created"`
 	Size        int64             `json:"size"`
 	Languages   []string          `json:"languages"`
@@ -40,6 +42,9 @@ type manifest struct {
 	Packages    []Package         `json:"packages,omitempty"`
 	Mounts      []sandbox.Mount   `json:"mounts,omitempty"`
 	Mutable     bool              `json:"mutable,omitempty"`
+	Source      *Source           `json:"source,omitempty"`
+	Image       *ImageConfig      `json:"image,omitempty"`
+	LeftOut     int               `json:"left_out,omitempty"` // devices and pipes of the image
 }
 
 // sealed is a manifest file: the digest covers the exact bytes of Manifest.
@@ -71,8 +76,8 @@ func decodeManifest(b []byte) (manifest, error) {
 	if err := d.Decode(&m); err != nil {
 		return m, fmt.Errorf("manifest cannot be read: %w", err)
 	}
-	if m.Version != manifestVersion {
-		return m, fmt.Errorf("manifest has version %d, this program reads %d", m.Version, manifestVersion)
+	if m.Version < 1 || m.Version > manifestVersion {
+		return m, fmt.Errorf("manifest has version %d, this program reads up to %d", m.Version, manifestVersion)
 	}
 	return m, nil
 }
@@ -125,7 +130,7 @@ func (s *Store) load(digest string) (Template, error) {
 	if err != nil {
 		return Template{}, damaged(digest, message(err))
 	}
-	if m.Digest != digest || !m.Mutable && m.Listing != digest {
+	if m.Digest != digest || m.expected() != digest {
 		return Template{}, damaged(digest, "the manifest belongs to "+m.Digest)
 	}
 	t := m.template(dir)
@@ -135,10 +140,21 @@ func (s *Store) load(digest string) (Template, error) {
 	return t, nil
 }
 
+// expected is the digest a template with this manifest must have.
+func (m manifest) expected() string {
+	switch {
+	case m.Mutable:
+		return m.Digest // a fingerprint
+	case m.Source != nil:
+		return m.identity()
+	}
+	return m.Listing
+}
+
 func (m manifest) template(dir string) Template {
 	t := Template{
 		Description: m.Description, Digest: m.Digest, Created: m.Created, Size: m.Size,
-		Packs: m.Languages, Env: m.Env, Packages: m.Packages,
+		Packs: m.Languages, Env: m.Env, Packages: m.Packages, Source: m.Source, Image: m.Image,
 		Root: sandbox.Root{Digest: m.Digest, Dir: filepath.Join(dir, "rootfs"), Mounts: m.Mounts, Mutable: m.Mutable},
 	}
 	if m.Mutable {

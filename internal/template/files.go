@@ -5,6 +5,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/firebreak-dev/firebreak/internal/failpoint"
 )
 
 // readDirNames lists dir without the cost of stat.
@@ -17,9 +19,12 @@ func readDirNames(dir string) ([]string, error) {
 	return f.Readdirnames(-1)
 }
 
+// newPrefix begins the name of a file that is being written.
+const newPrefix = ".new-"
+
 // writeFileAtomic makes dir/name hold data, or leaves what was there.
 func writeFileAtomic(dir, name string, data []byte) (err error) {
-	f, err := os.CreateTemp(dir, ".new-")
+	f, err := os.CreateTemp(dir, newPrefix)
 	if err != nil {
 		return err
 	}
@@ -38,9 +43,11 @@ func writeFileAtomic(dir, name string, data []byte) (err error) {
 	if closeErr := f.Close(); err == nil {
 		err = closeErr
 	}
+	failpoint.Hit("template.name/before-rename")
 	if err == nil {
 		err = os.Rename(f.Name(), filepath.Join(dir, name))
 	}
+	failpoint.Hit("template.name/after-rename")
 	if err == nil {
 		err = syncDir(dir)
 	}

@@ -19,9 +19,9 @@ func syncTree(dir string) error {
 	return unix.Syncfs(int(f.Fd()))
 }
 
-// settle gives everything in root, and root itself, the modification time
-// epoch. Directories come after what they hold.
-func settle(root string) error {
+// settle gives everything in root, with or without files, and root itself the
+// modification time epoch. Directories come after what they hold.
+func settle(root string, files bool) error {
 	stamp := []unix.Timespec{unix.NsecToTimespec(epoch.UnixNano()), unix.NsecToTimespec(epoch.UnixNano())}
 	var dirs []string
 	touch := func(p string) error {
@@ -33,6 +33,9 @@ func settle(root string) error {
 		}
 		if d.IsDir() {
 			dirs = append(dirs, p)
+			return nil
+		}
+		if d.Type().IsRegular() && !files {
 			return nil
 		}
 		return touch(p)

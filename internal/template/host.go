@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/firebreak-dev/firebreak/internal/failpoint"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -74,6 +75,7 @@ func (s *Store) layHost(ctx context.Context, digest string) error {
 	if err != nil {
 		return err
 	}
+	failpoint.Hit("template.host/after-temporary")
 	m, listing, err := s.host.build(ctx, filepath.Join(t.dir, "rootfs"), digest)
 	if err == nil {
 		var now string
@@ -84,6 +86,7 @@ func (s *Store) layHost(ctx context.Context, digest string) error {
 	if err != nil {
 		return errors.Join(err, t.discard())
 	}
+	failpoint.Hit("template.host/after-layout")
 	return s.publish(t, m, listing)
 }
 
@@ -115,7 +118,7 @@ func (v hostView) build(ctx context.Context, rootfs, digest string) (m manifest,
 	if err := v.layEtc(rootfs); err != nil {
 		return m, nil, err
 	}
-	if err := settle(rootfs); err != nil {
+	if err := settle(rootfs, true); err != nil {
 		return m, nil, err
 	}
 	listing, size, err := list(ctx, rootfs)

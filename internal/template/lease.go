@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"sync"
 
+	"github.com/firebreak-dev/firebreak/internal/failpoint"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -47,6 +48,7 @@ func (s *Store) Acquire(digest string) (release func(), err error) {
 		}
 		l = &lease{file: f}
 		s.leases[digest] = l
+		s.used(digest)
 	}
 	l.users++
 	return sync.OnceFunc(func() { s.release(digest, l) }), nil
@@ -92,6 +94,7 @@ func (s *Store) newTemporaryLocked() (*temporary, error) {
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Hit("template.temporary/after-mkdir")
 	path := filepath.Join(dir, "lock")
 	err = os.WriteFile(path, nil, 0o644)
 	if err == nil {
@@ -137,6 +140,7 @@ func (s *Store) detach(digest string) (*temporary, error) {
 	if err = os.Rename(dir, tmp); err == nil {
 		err = syncDir(s.dir)
 	}
+	failpoint.Hit("template.remove/after-rename")
 	if err != nil {
 		f.Close()
 		return nil, err
@@ -172,12 +176,14 @@ func (s *Store) publish(t *temporary, m manifest, listing []byte) error {
 	if err == nil {
 		err = syncTree(t.dir)
 	}
+	failpoint.Hit("template.publish/after-sync")
 	if err == nil {
 		err = os.Rename(t.dir, filepath.Join(s.dir, entryName(m.Digest)))
 	}
 	if err != nil {
 		return errors.Join(err, t.discard())
 	}
+	failpoint.Hit("template.publish/after-rename")
 	t.lock.Close()
 	return syncDir(s.dir)
 }

@@ -24,15 +24,20 @@ func tryLock(path string, mode lockMode) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = flock(f, int(mode)|syscall.LOCK_NB)
-	if errors.Is(err, syscall.EWOULDBLOCK) {
-		err = errLocked
-	}
-	if err != nil {
+	if err := tryFlock(f, mode); err != nil {
 		f.Close()
 		return nil, err
 	}
 	return f, nil
+}
+
+// tryFlock locks an open file without waiting.
+func tryFlock(f *os.File, mode lockMode) error {
+	err := flock(f, int(mode)|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		err = errLocked
+	}
+	return err
 }
 
 // lock takes the store's own lock, which is only ever held for moments (a host

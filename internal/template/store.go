@@ -11,6 +11,7 @@ import (
 	"sort"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -21,10 +22,24 @@ type Store struct {
 	dir  string
 	log  *slog.Logger
 	host hostView
+	opts Options
 
 	mu     sync.Mutex
 	cache  map[string]cached // by digest
 	leases map[string]*lease // by digest
+
+	uploads map[string]*upload // by id; guarded by mu
+}
+
+// Options is what a Store may do beyond packs. The zero value fetches images
+// from public registries only, without credentials.
+type Options struct {
+	Registries Registries
+	Limits     Limits
+	// Instances are directories whose entries stand for live instances, whoever
+	// made them: a digest that a file there names is in use, also while no
+	// process holds a lease on it. Patterns of path/filepath.
+	Instances []string
 }
 
 // New opens the store in dir, creating it if it is missing, and removes what
@@ -32,7 +47,10 @@ type Store struct {
 //
 // Leftovers that cannot be removed (a rootless build's files belong to
 // subordinate uids) are reported to log and stay; they are never used.
-func New(dir string, log *slog.Logger) (*Store, error) {
+func New(dir string, log *slog.Logger) (*Store, error) { return Open(dir, Options{}, log) }
+
+// Open is New with options.
+func Open(dir string, o Options, log *slog.Logger) (*Store, error) {
 	const op = "template open"
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -42,7 +60,8 @@ func New(dir string, log *slog.Logger) (*Store, error) {
 	if err := os.MkdirAll(filepath.Join(dir, "names"), 0o755); err != nil {
 		return nil, sandbox.Wrap(op, "", err)
 	}
-	s := &Store{dir: dir, log: log, host: machine, cache: map[string]cached{}, leases: map[string]*lease{}}
+	o.Limits = o.Limits.orDefault()
+	s := &Store{dir: dir, log: log, host: machine, opts: o, cache: map[string]cached{}, leases: map[string]*lease{}, uploads: map[string]*upload{}}
 	if err := s.sweep(); err != nil {
 		return nil, sandbox.Wrap(op, "", err)
 	}
@@ -71,11 +90,20 @@ func (s *Store) sweep() error {
 			dead = append(dead, path)
 		}
 	}
+	// Names are written under s.lock, so whoever began one of these has died.
+	pointers, globErr := filepath.Glob(filepath.Join(s.dir, "names", newPrefix+"*"))
+	err = errors.Join(err, globErr)
+	for _, path := range pointers {
+		err = errors.Join(err, os.Remove(path))
+	}
 	unlock()
 	for _, path := range dead {
 		if err := removeTree(path); err != nil {
 			s.log.Warn("leftover of a template build cannot be removed", "path", path, "error", err)
 		}
+	}
+	if err == nil {
+		err = s.sweepBlobs()
 	}
 	return err
 }
@@ -109,11 +137,13 @@ func (s *Store) Resolve(ctx context.Context, name string) (Template, error) {
 			return Template{}, sandbox.Wrap(op, name, err)
 		}
 		return t.clone(), nil
+	case LooksLikeImage(name):
+		return Template{}, notFound(op, name)
 	case !reName.MatchString(name):
 		return Template{}, sandbox.Errorf(op, sandbox.KindInvalid, "%q is not a template name", clip(name)).
 			WithHint("a lower-case letter, then up to 62 letters, digits, dots, dashes or underscores; or sha256: and 64 hex digits")
 	}
-	digest, err := s.pointer(name)
+	digest, reference, err := s.pointer(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Template{}, notFound(op, name)
 	}
@@ -127,8 +157,7 @@ func (s *Store) Resolve(ctx context.Context, name string) (Template, error) {
 	if err != nil {
 		return Template{}, sandbox.Wrap(op, name, err)
 	}
-	t.Name = name
-	return t.clone(), nil
+	return t.called(name, reference), nil
 }
 
 // Choose finds the template for code in language when the caller named no
@@ -174,23 +203,22 @@ func (s *Store) List(ctx context.Context) ([]Template, error) {
 	if err != nil {
 		return nil, sandbox.Wrap(op, "", err)
 	}
-	add := func(name, digest string) {
+	add := func(name, digest, reference string) {
 		t, err := s.load(digest)
 		if err != nil {
 			t = Template{Digest: digest, Damaged: message(err)}
 		}
-		t.Name = name
-		list = append(list, t.clone())
+		list = append(list, t.called(name, reference))
 	}
 	seen := map[string]bool{host.Digest: true}
 	for _, n := range names {
-		add(n.name, n.digest)
+		add(n.name, n.digest, n.reference)
 		seen[n.digest] = true
 	}
 	entries, err := readDirNames(s.dir)
 	for _, e := range entries {
 		if reEntry.MatchString(e) && !seen[entryDigest(e)] {
-			add("", entryDigest(e))
+			add("", entryDigest(e), "")
 		}
 	}
 	return list, sandbox.Wrap(op, "", err)
@@ -278,7 +306,7 @@ func (s *Store) remove(op, name string) ([]*temporary, error) {
 	return trash, syncDir(filepath.Join(s.dir, "names"))
 }
 
-type named struct{ name, digest string }
+type named struct{ name, digest, reference string }
 
 // names reads all pointers, sorted by name.
 func (s *Store) names() ([]named, error) {
@@ -292,34 +320,50 @@ func (s *Store) names() ([]named, error) {
 		if !reName.MatchString(f) { // a pointer being written
 			continue
 		}
-		digest, err := s.pointer(f)
+		digest, reference, err := s.pointer(f)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
-		list = append(list, named{f, digest})
+		list = append(list, named{f, digest, reference})
 	}
 	return list, nil
 }
 
-// pointer reads the digest a name stands for.
-func (s *Store) pointer(name string) (string, error) {
+// pointer reads the digest a name stands for and, where it was built from an
+// image, the reference that was asked for with the digest it had then.
+func (s *Store) pointer(name string) (digest, reference string, err error) {
 	b, err := os.ReadFile(filepath.Join(s.dir, "names", name))
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
-	digest := strings.TrimSuffix(string(b), "\n")
+	digest, reference, _ = strings.Cut(strings.TrimSuffix(string(b), "\n"), "\n")
 	if !reDigest.MatchString(digest) {
-		return "", damaged(name, "the name file holds no digest")
+		return "", "", damaged(name, "the name file holds no digest")
 	}
-	return digest, nil
+	return digest, reference, nil
 }
 
-// point makes name stand for digest.
-func (s *Store) point(name, digest string) error {
-	return writeFileAtomic(filepath.Join(s.dir, "names"), name, []byte(digest+"\n"))
+// point makes name stand for digest. What it stood for before counts as used
+// until now, so that a create under way with it has time. The caller holds
+// s.lock.
+func (s *Store) point(name, digest, reference string) error {
+	if old, _, err := s.pointer(name); err == nil && old != digest {
+		s.used(old)
+	}
+	text := digest + "\n"
+	if reference != "" {
+		text += reference + "\n"
+	}
+	return writeFileAtomic(filepath.Join(s.dir, "names"), name, []byte(text))
+}
+
+// used notes that the template was of use now, for Collect.
+func (s *Store) used(digest string) {
+	now := time.Now()
+	_ = os.Chtimes(filepath.Join(s.dir, entryName(digest), "lock"), now, now) // gone or damaged: nothing to keep
 }
 
 func clip(s string) string {

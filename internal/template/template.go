@@ -4,6 +4,7 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/firebreak-dev/firebreak/sandbox"
@@ -50,6 +51,11 @@ type Template struct {
 	// Packages lists what it was built from; empty for Host.
 	Packages []Package
 
+	// Source says what image or archive it was made of; nil for others.
+	Source *Source
+	// Image is what that image says about running it; nil likewise.
+	Image *ImageConfig
+
 	Root sandbox.Root
 
 	// Damaged says what is wrong with a template that cannot be used. Only List
@@ -72,7 +78,36 @@ func (t Template) clone() Template {
 	t.Env = maps.Clone(t.Env)
 	t.Packages = slices.Clone(t.Packages)
 	t.Root.Mounts = slices.Clone(t.Root.Mounts)
+	if t.Source != nil {
+		c := *t.Source
+		c.Layers = slices.Clone(c.Layers)
+		t.Source = &c
+	}
+	if t.Image != nil {
+		c := *t.Image
+		c.Entrypoint, c.Cmd, c.Labels = slices.Clone(c.Entrypoint), slices.Clone(c.Cmd), maps.Clone(c.Labels)
+		t.Image = &c
+	}
 	return t
+}
+
+// called is t under a name, with the reference that name was built by. It shares
+// nothing with t.
+func (t Template) called(name, reference string) Template {
+	t = t.clone()
+	t.Name = name
+	if ref, digest, ok := strings.Cut(reference, " "); ok && t.Source != nil {
+		t.Source.Reference, t.Source.Digest = ref, digest
+	}
+	return t
+}
+
+// WorkDir is the directory commands start in; empty for the home.
+func (t Template) WorkDir() string {
+	if t.Image == nil {
+		return ""
+	}
+	return t.Image.WorkDir
 }
 
 var (
@@ -98,10 +133,13 @@ func notFound(op, name string) error {
 	case isLanguage(name):
 		e = sandbox.Errorf(op, sandbox.KindNotFound, "the %s template is not built yet", name).WithID(name).
 			WithHint("run `firebreak template build %s`, or use the template %q", name, Host)
+	case LooksLikeImage(name):
+		e = sandbox.Errorf(op, sandbox.KindNotFound, "%q is an image, not a template", clip(name)).WithID(clip(name)).
+			WithHint("run `firebreak template build NAME --image %s` once and use NAME, or `firebreak run --image %[1]s`", clip(name))
 	case reDigest.MatchString(name):
 		e = e.WithHint("`firebreak template ls` lists what is here")
 	default:
-		e = e.WithHint("`firebreak template ls` lists what is here; python, node and shell are built by `firebreak template build python`")
+		e = e.WithHint("`firebreak template ls` lists what is here; python, node and shell are built by `firebreak template build python`, an image by `firebreak template build %s --image REFERENCE`", clip(name))
 	}
 	return e
 }

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -29,7 +31,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m)
 }
 
 func newStore(t *testing.T, dir string) *Store {
@@ -72,7 +74,7 @@ func fakePack(t *testing.T, s *Store, name, content string) Template {
 	must(t, os.Chmod(root, 0o755))
 	must(t, skeleton(root))
 	must(t, os.WriteFile(filepath.Join(root, "usr/content"), []byte(content), 0o644))
-	must(t, settle(root))
+	must(t, settle(root, true))
 	listing, size, err := list(t.Context(), root)
 	must(t, err)
 	digest := "sha256:" + hexSum(listing)
@@ -81,7 +83,7 @@ func fakePack(t *testing.T, s *Store, name, content string) Template {
 	defer unlock()
 	must(t, s.publish(tmp, manifest{Version: manifestVersion, Name: name, Digest: digest, Listing: digest,
 		Created: time.Now(), Size: size, Languages: []string{Python, Shell}, Env: map[string]string{"A": "b"}}, listing))
-	must(t, s.point(name, digest))
+	must(t, s.point(name, digest, ""))
 	tm, err := s.Resolve(t.Context(), name)
 	must(t, err)
 	return tm
@@ -348,4 +350,78 @@ l 0777 0 0 0 - "l" "a"
 	if _, _, err := list(t.Context(), filepath.Join(dir, "none")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("got %v", err)
 	}
+}
+
+// TestSweepNames: a crash while a name is written leaves a file that the next
+// start removes.
+func TestSweepNames(t *testing.T) {
+	dir := t.TempDir()
+	log := slog.New(slog.DiscardHandler)
+	if _, err := New(dir, log); err != nil {
+		t.Fatal(err)
+	}
+	left := filepath.Join(dir, "names", newPrefix+"123")
+	if err := os.WriteFile(left, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New(dir, log); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(left); !os.IsNotExist(err) {
+		t.Errorf("it is still there: %v", err)
+	}
+}
+
+// TestCheck: what changed since it was built is refused before something starts
+// from it, and what only looks changed is read again and found whole.
+func TestCheck(t *testing.T) {
+	s := newStore(t, t.TempDir())
+	p := fakePack(t, s, "python", "1")
+	must(t, s.Check(t.Context(), p.Digest))
+	f := filepath.Join(p.Root.Dir, "usr/content")
+	stamp := filepath.Join(s.dir, entryName(p.Digest), stampName)
+	before, err := os.ReadFile(stamp)
+	must(t, err)
+	st, err := os.Stat(f)
+	must(t, err)
+	restore := func(content string) { // as somebody would who wants it to stay unnoticed
+		must(t, os.WriteFile(f, []byte(content), 0o644))
+		must(t, os.Chtimes(f, st.ModTime(), st.ModTime()))
+	}
+	for name, damage := range map[string]func(){
+		"content": func() { restore("2") },
+		"mode":    func() { must(t, os.Chmod(f, 0o755)) },
+		"missing": func() { must(t, os.Remove(f)) },
+		"added":   func() { must(t, os.WriteFile(filepath.Join(p.Root.Dir, "usr/more"), nil, 0o644)) },
+		"link":    func() { must(t, os.Remove(f)); must(t, os.Symlink("/etc/passwd", f)) },
+	} {
+		damage()
+		err := s.Check(t.Context(), p.Digest)
+		want(t, err, sandbox.KindUnavailable, "template rm")
+		if err := newStore(t, s.dir).Check(t.Context(), p.Digest); err == nil {
+			t.Errorf("%s: another process does not see it", name)
+		}
+		os.Remove(f)
+		os.Remove(filepath.Join(p.Root.Dir, "usr/more"))
+		restore("1")
+		must(t, os.Chmod(f, 0o644))
+		must(t, s.Check(t.Context(), p.Digest)) // read again, and whole
+	}
+	after, err := os.ReadFile(stamp)
+	must(t, err)
+	if bytes.Equal(before, after) {
+		t.Error("the stamp is the same after the files changed")
+	}
+	must(t, os.Remove(stamp))
+	must(t, s.Check(t.Context(), p.Digest))
+	if now, err := os.ReadFile(stamp); err != nil || !bytes.Equal(now, after) {
+		t.Errorf("no stamp was made: %v", err)
+	}
+	if left, _ := filepath.Glob(stamp + ".*"); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	if h, err := s.Resolve(t.Context(), Host); err == nil {
+		must(t, s.Check(t.Context(), h.Digest))
+	}
+	want(t, s.Check(t.Context(), "sha256:"+strings.Repeat("0", 64)), sandbox.KindNotFound, "")
 }

@@ -1,25 +1,18 @@
 package template
 
 import (
-	"archive/tar"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/url"
 	"os"
 	"os/exec"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 )
-
-// mergedDirs are links into /usr in every pack, whatever the release's packages
-// say.
-var mergedDirs = []string{"bin", "sbin", "lib", "lib32", "lib64", "libx32"}
 
 // unpack puts the package files into the root directory.
 func (b *builder) unpack(ctx context.Context, debs []string) error {
@@ -81,7 +74,7 @@ func unpackDeb(ctx context.Context, root *os.Root, deb string) error {
 		w.CloseWithError(err)
 		done <- err
 	}()
-	err := untar(root, r)
+	err := untar(ctx, root, r)
 	if err == nil {
 		_, err = io.Copy(io.Discard, r) // padding
 	}
@@ -89,74 +82,13 @@ func unpackDeb(ctx context.Context, root *os.Root, deb string) error {
 	return errors.Join(err, <-done)
 }
 
-// untar unpacks a package's files below root, which nothing in the archive can
-// leave. Everything belongs to whoever runs this; setuid, setgid and write
-// permission for others are not granted; devices are refused.
-func untar(root *os.Root, r io.Reader) error {
-	for tr := tar.NewReader(r); ; {
-		h, err := tr.Next()
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		name := mergedName(h.Name)
-		if name == "." {
-			continue
-		}
-		if err := untarOne(root, tr, h, name); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
-	}
-}
-
-// mergedName is where a packaged path belongs on a merged-usr system.
-func mergedName(name string) string {
-	name = path.Clean(strings.TrimLeft(name, "/"))
-	top, _, _ := strings.Cut(name, "/")
-	if slices.Contains(mergedDirs, top) {
-		name = "usr/" + name
-	}
-	return name
-}
-
-func untarOne(root *os.Root, tr *tar.Reader, h *tar.Header, name string) error {
-	mode := fs.FileMode(h.Mode).Perm() &^ 0o022
-	if h.Typeflag != tar.TypeDir {
-		// dpkg's own rule is that a later package replaces a file of an earlier
-		// one; without its database that is all there is to do.
-		if err := root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		if err := root.MkdirAll(path.Dir(name), 0o755); err != nil {
-			return err
-		}
-	}
-	switch h.Typeflag {
-	case tar.TypeDir:
-		if st, err := root.Lstat(name); err == nil && st.IsDir() {
-			return nil // the first package decides about its mode
-		}
-		if err := root.MkdirAll(name, 0o755); err != nil {
-			return err
-		}
-		return root.Chmod(name, mode)
-	case tar.TypeSymlink:
-		return root.Symlink(h.Linkname, name)
-	case tar.TypeLink:
-		return root.Link(mergedName(h.Linkname), name)
-	case tar.TypeReg:
-		f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-		if err != nil {
-			return err
-		}
-		_, err = io.Copy(f, tr)
-		if err == nil {
-			err = f.Chmod(mode)
-		}
-		return errors.Join(err, f.Close())
-	default:
-		return fmt.Errorf("a %q entry does not belong in a template", h.Typeflag)
-	}
+// untar unpacks a package's files. Everything belongs to whoever runs this, and
+// others are not granted write permission.
+//
+// dpkg's own rule is that a later package replaces a file of an earlier one;
+// without its database that is all there is to do.
+func untar(ctx context.Context, root *os.Root, r io.Reader) error {
+	u := newUnpacker(root, Limits{})
+	u.packages = true
+	return u.archive(ctx, r)
 }

@@ -3,11 +3,15 @@ package backendtest
 import (
 	"context"
 	"io"
+	"path/filepath"
 	"reflect"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 
 	"github.com/firebreak-dev/firebreak/sandbox"
+	"github.com/firebreak-dev/firebreak/sandbox/backendtest/residue"
 )
 
 func testDestroy(t *testing.T, s *suite) {
@@ -19,6 +23,7 @@ func testDestroy(t *testing.T, s *suite) {
 	s.par(t, "DuringExec", s.testDestroyDuringExec)
 	s.par(t, "Daemons", s.testDestroyDaemons)
 	s.par(t, "ByAnotherBackend", s.testDestroyByAnother)
+	s.par(t, "ReceiptIsComplete", s.testReceiptIsComplete)
 }
 
 func (s *suite) testDestroyTwice(t *testing.T) {
@@ -133,4 +138,53 @@ func (s *suite) testDestroyByAnother(t *testing.T) {
 	if err != nil || !oneOf(exit.Reason, sandbox.ReasonOperator, sandbox.ReasonLost, sandbox.ReasonCrashed) {
 		t.Errorf("the first backend's Wait says %+v, %v", exit, err)
 	}
+}
+
+// testReceiptIsComplete: what the oracle sees of a live instance, twice, so
+// that it is there to stay, is in the receipt of its end.
+func (s *suite) testReceiptIsComplete(t *testing.T) {
+	x := s.open(t)
+	p := x.start("cat")
+	if _, err := io.WriteString(p.Stdin(), "up\n"); err != nil {
+		t.Fatal(err)
+	}
+	until(t, p, "up\n")
+	saw := residue.Seen(s.Scope(s.dir), string(x.spec.Instance))
+	again := residue.Seen(s.Scope(s.dir), string(x.spec.Instance))
+	r := checkDestroy(t, s, x.inst)
+	for _, f := range saw {
+		if slices.Contains(again, f) && !covered(f, r.Objects) {
+			t.Errorf("the receipt leaves out %s", f)
+		}
+	}
+}
+
+// covered reports whether objects account for f: by itself, or by what it goes
+// with.
+func covered(f residue.Finding, objects []sandbox.Object) bool {
+	path := func(o sandbox.Object, in bool) bool {
+		return o.Name == f.Name || in && strings.HasPrefix(f.Name, o.Name+string(filepath.Separator))
+	}
+	return slices.ContainsFunc(objects, func(o sandbox.Object) bool {
+		switch f.Kind {
+		case "descriptor": // of this process, which is no part of an instance
+			return true
+		case "process":
+			pid, _, _ := strings.Cut(f.Name, " ")
+			return o.Kind == f.Kind && strings.HasPrefix(o.Name, pid+"@")
+		case "netns":
+			return o.Kind == "namespace" && o.Name == f.Name
+		case "mount": // one in a namespace of its own ends with that
+			_, ns, inside := strings.Cut(f.Name, " in ")
+			ns, _, _ = strings.Cut(ns, " ")
+			return o.Kind == f.Kind && path(o, false) || inside && o.Kind == "namespace" && o.Name == ns
+		case "cgroup":
+			return o.Kind == f.Kind && path(o, true)
+		case "file":
+			return path(o, o.Kind == "directory")
+		case "socket": // bound by a relative path, perhaps
+			return o.Kind == f.Kind && strings.HasSuffix(o.Name, f.Name)
+		}
+		return o.Kind == f.Kind && o.Name == f.Name
+	})
 }

@@ -23,6 +23,7 @@ func testExec(t *testing.T, s *suite) {
 	s.par(t, "Stdin", s.testStdin)
 	s.par(t, "AtOnce", s.testExecAtOnce)
 	s.par(t, "Signals", s.testSignals)
+	s.par(t, "Terminal", s.testTerminal)
 	s.par(t, "Timeout", s.testTimeout)
 	s.par(t, "HeldOutput", s.testHeldOutput)
 	s.par(t, "Invalid", func(t *testing.T) {

@@ -194,6 +194,9 @@ func checkReceipt(t *testing.T, id sandbox.InstanceID, r sandbox.Receipt) {
 		if o.Kind == "" || o.Name == "" {
 			t.Errorf("receipt object %+v cannot be looked up", o)
 		}
+		if o.Check == "" || o.Checked.IsZero() || o.Checked.After(r.Time) {
+			t.Errorf("receipt: %s %s does not say how and when it was looked for (%q, %s)", o.Kind, o.Name, o.Check, o.Checked)
+		}
 		if !o.Gone {
 			t.Errorf("receipt: %s %s is still there: %s", o.Kind, o.Name, o.Detail)
 		}

@@ -23,7 +23,7 @@ import (
 )
 
 // keep is what outlives sandboxes by design, below a data directory.
-var keep = []string{"templates", "libexec", "audit", "events", "runs", "api-key", "state.db", "state.db-wal", "state.db-shm", "lock", "ballast"}
+var keep = []string{"templates", "libexec", "audit", "events", "runs", "api-key", "token-key", "state.db", "state.db-wal", "state.db-shm", "lock", "ballast"}
 
 // instanceID is what every host object of a sandbox carries.
 var instanceID = regexp.MustCompile(`\bin[a-z2-7]{18}\b`)
@@ -50,7 +50,7 @@ func newWorld(t *testing.T, data string) *world {
 	if os.Geteuid() != 0 {
 		t.Skip("not run: needs root for enforced limits")
 	}
-	for _, d := range []string{"run", "instances"} {
+	for _, d := range []string{"run", "instances", "processes"} {
 		if err := os.MkdirAll(filepath.Join(data, d), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -96,35 +96,64 @@ type server struct {
 	url  string
 	key  string
 	wait func() error
+	dead chan struct{} // closed when the process has ended
 }
 
 // serve starts a server, with a crash armed if point is not "", and returns
 // when it is ready.
 func (w *world) serve(point string, args ...string) *server {
 	w.t.Helper()
-	s := &server{world: w, cmd: w.command(append([]string{"serve", "--listen", "127.0.0.1:0"}, args...)...), log: &output{}, http: &http.Client{Timeout: time.Minute}}
+	s := w.start(point, args...)
+	if !s.ready() {
+		w.t.Fatalf("the server is not ready after 30 s:\n%s", s.log)
+	}
+	return s
+}
+
+// start starts a server and does not wait for it.
+func (w *world) start(point string, args ...string) *server {
+	w.t.Helper()
+	s := &server{world: w, cmd: w.command(append([]string{"serve", "--listen", "127.0.0.1:0"}, args...)...), log: &output{},
+		http: &http.Client{Timeout: time.Minute}, dead: make(chan struct{})}
 	s.cmd.Env = append(s.cmd.Env, failpoint.Env+"="+point)
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
 	if err := s.cmd.Start(); err != nil {
 		w.t.Fatal(err)
 	}
-	s.wait = sync.OnceValue(s.cmd.Wait)
+	s.wait = sync.OnceValue(func() error {
+		defer close(s.dead)
+		return s.cmd.Wait()
+	})
+	go s.wait() // ends with the process
 	w.t.Cleanup(func() { s.cmd.Process.Kill(); s.wait() })
-	address := regexp.MustCompile(`http://127\.0\.0\.1:\d+`)
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		if s.url = address.FindString(s.log.String()); s.url != "" {
+	return s
+}
+
+var reAddress = regexp.MustCompile(`http://127\.0\.0\.1:\d+`)
+
+// ready waits until the server answers, and reports false when it ended or half
+// a minute passed before that.
+func (s *server) ready() bool {
+	s.t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); s.url == ""; time.Sleep(10 * time.Millisecond) {
+		if s.url = reAddress.FindString(s.log.String()); s.url != "" {
 			break
 		}
+		select {
+		case <-s.dead:
+			return false
+		default:
+		}
 		if time.Now().After(deadline) {
-			w.t.Fatalf("the server is not ready after 30 s:\n%s", s.log)
+			return false
 		}
 	}
-	key, err := os.ReadFile(filepath.Join(w.data, "api-key"))
+	key, err := os.ReadFile(filepath.Join(s.data, "api-key"))
 	if err != nil {
-		w.t.Fatal(err)
+		s.t.Fatal(err)
 	}
 	s.key = strings.TrimSpace(string(key))
-	return s
+	return true
 }
 
 // stop ends the server as an operator does; its sandboxes live on.
@@ -178,6 +207,30 @@ func (s *server) do(method, path, body string) (status int, r reply) {
 		s.t.Fatalf("%s %s: %v: %s", method, path, err, b)
 	}
 	return resp.StatusCode, r
+}
+
+// get fetches a document into v and returns the status.
+func (s *server) get(path string, v any) int {
+	s.t.Helper()
+	req, err := http.NewRequest("GET", s.url+path, nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+s.key)
+	resp, err := s.http.Do(req)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err == nil {
+		s.see(string(b))
+		err = json.Unmarshal(b, v)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return resp.StatusCode
 }
 
 // create makes a sandbox and returns its id.

@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"io"
 	"net"
@@ -13,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -32,10 +32,16 @@ func binary(t testing.TB) string {
 	if _, err := os.Stat(path); err != nil {
 		t.Skip("not run: bin/firebreak is not built (run `make`)")
 	}
+	return path
+}
+
+// enforcing skips where explicit limits are refused: for an ordinary user. What
+// such a user gets is tested by the TestRootless tests, wherever they run.
+func enforcing(t testing.TB) {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("not run: needs root for enforced limits")
 	}
-	return path
 }
 
 // world is a data directory of its own and the environment that points to it.
@@ -45,6 +51,15 @@ type world struct {
 	dir string
 	env []string
 	see func(output string) // notes the instances it names
+	as  []string            // what starts the program as somebody else, if not empty
+}
+
+// command prepares firebreak with args.
+func (w *world) command(args ...string) *exec.Cmd {
+	argv := append(append(slices.Clone(w.as), w.bin), args...)
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Env, cmd.Dir = w.env, w.dir
+	return cmd
 }
 
 // newWorld makes a world, and checks when the test ends that nothing of it is
@@ -71,15 +86,17 @@ type result struct {
 // run executes firebreak with args.
 func (w *world) run(stdin string, args ...string) result {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, w.bin, args...)
-	cmd.Env, cmd.Dir = w.env, w.dir
+	cmd := w.command(args...)
 	cmd.Stdin = strings.NewReader(stdin)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	start := time.Now()
-	err := cmd.Run()
+	err := cmd.Start()
+	if err == nil {
+		late := time.AfterFunc(2*time.Minute, func() { cmd.Process.Kill() })
+		err = cmd.Wait()
+		late.Stop()
+	}
 	r := result{out.String(), errs.String(), cmd.ProcessState.ExitCode(), time.Since(start)}
 	w.see(r.stdout)
 	var exit *exec.ExitError
@@ -113,8 +130,8 @@ func (w *world) serve(args ...string) *server {
 		w.t.Fatal(err)
 	}
 	defer log.Close()
-	s.cmd = exec.Command(w.bin, append([]string{"serve", "--listen", addr, "--socket", s.socket, "--stop-sandboxes"}, args...)...)
-	s.cmd.Env, s.cmd.Dir, s.cmd.Stdout, s.cmd.Stderr = w.env, w.dir, log, log
+	s.cmd = w.command(append([]string{"serve", "--listen", addr, "--socket", s.socket, "--stop-sandboxes"}, args...)...)
+	s.cmd.Stdout, s.cmd.Stderr = log, log
 	if err := s.cmd.Start(); err != nil {
 		w.t.Fatal(err)
 	}
@@ -195,7 +212,7 @@ var instanceID = regexp.MustCompile(`\bin[a-z2-7]{18}\b`)
 // the ids of instances, of which nothing may be left anywhere.
 func checkResidue(t testing.TB, dir string) func(output string) {
 	t.Helper()
-	for _, d := range []string{"data/run", "data/instances"} {
+	for _, d := range []string{"data/run", "data/instances", "data/processes"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -204,8 +221,8 @@ func checkResidue(t testing.TB, dir string) func(output string) {
 		Dirs: []string{dir},
 		// What outlives sandboxes by design. Below data/run and
 		// data/instances nothing may.
-		Keep: []string{"data/templates", "data/libexec", "data/audit", "data/events", "data/runs", "data/api-key",
-			"data/state.db", "data/state.db-wal", "data/state.db-shm", "data/lock", "args.py", "hello.sh", "in.csv", "j.py", "out.txt", "serve.log"},
+		Keep: []string{"data/templates", "data/libexec", "data/audit", "data/events", "data/runs", "data/api-key", "data/token-key",
+			"data/state.db", "data/state.db-wal", "data/state.db-shm", "data/lock", "firebreak", "args.py", "hello.sh", "in.csv", "j.py", "out.txt", "serve.log"},
 	})
 	if err != nil {
 		t.Fatal(err)

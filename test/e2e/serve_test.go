@@ -6,6 +6,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -272,5 +274,114 @@ func TestMetricsAndDocuments(t *testing.T) {
 			t.Errorf("%s: %d %s", path, code, body)
 		}
 		mustContain(t, path, body, want)
+	}
+}
+
+// TestMetrics: what a sandbox used is told while it lives and after its end.
+func TestMetrics(t *testing.T) {
+	enforcing(t)
+	w := newWorld(t)
+	s := w.serve()
+	code, body, _ := s.do("POST", "/v1/sandboxes", "{}")
+	var sb struct{ ID string }
+	if err := json.Unmarshal([]byte(body), &sb); err != nil || code != 201 {
+		t.Fatalf("create: %d %s", code, body)
+	}
+	s.do("POST", "/v1/sandboxes/"+sb.ID+"/exec", `{"code":"open('f','wb').write(b'x'*(8<<20))\nimport time\ne=time.process_time()+.3\nwhile time.process_time()<e: pass"}`)
+	type sample struct {
+		CPUMs       float64 `json:"cpu_ms"`
+		MemoryBytes int64   `json:"memory_bytes"`
+		DiskBytes   int64   `json:"disk_bytes"`
+		PIDs        int64
+	}
+	type metrics struct {
+		Samples    []sample
+		IntervalMs int64 `json:"interval_ms"`
+	}
+	check := func(when string) {
+		t.Helper()
+		var m metrics
+		code, body, _ := s.do("GET", "/v1/sandboxes/"+sb.ID+"/metrics", "")
+		if err := json.Unmarshal([]byte(body), &m); err != nil || code != 200 || len(m.Samples) == 0 || m.IntervalMs != 5000 {
+			t.Fatalf("%s: %d %s", when, code, body)
+		}
+		if last := m.Samples[len(m.Samples)-1]; last.CPUMs < 300 {
+			t.Errorf("%s: %+v", when, last)
+		}
+		alive := slices.ContainsFunc(m.Samples, func(s sample) bool { return s.MemoryBytes > 1<<20 && s.DiskBytes >= 8<<20 && s.PIDs > 0 })
+		if !alive {
+			t.Errorf("%s: %+v", when, m.Samples)
+		}
+	}
+	time.Sleep(1100 * time.Millisecond) // use is measured at most once a second
+	check("alive")
+	if code, body, _ := s.do("DELETE", "/v1/sandboxes/"+sb.ID, ""); code != 200 {
+		t.Fatal(body)
+	}
+	check("after its end")
+}
+
+// TestPortForward reaches a server in a sandbox that has no network, by the
+// command people use, and not one that is not there.
+func TestPortForward(t *testing.T) {
+	w := newWorld(t)
+	s := w.serve()
+	code, body, _ := s.do("POST", "/v1/sandboxes", "{}")
+	var sb struct{ ID string }
+	if err := json.Unmarshal([]byte(body), &sb); err != nil || code != 201 {
+		t.Fatalf("create: %d %s", code, body)
+	}
+	s.do("PUT", "/v1/sandboxes/"+sb.ID+"/files?path=index.html", "from inside")
+	if code, body, _ := s.do("POST", "/v1/sandboxes/"+sb.ID+"/processes", `{"command":"python3","args":["-m","http.server","8000","--bind","127.0.0.1"]}`); code != 201 {
+		t.Fatal(body)
+	}
+	cmd := w.command("port-forward", sb.ID, "0:8000", "0:8001")
+	said, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	lines := bufio.NewScanner(said)
+	var addr [2]string
+	for i := range addr {
+		if !lines.Scan() {
+			t.Fatal("port-forward says nothing")
+		}
+		fields := strings.Fields(lines.Text()) // firebreak: ADDR reaches …
+		addr[i] = fields[1]
+	}
+	get := func(addr string) (string, error) {
+		res, err := http.Get("http://" + addr + "/index.html")
+		if err != nil {
+			return "", err
+		}
+		defer res.Body.Close()
+		b, err := io.ReadAll(res.Body)
+		return string(b), err
+	}
+	var got string
+	for end := time.Now().Add(time.Minute); got == "" && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		got, err = get(addr[0])
+	}
+	if got != "from inside" {
+		t.Fatalf("%q, %v", got, err)
+	}
+	if got, err := get(addr[1]); err == nil {
+		t.Errorf("nothing listens there, and yet: %q", got)
+	}
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for lines.Scan() {
+			continue
+		}
+	}()
+	_ = cmd.Wait()
+	if code, body, _ := s.do("DELETE", "/v1/sandboxes/"+sb.ID, ""); code != 200 || !strings.Contains(body, `"clean":true`) {
+		t.Errorf("%d %s", code, body)
 	}
 }

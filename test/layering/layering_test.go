@@ -29,18 +29,24 @@ var ranks = []struct {
 	{"images", 0},
 	{"api/gen/firebreak/v1/firebreakv1connect", 1},
 	{"internal/failpoint", 0},
+	{"internal/portproxy", 0},
 	{"internal/guest/runtime", 0},
+	{"internal/netaddr", 0},
 	{"internal/guest", 1},
 	{"internal/policy", 1},
+	{"internal/policy/rego", 2},
 	{"internal/store", 1},
 	{"internal/broker", 1},
 	{"internal/bundle", 1},
 	{"internal/guest/probe", 1},
+	{"internal/guest/driver", 1},
 	{"internal/guest/agent", 2},
 	{"internal/audit", 2},
 	{"internal/auth", 2},
 	{"internal/event", 2},
 	{"internal/template", 2},
+	{"internal/backup", 3},
+	{"internal/egress/dns", 2},
 	{"internal/egress", 3},
 	{"internal/attest", 3},
 	{"internal/backend/", 3},
@@ -52,6 +58,9 @@ var ranks = []struct {
 	{"internal/service", 7},
 	{"internal/server", 8},
 	{"internal/e2b", 8},
+	{"internal/e2b/gen/", 0},
+	{"internal/e2b/gen/process/processconnect", 1},
+	{"internal/e2b/gen/filesystem/filesystemconnect", 1},
 	{"internal/mcp", 8},
 
 	{"client", top},
@@ -202,5 +211,33 @@ func TestClientsUseTheWire(t *testing.T) {
 				t.Errorf("%s imports %s: clients use api/gen, sandbox and the network", from, to)
 			}
 		}
+	}
+}
+
+// TestCommandsUseTheClient: the command line reaches a server through package
+// client and by no other way. What it has of its own looks at evidence,
+// policies and repositories offline.
+func TestCommandsUseTheClient(t *testing.T) {
+	const commands = "cmd/firebreak/cli"
+	seen := false
+	for _, p := range packages(t) {
+		if strings.TrimPrefix(p.ImportPath, module) != commands {
+			continue
+		}
+		seen = true
+		for _, imp := range p.Imports {
+			to := strings.TrimPrefix(imp, module)
+			switch {
+			case strings.HasPrefix(imp, "connectrpc.com/"), strings.HasPrefix(imp, "google.golang.org/grpc"):
+				t.Errorf("%s imports %s: calls belong into client", commands, imp)
+			case to == imp, slices.Contains([]string{"client", "sandbox", "api/gen/firebreak/v1", "cmd/firebreak/config", "cmd/firebreak/gitsource", "internal/audit", "internal/guest",
+				"internal/netaddr", "internal/policy", "internal/policy/rego"}, to):
+			default:
+				t.Errorf("%s imports %s: a server does that, behind client", commands, to)
+			}
+		}
+	}
+	if !seen {
+		t.Error("there is no " + commands)
 	}
 }

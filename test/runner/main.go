@@ -7,6 +7,10 @@
 // CONTRIBUTING.md names the test; elsewhere it is only counted. That way a
 // missing tool can never pass for a passed test where everything is promised
 // to run.
+//
+// Then every fuzz target is fuzzed for -fuzztime (FIREBREAK_FUZZTIME; 0: not at
+// all) and counts as one more test. An input that fails is printed, and stays in
+// the package's testdata/fuzz.
 package main
 
 import (
@@ -43,7 +47,9 @@ type skip struct{ name, reason string }
 
 func main() {
 	allow := flag.String("allow", "", "Markdown file whose section \"Not run\" lists the tests that may skip")
-	short := flag.Bool("short", false, "pass -short")
+	short := flag.Bool("short", false, "pass -short, and do not fuzz")
+	fuzz := flag.Duration("fuzztime", fuzzTime(), "how long to fuzz each target; 0: not at all")
+	only := flag.Bool("fuzzonly", false, "run no tests, fuzz only")
 	flag.Parse()
 	allowed, err := readAllowed(*allow)
 	if err != nil {
@@ -57,9 +63,12 @@ func main() {
 		packages []string
 		race     bool
 	}{{ours, hasCompiler()}, {sentry, false}} {
-		if runErr == nil && len(group.packages) > 0 {
+		if runErr == nil && len(group.packages) > 0 && !*only {
 			runErr = t.run(group.packages, *short, group.race)
 		}
+	}
+	if runErr == nil && t.failed == 0 && !*short && *fuzz > 0 {
+		runErr = t.fuzz(ours, *fuzz)
 	}
 	os.Exit(t.report(allowed, runErr, time.Since(start)))
 }

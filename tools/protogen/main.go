@@ -8,7 +8,8 @@
 //
 //	gen/…              *.pb.go and Connect stubs
 //	descriptors.binpb  the FileDescriptorSet of our own files with their
-//	                   comments, which the OpenAPI document is made from
+//	                   comments, which the OpenAPI document is made from; not
+//	                   with -descriptors=false
 //
 // The output is a function of the input alone: api/drift_test.go generates into
 // a temporary directory and compares.
@@ -41,8 +42,9 @@ func main() {
 	log.SetPrefix("protogen: ")
 	api := flag.String("api", "../api", "directory that holds proto/ and third_party/")
 	out := flag.String("out", "../api", "directory to write gen/ and descriptors.binpb into")
+	descriptors := flag.Bool("descriptors", true, "write descriptors.binpb, too")
 	flag.Parse()
-	if err := generate(context.Background(), *api, *out); err != nil {
+	if err := generate(context.Background(), *api, *out, *descriptors); err != nil {
 		log.Fatal(err)
 	}
 }
@@ -55,7 +57,7 @@ var plugins = []plugin{
 	{"protoc-gen-connect-go", "paths=source_relative"},
 }
 
-func generate(ctx context.Context, api, out string) error {
+func generate(ctx context.Context, api, out string, descriptors bool) error {
 	root := filepath.Join(api, "proto")
 	names, err := protoFiles(root)
 	if err != nil {
@@ -80,6 +82,9 @@ func generate(ctx context.Context, api, out string) error {
 		if err := run(ctx, p, names, request, gen); err != nil {
 			return err
 		}
+	}
+	if !descriptors {
+		return nil
 	}
 	return writeDescriptors(files, filepath.Join(out, "descriptors.binpb"))
 }

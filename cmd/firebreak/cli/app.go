@@ -15,6 +15,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -22,6 +23,8 @@ import (
 	"golang.org/x/term"
 
 	"github.com/firebreak-dev/firebreak/cmd/firebreak/config"
+	"github.com/firebreak-dev/firebreak/internal/audit"
+	"github.com/firebreak-dev/firebreak/internal/guest"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -30,7 +33,7 @@ const (
 	exitFailed      = 1   // a command other than run and exec failed
 	exitUsage       = 2   // the command line, or a value in it, is wrong
 	exitTimeout     = 124 // run, exec: wall-clock limit
-	exitFirebreak   = 125 // run, exec: Firebreak itself failed
+	exitFirebreak   = 125 // run, exec: Firebreak itself failed, shell as well; serve: its evidence is not what was signed
 	exitCannotRun   = 126 // run, exec: the command is there and cannot be executed
 	exitNoCommand   = 127 // run, exec: there is no such command in the sandbox
 	exitInterrupted = 130 // Ctrl-C
@@ -53,12 +56,20 @@ type App struct {
 	Serve func(context.Context, ServeOptions) error
 	// Examine looks at this machine for doctor.
 	Examine func(context.Context, *config.Config) []Check
+	// Backup copies the data directory into a file, and Restore makes it from
+	// one.
+	Backup  func(context.Context, *config.Config, BackupOptions) error
+	Restore func(context.Context, *config.Config, RestoreOptions) (Restored, error)
+	// Receipt is what the data directory has of a sandbox's receipt; nil if
+	// nothing.
+	Receipt func(context.Context, *config.Config, sandbox.TenantID, sandbox.ID) (*sandbox.Receipt, error)
 	// Uninstall removes what is installed outside the program itself.
 	Uninstall func(context.Context, *config.Config, UninstallOptions) error
 
 	flags  map[string]string // configuration given as flags
 	file   string            // --config
 	loaded *config.Config
+	lent   atomic.Pointer[console] // to a program in a sandbox
 }
 
 // Build says which build this is.
@@ -77,6 +88,8 @@ type Local interface {
 	Dial(context.Context) (net.Conn, error)
 	// Key is the credential for it.
 	Key() string
+	// Evidence is the directory of its audit log.
+	Evidence() string
 	// Close destroys what is left, and removes everything but the evidence.
 	Close() error
 }
@@ -100,6 +113,7 @@ type ServeOptions struct {
 // Serving is how a server can be reached.
 type Serving struct {
 	URL     string // empty without a TCP listener
+	E2B     string // URL for E2B's clients; empty without
 	Socket  string
 	KeyFile string
 	Backend string // what auto takes, or why nothing
@@ -166,12 +180,13 @@ func (a *App) finish(ctx context.Context, cmd *cobra.Command, err error) int {
 // codeOf maps an error to an exit code.
 func codeOf(cmd *cobra.Command, e *sandbox.Error) int {
 	var start *startError
+	var gap *audit.GapError
 	switch {
 	case e.Kind == sandbox.KindInvalid:
 		return exitUsage
 	case errors.As(e, &start):
 		return start.code
-	case cmd.Name() == "run" || cmd.Name() == "exec":
+	case cmd.Name() == "run" || cmd.Name() == "exec" || cmd.Name() == "eval" || cmd.Name() == "shell", cmd.Name() == "serve" && errors.As(e, &gap):
 		return exitFirebreak
 	}
 	return exitFailed
@@ -201,11 +216,11 @@ func (a *App) say(format string, args ...any) {
 	fmt.Fprintf(a.Err, "firebreak: %s\n", visible(fmt.Sprintf(format, args...)))
 }
 
-// visible replaces control characters: names and messages may come from hostile
-// code, and a terminal obeys escape sequences.
+// visible replaces what a terminal obeys or reorders, and what ends a line: names
+// and messages may come from hostile code.
 func visible(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' && r != '\t' || r >= 0x7f && r < 0xa0 {
+		if r != '\t' && guest.Obeyed(r) {
 			return '�'
 		}
 		return r
@@ -263,7 +278,7 @@ func (a *App) configFlags(fs *pflag.FlagSet, names ...string) {
 			if k.Name != n {
 				continue
 			}
-			kind := map[string]string{"stop_sandboxes": "bool", "allow_root": "bool", "max_sandboxes": "int"}[k.Name]
+			kind := k.Kind
 			f := fs.VarPF(configFlag{a, k.Name, cmp.Or(kind, "string")}, k.Flag(), "", k.Doc)
 			if kind == "bool" {
 				f.NoOptDefVal = "true"

@@ -46,6 +46,11 @@ func (a *App) connectOrLocal(ctx context.Context) (*session, error) {
 	if s != nil || err != nil {
 		return s, err
 	}
+	return a.local(ctx)
+}
+
+// local starts what a session needs in this process.
+func (a *App) local(ctx context.Context) (*session, error) {
 	c, err := a.config()
 	if err != nil {
 		return nil, err

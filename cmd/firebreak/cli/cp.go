@@ -9,10 +9,12 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
 	"github.com/firebreak-dev/firebreak/client"
+	"github.com/firebreak-dev/firebreak/internal/guest"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -25,7 +27,8 @@ PATH starts at the sandbox user's home. A DST that is a directory, or ends in "/
 is what SRC goes into. "-" is standard input or output.
 
 What comes out of a sandbox never leaves DST, whatever its names and links are;
-links and special files are skipped with a message, and no file is executable.`,
+links, special files and names that a terminal would obey are skipped with a
+message, and no file is executable.`,
 		Example: `  firebreak cp data.csv $id:
   firebreak cp src $id:/tmp/src
   firebreak cp $id:plots ./out/
@@ -199,6 +202,10 @@ func (d *downloader) dir(ctx context.Context, src, dst, rel string) error {
 			return sandbox.Errorf("cp", sandbox.KindProtocol, "the sandbox names a file %q", name)
 		}
 		below := path.Join(rel, name)
+		if strings.ContainsFunc(name, guest.Obeyed) || !utf8.ValidString(name) || strings.ContainsRune(name, utf8.RuneError) {
+			d.app.say("skipped %s: whoever lists it would obey its name", path.Join(src, below))
+			continue
+		}
 		if d.caps != nil {
 			if d.caps.entries--; d.caps.entries < 0 {
 				return sandbox.Errorf("cp", sandbox.KindTooLarge, "too many files").WithID(src).WithHint("pack them into one inside the sandbox")

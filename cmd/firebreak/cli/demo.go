@@ -2,15 +2,11 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -22,340 +18,244 @@ import (
 )
 
 func (a *App) demoCommand() *cobra.Command {
-	return &cobra.Command{
+	var asJSON bool
+	cmd := &cobra.Command{
 		Use:   "demo",
-		Short: "Run real Python in real sandboxes and show what was enforced",
-		Long: `Demo runs a job, then code that looks around, dials out, eats memory, never ends,
-forks without bound and fills the disk, and says for each what held it. Every line
-is what happened just now on this machine. Exit code 1 if a control did not hold.`,
-		Example: "  firebreak demo",
+		Short: "Let hostile programs try everything, here and now, and show what stopped them",
+		Long: `Demo runs eight programs that nobody reviewed, each in a real sandbox of its own:
+seven attacks and a job. They steal credentials, send secrets out, fork without
+bound, eat memory, never end, fill the disk and break out. Each line names a
+control and what was measured just now on this machine. Then it counts what the
+receipts list, verifies the audit log, and changes copies of it to see them
+rejected.
+
+It needs no network and no server, and no root beyond what run needs: a limit
+that cannot be enforced for this user is refused, and demo says so. It works in
+the data directory, where only the evidence stays. Exit code 1 if a control did
+not hold.`,
+		Example: "  firebreak demo\n  firebreak demo --json | jq .failed",
 		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			start := time.Now()
-			fmt.Fprintln(a.Out, "Firebreak demo: Python that nobody reviewed, on this machine, for real.")
-			fmt.Fprintln(a.Out)
-			d := &demo{app: a}
-			err := a.with(cmd, true, func(s *session) error {
-				d.session = s
-				return d.play(cmd.Context())
-			})
-			if err != nil {
-				return err
-			}
-			fmt.Fprintf(a.Out, "\n%d controls held, %d did not", d.held, d.failed)
-			if d.refused > 0 {
-				fmt.Fprintf(a.Out, ", %d cannot be enforced here and were refused (`firebreak doctor` says why)", d.refused)
-			}
-			fmt.Fprintf(a.Out, "; %.1f s.\n", time.Since(start).Seconds())
-			if d.failed > 0 {
-				return exitError{exitFailed}
-			}
-			fmt.Fprintln(a.Out, "Yours: firebreak run -c 'print(6*7)', firebreak serve, firebreak --help")
-			return nil
-		},
+		RunE:    func(cmd *cobra.Command, _ []string) error { return a.demo(cmd.Context(), asJSON) },
 	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object with every finding instead of the story")
+	return cmd
 }
 
-// demo is one performance.
-type demo struct {
-	app     *App
-	session *session
-	held    int
-	failed  int
-	refused int // cannot be enforced here, and was refused for it
-
-	receipts []*v1.Receipt
-}
-
-// act is one scene: code, the limits it runs under, and what must come of it.
-type act struct {
-	title   string
-	options client.RunOptions
-	// verify says what happened, and false if a control did not hold.
-	verify func(*v1.Run) []finding
-}
-
-type finding struct {
-	ok   bool
-	text string
-}
-
-func (d *demo) play(ctx context.Context) error {
-	canary, err := os.CreateTemp("", "firebreak-demo-")
+func (a *App) demo(ctx context.Context, asJSON bool) error {
+	d := &demo{start: time.Now(), Scenes: []*scene{}}
+	if !asJSON {
+		d.story = a.story()
+	}
+	err := d.play(ctx, a)
 	if err != nil {
-		return sandbox.Wrap("demo", "", err)
+		return err
 	}
-	defer os.Remove(canary.Name())
-	fmt.Fprintln(canary, "a secret of the host")
-	if err := canary.Close(); err != nil {
-		return sandbox.Wrap("demo", "", err)
+	if d.Millis = time.Since(d.start).Milliseconds(); asJSON {
+		err = a.printJSON(d)
+	} else {
+		d.story.end(d)
 	}
-	for _, act := range []act{d.job(ctx), lookAround(canary.Name()), balloon(), loop(), forkBomb(), diskFill()} {
-		if err := d.perform(ctx, act); err != nil {
+	if err == nil && d.Failed > 0 {
+		err = exitError{exitFailed}
+	}
+	return err
+}
+
+// demo is one performance, and the object of `demo --json`.
+type demo struct {
+	Scenes  []*scene `json:"scenes"`
+	Held    int      `json:"held"`
+	Failed  int      `json:"failed"`
+	Refused int      `json:"refused"` // cannot be enforced here, and was refused for it
+	Millis  int64    `json:"duration_ms"`
+
+	story    *story // nil without anybody to tell it to
+	start    time.Time
+	receipts []*v1.Receipt
+	aside    witnessed
+}
+
+// scene is one attack and what became of it.
+type scene struct {
+	Name     string    `json:"name"`
+	Title    string    `json:"title"`
+	Findings []finding `json:"findings"`
+	Run      *sceneRun `json:"run,omitempty"`
+}
+
+// finding is what one control did. Measured is what was seen, never what should
+// have been.
+type finding struct {
+	Control  string `json:"control"`
+	Outcome  string `json:"outcome"`
+	Measured string `json:"measured"`
+}
+
+// The outcomes of a finding.
+const (
+	held    = "held"
+	failed  = "failed"
+	refused = "refused"
+)
+
+func found(ok bool, control, format string, args ...any) finding {
+	f := finding{control, held, fmt.Sprintf(format, args...)}
+	if !ok {
+		f.Outcome = failed
+	}
+	return f
+}
+
+// sceneRun is how the program of a scene ran.
+type sceneRun struct {
+	Sandbox    string  `json:"sandbox_id"`
+	Reason     string  `json:"reason"`
+	ExitCode   int     `json:"exit_code"`
+	Create     float64 `json:"create_ms"`
+	Execute    float64 `json:"execute_ms"`
+	Destroy    float64 `json:"destroy_ms"`
+	CPU        float64 `json:"cpu_ms"`
+	MemoryPeak int64   `json:"memory_peak_bytes"`
+}
+
+// act is a scene's program, the limits it runs under, and what must come of it.
+type act struct {
+	name, title string
+	limit       string // the control that may be refused, where it can
+	options     client.RunOptions
+	// verify says what happened. Nothing to say means that the program told
+	// nothing that could be read.
+	verify func(context.Context, *session, *v1.Run) []finding
+}
+
+// play acts on a Firebreak of its own in this process, so that it is this machine
+// and this evidence that are looked at.
+func (d *demo) play(ctx context.Context, a *App) (err error) {
+	bait, err := layBait()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, bait.remove()) }()
+	s, err := a.local(ctx)
+	if err != nil {
+		return err
+	}
+	closed := false
+	defer func() {
+		if !closed {
+			err = errors.Join(err, s.close())
+		}
+	}()
+	d.story.begin(bait)
+	for i, act := range acts(bait) {
+		if err := d.perform(ctx, s, act); err != nil {
 			return err
 		}
+		if i == 1 { // there is something to sign, and more is to come
+			if err := d.putAside(s.local.Evidence()); err != nil {
+				return err
+			}
+			defer os.RemoveAll(d.aside.dir)
+		}
 	}
-	d.epilogue()
-	return nil
+	closed = true
+	if err := s.close(); err != nil { // the log is complete from here on
+		return err
+	}
+	d.lookForRemains()
+	return d.checkLog(s.local.Evidence())
 }
 
-func (d *demo) perform(ctx context.Context, act act) error {
-	fmt.Fprintf(d.app.Out, "%s\n", act.title)
+// perform runs one act and tells of it.
+func (d *demo) perform(ctx context.Context, s *session, act act) error {
+	sc := d.open(act.name, act.title)
 	act.options.Sandbox.MinIsolation = "user-kernel"
 	var out, errs bytes.Buffer
 	act.options.Stdout, act.options.Stderr = &out, &errs
 	if act.options.Program.Timeout == 0 {
-		act.options.Program.Timeout = 15 * time.Second
+		act.options.Program.Timeout = 20 * time.Second
 	}
-	start := time.Now()
-	run, err := d.session.Run(ctx, act.options)
+	run, err := s.Run(ctx, act.options)
 	if err == nil {
 		err = client.RunError(run)
 	}
 	var se *sandbox.Error
 	if errors.As(err, &se) && se.Kind == sandbox.KindUnsupported {
-		d.refused++
-		fmt.Fprintf(d.app.Out, "  --   refused: %s\n", visible(se.Message()))
+		d.note(sc, finding{cmp.Or(act.limit, "refusal"), refused, se.Message()})
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	if text := strings.TrimSpace(out.String()); text != "" {
-		fmt.Fprintf(d.app.Out, "    it printed: %s\n", visible(firstLine(text)))
-	}
 	d.receipts = append(d.receipts, run.GetReceipt())
-	found := act.verify(run)
-	for _, f := range found {
-		d.note(f.ok, f.text)
+	u, t := run.GetUsage(), run.GetTimingsMs()
+	sc.Run = &sceneRun{run.GetSandboxId(), run.GetReason(), exitCode(run.GetReason(), int(run.GetExitCode())),
+		t.GetCreate(), t.GetExecute(), t.GetDestroy(), u.GetCpuMs(), u.GetMemoryPeakBytes()}
+	findings := act.verify(ctx, s, run)
+	if len(findings) == 0 {
+		findings = []finding{{"report", failed, fmt.Sprintf("none: exit code %d, %s; %s", run.GetExitCode(), run.GetReason(), lastLine(errs.String()))}}
 	}
-	if len(found) == 0 { // verify could not read the result
-		d.note(false, fmt.Sprintf("it did not report: exit code %d, %s; %s", run.GetExitCode(), run.GetReason(), firstLine(errs.String())))
-	}
-	fmt.Fprintf(d.app.Out, "    %s; %.2f s from nothing to gone\n", resources(run), time.Since(start).Seconds())
+	d.note(sc, findings...)
+	d.story.ran(sc.Run)
 	return nil
 }
 
-func (d *demo) note(ok bool, text string) {
-	mark := "ok  "
-	if ok {
-		d.held++
-	} else {
-		d.failed++
-		mark = "FAIL"
-	}
-	fmt.Fprintf(d.app.Out, "  %s %s\n", mark, visible(text))
+// open begins a scene.
+func (d *demo) open(name, title string) *scene {
+	sc := &scene{Name: name, Title: title, Findings: []finding{}}
+	d.Scenes = append(d.Scenes, sc)
+	d.story.scene(len(d.Scenes), sc)
+	return sc
 }
 
-func resources(run *v1.Run) string {
-	u, t := run.GetUsage(), run.GetTimingsMs()
-	use := "use not measured"
-	if u.GetMemoryPeakBytes() > 0 {
-		use = fmt.Sprintf("%.0f ms CPU, %s at most", u.GetCpuMs(), sandbox.FormatSize(u.GetMemoryPeakBytes()))
-	}
-	return fmt.Sprintf("created in %.0f ms, ran %.0f ms, destroyed in %.0f ms, %s", t.GetCreate(), t.GetExecute(), t.GetDestroy(), use)
-}
-
-func python(code string, args ...string) client.Command {
-	return client.Command{Language: "python", Code: code, Args: args}
-}
-
-// job is honest work: output, a structured result and an artifact.
-func (d *demo) job(ctx context.Context) act {
-	return act{
-		title: "1. A job: compute, report a result, leave a file",
-		options: client.RunOptions{
-			Program: python(`import firebreak
-primes = [n for n in range(2, 10000) if all(n % d for d in range(2, int(n ** 0.5) + 1))]
-print(len(primes), "primes below 10000")
-open("primes.txt", "w").write("\n".join(map(str, primes)))
-firebreak.result({"count": len(primes), "largest": primes[-1]})`),
-			Artifacts: []string{"primes.txt"},
-		},
-		verify: func(run *v1.Run) []finding {
-			var r struct{ Count, Largest int }
-			if json.Unmarshal([]byte(run.GetResultJson()), &r) != nil {
-				return nil
-			}
-			f := []finding{
-				{run.GetExitCode() == 0 && run.GetReason() == "done", fmt.Sprintf("ended by itself with exit code %d in %s (%s)", run.GetExitCode(), run.GetBackend(), run.GetIsolation())},
-				{r.Count == 1229 && r.Largest == 9973, "its structured result: " + run.GetResultJson()},
-			}
-			for _, art := range run.GetArtifacts() {
-				h := sha256.New()
-				n, err := d.session.ReadArtifact(ctx, run.GetId(), art.GetPath(), h)
-				sum := hex.EncodeToString(h.Sum(nil))
-				f = append(f, finding{err == nil && n == art.GetSize() && sum == art.GetSha256(),
-					fmt.Sprintf("its file %s: %d bytes, SHA-256 %s… as promised", art.GetPath(), n, sum[:12])})
-			}
-			return append(f, finding{len(run.GetArtifacts()) == 1, fmt.Sprintf("%d artifact kept", len(run.GetArtifacts()))})
-		},
+// note adds findings to a scene, and counts and tells them.
+func (d *demo) note(sc *scene, findings ...finding) {
+	for _, f := range findings {
+		sc.Findings = append(sc.Findings, f)
+		switch f.Outcome {
+		case held:
+			d.Held++
+		case failed:
+			d.Failed++
+		case refused:
+			d.Refused++
+		}
+		d.story.finding(f)
 	}
 }
 
-// lookAround is code that tries to find out where it is and to get out.
-func lookAround(canary string) act {
-	return act{
-		title: "2. A spy: who am I, what can I see, whom can I call",
-		options: client.RunOptions{Program: python(`import firebreak, os, socket, sys
-def call(host, port):
-    try:
-        socket.create_connection((host, port), 2).close()
-        return "connected"
-    except OSError as e:
-        return e.strerror or str(e)
-status = dict(l.split(":", 1) for l in open("/proc/self/status") if ":" in l)
-def denied(path):
-    try:
-        os.listdir(path) if os.path.isdir(path) else open(path).read()
-        return False
-    except OSError:
-        return True
-firebreak.result({
-    "uid": os.getuid(), "caps": status["CapEff"].strip(),
-    "links": sorted(n for _, n in socket.if_nameindex()),
-    "metadata": call("169.254.169.254", 80), "internet": call("1.1.1.1", 443),
-    "name": call("example.com", 443),
-    "canary": os.path.exists(sys.argv[1]),
-    "processes": len([p for p in os.listdir("/proc") if p.isdigit()]),
-    "root": denied("/root"), "kernel": open("/proc/version").read().strip(),
-})`, canary)},
-		verify: func(run *v1.Run) []finding {
-			var r struct {
-				UID                      int
-				Caps, Kernel             string
-				Links                    []string
-				Metadata, Internet, Name string
-				Canary, Root             bool
-				Processes                int
-			}
-			if json.Unmarshal([]byte(run.GetResultJson()), &r) != nil {
-				return nil
-			}
-			network := strings.Join(r.Links, ", ")
-			if network == "" {
-				network = "none"
-			}
-			host, _ := os.ReadFile("/proc/version")
-			return []finding{
-				{r.UID == 1000 && strings.Trim(r.Caps, "0") == "", fmt.Sprintf("it is uid %d with capabilities %s", r.UID, r.Caps)},
-				{network == "none" || network == "lo", "network devices: " + network},
-				{r.Metadata != "connected", "the cloud's metadata address 169.254.169.254: " + r.Metadata},
-				{r.Internet != "connected" && r.Name != "connected", fmt.Sprintf("1.1.1.1: %s; example.com: %s", r.Internet, r.Name)},
-				{!r.Canary, "a file of this machine, put there for it to find: not there"},
-				{r.Root, "/root: denied"},
-				{r.Processes < 20, fmt.Sprintf("processes it can see: %d, all of its own sandbox", r.Processes)},
-				{r.Kernel != strings.TrimSpace(string(host)), "its kernel is not this machine's: " + firstWords(r.Kernel, 3)},
-			}
-		},
-	}
-}
-
-func firstWords(s string, n int) string {
-	w := strings.Fields(s)
-	return strings.Join(w[:min(n, len(w))], " ")
-}
-
-// killed is the finding every limit has: why it ended, and how.
-func killed(run *v1.Run, reason sandbox.Reason, code int) finding {
-	return finding{
-		run.GetReason() == string(reason) && exitCode(run.GetReason(), int(run.GetExitCode())) == code,
-		fmt.Sprintf("%s, exit code %d", endLine(run.GetReason(), run.GetDetail(), code), run.GetExitCode()),
-	}
-}
-
-func balloon() act {
-	return act{
-		title: "3. A balloon: 1 GB of memory where 64 MiB are allowed",
-		options: client.RunOptions{
-			Sandbox: client.CreateOptions{Memory: 64 << 20},
-			Program: python("x = bytearray(10**9)"),
-		},
-		verify: func(run *v1.Run) []finding { return []finding{killed(run, sandbox.ReasonMemory, exitKilled)} },
-	}
-}
-
-func loop() act {
-	p := python("while True: pass")
-	p.Timeout = 2 * time.Second
-	return act{
-		title:   "4. A loop that never ends, with two seconds to live",
-		options: client.RunOptions{Program: p},
-		verify: func(run *v1.Run) []finding {
-			ms := run.GetTimingsMs().GetExecute()
-			return []finding{killed(run, sandbox.ReasonTimeout, exitTimeout), {ms < 3500, fmt.Sprintf("it ran for %.1f s", ms/1000)}}
-		},
-	}
-}
-
-func forkBomb() act {
-	return act{
-		title: "5. A fork bomb, with 32 processes allowed",
-		options: client.RunOptions{
-			Sandbox: client.CreateOptions{PIDs: 32},
-			Program: python("import os, time\nwhile True:\n  try: os.fork()\n  except OSError: time.sleep(0.01)"),
-		},
-		verify: func(run *v1.Run) []finding { return []finding{killed(run, sandbox.ReasonPIDs, exitKilled)} },
-	}
-}
-
-func diskFill() act {
-	const limit = 32 << 20
-	return act{
-		title: "6. A disk filler, with 32 MiB allowed",
-		options: client.RunOptions{
-			Sandbox: client.CreateOptions{Disk: limit},
-			Program: python(`import errno, firebreak
-n = 0
-try:
-    with open("fill", "wb", buffering=0) as f:
-        while True:
-            n += f.write(b"x" * 65536)
-except OSError as e:
-    why = errno.errorcode[e.errno]
-import os
-os.remove("fill")
-firebreak.result({"bytes": n, "why": why})`),
-		},
-		verify: func(run *v1.Run) []finding {
-			var r struct {
-				Bytes int64
-				Why   string
-			}
-			if json.Unmarshal([]byte(run.GetResultJson()), &r) != nil {
-				return nil
-			}
-			return []finding{{r.Why == "ENOSPC" && r.Bytes <= limit, fmt.Sprintf("%s after %s: full inside, and only inside", r.Why, sandbox.FormatSize(r.Bytes))}}
-		},
-	}
-}
-
-// epilogue looks for what the sandboxes owned, without asking the server again.
-func (d *demo) epilogue() {
-	fmt.Fprintln(d.app.Out, "7. Afterwards")
-	objects, clean, kinds, left := 0, true, map[string]int{}, []string{}
+// lookForRemains counts what the sandboxes owned and looks for it once more,
+// without asking whoever removed it.
+func (d *demo) lookForRemains() {
+	sc := d.open("receipts", "The receipts: what did these sandboxes own, and is it gone?")
+	objects, clean, kinds, paths, left := 0, true, map[string]int{}, 0, []string{}
 	for _, r := range d.receipts {
 		clean = clean && r.GetClean() && len(r.GetObjects()) > 0
 		for _, o := range r.GetObjects() {
 			objects++
 			kinds[o.GetKind()]++
 			if name := o.GetName(); strings.HasPrefix(name, "/") {
+				paths++
 				if _, err := os.Lstat(name); err == nil {
 					left = append(left, name)
 				}
 			}
 		}
 	}
-	d.note(clean, fmt.Sprintf("%d receipts: %d objects (%s) removed and looked for again, all gone", len(d.receipts), objects, counts(kinds)))
-	if d.session.local != nil {
-		d.note(len(left) == 0, fmt.Sprintf("of the paths they name, %d are still here", len(left)))
-	}
+	d.note(sc,
+		found(clean && objects > 0, "verified teardown", "%d receipts, %d objects, each looked for again: %s", len(d.receipts), objects, counts(kinds)),
+		found(len(left) == 0 && paths > 0, "a second look", "of the %d paths among them, %d exist%s", paths, len(left), listed(left)))
 }
 
-func counts(m map[string]int) string {
-	parts := make([]string, 0, len(m))
-	for _, k := range slices.Sorted(maps.Keys(m)) {
-		parts = append(parts, fmt.Sprintf("%d %s", m[k], k))
+// listed are at most three of what should not be there, to be appended.
+func listed(list []string) string {
+	if len(list) == 0 {
+		return ""
 	}
-	return strings.Join(parts, ", ")
+	return ": " + strings.Join(list[:min(3, len(list))], ", ")
+}
+
+func lastLine(s string) string {
+	lines := strings.Split(strings.TrimSpace(s), "\n")
+	return lines[len(lines)-1]
 }

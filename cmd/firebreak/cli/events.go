@@ -107,8 +107,7 @@ func (a *App) printEvent(e *v1.Event, asJSON bool) error {
 		if err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(a.Out, "%s\n", line)
-		return err
+		return a.showJSON(append(line, '\n'))
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s %5d  %-9s", e.GetTime().AsTime().Local().Format("15:04:05.000"), e.GetId(), e.GetType())

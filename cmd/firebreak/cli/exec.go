@@ -17,7 +17,8 @@ type execFlags struct {
 	code, language, user, cwd string
 	env                       []string
 	timeout                   time.Duration
-	stdin, json               bool
+	stdin, json, detach       bool
+	tag                       string
 }
 
 func (a *App) execCommand() *cobra.Command {
@@ -31,7 +32,8 @@ limit, 125 Firebreak itself failed. Ctrl-C kills the process, not the sandbox.`,
 		Example: `  firebreak exec $id -- ls -l
   firebreak exec $id -c 'print(6*7)'
   firebreak exec $id --language shell -c 'echo $0 "$@"' a b
-  tar c src | firebreak exec $id --stdin -- tar x`,
+  tar c src | firebreak exec $id --stdin -- tar x
+  firebreak exec $id --detach --tag web -- python3 -m http.server`,
 		ValidArgsFunction: a.completeSandboxes(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.exec(cmd, args, &f)
@@ -46,6 +48,8 @@ limit, 125 Firebreak itself failed. Ctrl-C kills the process, not the sandbox.`,
 	fs.DurationVar(&f.timeout, "timeout", 0, "wall-clock limit, such as 30s; 0: none (default: the server's)")
 	fs.BoolVar(&f.stdin, "stdin", false, "pass standard input on to the program, at most 4 MiB")
 	fs.BoolVar(&f.json, "json", false, "print one JSON object instead of the program's output")
+	fs.BoolVarP(&f.detach, "detach", "d", false, "leave it running in the background and print its pid (ps, attach, kill)")
+	fs.StringVar(&f.tag, "tag", "", "a name for it, with --detach")
 	_ = cmd.RegisterFlagCompletionFunc("language", cobra.FixedCompletions([]string{"python", "node", "shell"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
@@ -57,6 +61,9 @@ func (a *App) exec(cmd *cobra.Command, args []string, f *execFlags) error {
 	}
 	return a.withSession(cmd, func(s *session) error {
 		sb := s.Sandbox(id)
+		if f.detach {
+			return a.start(cmd, sb, c, f)
+		}
 		if f.json {
 			return a.execJSON(cmd, sb, c)
 		}
@@ -66,15 +73,7 @@ func (a *App) exec(cmd *cobra.Command, args []string, f *execFlags) error {
 			tail.newline()
 			return unstarted(c, err)
 		}
-		code := exitCode(string(exit.Reason), exit.Code)
-		if line := endLine(string(exit.Reason), exit.Detail, code); line != "" {
-			tail.newline()
-			a.say("%s", line)
-		}
-		if code != 0 {
-			return exitError{code}
-		}
-		return nil
+		return a.ended(exit, tail)
 	})
 }
 
@@ -139,6 +138,9 @@ func (a *App) execArgs(cmd *cobra.Command, args []string, f *execFlags) (id stri
 	}
 	if f.timeout < 0 {
 		return "", c, sandbox.Errorf("--timeout", sandbox.KindInvalid, "%s is negative", f.timeout)
+	}
+	if f.tag != "" && !f.detach {
+		return "", c, sandbox.Errorf("--tag", sandbox.KindInvalid, "a tag is for a program in the background").WithHint("add --detach")
 	}
 	c.User, c.Dir, c.Timeout = f.user, f.cwd, never(cmd.Flags().Changed("timeout"), f.timeout)
 	if f.stdin {

@@ -78,7 +78,7 @@ func TestUsageErrors(t *testing.T) {
 	for _, args := range [][]string{
 		{"nonsense"}, {"--nonsense"}, {"run"}, {"run", "--"}, {"run", "--nonsense", "-c", "1"}, {"run", "--memory", "lots", "-c", "1"},
 		{"run", "--cpus", "-1", "-c", "1"}, {"run", "--cpus", "NaN", "-c", "1"}, {"run", "--pids", "0", "-c", "1"}, {"run", "--timeout", "soon", "-c", "1"},
-		{"run", "--timeout", "-1s", "-c", "1"}, {"run", "--allow", "example.com", "-c", "1"}, {"run", "--policy", "p.rego", "-c", "1"}, {"run", "--git", "u", "-c", "1"},
+		{"run", "--timeout", "-1s", "-c", "1"}, {"run", "--allow", "example.com", "-c", "1"}, {"run", "--policy", "p.rego", "-c", "1"}, {"run", "--git", "u", "-c", "1"}, {"run", "--git", "", "x"},
 		{"run", "no-such-file.py"}, {"run", "testdata"}, {"run", "--language", "cobol", "-c", "1"}, {"run", "--language", "node", "--", "ls"},
 		{"run", "--env", "1=2", "-c", "1"}, {"run", "--input", "no-such-file", "-c", "1"}, {"run", "--input", "", "-c", "1"}, {"run", "--stdin", "-"},
 		{"run", "help_test.go"}, {"exec"}, {"exec", "id"}, {"exec", "id", "cmd"}, {"exec", "--", "ls"}, {"cp", "a", "b"}, {"cp", "x:a", "y:b"}, {"cp", "a"},
@@ -146,14 +146,14 @@ func TestFullOutput(t *testing.T) {
 }
 
 func TestNeedsServer(t *testing.T) {
-	for _, args := range [][]string{{"create"}, {"ls"}, {"inspect", "x"}, {"exec", "x", "--", "ls"}, {"rm", "x"}, {"logs", "x"}, {"events", "x"}, {"cp", "x:a", "b"}, {"key", "ls"}} {
+	for _, args := range [][]string{{"create"}, {"ls"}, {"inspect", "x"}, {"exec", "x", "--", "ls"}, {"eval", "x", "-c", "1"}, {"rm", "x"}, {"logs", "x"}, {"events", "x"}, {"cp", "x:a", "b"}, {"key", "ls"}} {
 		var out, errs bytes.Buffer
 		app := &App{Out: &out, Err: &errs, Lookup: func(k string) (string, bool) {
 			return filepath.Join(t.TempDir(), "none.sock"), k == "FIREBREAK_SOCKET"
 		}}
 		code := app.Execute(context.Background(), args)
 		want := exitFailed
-		if args[0] == "exec" {
+		if args[0] == "exec" || args[0] == "eval" {
 			want = exitFirebreak
 		}
 		if code != want || !strings.Contains(errs.String(), "no server answers") || !strings.Contains(errs.String(), "  hint: start one with `firebreak serve`") {

@@ -1,21 +1,56 @@
 package cli
 
 import (
+	"bytes"
 	"encoding/json"
+	"fmt"
 	"time"
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
+	"github.com/firebreak-dev/firebreak/internal/guest"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
 // printJSON prints v, indented for people and on one line for programs.
 func (a *App) printJSON(v any) error {
-	enc := json.NewEncoder(a.Out)
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
 	if terminal(a.Out) {
 		enc.SetIndent("", "  ")
 	}
-	return sandbox.Wrap("print", "", enc.Encode(v))
+	err := enc.Encode(v)
+	if err == nil {
+		err = a.showJSON(b.Bytes())
+	}
+	return sandbox.Wrap("print", "", err)
+}
+
+// showJSON prints a document that ends with a line: to a program as it is, to a
+// terminal with escapes for what that would obey. encoding/json escapes C0 only.
+func (a *App) showJSON(doc []byte) error {
+	if terminal(a.Out) {
+		doc = harmless(doc)
+	}
+	_, err := a.Out.Write(doc)
+	return err
+}
+
+// harmless is the same JSON without a character that a terminal obeys. Outside
+// strings there is none but the ends of lines.
+func harmless(doc []byte) []byte {
+	out := make([]byte, 0, len(doc))
+	for _, r := range string(doc) {
+		if r != '\n' && guest.Obeyed(r) { // all of them are below U+10000
+			out = fmt.Appendf(out, `\u%04x`, r)
+		} else {
+			out = utf8.AppendRune(out, r)
+		}
+	}
+	return out
 }
 
 // The types below are the object of `run --json`. Every field is always there.
@@ -43,7 +78,15 @@ type runOut struct {
 	Egress          []struct{}      `json:"egress"` // nothing has a network yet
 	Receipt         *receiptOut     `json:"receipt"`
 	Audit           auditOut        `json:"audit"`
+	Git             *gitOut         `json:"git"` // null without --git
 	Notes           []string        `json:"notes"`
+}
+
+type gitOut struct {
+	Repo    string `json:"repo"`
+	Ref     string `json:"ref"`
+	Commit  string `json:"commit"`
+	Subpath string `json:"subpath"`
 }
 
 type artifactOut struct {
@@ -70,17 +113,30 @@ type timingsOut struct {
 	Destroy float64 `json:"destroy"`
 }
 
+// receiptOut has the members of the API's receipt, so that it has the same
+// digest.
 type receiptOut struct {
-	Objects []objectOut `json:"objects"`
-	Clean   bool        `json:"clean"`
-	Time    time.Time   `json:"time"`
+	Objects  []objectOut `json:"objects"`
+	Clean    bool        `json:"clean"`
+	Time     *time.Time  `json:"time,omitempty"`
+	Instance string      `json:"instance"`
 }
 
 type objectOut struct {
-	Kind   string `json:"kind"`
-	Name   string `json:"name"`
-	Gone   bool   `json:"gone"`
-	Detail string `json:"detail,omitempty"`
+	Kind    string     `json:"kind"`
+	Name    string     `json:"name"`
+	Gone    bool       `json:"gone"`
+	Detail  string     `json:"detail"`
+	Check   string     `json:"check"`
+	Checked *time.Time `json:"checked_at,omitempty"`
+}
+
+func timeJSON(t *timestamppb.Timestamp) *time.Time {
+	if t == nil {
+		return nil
+	}
+	at := t.AsTime()
+	return &at
 }
 
 type auditOut struct {
@@ -135,9 +191,25 @@ func receiptJSON(r *v1.Receipt) *receiptOut {
 	if r == nil {
 		return nil
 	}
-	o := &receiptOut{Objects: []objectOut{}, Clean: r.GetClean(), Time: r.GetTime().AsTime()}
+	o := &receiptOut{Objects: []objectOut{}, Clean: r.GetClean(), Time: timeJSON(r.GetTime()), Instance: r.GetInstance()}
 	for _, x := range r.GetObjects() {
-		o.Objects = append(o.Objects, objectOut{x.GetKind(), x.GetName(), x.GetGone(), x.GetDetail()})
+		o.Objects = append(o.Objects, objectOut{x.GetKind(), x.GetName(), x.GetGone(), x.GetDetail(), x.GetCheck(), timeJSON(x.GetCheckedAt())})
 	}
 	return o
+}
+
+// fromReceipt is a receipt as the API shows it; nil for none.
+func fromReceipt(r *v1.Receipt) *sandbox.Receipt {
+	if r == nil {
+		return nil
+	}
+	out := &sandbox.Receipt{Instance: sandbox.InstanceID(r.GetInstance()), Clean: r.GetClean(), Time: r.GetTime().AsTime()}
+	for _, o := range r.GetObjects() {
+		object := sandbox.Object{Kind: o.GetKind(), Name: o.GetName(), Gone: o.GetGone(), Check: o.GetCheck(), Detail: o.GetDetail()}
+		if t := o.GetCheckedAt(); t != nil {
+			object.Checked = t.AsTime()
+		}
+		out.Objects = append(out.Objects, object)
+	}
+	return out
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/firebreak-dev/firebreak/client"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -19,7 +20,7 @@ func (a *App) keyCommand() *cobra.Command {
 func (a *App) keyCreate() *cobra.Command {
 	var name, role string
 	var ttl time.Duration
-	var asJSON bool
+	var asJSON, e2b bool
 	cmd := &cobra.Command{
 		Use:   "create",
 		Short: "Make an API key and print it, this once",
@@ -27,7 +28,10 @@ func (a *App) keyCreate() *cobra.Command {
 output, once, and stored nowhere.
 
 Roles: owner (everything), admin (everything but the owner's keys), developer (run
-code, read and write files, build templates), viewer (look, never touch).`,
+code, read and write files, build templates), viewer (look, never touch).
+
+With --e2b the key is spelt as E2B's SDKs demand, e2b_ and 40 hexadecimal digits.
+It works everywhere, like any other.`,
 		Example: "  firebreak key create --name ci --role developer --ttl 720h",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -35,7 +39,7 @@ code, read and write files, build templates), viewer (look, never touch).`,
 				return sandbox.Errorf("--ttl", sandbox.KindInvalid, "%s is negative", ttl)
 			}
 			return a.withSession(cmd, func(s *session) error {
-				k, err := s.CreateKey(cmd.Context(), name, role, ttl)
+				k, err := s.CreateKey(cmd.Context(), client.NewKey{Name: name, Role: role, TTL: ttl, E2B: e2b})
 				if err != nil {
 					return err
 				}
@@ -56,6 +60,7 @@ code, read and write files, build templates), viewer (look, never touch).`,
 	fs.StringVar(&name, "name", "", "what it is for")
 	fs.StringVar(&role, "role", "developer", "owner, admin, developer or viewer")
 	fs.DurationVar(&ttl, "ttl", 0, "how long it is good; 0: until it is revoked")
+	fs.BoolVar(&e2b, "e2b", false, "spell it as E2B's SDKs demand")
 	fs.BoolVar(&asJSON, "json", false, "print an object with id and secret")
 	_ = cmd.RegisterFlagCompletionFunc("role", cobra.FixedCompletions([]string{"owner", "admin", "developer", "viewer"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd

@@ -13,21 +13,23 @@ import (
 
 // makeFlags are the flags of run and create that say what sandbox to make.
 type makeFlags struct {
-	template, backend, isolation string
-	memory, disk                 sizeFlag
-	cpus                         float64
-	pids                         int64
-	timeout                      time.Duration
-	env                          []string
-	metadata                     []string
-	tier                         string
-	readonly, weaker             bool
-	allow, git                   []string
-	policy                       string
+	template, image    string
+	backend, isolation string
+	memory, disk       sizeFlag
+	cpus               float64
+	pids               int64
+	timeout            time.Duration
+	env                []string
+	metadata           []string
+	tier               string
+	readonly, weaker   bool
+	allow              []string
+	policy, git        string
 }
 
 func (f *makeFlags) add(fs *pflag.FlagSet, timeoutDoc string) {
 	fs.StringVarP(&f.template, "template", "t", "", "what to start from: host, python, node, shell or a digest (default host)")
+	fs.StringVar(&f.image, "image", "", "start from a container image, built into a template if it is not yet")
 	fs.StringVar(&f.backend, "backend", "", "what makes the sandbox: auto, gvisor or sim (default auto, the strongest that works)")
 	fs.StringVar(&f.isolation, "min-isolation", "", "refuse anything weaker: shared-kernel, user-kernel, hypervisor, confidential")
 	fs.DurationVar(&f.timeout, "timeout", 0, timeoutDoc)
@@ -40,11 +42,11 @@ func (f *makeFlags) add(fs *pflag.FlagSet, timeoutDoc string) {
 	fs.StringVar(&f.tier, "tier", "", "risk tier, L0 to L5; recorded")
 	fs.BoolVar(&f.readonly, "readonly-root", false, "nothing but /tmp and the home is writable")
 	fs.BoolVar(&f.weaker, "accept-weaker", false, "run even if a limit given here cannot be enforced (recorded)")
+	fs.StringVar(&f.git, "git", "", "bring the files of a commit: REPO[#REF[:SUBPATH]], a repository of this machine")
 	// Known, so that the answer says more than "unknown flag".
 	fs.StringArrayVar(&f.allow, "allow", nil, "")
 	fs.StringVar(&f.policy, "policy", "", "")
-	fs.StringArrayVar(&f.git, "git", nil, "")
-	for _, n := range []string{"allow", "policy", "git"} {
+	for _, n := range []string{"allow", "policy"} {
 		fs.Lookup(n).Hidden = true
 	}
 }
@@ -61,10 +63,6 @@ func (f *makeFlags) options(cmd *cobra.Command, lookup func(string) (string, boo
 			return client.CreateOptions{}, &sandbox.Error{Op: "--" + n, Kind: sandbox.KindInvalid, Err: errNoNetwork,
 				Hint: "leave it out; bring what the code needs with --input"}
 		}
-	}
-	if given("git") {
-		return client.CreateOptions{}, &sandbox.Error{Op: "--git", Kind: sandbox.KindInvalid, Err: errNoNetwork,
-			Hint: "clone here and pass the directory with --input"}
 	}
 	switch {
 	case given("cpus") && !(f.cpus > 0 && !math.IsInf(f.cpus, 0)):

@@ -14,13 +14,13 @@ func TestParseSize(t *testing.T) {
 		"1": 1, "1024": 1024, "64M": 64 << 20, "64MiB": 64 << 20, "64mb": 64 << 20, "64 MiB": 64 << 20, "0.5G": 512 << 20,
 		"1.5k": 1536, "2t": 2 << 40, "100b": 100, " 1GiB ": 1 << 30, ".5k": 512,
 	} {
-		if got, err := parseSize(in); err != nil || got != want {
-			t.Errorf("parseSize(%q) = %d, %v; want %d", in, got, err, want)
+		if got, err := sandbox.ParseSize(in); err != nil || got != want {
+			t.Errorf("ParseSize(%q) = %d, %v; want %d", in, got, err, want)
 		}
 	}
 	for _, in := range []string{"", "lots", "-1M", "+1M", "1e9", "0x10", "inf", "NaN", "0", "0M", "0.1b", "M", "1.2.3M", "9999999T", "1 2M", "1M M", "١M"} {
-		if got, err := parseSize(in); sandbox.KindOf(err) != sandbox.KindInvalid {
-			t.Errorf("parseSize(%q) = %d, %v; want invalid", in, got, err)
+		if got, err := sandbox.ParseSize(in); sandbox.KindOf(err) != sandbox.KindInvalid {
+			t.Errorf("ParseSize(%q) = %d, %v; want invalid", in, got, err)
 		}
 	}
 }
@@ -174,7 +174,7 @@ func TestExitCodeAndLine(t *testing.T) {
 
 func TestErrorsAreTyped(t *testing.T) {
 	var se *sandbox.Error
-	if _, err := parseSize("lots"); !errors.As(err, &se) || se.Hint == "" {
+	if _, err := sandbox.ParseSize("lots"); !errors.As(err, &se) || se.Hint == "" {
 		t.Errorf("%v has no hint", err)
 	}
 }

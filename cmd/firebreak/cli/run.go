@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 
@@ -15,6 +16,7 @@ import (
 
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
 	"github.com/firebreak-dev/firebreak/client"
+	"github.com/firebreak-dev/firebreak/cmd/firebreak/gitsource"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -55,6 +57,10 @@ be executed, or is not in the sandbox; 2 wrong usage; 130 Ctrl-C.
 home, where the program starts. --artifact PATH[:DST] keeps a file or directory;
 it is saved as its base name in the current directory, or as DST.
 
+--git REPO[#REF[:SUBPATH]] brings the files of a commit into the home: of a branch,
+a tag or a commit of a repository of this machine, HEAD by default. FILE is then
+one of them. The commit that REF was is the label git.commit, and in --json.
+
 Code reports a result with firebreak.result({...}) (Python: import firebreak) or
 by writing JSON to the file named in $FIREBREAK_RESULT; --json prints it.`,
 		Example: `  firebreak run -c 'print(6*7)'
@@ -62,7 +68,9 @@ by writing JSON to the file named in $FIREBREAK_RESULT; --json prints it.`,
   echo 'console.log(1+1)' | firebreak run --language node -
   firebreak run --input data.csv --artifact plot.png analyse.py data.csv
   cat words.txt | firebreak run --stdin -- sort -u
-  firebreak run --json job.py | jq .result`,
+  firebreak run --json job.py | jq .result
+  firebreak run --git ./project#v1.2:tools check.py --strict
+  firebreak run --image docker.io/library/golang:1.26 -- go version`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.run(cmd, args, &f)
 		},
@@ -78,7 +86,7 @@ by writing JSON to the file named in $FIREBREAK_RESULT; --json prints it.`,
 	fs.StringArrayVarP(&f.inputs, "input", "i", nil, "bring SRC[:DST], a file or directory (repeatable)")
 	fs.StringArrayVarP(&f.artifacts, "artifact", "a", nil, "keep PATH[:DST], a file or directory (repeatable)")
 	fs.StringVar(&f.user, "user", "", "user inside the sandbox (default user, uid 1000)")
-	fs.StringVar(&f.cwd, "cwd", "", "working directory (default the home)")
+	fs.StringVar(&f.cwd, "cwd", "", "working directory (default the home; for a command in an image, what the image says)")
 	fs.BoolVar(&f.stdin, "stdin", false, "pass standard input on to the program, at most 4 MiB")
 	fs.BoolVar(&f.json, "json", false, "print one JSON object instead of the program's output")
 	fs.BoolVarP(&f.verbose, "verbose", "v", false, "print what was not enforced, and how long things took")
@@ -105,10 +113,11 @@ func (a *App) run(cmd *cobra.Command, args []string, f *runFlags) error {
 }
 
 func (a *App) runOnce(cmd *cobra.Command, args []string, f *runFlags) (err error) {
-	o, keep, err := a.runOptions(cmd, args, f)
+	o, keep, tree, err := a.runOptions(cmd, args, f)
 	if err != nil {
 		return err
 	}
+	defer tree.Close()
 	s, err := a.connectOrLocal(cmd.Context())
 	if err != nil {
 		return err
@@ -122,8 +131,11 @@ func (a *App) runOnce(cmd *cobra.Command, args []string, f *runFlags) (err error
 			err = end()
 		}
 	}()
+	if err := a.useImage(cmd.Context(), s, f.image, &o.Sandbox); err != nil {
+		return err
+	}
 	if f.json {
-		end, err = a.runRecorded(cmd.Context(), s, o, keep)
+		end, err = a.runRecorded(cmd.Context(), s, o, keep, tree)
 	} else {
 		end, err = a.runLive(cmd.Context(), s, o, keep, f.verbose)
 	}
@@ -131,7 +143,7 @@ func (a *App) runOnce(cmd *cobra.Command, args []string, f *runFlags) (err error
 }
 
 // runRecorded has the server carry out the run and prints its record.
-func (a *App) runRecorded(ctx context.Context, s *session, o client.RunOptions, keep artifacts) (end func() error, err error) {
+func (a *App) runRecorded(ctx context.Context, s *session, o client.RunOptions, keep artifacts, tree *gitsource.Tree) (end func() error, err error) {
 	run, err := s.Run(ctx, o)
 	if err == nil {
 		err = unstarted(o.Program, client.RunError(run))
@@ -144,7 +156,9 @@ func (a *App) runRecorded(ctx context.Context, s *session, o client.RunOptions, 
 		return nil, err
 	}
 	return func() error {
-		if err := a.printJSON(runJSON(run, saved)); err != nil {
+		out := runJSON(run, saved)
+		out.Git = gitJSON(tree)
+		if err := a.printJSON(out); err != nil {
 			return err
 		}
 		return a.verdict(exitCode(run.GetReason(), int(run.GetExitCode())), run.GetReceipt())
@@ -152,15 +166,22 @@ func (a *App) runRecorded(ctx context.Context, s *session, o client.RunOptions, 
 }
 
 // runOptions turns the command line into a request.
-func (a *App) runOptions(cmd *cobra.Command, args []string, f *runFlags) (client.RunOptions, artifacts, error) {
-	var o client.RunOptions
-	var err error
+func (a *App) runOptions(cmd *cobra.Command, args []string, f *runFlags) (o client.RunOptions, keep artifacts, tree *gitsource.Tree, err error) {
+	defer func() {
+		if err != nil {
+			tree.Close()
+		}
+	}()
 	if o.Sandbox, err = f.options(cmd, a.Lookup); err != nil {
-		return o, nil, err
+		return o, nil, tree, err
 	}
+	if tree, err = a.gitTree(cmd, f.git, &o.Sandbox); err != nil {
+		return o, nil, tree, err
+	}
+	o.Inputs = treeInputs(tree)
 	var script *client.Input
-	if o.Program, script, err = a.program(cmd, args, f); err != nil {
-		return o, nil, err
+	if o.Program, script, err = a.program(cmd, args, f, tree); err != nil {
+		return o, nil, tree, err
 	}
 	o.Program.User, o.Program.Dir = f.user, f.cwd
 	o.Program.Timeout = never(cmd.Flags().Changed("timeout"), f.timeout)
@@ -170,31 +191,35 @@ func (a *App) runOptions(cmd *cobra.Command, args []string, f *runFlags) (client
 	for _, s := range f.inputs {
 		t, err := parseInput(s)
 		if err != nil {
-			return o, nil, err
+			return o, nil, tree, err
 		}
 		in, err := collect(t)
 		if err != nil {
-			return o, nil, err
+			return o, nil, tree, err
 		}
 		o.Inputs = append(o.Inputs, in...)
 	}
 	if script != nil {
 		o.Inputs = append(o.Inputs, *script)
 	}
-	var keep artifacts
+	// An image may have commands start elsewhere; where there are files to find,
+	// the program starts beside them.
+	if o.Program.Dir == "" && len(o.Inputs)+len(f.artifacts) > 0 {
+		o.Program.Dir = "."
+	}
 	for _, s := range f.artifacts {
 		t, err := parseArtifact(s)
 		if err != nil {
-			return o, nil, err
+			return o, nil, tree, err
 		}
 		keep = append(keep, t)
 		o.Artifacts = append(o.Artifacts, t.src)
 	}
-	return o, keep, nil
+	return o, keep, tree, nil
 }
 
 // program reads what is to be run. A FILE is also an input.
-func (a *App) program(cmd *cobra.Command, args []string, f *runFlags) (c client.Command, script *client.Input, err error) {
+func (a *App) program(cmd *cobra.Command, args []string, f *runFlags, tree *gitsource.Tree) (c client.Command, script *client.Input, err error) {
 	p, err := parseProgram(args, cmd.ArgsLenAtDash(), f.code, cmd.Flags().Changed("code"))
 	if err != nil {
 		return c, nil, err
@@ -223,7 +248,7 @@ func (a *App) program(cmd *cobra.Command, args []string, f *runFlags) (c client.
 		c.Code = string(src)
 		c.Language = cmp.Or(c.Language, detectLanguage("", src), "python")
 	case formFile:
-		if c, script, err = fileProgram(c, p, f); err != nil {
+		if c, script, err = fileProgram(c, p, f, tree); err != nil {
 			return c, nil, err
 		}
 	}
@@ -237,9 +262,9 @@ func (a *App) program(cmd *cobra.Command, args []string, f *runFlags) (c client.
 
 // fileProgram runs a file as its interpreter runs files: under its own name in
 // the home, with that name in messages, and with its arguments where the
-// language expects those of a script.
-func fileProgram(c client.Command, p program, f *runFlags) (client.Command, *client.Input, error) {
-	src, err := readProgram(p.file)
+// language expects those of a script. Of a tree it is there already.
+func fileProgram(c client.Command, p program, f *runFlags, tree *gitsource.Tree) (client.Command, *client.Input, error) {
+	src, err := readProgram(p.file, tree)
 	if err != nil {
 		return c, nil, err
 	}
@@ -253,9 +278,13 @@ func fileProgram(c client.Command, p program, f *runFlags) (client.Command, *cli
 		}
 		c.Language = "python"
 	}
-	name := filepath.Base(p.file)
-	script := &client.Input{Path: name, Size: int64(len(src)), Mode: 0o644,
-		Open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(src)), nil }}
+	var script *client.Input
+	name := path.Clean(p.file)
+	if tree == nil {
+		name = filepath.Base(p.file)
+		script = &client.Input{Path: name, Size: int64(len(src)), Mode: 0o644,
+			Open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(src)), nil }}
+	}
 	switch {
 	case f.cwd != "" && f.user == "root":
 		name = "/root/" + name
@@ -286,7 +315,10 @@ func interpreter(language, name string, src []byte) string {
 	return "sh"
 }
 
-func readProgram(name string) ([]byte, error) {
+func readProgram(name string, tree *gitsource.Tree) ([]byte, error) {
+	if tree != nil {
+		return readEntrypoint(name, tree)
+	}
 	file, err := os.Open(name)
 	if err != nil {
 		e := sandbox.Errorf("run", sandbox.KindInvalid, "%w", errors.Unwrap(err)).WithID(name)

@@ -66,8 +66,8 @@ func (a *App) list(ctx context.Context, s *session, o client.ListOptions, quiet 
 			fmt.Fprintln(w, sb.GetId())
 			continue
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", sb.GetId(), cmp.Or(sb.GetName(), "-"), sb.GetState(), sb.GetBackend(),
-			cmp.Or(sb.GetTemplate(), "-"), age(time.Since(sb.GetCreatedAt().AsTime())), visible(ends(sb)))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", sb.GetId(), visible(cmp.Or(sb.GetName(), "-")), sb.GetState(), sb.GetBackend(),
+			visible(cmp.Or(sb.GetTemplate(), "-")), age(time.Since(sb.GetCreatedAt().AsTime())), visible(ends(sb)))
 	}
 	return w.Flush()
 }
@@ -154,8 +154,7 @@ func (a *App) printSandbox(cmd *cobra.Command, s *session, id string) error {
 	if err := json.Indent(&b, body, "", "  "); err != nil {
 		return sandbox.Errorf("inspect", sandbox.KindProtocol, "%w", err).WithID(id)
 	}
-	_, err = fmt.Fprintln(a.Out, strings.TrimSpace(b.String()))
-	return err
+	return a.showJSON(append(bytes.TrimSpace(b.Bytes()), '\n'))
 }
 
 func (a *App) rmCommand() *cobra.Command {

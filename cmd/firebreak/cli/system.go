@@ -14,6 +14,10 @@ import (
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
+// serveKeys are the configuration keys that are flags of serve, and of config.
+var serveKeys = []string{"listen", "e2b_listen", "e2b_domain", "socket", "backend", "log_format", "log_level", "stop_sandboxes", "allow_root", "retain", "retain_audit", "audit_witness", "max_sandboxes",
+	"tenant_sandboxes", "tenant_memory", "tenant_disk", "tenant_kept", "tenant_execs", "tenant_requests", "disk_reserve"}
+
 func (a *App) configCommand() *cobra.Command {
 	var asJSON bool
 	var doc strings.Builder
@@ -67,7 +71,7 @@ an unknown key is an error. The keys, and their environment variables:
 			return w.Flush()
 		},
 	}
-	a.configFlags(cmd.Flags(), "listen", "socket", "backend", "log_format", "log_level", "stop_sandboxes", "max_sandboxes", "allow_root")
+	a.configFlags(cmd.Flags(), serveKeys...)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON object")
 	return cmd
 }
@@ -122,7 +126,7 @@ on and the next serve takes them over; with --stop-sandboxes they are destroyed.
 			return a.Serve(cmd.Context(), ServeOptions{Config: c, Log: a.Err, Ready: a.printServing})
 		},
 	}
-	a.configFlags(cmd.Flags(), "listen", "socket", "backend", "log_format", "log_level", "stop_sandboxes", "max_sandboxes", "allow_root")
+	a.configFlags(cmd.Flags(), serveKeys...)
 	return cmd
 }
 
@@ -137,6 +141,10 @@ func (a *App) printServing(s Serving) {
 	if s.URL != "" {
 		fmt.Fprintf(&b, "  URL     %s\n  key     %s\n", s.URL, s.KeyFile)
 		fmt.Fprintf(&b, "  try     curl -H \"Authorization: Bearer $(cat %s)\" -X POST %s/v1/sandboxes\n", s.KeyFile, s.URL)
+	}
+	if s.E2B != "" {
+		fmt.Fprintf(&b, "  E2B     export E2B_API_URL=%s\n          export E2B_SANDBOX_URL=%s\n", s.E2B, s.E2B)
+		fmt.Fprint(&b, "          export E2B_API_KEY=$(firebreak key create --e2b)\n")
 	}
 	fmt.Fprint(a.Err, b.String())
 }
@@ -241,19 +249,23 @@ func (a *App) printChecks(checks []Check, asJSON bool) error {
 
 // UninstallOptions says what to remove.
 type UninstallOptions struct {
-	DryRun bool
-	Out    func(string) // told about each thing removed
+	DryRun    bool
+	KeepAudit bool
+	Out       func(string) // told about each thing removed
 }
 
 func (a *App) uninstallCommand() *cobra.Command {
-	var yes bool
+	var yes, keep bool
 	cmd := &cobra.Command{
 		Use:   "uninstall",
 		Short: "Remove everything Firebreak has put on this machine",
-		Long: `Uninstall destroys leftover sandboxes and removes the data directory: state, audit
-log, templates, keys and unpacked programs. It refuses while a server owns the
-directory. Without --yes it only says what it would do. The program itself stays.`,
-		Example: "  firebreak uninstall\n  firebreak uninstall --yes",
+		Long: `Uninstall destroys leftover sandboxes and removes what is in the data directory:
+state, templates, keys and unpacked programs. It refuses while a server owns the
+directory. Without --yes it only says what it would do. The program itself stays.
+
+The audit log stays, too: somebody may have to answer for what was done, and only
+--keep-audit=false removes the proof. Files that are not Firebreak's are left alone.`,
+		Example: "  firebreak uninstall\n  firebreak uninstall --yes\n  firebreak uninstall --yes --keep-audit=false",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.config()
@@ -263,9 +275,10 @@ directory. Without --yes it only says what it would do. The program itself stays
 			if a.Uninstall == nil {
 				return sandbox.Errorf("uninstall", sandbox.KindUnsupported, "nothing is ever installed on this system")
 			}
-			return a.Uninstall(cmd.Context(), c, UninstallOptions{DryRun: !yes, Out: func(s string) { fmt.Fprintln(a.Out, s) }})
+			return a.Uninstall(cmd.Context(), c, UninstallOptions{DryRun: !yes, KeepAudit: keep, Out: func(s string) { fmt.Fprintln(a.Out, s) }})
 		},
 	}
 	cmd.Flags().BoolVar(&yes, "yes", false, "do it")
+	cmd.Flags().BoolVar(&keep, "keep-audit", true, "leave the audit log")
 	return cmd
 }

@@ -13,24 +13,44 @@ import (
 )
 
 func (a *App) templateCommand() *cobra.Command {
-	return group("template", "Build, list and remove what sandboxes start from", a.templateBuild(), a.templateLs(), a.templateRm())
+	return group("template", "Build, list and remove what sandboxes start from", a.templateBuild(), a.templateLs(), a.templateRm(), a.templateGC())
 }
 
 func (a *App) templateBuild() *cobra.Command {
-	return &cobra.Command{
-		Use:   "build NAME",
-		Short: "Build a template from Debian packages",
-		Long: `Build makes the template python, node or shell from Debian packages: minutes the
-first time, seconds when nothing changed. The template host needs no build: it
-shows the machine's own programs. Its digest is printed.`,
-		Example:   "  firebreak template build python\n  firebreak run --template python -c 'print(6*7)'",
-		Args:      cobra.ExactArgs(1),
+	var o buildFlags
+	cmd := &cobra.Command{
+		Use:   "build NAME | [NAME] --image REFERENCE | NAME --dir DIR | NAME --tar FILE",
+		Short: "Build a template from Debian packages, an image or a directory",
+		Long: `Build makes a template and prints its digest. python, node and shell are made from
+Debian packages: minutes the first time, seconds when nothing changed. The template
+host needs no build: it shows the machine's own programs.
+
+--image makes it of a container image: REPOSITORY:TAG, which is resolved to a digest
+now, or REPOSITORY@sha256:…. The server fetches it; built again, a tag that has moved
+makes NAME stand for the new image, and one that has not fetches nothing. Without NAME
+one is derived: python-3.13 for docker.io/library/python:3.13.
+
+--dir and --tar make it of a root file system here: a directory, or a tar file, plain
+or packed by gzip or zstd, - for standard input. A tar file of docker save or of an
+OCI layout is taken as the image it holds.
+
+What runs in it is user code as uid 1000, never the image's entrypoint. Setuid bits,
+file capabilities, devices and pipes are left out.`,
+		Example: `  firebreak template build python
+  firebreak template build py --image docker.io/library/python:3.13-slim
+  docker save alpine | firebreak template build alpine --tar -
+  firebreak run --template py -c 'print(6*7)'`,
+		Args:      cobra.MaximumNArgs(1),
 		ValidArgs: []string{"python", "node", "shell"},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				o.name = args[0]
+			}
+			if err := o.check(cmd); err != nil {
+				return err
+			}
 			return a.with(cmd, true, func(s *session) error {
-				p := &progressLine{app: a, on: terminal(a.Err)}
-				t, err := s.BuildTemplate(cmd.Context(), args[0], p.show)
-				p.end()
+				t, err := a.buildTemplate(cmd.Context(), s, o)
 				if err != nil {
 					return err
 				}
@@ -39,6 +59,11 @@ shows the machine's own programs. Its digest is printed.`,
 			})
 		},
 	}
+	fs := cmd.Flags()
+	fs.StringVar(&o.image, "image", "", "container image, by tag or digest")
+	fs.StringVar(&o.dir, "dir", "", "directory that holds a root file system")
+	fs.StringVar(&o.tar, "tar", "", "tar file of a root file system or image; - is standard input")
+	return cmd
 }
 
 // progressLine shows work on one line of a terminal, and nothing in a pipe.

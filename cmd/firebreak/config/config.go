@@ -17,9 +17,12 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/firebreak-dev/firebreak/internal/audit"
+	"github.com/firebreak-dev/firebreak/internal/orchestrator"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -31,6 +34,8 @@ type Config struct {
 	APIKey        string
 	APIKeyFile    string
 	Listen        string
+	E2BListen     string
+	E2BDomain     string
 	Socket        string
 	Backend       string
 	LogFormat     string
@@ -38,6 +43,17 @@ type Config struct {
 	StopSandboxes bool
 	MaxSandboxes  int
 	AllowRoot     bool
+	Retain        time.Duration
+	RetainAudit   time.Duration // 0: for ever
+	// AuditWitnesses cosign the audit log.
+	AuditWitnesses []audit.WitnessAddress
+	auditWitness   string // as it was written
+	// Quota bounds tenants and keeps room on the host; its Host is MaxSandboxes.
+	Quota orchestrator.Quota
+
+	RegistryAuthFile string
+	RegistryPrivate  []string
+	RegistryInsecure []string
 
 	// File is the file that was read, or would have been.
 	File string
@@ -52,7 +68,9 @@ type Key struct {
 	Name    string // in the file; with dashes, the flag
 	Env     string
 	Doc     string
-	Secret  bool // never printed, and never in the file
+	Secret  bool   // never printed, and never in the file
+	Kind    string // of value, for the flag: "string" if empty, "bool", "int", "size"
+	Nested  bool   // the value is a mapping, in the file; elsewhere its text
 	Default func(Source) string
 	set     func(*Config, string) error
 	get     func(*Config) string
@@ -143,7 +161,8 @@ func (s Source) path() (path string, must bool) {
 	return filepath.Join(dir, "firebreak", "firebreak.yaml"), false
 }
 
-// readFile returns the file's keys. Everything in it is a plain value.
+// readFile returns the file's keys. Everything in it is a plain value, or the
+// text of a mapping.
 func (c *Config) readFile(s Source) (map[string]string, error) {
 	path, must := s.path()
 	c.File = path
@@ -190,6 +209,13 @@ func parse(path string, data []byte) (map[string]string, error) {
 			return nil, bad(name.Line, "put it into a file only you can read and name that in api_key_file", "%s is a secret", name.Value)
 		case twice:
 			return nil, bad(name.Line, "remove one", "%s is set twice", name.Value)
+		case k.Nested:
+			text, err := yaml.Marshal(value)
+			if err != nil {
+				return nil, bad(value.Line, "", "%v", err)
+			}
+			values[name.Value] = string(text)
+			continue
 		case value.Kind != yaml.ScalarNode:
 			return nil, bad(value.Line, "write one value", "%s is not a plain value", name.Value)
 		}

@@ -5,7 +5,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/firebreak-dev/firebreak/internal/orchestrator"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -45,17 +47,29 @@ func TestPrecedence(t *testing.T) {
 
 func TestStrict(t *testing.T) {
 	for text, want := range map[string]string{
-		"lisen: x":               `line 1: unknown key "lisen"`,
-		"log-format: json":       "write log_format",
-		"api_key: fb_x":          "is a secret",
-		"listen: [a]":            "not a plain value",
-		"data: /a\ndata: /b":     "line 2: data is set twice",
-		"- a":                    "not a list of keys",
-		"listen: nope":           "not HOST:PORT",
-		"listen: 127.0.0.1:http": "not a port",
-		"log_level: loud":        "not one of",
-		"max_sandboxes: -1":      "not a number of sandboxes",
-		"a: b: c":                "mapping values",
+		"lisen: x":                          `line 1: unknown key "lisen"`,
+		"log-format: json":                  "write log_format",
+		"api_key: fb_x":                     "is a secret",
+		"listen: [a]":                       "not a plain value",
+		"data: /a\ndata: /b":                "line 2: data is set twice",
+		"- a":                               "not a list of keys",
+		"listen: nope":                      "not HOST:PORT",
+		"listen: 127.0.0.1:http":            "not a port",
+		"log_level: loud":                   "not one of",
+		"retain: soon":                      "no duration",
+		"retain: 5s":                        "less than a minute",
+		"retain: -7d":                       "no duration",
+		"retain_audit: 3h":                  "less than a day",
+		"max_sandboxes: -1":                 "not a number of sandboxes",
+		"audit_witness: https://w.example":  "no witness",
+		"audit_witness: https://w x+00+AA":  "no public key",
+		"a: b: c":                           "mapping values",
+		"tenant_memory: much":               "not a size",
+		"tenant_execs: -1":                  "not a number from 0",
+		"tenants: [acme]":                   "write {name:",
+		"tenants: {acme: {cows: 1}}":        `unknown key "cows"`,
+		"tenants: {acme: {sandboxes: 1.5}}": "not a number",
+		"tenants: {'a b': {}}":              "cannot be a tenant's name",
 	} {
 		file := filepath.Join(t.TempDir(), "f.yaml")
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
@@ -98,6 +112,53 @@ func TestSecretsAreNotPrinted(t *testing.T) {
 		}
 		if k.Doc == "" || k.Env == "" {
 			t.Errorf("%s is not documented", k.Name)
+		}
+	}
+}
+
+// Quotas read back as they are printed, and what is not said has its default.
+func TestQuotas(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "firebreak.yaml")
+	text := "tenant_sandboxes: 50\ntenant_memory: 8GiB\ntenant_execs: 0\ndisk_reserve: 2G\ntenants:\n  acme:\n    sandboxes: 500\n    kept: 0\n    disk: 1000001\n  other: {burst: 7}\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Load(Source{File: file, Root: true, Lookup: env(map[string]string{"FIREBREAK_TENANT_BUILDS": "9"})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	acme, other, any := c.Quota.Of("acme"), c.Quota.Of("other"), c.Quota.Of("any")
+	if acme.Sandboxes != 500 || acme.Kept != orchestrator.Unlimited || acme.Disk != 1000001 || acme.Memory != 8<<30 || other.Burst != 7 || other.Sandboxes != 50 ||
+		any.Execs != orchestrator.Unlimited || any.Builds != 9 || any.Burst != 4000 || c.Quota.DiskReserve != 2<<30 {
+		t.Errorf("%+v\n%+v\n%+v", acme, other, any)
+	}
+	k, _ := find("tenants")
+	const want = "{acme: {sandboxes: 500, disk: 1000001, kept: 0}, other: {burst: 7}}"
+	if got := c.Value(k); got != want {
+		t.Errorf("printed as %s, want %s", got, want)
+	}
+	again, err := Load(Source{Root: true, Lookup: env(map[string]string{"FIREBREAK_TENANTS": want})})
+	if err != nil || again.Value(k) != want {
+		t.Errorf("%v", err)
+	}
+	k, _ = find("tenant_memory")
+	if c.Value(k) != "8GiB" {
+		t.Errorf("memory %s", c.Value(k))
+	}
+}
+
+func TestRetention(t *testing.T) {
+	for in, want := range map[string]string{"7d": "7d", "168h": "7d", "36h": "36h0m0s", "forever": "forever"} {
+		c, err := Load(Source{Lookup: env(map[string]string{"FIREBREAK_RETAIN_AUDIT": in})})
+		if err != nil {
+			t.Fatal(in, err)
+		}
+		k, _ := find("retain_audit")
+		if got := c.Value(k); got != want {
+			t.Errorf("%s: %s, want %s", in, got, want)
+		}
+		if c.Retain != 7*24*time.Hour {
+			t.Errorf("retain is %v", c.Retain)
 		}
 	}
 }

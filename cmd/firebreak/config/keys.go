@@ -4,13 +4,17 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
+
+	"github.com/firebreak-dev/firebreak/internal/audit"
 )
 
 // Keys is everything that can be set, in the order it is printed.
-var Keys = []Key{
+var Keys = append([]Key{
 	{
 		Name: "data", Env: "FIREBREAK_DATA",
 		Doc:     "directory of state, audit log, templates and unpacked programs",
@@ -40,9 +44,20 @@ var Keys = []Key{
 	}, {
 		Name: "listen", Env: "FIREBREAK_LISTEN",
 		Doc:     "TCP address that serve listens on; empty: none. A key is always needed there",
-		Default: func(Source) string { return "127.0.0.1:7878" },
+		Default: func(Source) string { return defaultListen },
 		set:     setListen,
 		get:     func(c *Config) string { return c.Listen },
+	}, {
+		Name: "e2b_listen", Env: "FIREBREAK_E2B_LISTEN",
+		Doc:     "TCP address on which serve speaks to E2B's SDKs; auto: 127.0.0.1:7879 where listen has its default, else none; empty: none",
+		Default: func(Source) string { return "auto" },
+		set:     setE2BListen,
+		get:     func(c *Config) string { return c.E2BListen },
+	}, {
+		Name: "e2b_domain", Env: "FIREBREAK_E2B_DOMAIN",
+		Doc: "domain, perhaps with a port, of which a wildcard resolves to e2b_listen: E2B's clients reach PORT-ID.DOMAIN; empty: they use headers",
+		set: setE2BDomain,
+		get: func(c *Config) string { return c.E2BDomain },
 	}, {
 		Name: "socket", Env: "FIREBREAK_SOCKET",
 		Doc:     "unix socket that serve listens on and commands look for; the caller's uid is the credential there",
@@ -69,12 +84,14 @@ var Keys = []Key{
 		get:     func(c *Config) string { return c.LogLevel },
 	}, {
 		Name: "stop_sandboxes", Env: "FIREBREAK_STOP_SANDBOXES",
+		Kind:    "bool",
 		Doc:     "whether serve destroys its sandboxes when it stops; otherwise they run on and the next serve takes them over",
 		Default: func(Source) string { return "false" },
 		set:     func(c *Config, v string) error { return setBool(&c.StopSandboxes, v) },
 		get:     func(c *Config) string { return strconv.FormatBool(c.StopSandboxes) },
 	}, {
 		Name: "max_sandboxes", Env: "FIREBREAK_MAX_SANDBOXES",
+		Kind:    "int",
 		Doc:     "how many sandboxes may live at once on this machine; 0: the server's own limit",
 		Default: func(Source) string { return "0" },
 		set: func(c *Config, v string) (err error) {
@@ -86,11 +103,103 @@ var Keys = []Key{
 		get: func(c *Config) string { return strconv.Itoa(c.MaxSandboxes) },
 	}, {
 		Name: "allow_root", Env: "FIREBREAK_ALLOW_ROOT",
+		Kind:    "bool",
 		Doc:     "whether code may run as root inside its sandbox where a request asks for it",
 		Default: func(Source) string { return "false" },
 		set:     func(c *Config, v string) error { return setBool(&c.AllowRoot, v) },
 		get:     func(c *Config) string { return strconv.FormatBool(c.AllowRoot) },
+	}, {
+		Name: "registry_auth_file", Env: "FIREBREAK_REGISTRY_AUTH_FILE",
+		Doc: "credentials for image registries, in the format of docker's config.json; credential helpers are not run; empty: none",
+		set: func(c *Config, v string) error { return setDir(&c.RegistryAuthFile, v) },
+		get: func(c *Config) string { return c.RegistryAuthFile },
+	}, {
+		Name: "registry_private", Env: "FIREBREAK_REGISTRY_PRIVATE",
+		Doc: "registries, HOST or HOST:PORT with commas between, that a server fetches images from though they are on this machine or a private network",
+		set: func(c *Config, v string) error { return setHosts(&c.RegistryPrivate, v) },
+		get: func(c *Config) string { return strings.Join(c.RegistryPrivate, ",") },
+	}, {
+		Name: "registry_insecure", Env: "FIREBREAK_REGISTRY_INSECURE",
+		Doc: "registries, likewise, that are spoken to without TLS; those of this machine need not be named",
+		set: func(c *Config, v string) error { return setHosts(&c.RegistryInsecure, v) },
+		get: func(c *Config) string { return strings.Join(c.RegistryInsecure, ",") },
+	}, {
+		Name: "retain", Env: "FIREBREAK_RETAIN",
+		Doc:     "how long records, events and results of what has ended are kept: 7d, 12h",
+		Default: func(Source) string { return "7d" },
+		set: func(c *Config, v string) error {
+			if err := setAge(&c.Retain, v); err != nil {
+				return err
+			}
+			if c.Retain < time.Minute {
+				return fmt.Errorf("%q is less than a minute", v)
+			}
+			return nil
+		},
+		get: func(c *Config) string { return age(c.Retain) },
+	}, {
+		Name: "retain_audit", Env: "FIREBREAK_RETAIN_AUDIT",
+		Doc:     "how long evidence is kept: forever, 365d; what expired is recorded. Left out: forever, and 90 days of runs without a server",
+		Default: func(Source) string { return forever },
+		set: func(c *Config, v string) error {
+			if v == forever {
+				c.RetainAudit = 0
+				return nil
+			}
+			if err := setAge(&c.RetainAudit, v); err != nil {
+				return err
+			}
+			if c.RetainAudit < 24*time.Hour {
+				return fmt.Errorf("%q is less than a day", v)
+			}
+			return nil
+		},
+		get: func(c *Config) string {
+			if c.RetainAudit == 0 {
+				return forever
+			}
+			return age(c.RetainAudit)
+		},
+	}, {
+		Name: "audit_witness", Env: "FIREBREAK_AUDIT_WITNESS",
+		Doc: "witnesses that cosign the audit log, each an address and a public key with a space between, commas between several; empty: none",
+		set: setWitnesses,
+		get: func(c *Config) string { return c.auditWitness },
 	},
+}, quotaKeys()...)
+
+func setHosts(to *[]string, v string) error {
+	*to = nil
+	for h := range strings.SplitSeq(v, ",") {
+		h = strings.TrimSpace(h)
+		if strings.ContainsAny(h, "/ \t@*") {
+			return fmt.Errorf("%q is not HOST or HOST:PORT", h)
+		}
+		if h != "" {
+			*to = append(*to, h)
+		}
+	}
+	return nil
+}
+
+func setWitnesses(c *Config, v string) error {
+	c.AuditWitnesses, c.auditWitness = nil, strings.TrimSpace(v)
+	for w := range strings.SplitSeq(v, ",") {
+		if strings.TrimSpace(w) == "" {
+			continue
+		}
+		address, err := audit.ParseWitness(w)
+		if err != nil {
+			return err
+		}
+		for _, other := range c.AuditWitnesses {
+			if other.Key.Name() == address.Key.Name() {
+				return fmt.Errorf("witness %s is named twice", address.Key.Name())
+			}
+		}
+		c.AuditWitnesses = append(c.AuditWitnesses, address)
+	}
+	return nil
 }
 
 func setBool(to *bool, v string) (err error) {
@@ -127,6 +236,33 @@ func socketPath(s Source) string {
 	return ""
 }
 
+const (
+	forever = "forever"
+	day     = 24 * time.Hour
+)
+
+// setAge parses a duration, which may also be a number of days.
+func setAge(to *time.Duration, v string) error {
+	var d time.Duration
+	n, isDays := strings.CutSuffix(v, "d")
+	days, err := strconv.ParseUint(n, 10, 16)
+	if isDays && err == nil {
+		d = time.Duration(days) * day
+	} else if d, err = time.ParseDuration(v); err != nil || d < 0 {
+		return fmt.Errorf("%q is no duration such as 7d or 12h", v)
+	}
+	*to = d
+	return nil
+}
+
+// age is the inverse of setAge.
+func age(d time.Duration) string {
+	if d%day == 0 && d > 0 {
+		return strconv.Itoa(int(d/day)) + "d"
+	}
+	return d.String()
+}
+
 func setDir(to *string, v string) error {
 	if v == "" {
 		*to = ""
@@ -148,7 +284,27 @@ func setOneOf(to *string, v string, allowed ...string) error {
 	return nil
 }
 
-func setListen(c *Config, v string) error {
+// The addresses that serve listens on where nothing else is said.
+const (
+	defaultListen    = "127.0.0.1:7878"
+	defaultE2BListen = "127.0.0.1:7879"
+)
+
+func setListen(c *Config, v string) error { return setAddress(&c.Listen, v) }
+
+// setE2BListen is called after setListen: a server that was put elsewhere does
+// not take a fixed port beside.
+func setE2BListen(c *Config, v string) error {
+	if v == "auto" {
+		v = ""
+		if c.Listen == defaultListen {
+			v = defaultE2BListen
+		}
+	}
+	return setAddress(&c.E2BListen, v)
+}
+
+func setAddress(to *string, v string) error {
 	if v != "" {
 		_, port, err := net.SplitHostPort(v)
 		if err != nil {
@@ -158,6 +314,17 @@ func setListen(c *Config, v string) error {
 			return fmt.Errorf("%q is not a port", port)
 		}
 	}
-	c.Listen = v
+	*to = v
+	return nil
+}
+
+// reDomain is a domain name, with a port or without.
+var reDomain = regexp.MustCompile(`^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(:[0-9]{1,5})?$`)
+
+func setE2BDomain(c *Config, v string) error {
+	if v != "" && !reDomain.MatchString(v) {
+		return fmt.Errorf("%q is not a domain", v)
+	}
+	c.E2BDomain = v
 	return nil
 }

@@ -13,27 +13,32 @@ import (
 
 // backends makes those of this system, the preferred first. One that cannot
 // work here is there and says why.
-func backends(o options) ([]sandbox.Backend, error) {
-	g, err := newGVisor(o)
+// release lets go of the programs they start, once they are closed.
+func backends(o options) (bs []sandbox.Backend, release func() error, err error) {
+	g, release, err := newGVisor(o)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return []sandbox.Backend{g, sim.New(sim.Config{})}, nil
+	return []sandbox.Backend{g, sim.New(sim.Config{})}, release, nil
 }
 
-func newGVisor(o options) (sandbox.Backend, error) {
+func newGVisor(o options) (_ sandbox.Backend, release func() error, err error) {
 	if _, err := os.Stat(filepath.Join(o.config.Data, "libexec")); o.progress != nil && errors.Is(err, os.ErrNotExist) {
 		o.progress("unpacking gVisor, this once")
 	}
 	programs, err := bundle.Open(o.config.Data)
 	var se *sandbox.Error
 	if errors.As(err, &se) && se.Kind == sandbox.KindUnavailable {
-		return absent{sandbox.Info{Name: "gvisor", Isolation: sandbox.IsolationUserKernel, Reason: se.Message(), Hint: se.Hint}}, nil
+		return absent{sandbox.Info{Name: "gvisor", Isolation: sandbox.IsolationUserKernel, Reason: se.Message(), Hint: se.Hint}}, func() error { return nil }, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return gvisor.New(gvisor.Config{
+	g, err := gvisor.New(gvisor.Config{
 		Dir: filepath.Join(o.dir, "instances"), Runsc: programs.Runsc, Runtime: programs.Runtime, Log: o.log,
 	})
+	if err != nil {
+		return nil, nil, errors.Join(err, programs.Close())
+	}
+	return g, programs.Close, nil
 }

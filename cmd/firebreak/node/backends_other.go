@@ -8,12 +8,15 @@ import (
 )
 
 // backends makes those of this system.
-func backends(options) ([]sandbox.Backend, error) {
+func backends(options) ([]sandbox.Backend, func() error, error) {
 	return []sandbox.Backend{
 		absent{sandbox.Info{
 			Name: "gvisor", Isolation: sandbox.IsolationUserKernel,
 			Reason: "gVisor needs Linux", Hint: "run a server on Linux and name it in FIREBREAK_URL",
 		}},
 		sim.New(sim.Config{}),
-	}, nil
+	}, func() error { return nil }, nil
 }
+
+// prunePrograms has nothing to remove.
+func prunePrograms(string) error { return nil }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/firebreak-dev/firebreak/cmd/firebreak/cli"
 	"github.com/firebreak-dev/firebreak/internal/auth"
+	"github.com/firebreak-dev/firebreak/internal/failpoint"
 	"github.com/firebreak-dev/firebreak/internal/server"
 	"github.com/firebreak-dev/firebreak/internal/store"
 	"github.com/firebreak-dev/firebreak/sandbox"
@@ -26,9 +27,10 @@ const host = "firebreak"
 
 // local is a Firebreak in this process, for one command.
 type local struct {
-	node  *node
-	owner *store.Owner
-	dir   string
+	node     *node
+	owner    *store.Owner
+	dir      string
+	evidence string
 
 	token    string
 	listener *pipes
@@ -53,8 +55,9 @@ func (w Wiring) Local(ctx context.Context, o cli.LocalOptions) (_ cli.Local, err
 	if l.dir, l.owner, err = claim(filepath.Join(o.Config.Data, "run")); err != nil {
 		return nil, err
 	}
+	l.evidence = auditOf(o.Config.Data, l.dir)
 	l.node, err = w.open(ctx, options{
-		dir: l.dir, audit: auditOf(o.Config.Data, l.dir), config: o.Config, destroy: true, log: log, progress: o.Progress,
+		dir: l.dir, audit: l.evidence, config: o.Config, destroy: true, local: true, log: log, progress: o.Progress,
 		hosts:        []string{host},
 		authenticate: func(a *auth.Authenticator) server.Authenticator { return inProcess{a, l.token} },
 	})
@@ -65,7 +68,12 @@ func (w Wiring) Local(ctx context.Context, o cli.LocalOptions) (_ cli.Local, err
 	l.serving.Go(func() { _ = l.http.Serve(l.listener) }) // ends with Close, by ErrServerClosed
 	rctx, cancel := context.WithCancel(context.Background())
 	l.stopReaping = cancel
-	l.reaping.Go(func() { w.reap(rctx, o.Config, log) })
+	l.reaping.Go(func() {
+		w.reap(rctx, o.Config, log)
+		if err := l.node.expireRuns(rctx, o.Config, time.Now()); err != nil { // the next run tries again
+			log.Error("expire evidence", "error", err)
+		}
+	})
 	return l, nil
 }
 
@@ -80,6 +88,9 @@ func (l *local) Dial(ctx context.Context) (net.Conn, error) { return l.listener.
 // Key implements cli.Local.
 func (l *local) Key() string { return l.token }
 
+// Evidence implements cli.Local.
+func (l *local) Evidence() string { return l.evidence }
+
 // Close implements cli.Local. When something could not be destroyed, the
 // directory stays, so that the next command tries again.
 func (l *local) Close() error {
@@ -93,6 +104,7 @@ func (l *local) Close() error {
 	if err == nil {
 		err = discard(l.dir)
 	}
+	failpoint.Hit("local/after-remove")
 	err = errors.Join(err, l.owner.Close())
 	l.stopReaping()
 	l.reaping.Wait()
@@ -173,10 +185,12 @@ func claim(parent string) (dir string, owner *store.Owner, err error) {
 	if owner, err = store.Lock(tmp); err != nil {
 		return "", nil, err
 	}
+	failpoint.Hit("local/after-lock")
 	dir = filepath.Join(parent, id)
 	if err := os.Rename(tmp, dir); err != nil {
 		return "", nil, errors.Join(sandbox.Wrap("claim", dir, err), os.RemoveAll(tmp), owner.Close())
 	}
+	failpoint.Hit("local/after-claim")
 	return dir, owner, nil
 }
 
@@ -189,6 +203,7 @@ func discard(dir string) error {
 	if err == nil {
 		err = os.Rename(dir, tmp)
 	}
+	failpoint.Hit("local/before-remove")
 	if err == nil {
 		err = os.RemoveAll(tmp)
 	}

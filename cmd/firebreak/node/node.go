@@ -8,7 +8,7 @@
 //
 // # The data directory
 //
-//	lock state.db events/ runs/ instances/ api-key    the server's own, one owner at a time
+//	lock state.db events/ runs/ processes/ instances/ api-key    the server's own, one owner at a time
 //	audit/server/                                     its evidence
 //	templates/ libexec/                               shared by all processes
 //	run/<id>/                                         one in-process run, laid out like the server's own
@@ -51,6 +51,8 @@ type options struct {
 	audit   string // evidence
 	config  *config.Config
 	destroy bool // whether its sandboxes end with it
+	local   bool // nobody but this process's own user calls it
+	serves  bool // it is a server, which records its beginning and end
 	dead    bool // the process they belonged to has died: they end at once, lost
 	log     *slog.Logger
 	// progress, if not nil, is told about work that takes long.
@@ -60,13 +62,32 @@ type options struct {
 	authenticate func(*auth.Authenticator) server.Authenticator
 }
 
+// quota is what the configuration allows.
+func (o *options) quota() orchestrator.Quota {
+	q := o.config.Quota
+	q.Host = o.config.MaxSandboxes
+	return q
+}
+
+// tokens opens the sandboxes' tokens, where somebody may be handed one.
+func (o *options) tokens() (*auth.Tokens, error) {
+	if !o.serves {
+		return nil, nil
+	}
+	return auth.OpenTokens(o.dir)
+}
+
 // node is a running Firebreak without listeners.
 type node struct {
 	server   *server.Server
+	service  *service.Service
 	auth     *auth.Authenticator
 	orch     *orchestrator.Orchestrator
 	backends []sandbox.Backend
 	closers  []func() error // in the order they were opened
+	evidence *audit.Log
+	store    *store.Store
+	stopping func() error // the last thing that is recorded; nil: nothing is
 }
 
 // open makes a node and recovers what an earlier one in its directory left. On
@@ -79,9 +100,11 @@ func (w Wiring) open(ctx context.Context, o options) (n *node, err error) {
 			n = nil
 		}
 	}()
-	if n.backends, err = backends(o); err != nil {
+	bs, release, err := backends(o)
+	if err != nil {
 		return n, err
 	}
+	n.backends, n.closers = bs, append(n.closers, release)
 	for _, b := range n.backends {
 		n.closers = append(n.closers, b.Close)
 	}
@@ -90,16 +113,29 @@ func (w Wiring) open(ctx context.Context, o options) (n *node, err error) {
 		return n, err
 	}
 	n.closers = append(n.closers, st.Close)
+	n.store = st
 	record, err := n.openAudit(o)
 	if err != nil {
 		return n, err
 	}
-	events, err := event.Open(filepath.Join(o.dir, "events"), event.Options{}, o.log)
+	n.evidence = record
+	n.closers = append(n.closers, func() error { // the last act, before the log is closed
+		if n.stopping == nil {
+			return nil
+		}
+		return n.stopping()
+	})
+	if o.serves {
+		if err := w.recordStart(ctx, n, o.config); err != nil {
+			return n, err
+		}
+	}
+	events, err := event.Open(filepath.Join(o.dir, "events"), event.Options{Retain: o.config.Retain}, o.log)
 	if err != nil {
 		return n, err
 	}
 	n.closers = append(n.closers, events.Close)
-	templates, err := template.New(filepath.Join(o.config.Data, "templates"), o.log)
+	templates, err := openTemplates(o)
 	if err != nil {
 		return n, err
 	}
@@ -109,30 +145,54 @@ func (w Wiring) open(ctx context.Context, o options) (n *node, err error) {
 		Backends: n.backends, Store: st, Recorder: record, Events: events, Templates: templates, Log: o.log,
 		Runs:           filepath.Join(o.dir, "runs"),
 		Defaults:       orchestrator.Defaults{Backend: o.config.Backend},
-		Quota:          orchestrator.Quota{Host: o.config.MaxSandboxes},
+		Quota:          o.quota(),
 		AllowRoot:      o.config.AllowRoot,
+		Retain:         o.config.Retain,
 		DestroyOnClose: o.destroy,
+		Alone:          !o.serves,
 		Abandoned:      o.dead,
 	})
 	if err != nil {
 		return n, err
 	}
+	tokens, err := o.tokens()
+	if err != nil {
+		return n, err
+	}
 	svc, err := service.New(service.Config{
-		Orchestrator: n.orch, Store: st, Auth: n.auth, Events: events, Recorder: record, Templates: templates,
+		Orchestrator: n.orch, Store: st, Auth: n.auth, Events: events, Recorder: record, Evidence: record, EvidenceDir: o.audit, Templates: templates,
+		Tokens:  tokens,
 		Version: w.version(ctx, n.backends), Log: o.log,
 	})
 	if err != nil {
 		return n, err
 	}
+	n.service = svc
+	n.closers = append(n.closers, svc.Close)
 	var a server.Authenticator = n.auth
 	if o.authenticate != nil {
 		a = o.authenticate(n.auth)
 	}
-	n.server, err = server.New(server.Config{API: svc, Auth: a, Log: o.log, Hosts: o.hosts, States: states(st)})
+	n.server, err = server.New(server.Config{API: svc, Auth: a, Log: o.log, Hosts: o.hosts, States: states(st),
+		Rates: n.rates, Load: n.orch.Load, Ready: n.ready})
 	if err != nil {
 		return n, err
 	}
 	return n, n.orch.Start(ctx)
+}
+
+// ready says what keeps the node from its work. It cannot do without evidence.
+func (n *node) ready(context.Context) error { return n.orch.Recording() }
+
+// openTemplates opens the store all nodes of a data directory share.
+func openTemplates(o options) (*template.Store, error) {
+	c := o.config
+	return template.Open(filepath.Join(c.Data, "templates"), template.Options{
+		Registries: template.Registries{AuthFile: c.RegistryAuthFile, Private: c.RegistryPrivate, Insecure: c.RegistryInsecure,
+			// Whoever has this process to himself reaches every address without it.
+			AnyAddress: o.local},
+		Instances: []string{filepath.Join(c.Data, "instances", "*"), filepath.Join(c.Data, "run", "*", "instances", "*")},
+	}, o.log)
 }
 
 // openAudit opens the evidence. That of a run which was refused before it did
@@ -162,6 +222,12 @@ func (w Wiring) version(ctx context.Context, bs []sandbox.Backend) *v1.GetVersio
 		}
 	}
 	return v
+}
+
+// rates is how fast a tenant may call.
+func (n *node) rates(tenant sandbox.TenantID) server.Rates {
+	q := n.orch.Quota.Of(tenant)
+	return server.Rates{Tenant: q.Requests, Key: q.KeyRequests, Burst: q.Burst}
 }
 
 // handler is the node's API.
@@ -235,8 +301,10 @@ func (a absent) Attach(_ context.Context, id sandbox.InstanceID) (sandbox.Instan
 	return nil, sandbox.Errorf("attach", sandbox.KindNotFound, "backend %s does not work here: %s", a.info.Name, a.info.Reason).WithID(string(id))
 }
 
-// List implements sandbox.Backend.
-func (a absent) List(context.Context) ([]sandbox.Status, error) { return nil, nil }
+// List implements sandbox.Backend: it cannot look.
+func (a absent) List(context.Context) ([]sandbox.Status, error) {
+	return nil, sandbox.Errorf("list", sandbox.KindUnavailable, "backend %s does not work here: %s", a.info.Name, a.info.Reason).WithHint("%s", a.info.Hint)
+}
 
 // Close implements sandbox.Backend.
 func (a absent) Close() error { return nil }

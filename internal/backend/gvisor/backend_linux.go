@@ -92,36 +92,45 @@ func (b *Backend) Attach(ctx context.Context, id sandbox.InstanceID) (sandbox.In
 	if !id.Valid() {
 		return nil, notFound("attach", id)
 	}
-	p, err := b.probe()
-	if err != nil {
-		return nil, sandbox.Wrap("attach", string(id), err)
-	}
 	in, err := readIntent(b.dir(id))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, notFound("attach", id)
 	case err != nil:
-		return nil, sandbox.Wrap("attach", string(id), err)
-	case beingMade(b.dir(id)):
+		return nil, cannotLook("attach", id, err)
+	}
+	if making, err := beingMade(b.dir(id)); err != nil {
+		return nil, cannotLook("attach", id, err)
+	} else if making {
 		return nil, notFound("attach", id)
 	}
-	i := b.found(in, p)
+	i, err := b.found(in)
+	if err != nil {
+		return nil, cannotLook("attach", id, err)
+	}
 	i.watch()
 	b.instances[id] = i
 	return i, nil
 }
 
-// found is an instance as its directory describes it.
-func (b *Backend) found(in intent, p probed) *Instance {
-	g := p.cgroups.group(in.Instance)
-	if len(in.Cgroups) == len(g.dirs) {
-		g.dirs = in.Cgroups // the parent's name may have been another then
-	}
-	i := newInstance(b, in, g)
-	if r, err := readRunning(i.dir); err == nil && in.Boot == bootID() {
+// found is an instance as its directory describes it. It needs nothing that the
+// probe might find missing: an instance outlives the means to make another.
+func (b *Backend) found(in intent) (*Instance, error) {
+	i := newInstance(b, in, groupAt(in.Cgroups))
+	r, err := readRunning(i.dir)
+	switch {
+	case err == nil && in.Boot == bootID():
 		i.running = r
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return nil, err
 	}
-	return i
+	return i, nil
+}
+
+// cannotLook is the error of somebody who could not see, which must not be
+// taken for having seen nothing.
+func cannotLook(op string, id sandbox.InstanceID, err error) error {
+	return sandbox.Errorf(op, sandbox.KindUnavailable, "cannot look at the instances: %w", err).WithID(string(id))
 }
 
 // openLocked fails when the Backend was closed. b.mu is held.
@@ -137,15 +146,18 @@ func notFound(op string, id sandbox.InstanceID) error {
 }
 
 // List implements sandbox.Backend. It reads directories, processes and cgroups,
-// not this process's memory. Instances being made count as alive.
+// not this process's memory. Instances being made count as alive. It works also
+// where Info says that no sandbox can be made.
+//
+// Errors: KindUnavailable when it cannot look. What it could not look at is never
+// reported dead or left out.
 func (b *Backend) List(ctx context.Context) ([]sandbox.Status, error) {
-	p, err := b.probe()
-	if err != nil {
-		return nil, sandbox.Wrap("list", "", err)
+	if err := canSeeProcesses(); err != nil {
+		return nil, cannotLook("list", "", err)
 	}
 	entries, err := os.ReadDir(b.cfg.Dir)
 	if err != nil {
-		return nil, sandbox.Wrap("list", "", err)
+		return nil, cannotLook("list", "", err)
 	}
 	var list []sandbox.Status
 	for _, e := range entries {
@@ -156,12 +168,12 @@ func (b *Backend) List(ctx context.Context) ([]sandbox.Status, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, sandbox.Wrap("list", "", err)
 		}
-		st, err := b.statusOf(id, p)
+		st, err := b.statusOf(id)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // destroyed meanwhile
 		}
 		if err != nil {
-			return nil, sandbox.Wrap("list", string(id), err)
+			return nil, cannotLook("list", id, err)
 		}
 		list = append(list, st)
 	}
@@ -169,7 +181,7 @@ func (b *Backend) List(ctx context.Context) ([]sandbox.Status, error) {
 }
 
 // statusOf looks at an instance without attaching to it.
-func (b *Backend) statusOf(id sandbox.InstanceID, p probed) (sandbox.Status, error) {
+func (b *Backend) statusOf(id sandbox.InstanceID) (sandbox.Status, error) {
 	b.mu.Lock()
 	i := b.instances[id]
 	b.mu.Unlock()
@@ -177,12 +189,18 @@ func (b *Backend) statusOf(id sandbox.InstanceID, p probed) (sandbox.Status, err
 		return i.status(), nil
 	}
 	dir := b.dir(id)
-	making := beingMade(dir)
+	making, err := beingMade(dir)
+	if err != nil {
+		return sandbox.Status{}, err
+	}
 	in, err := readIntent(dir)
 	if err != nil {
 		return sandbox.Status{}, err
 	}
-	st := b.found(in, p).status()
+	if i, err = b.found(in); err != nil {
+		return sandbox.Status{}, err
+	}
+	st := i.status()
 	if making {
 		st.Alive, st.Exit = true, sandbox.Exit{}
 	}
@@ -190,9 +208,13 @@ func (b *Backend) statusOf(id sandbox.InstanceID, p probed) (sandbox.Status, err
 }
 
 // Close implements sandbox.Backend. Streams and waits of the instances end;
-// the instances live on.
+// the instances live on. A second call does nothing.
 func (b *Backend) Close() error {
 	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		return nil
+	}
 	b.closed = true
 	all := b.instances
 	b.instances = map[sandbox.InstanceID]*Instance{}
@@ -202,7 +224,7 @@ func (b *Backend) Close() error {
 	}
 	b.monitors.Wait()
 	if p, err := b.probe(); err == nil {
-		p.cgroups.tidy()
+		p.cgroups.release()
 	}
 	return nil
 }

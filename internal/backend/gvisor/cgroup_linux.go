@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/firebreak-dev/firebreak/internal/failpoint"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -23,7 +24,7 @@ const cgroupPeriod = 100_000
 
 // hierarchy is one mounted cgroup tree that has controllers we use.
 type hierarchy struct {
-	mount       string   // its root directory
+	top         string   // its mount point; in version 2 what of it is ours to divide
 	controllers []string // of memory, cpu, cpuacct, pids
 }
 
@@ -34,14 +35,18 @@ func (h hierarchy) has(c string) bool { return slices.Contains(h.controllers, c)
 type cgroupHost struct {
 	v2     bool
 	trees  []hierarchy
-	parent string // below each mount
+	parent string // below each top
 }
 
-// findCgroups reads the hierarchies from a mountinfo file. On a hybrid host
-// the ones of version 1 win, because a controller is in one version only.
-func findCgroups(mountinfo io.Reader, parent string) (cgroupHost, error) {
+// findCgroups reads the hierarchies from a mountinfo file. On a hybrid host the
+// ones of version 1 win, because a controller is in one version only; but not
+// for users other than root, to whom nobody delegates those. procCgroup is the
+// content of /proc/self/cgroup.
+//
+// Errors: *notDelegatedError when there are controllers but not for us.
+func findCgroups(mountinfo io.Reader, procCgroup, parent string, asRoot bool) (cgroupHost, error) {
 	host := cgroupHost{parent: parent}
-	unified := ""
+	unified, unifiedRoot := "", ""
 	sc := bufio.NewScanner(mountinfo)
 	for sc.Scan() {
 		pre, post, ok := strings.Cut(sc.Text(), " - ")
@@ -53,10 +58,13 @@ func findCgroups(mountinfo io.Reader, parent string) (cgroupHost, error) {
 		switch p[0] {
 		case "cgroup2":
 			if unified == "" {
-				unified = mount
+				unified, unifiedRoot = mount, unescapeMount(f[3])
 			}
 		case "cgroup":
-			h := hierarchy{mount: mount}
+			if !asRoot {
+				continue
+			}
+			h := hierarchy{top: mount}
 			for _, c := range strings.Split(p[2], ",") {
 				if c == "memory" || c == "cpu" || c == "cpuacct" || c == "pids" {
 					h.controllers = append(h.controllers, c)
@@ -74,11 +82,22 @@ func findCgroups(mountinfo io.Reader, parent string) (cgroupHost, error) {
 	if len(host.trees) > 0 || unified == "" {
 		return host, nil
 	}
-	b, err := os.ReadFile(filepath.Join(unified, "cgroup.controllers"))
+	own, err := ownDir(unified, unifiedRoot, procCgroup)
+	if err != nil && !asRoot {
+		return host, err
+	}
+	if err != nil {
+		own = unified // root needs none of its own
+	}
+	top, err := territory(unified, own, asRoot, mayDivide)
 	if err != nil {
 		return host, err
 	}
-	h := hierarchy{mount: unified}
+	b, err := os.ReadFile(filepath.Join(top, "cgroup.controllers"))
+	if err != nil {
+		return host, err
+	}
+	h := hierarchy{top: top}
 	for _, c := range strings.Fields(string(b)) {
 		if c == "memory" || c == "cpu" || c == "pids" {
 			h.controllers = append(h.controllers, c)
@@ -115,36 +134,44 @@ func (c cgroupHost) limits() (set sandbox.LimitSet) {
 // controllers down. It doubles as the probe for being allowed to.
 func (c cgroupHost) prepare() error {
 	for _, h := range c.trees {
-		dir := filepath.Join(h.mount, c.parent)
-		if err := os.MkdirAll(dir, 0o755); err != nil {
+		if err := c.prepareTree(h); err != nil {
 			return err
-		}
-		if !c.v2 {
-			continue
-		}
-		on := "+" + strings.Join(h.controllers, " +")
-		for d := h.mount; ; {
-			if err := writeFile(filepath.Join(d, "cgroup.subtree_control"), on); err != nil {
-				return err
-			}
-			if d == dir {
-				break
-			}
-			rest, _ := filepath.Rel(d, dir)
-			first, _, _ := strings.Cut(rest, "/")
-			d = filepath.Join(d, first)
 		}
 	}
 	return nil
 }
 
-// tidy removes the parents that hold no instance.
-func (c cgroupHost) tidy() {
-	for _, h := range c.trees {
-		for d := filepath.Join(h.mount, c.parent); d != h.mount; d = filepath.Dir(d) {
-			if unix.Rmdir(d) != nil { // in use: by instances, or by others' groups
-				break
-			}
+func (c cgroupHost) prepareTree(h hierarchy) error {
+	dir := filepath.Join(h.top, c.parent)
+	if !c.v2 {
+		return os.MkdirAll(dir, 0o755)
+	}
+	unlock, err := lockDir(h.top)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for d := h.top; ; {
+		if err := handDown(d, h.controllers); err != nil {
+			return err
+		}
+		if d == dir {
+			return nil
+		}
+		rest, _ := filepath.Rel(d, dir)
+		first, _, _ := strings.Cut(rest, "/")
+		d = filepath.Join(d, first)
+	}
+}
+
+// tidy removes the parents in one hierarchy that hold no instance.
+func (c cgroupHost) tidy(h hierarchy) {
+	for d := filepath.Join(h.top, c.parent); d != h.top; d = filepath.Dir(d) {
+		if unix.Rmdir(d) != nil { // in use: by instances, or by others' groups
+			break
 		}
 	}
 }
@@ -153,7 +180,30 @@ func (c cgroupHost) tidy() {
 func (c cgroupHost) group(id sandbox.InstanceID) cgroup {
 	g := cgroup{v2: c.v2, host: c}
 	for _, h := range c.trees {
-		g.dirs = append(g.dirs, filepath.Join(h.mount, c.parent, string(id)))
+		g.dirs = append(g.dirs, filepath.Join(h.top, c.parent, string(id)))
+	}
+	return g
+}
+
+// groupAt returns the group an intent names, wherever its maker lived: another
+// scope, another parent, another version. What the directories can do is read
+// off them; one that is gone can do nothing.
+func groupAt(dirs []string) cgroup {
+	g := cgroup{dirs: dirs}
+	for _, d := range dirs {
+		var h hierarchy
+		for _, f := range []struct{ name, controller string }{
+			{"memory.max", "memory"}, {"memory.limit_in_bytes", "memory"}, {"pids.max", "pids"},
+			{"cpu.max", "cpu"}, {"cpu.cfs_quota_us", "cpu"}, {"cpuacct.usage", "cpuacct"},
+		} {
+			if _, err := os.Lstat(filepath.Join(d, f.name)); err == nil {
+				h.controllers = append(h.controllers, f.controller)
+			}
+		}
+		g.host.trees = append(g.host.trees, h)
+		if _, err := os.Lstat(filepath.Join(d, "cgroup.controllers")); err == nil {
+			g.v2, g.host.v2 = true, true
+		}
 	}
 	return g
 }
@@ -193,6 +243,7 @@ func (g cgroup) create(l sandbox.Limits, overhead int64) error {
 		if err != nil {
 			return err
 		}
+		failpoint.Hit("gvisor.create/after-mkdir-cgroup")
 	}
 	return g.limit(l, overhead)
 }
@@ -271,15 +322,12 @@ func (g cgroup) killAll() {
 func (g cgroup) pids() ([]int, error) {
 	var all []int
 	for _, d := range g.dirs {
-		b, err := os.ReadFile(filepath.Join(d, "cgroup.procs"))
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
-			continue
-		}
+		pids, err := pidsIn(d)
 		if err != nil {
 			return nil, err
 		}
-		for _, f := range strings.Fields(string(b)) {
-			if pid, err := strconv.Atoi(f); err == nil && !slices.Contains(all, pid) {
+		for _, pid := range pids {
+			if !slices.Contains(all, pid) {
 				all = append(all, pid)
 			}
 		}
@@ -312,7 +360,7 @@ func (g cgroup) join() (leave func() error, err error) {
 		if err := writeFile(filepath.Join(g.dirs[i], "tasks"), myself); err != nil {
 			return leave, err
 		}
-		back = append(back, filepath.Join(h.mount, cgroupOf(string(self), h.controllers[0])))
+		back = append(back, filepath.Join(h.top, cgroupOf(string(self), h.controllers[0])))
 	}
 	return leave, nil
 }

@@ -40,7 +40,7 @@ func TestFindCgroups(t *testing.T) {
 			[]string{unified + "/fb/inx"}, sandbox.LimitMemory | sandbox.LimitCPU | sandbox.LimitPIDs},
 	} {
 		t.Run(name, func(t *testing.T) {
-			h, err := findCgroups(strings.NewReader(c.mountinfo), "fb")
+			h, err := findCgroups(strings.NewReader(c.mountinfo), "0::/\n", "fb", true)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -58,7 +58,7 @@ func fakeV2(t *testing.T) (cgroupHost, string) {
 	t.Helper()
 	root := t.TempDir()
 	put(t, filepath.Join(root, "cgroup.subtree_control"), "")
-	h := cgroupHost{v2: true, parent: "a/b", trees: []hierarchy{{mount: root, controllers: []string{"cpu", "memory", "pids"}}}}
+	h := cgroupHost{v2: true, parent: "a/b", trees: []hierarchy{{top: root, controllers: []string{"cpu", "memory", "pids"}}}}
 	for _, d := range []string{"a", "a/b"} {
 		if err := os.Mkdir(filepath.Join(root, d), 0o755); err != nil {
 			t.Fatal(err)
@@ -155,7 +155,7 @@ func TestUsage(t *testing.T) {
 
 	v1 := cgroupHost{parent: "fb"}
 	for _, c := range []string{"memory", "cpu", "cpuacct", "pids"} {
-		v1.trees = append(v1.trees, hierarchy{mount: filepath.Join(root, c), controllers: []string{c}})
+		v1.trees = append(v1.trees, hierarchy{top: filepath.Join(root, c), controllers: []string{c}})
 		if err := os.MkdirAll(filepath.Join(root, c, "fb", "inx"), 0o755); err != nil {
 			t.Fatal(err)
 		}

@@ -29,7 +29,7 @@ func TestIdleMemory(t *testing.T) {
 	time.Sleep(2 * time.Second) // what starting needed is given back by then
 	kib := map[string]int{}
 	for _, x := range boxes {
-		procs, err := members(x.group, nil)
+		procs, err := members(x.group, x.running.Processes)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -5,18 +5,15 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -54,7 +51,7 @@ func (b *Backend) Create(ctx context.Context, s sandbox.Spec) (sandbox.Instance,
 		if errors.Is(err, fs.ErrExist) {
 			return nil, sandbox.Errorf("create", sandbox.KindExists, "the instance exists").WithID(string(s.Instance))
 		}
-		return nil, sandbox.Wrap("create", string(s.Instance), err)
+		return nil, i.explain(ctx, err)
 	}
 	defer lock.Close()
 	failpoint.Hit("gvisor.create/after-intent")
@@ -65,6 +62,7 @@ func (b *Backend) Create(ctx context.Context, s sandbox.Spec) (sandbox.Instance,
 		}
 		return nil, i.explain(ctx, err)
 	}
+	failpoint.Hit("gvisor.create/after-running")
 	return i, b.adopt(i)
 }
 
@@ -144,6 +142,7 @@ func (i *Instance) boot(ctx context.Context, s sandbox.Spec, p probed) error {
 	if err := i.b.writeBundle(i.dir, s); err != nil {
 		return err
 	}
+	failpoint.Hit("gvisor.create/after-bundle")
 	in, out, err := makeFIFOs(i.dir)
 	if err != nil {
 		return err
@@ -176,13 +175,13 @@ func (i *Instance) settle(s sandbox.Spec) error {
 		return err
 	}
 	if len(i.group.dirs) == 0 {
-		procs = named(i.id)
+		procs = withChildren(named(i.id))
 	}
 	for _, p := range procs {
 		switch p.Role {
 		case "sentry":
 			i.running.Sentry = p
-		case "runtime": // ends by itself any moment
+		case "runtime", rolePassing: // ends by itself any moment
 			continue
 		}
 		i.running.Processes = append(i.running.Processes, p)
@@ -190,6 +189,7 @@ func (i *Instance) settle(s sandbox.Spec) error {
 	if i.running.Sentry.PID == 0 {
 		return errNoAgent
 	}
+	i.running.Namespaces = namespacesOf(slices.DeleteFunc(slices.Clone(i.running.Processes), func(p process) bool { return p.Role == "stub" }))
 	for _, pid := range precious(i.running.Processes) {
 		setOOMScore(pid, oomScoreSandbox)
 	}
@@ -220,13 +220,21 @@ func precious(procs []process) (pids []int) {
 // stubs lists the stubs, the oldest first: that one the sentry forks all others
 // from, and never runs guest code on.
 func stubs(procs []process) (list []process) {
+	// Within one tick of the clock the pid decides, and pids begin anew some
+	// time: those below their sentry's are younger than those above.
+	after := func(p process) int {
+		if sentry := slices.IndexFunc(procs, func(p process) bool { return p.Role == "sentry" }); sentry >= 0 && p.PID < procs[sentry].PID {
+			return p.PID + 1<<22 // the largest pid_max
+		}
+		return p.PID
+	}
 	for _, p := range procs {
 		if p.Role == "stub" {
 			list = append(list, p)
 		}
 	}
 	slices.SortFunc(list, func(a, b process) int {
-		return cmp.Or(cmp.Compare(a.Start, b.Start), cmp.Compare(a.PID, b.PID))
+		return cmp.Or(cmp.Compare(a.Start, b.Start), cmp.Compare(after(a), after(b)))
 	})
 	return list
 }
@@ -391,58 +399,4 @@ func handshake(conn net.Conn) error {
 			seen = append(seen[:0], seen[len(seen)-len(nonce)+1:]...)
 		}
 	}
-}
-
-// explain turns a failed boot into a typed error that says what runsc said.
-func (i *Instance) explain(ctx context.Context, err error) error {
-	id := string(i.id)
-	if cause := ctx.Err(); cause != nil {
-		return sandbox.Errorf("create", sandbox.KindOf(cause), "the agent did not answer: %w", cause).WithID(id)
-	}
-	kind := sandbox.KindOf(err)
-	if kind == sandbox.KindInternal || kind == sandbox.KindNotFound || kind == sandbox.KindExists {
-		kind = sandbox.KindInternal
-	}
-	if i.said != "" {
-		err = fmt.Errorf("%w: %s", err, i.said)
-	}
-	return sandbox.Errorf("create", kind, "%w", err).WithID(id)
-}
-
-// lastWords is what the runtime or the sentry wrote before it failed, at most
-// a line of it.
-func lastWords(dir string) string {
-	if b := head(filepath.Join(dir, filePanicLog)); len(b) > 0 {
-		line, _, _ := strings.Cut(string(b), "\n")
-		return clip(line)
-	}
-	var last string
-	for line := range strings.Lines(string(head(filepath.Join(dir, fileRunscLog)))) {
-		var m struct{ Msg string }
-		if json.Unmarshal([]byte(line), &m) == nil && m.Msg != "" {
-			last = m.Msg
-		} else if t := strings.TrimSpace(line); t != "" {
-			last = t
-		}
-	}
-	return clip(last)
-}
-
-// head reads at most the first 64 KiB of a file.
-func head(name string) []byte {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	b := make([]byte, 64<<10)
-	n, _ := f.Read(b)
-	return b[:n]
-}
-
-func clip(s string) string {
-	if len(s) > 300 {
-		s = s[:300] + "…"
-	}
-	return strings.ToValidUTF8(s, "?")
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -45,11 +44,12 @@ func (i *Instance) Destroy(ctx context.Context) (sandbox.Receipt, error) {
 	i.said = lastWords(i.dir)
 	i.over(sandbox.ReasonOperator)
 	failpoint.Hit("gvisor.destroy/after-kill")
-	objects := i.inventory(killed)
+	objects := i.inventory(killed) // before what it lists goes
 	errs = append(errs, i.group.remove(deadline))
 	failpoint.Hit("gvisor.destroy/after-cgroup")
 	errs = append(errs, unmountBelow(i.dir), os.RemoveAll(i.dir))
 
+	failpoint.Hit("gvisor.destroy/after-files")
 	i.receipt = i.recheck(objects, errors.Join(errs...))
 	if !i.receipt.Clean {
 		return i.receipt, sandbox.Errorf("destroy", sandbox.KindInternal, "objects are left: %w", errors.Join(errs...)).
@@ -69,8 +69,9 @@ func (b *Backend) forget(i *Instance) {
 }
 
 // killAll kills until no source knows of a live process any more, and returns
-// all it killed. The sources are the cgroups and the record; command lines too
-// where one of the two is missing, because that means reading all of /proc.
+// all it killed. The sources are the cgroups and the record; command lines and
+// descendants too where one of the two is missing, because that means reading all
+// of /proc.
 func (i *Instance) killAll(deadline time.Time) (killed []process, errs []error) {
 	recorded := i.running.Processes
 	scan := len(recorded) == 0 || len(i.group.dirs) == 0
@@ -82,6 +83,9 @@ func (i *Instance) killAll(deadline time.Time) (killed []process, errs []error) 
 		}
 		if scan && len(alive) == 0 {
 			alive = named(i.id)
+		}
+		if len(i.group.dirs) == 0 { // nothing else knows of the stubs that were made since
+			alive = withChildren(alive)
 		}
 		if len(alive) == 0 {
 			return killed, errs
@@ -103,76 +107,6 @@ func (i *Instance) killAll(deadline time.Time) (killed []process, errs []error) 
 		}
 		time.Sleep(wait)
 	}
-}
-
-// inventory lists what the instance owned. Nothing of it has to exist.
-func (i *Instance) inventory(killed []process) []sandbox.Object {
-	var o []sandbox.Object
-	processes := slices.Clone(i.running.Processes)
-	for _, p := range killed {
-		if !slices.ContainsFunc(processes, p.same) {
-			processes = append(processes, p)
-		}
-	}
-	for _, p := range processes {
-		o = append(o, sandbox.Object{Kind: "process", Name: fmt.Sprintf("%d@%d", p.PID, p.Start)})
-	}
-	for _, d := range i.cgroupDirs() {
-		o = append(o, sandbox.Object{Kind: "cgroup", Name: d})
-	}
-	for _, m := range mountsBelow(i.dir) {
-		o = append(o, sandbox.Object{Kind: "mount", Name: m})
-	}
-	for _, f := range []string{fileIn, fileOut} {
-		o = append(o, sandbox.Object{Kind: "fifo", Name: filepath.Join(i.dir, f)})
-	}
-	socket := filepath.Join(i.dir, dirState, "runsc-"+string(i.id)+".sock")
-	return append(o,
-		sandbox.Object{Kind: "socket", Name: socket},
-		sandbox.Object{Kind: "directory", Name: i.dir})
-}
-
-// cgroupDirs unites what the intent named with what this host has now.
-func (i *Instance) cgroupDirs() []string {
-	dirs := slices.Clone(i.intent.Cgroups)
-	for _, d := range i.group.dirs {
-		if !slices.Contains(dirs, d) {
-			dirs = append(dirs, d)
-		}
-	}
-	return dirs
-}
-
-// recheck looks for every object again.
-func (i *Instance) recheck(objects []sandbox.Object, trouble error) sandbox.Receipt {
-	left, err := members(i.group, i.running.Processes)
-	if err != nil {
-		trouble = errors.Join(trouble, err)
-	}
-	for k := range objects {
-		o := &objects[k]
-		switch o.Kind {
-		case "process":
-			var p process
-			_, err := fmt.Sscanf(o.Name, "%d@%d", &p.PID, &p.Start)
-			o.Gone = err == nil && p.gone()
-		case "mount":
-			o.Gone = !slices.Contains(mountsBelow(i.dir), o.Name)
-		default:
-			_, err := os.Lstat(o.Name)
-			o.Gone = errors.Is(err, fs.ErrNotExist)
-		}
-		if !o.Gone && trouble != nil {
-			o.Detail = trouble.Error()
-		}
-	}
-	for _, p := range left { // came after the kill: must not happen, must not be hidden
-		name := fmt.Sprintf("%d@%d", p.PID, p.Start)
-		if !slices.ContainsFunc(objects, func(o sandbox.Object) bool { return o.Name == name }) {
-			objects = append(objects, sandbox.Object{Kind: "process", Name: name, Detail: "appeared during teardown"})
-		}
-	}
-	return sandbox.Receipt{Instance: i.id, Objects: objects}.Seal()
 }
 
 // mountsBelow lists the mount points at or below dir, deepest first.

@@ -70,6 +70,7 @@ func (i *Instance) watch() {
 	}
 	if all := stubs(i.running.Processes); len(all) > 0 {
 		i.monitor(all[0], func() {
+			i.b.log.Warn("the model of a sandbox's processes has ended: nothing can start in it any more", "instance", i.id)
 			if err := i.running.Sentry.kill(); err != nil {
 				i.b.log.Error("a sandbox that can start nothing could not be ended", "instance", i.id, "error", err)
 			}
@@ -152,7 +153,9 @@ func (i *Instance) whyLocked(otherwise sandbox.Reason) sandbox.Exit {
 		e.Reason = sandbox.ReasonMemory
 		e.Detail = "limit " + sandbox.FormatSize(i.intent.Limits.Memory)
 	default:
-		e.Detail = lastWords(i.dir)
+		if e.Detail = lastWords(i.dir); e.Detail == "" && otherwise == sandbox.ReasonCrashed {
+			e.Detail = "its first process, the agent, has ended"
+		}
 	}
 	return e
 }
@@ -216,7 +219,11 @@ func (i *Instance) status() sandbox.Status {
 	default:
 		st.Alive = i.running.Sentry.PID != 0 && !i.running.Sentry.gone()
 		if !st.Alive {
-			st.Exit = i.whyLocked(sandbox.ReasonLost)
+			why := sandbox.ReasonLost
+			if len(i.monitors) > 0 { // it lived under our eyes; who watches it has yet to say so
+				why = sandbox.ReasonCrashed
+			}
+			st.Exit = i.whyLocked(why)
 		}
 	}
 	if i.last != nil {

@@ -7,10 +7,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/firebreak-dev/firebreak/internal/failpoint"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -57,17 +61,27 @@ type process struct {
 type running struct {
 	Sentry    process   `json:"sentry"`
 	Processes []process `json:"processes"`
+	// Namespaces are those made for sentry and gofer, as /proc names them. Earlier
+	// versions did not note them.
+	Namespaces []string `json:"namespaces,omitempty"`
 }
 
-// newPrefix marks a directory that has no name yet.
+// newPrefix marks a directory that has no name yet. What follows is the id, the
+// pid and start of its maker, and a random number.
 const newPrefix = ".new-"
+
+// self is this process.
+var self = sync.OnceValue(func() process {
+	p, _ := identify(os.Getpid()) // always there
+	return p
+})
 
 // writeIntent makes the instance's directory with the intent in it. The
 // returned file holds an exclusive lock for as long as the instance is being
 // made; the directory gets its name with the lock held, so nobody ever takes a
 // creation in progress for one that crashed. Errors: fs.ErrExist.
 func writeIntent(dir string, in intent) (lock *os.File, err error) {
-	tmp, err := os.MkdirTemp(filepath.Dir(dir), newPrefix+filepath.Base(dir)+"-")
+	tmp, err := os.MkdirTemp(filepath.Dir(dir), fmt.Sprintf("%s%s-%d-%d-", newPrefix, filepath.Base(dir), self().PID, self().Start))
 	if err != nil {
 		return nil, err
 	}
@@ -76,6 +90,7 @@ func writeIntent(dir string, in intent) (lock *os.File, err error) {
 			os.RemoveAll(tmp)
 		}
 	}()
+	failpoint.Hit("gvisor.create/after-mkdir")
 	b, err := json.Marshal(in)
 	if err != nil {
 		return nil, err
@@ -95,6 +110,7 @@ func writeIntent(dir string, in intent) (lock *os.File, err error) {
 	if _, err := f.Write(append(b, '\n')); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("gvisor.create/before-name")
 	err = unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, dir, unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) { // a file system without the flag
 		err = unix.Rename(tmp, dir) // does not replace a directory with something in it
@@ -112,7 +128,13 @@ func writeIntent(dir string, in intent) (lock *os.File, err error) {
 func sweep(dir string) {
 	stale, _ := filepath.Glob(filepath.Join(dir, newPrefix+"*"))
 	for _, d := range stale {
-		if fi, err := os.Lstat(d); err == nil && time.Since(fi.ModTime()) > time.Minute { // naming takes microseconds
+		var maker process
+		f := strings.Split(strings.TrimPrefix(filepath.Base(d), newPrefix), "-")
+		if len(f) > 2 {
+			maker.PID, _ = strconv.Atoi(f[1]) // 0, which is nobody, if it is no number
+			maker.Start, _ = strconv.ParseUint(f[2], 10, 64)
+		}
+		if maker.gone() {
 			os.RemoveAll(d)
 		}
 	}
@@ -140,15 +162,22 @@ func readIntent(dir string) (intent, error) {
 	return read, nil
 }
 
-// beingMade reports whether somebody holds the lock of writeIntent.
-func beingMade(dir string) bool {
+// beingMade reports whether somebody holds the lock of writeIntent. An error
+// means that it cannot be told.
+func beingMade(dir string) (bool, error) {
 	f, err := os.Open(filepath.Join(dir, fileIntent))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
 	if err != nil {
-		return false
+		return false, err
 	}
 	defer f.Close()
 	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
-	return errors.Is(err, unix.EWOULDBLOCK)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return true, nil
+	}
+	return false, err
 }
 
 // writeRunning records the processes, whole or not at all.
@@ -161,6 +190,7 @@ func writeRunning(dir string, r running) error {
 	if err := os.WriteFile(tmp, b, 0o600); err != nil {
 		return err
 	}
+	failpoint.Hit("gvisor.create/before-running")
 	return os.Rename(tmp, filepath.Join(dir, fileProcesses))
 }
 

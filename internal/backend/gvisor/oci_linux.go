@@ -168,10 +168,14 @@ func (b *Backend) writeBundle(dir string, s sandbox.Spec) error {
 			if err := os.Mkdir(p, 0o700); err != nil {
 				return err
 			}
-			if err := os.Chown(p, w.uid, w.uid); err != nil && os.Geteuid() == 0 {
-				return err
+			mode := w.mode
+			if err := os.Chown(p, w.uid, w.uid); err != nil {
+				if os.Geteuid() == 0 {
+					return err
+				}
+				mode |= 0o777 // this user's directory, in a private one, for the guest's user
 			}
-			if err := os.Chmod(p, w.mode); err != nil {
+			if err := os.Chmod(p, mode); err != nil {
 				return err
 			}
 		}
@@ -208,11 +212,17 @@ func checkRoot(s sandbox.Spec) error {
 	for _, p := range need {
 		base, rest := carrier(s.Root, p)
 		root, err := os.OpenRoot(base)
+		if sandbox.KindOf(err) == sandbox.KindCapacity {
+			return exhausted(string(s.Instance), err)
+		}
 		if err != nil {
 			return bad("root file system: %w", err)
 		}
 		fi, err := root.Stat(rest)
 		root.Close()
+		if sandbox.KindOf(err) == sandbox.KindCapacity {
+			return exhausted(string(s.Instance), err)
+		}
 		if err != nil || !fi.IsDir() {
 			return bad("root file system lacks the mount point %s", p).WithHint("build the template again")
 		}

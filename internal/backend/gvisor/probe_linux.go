@@ -60,38 +60,65 @@ func (b *Backend) probeHost() (probed, error) {
 		deny("use a kernel with user namespaces and seccomp, or another backend", "%v", err)
 	}
 	if err := b.probeCgroups(&p); err != nil {
-		p.info.Notes = append(p.info.Notes, "limits on memory, CPU and tasks are not enforced: "+err.Error())
+		miss := sandbox.AllLimits &^ p.info.Capabilities.Limits
+		p.info.Notes = append(p.info.Notes, "not enforced by the host: "+strings.Join(miss.Names(), ", ")+" ("+err.Error()+")")
+		if p.info.Available {
+			p.info.Hint = remedy(p.root, cgroupsAreUnified())
+		}
 	}
 	return p, nil
 }
 
 // probeCgroups fills in p.cgroups and what they enforce.
 func (b *Backend) probeCgroups(p *probed) error {
-	if !p.root {
-		return errors.New("not running as root, so there are no cgroups to put sandboxes in")
-	}
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	host, err := findCgroups(f, b.cfg.Cgroup)
+	self, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
 		return err
+	}
+	host, err := findCgroups(f, string(self), b.cfg.Cgroup, p.root)
+	if err != nil {
+		return err
+	}
+	if len(host.trees) == 0 && !p.root {
+		return errors.New("no cgroup controllers are there for users")
 	}
 	if len(host.trees) == 0 {
 		return errors.New("no cgroup controllers are mounted")
 	}
-	if err := host.prepare(); err != nil {
+	if err := host.claim(); err != nil {
 		return err
 	}
 	p.cgroups = host
 	set := host.limits()
 	p.info.Capabilities.Limits |= set
 	if miss := sandbox.AllLimits &^ sandbox.LimitDisk &^ set; miss != 0 {
-		return fmt.Errorf("no cgroup controller for %s", miss)
+		return fmt.Errorf("no controller for it in %s", host.trees[0].top)
 	}
 	return nil
+}
+
+// cgroupsAreUnified reports whether version 2 has the controllers.
+func cgroupsAreUnified() bool {
+	b, err := os.ReadFile("/sys/fs/cgroup/cgroup.controllers")
+	return err == nil && strings.Contains(string(b), "memory")
+}
+
+// remedy is what makes a host enforce the limits it does not.
+func remedy(asRoot, unified bool) string {
+	switch {
+	case asRoot && unified:
+		return "run firebreak outside of a container, or in one of its own with a writable cgroup namespace; as a service, with Delegate=yes"
+	case asRoot:
+		return "mount cgroup2 on /sys/fs/cgroup, or boot with systemd.unified_cgroup_hierarchy=1"
+	case unified:
+		return "start it in a cgroup of its own with `systemd-run --user --scope -p Delegate=yes firebreak …`, as a service with Delegate=yes, or as root"
+	}
+	return "run it as root: this machine has cgroups of version 1, which cannot be delegated to users"
 }
 
 // checkKernel looks for what the sentry cannot do without.

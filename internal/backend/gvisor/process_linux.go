@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,38 +23,49 @@ func bootID() string {
 	return strings.TrimSpace(string(b))
 }
 
-// statOf returns a process's state letter, parent and start time. ok is false
-// when there is no such process.
-func statOf(pid int) (state byte, parent int, start uint64, ok bool) {
+// canSeeProcesses returns an error where /proc does not show processes, this
+// one to begin with.
+func canSeeProcesses() error {
+	_, _, _, err := statOf(os.Getpid())
+	return err
+}
+
+// statOf returns a process's state letter, parent and start time. Errors:
+// fs.ErrNotExist when there is no such process; any other means that it could
+// not be looked at.
+func statOf(pid int) (state byte, parent int, start uint64, err error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if errors.Is(err, unix.ESRCH) { // it ended between open and read
+		err = fs.ErrNotExist
+	}
 	if err != nil {
-		return 0, 0, 0, false
+		return 0, 0, 0, err
 	}
 	// The name is in parentheses and may contain anything.
 	i := bytes.LastIndexByte(b, ')')
-	if i < 0 {
-		return 0, 0, 0, false
-	}
 	f := strings.Fields(string(b[i+1:]))
-	if len(f) < 20 {
-		return 0, 0, 0, false
+	if i < 0 || len(f) < 20 {
+		return 0, 0, 0, fmt.Errorf("/proc/%d/stat: unknown format", pid)
 	}
 	parent, _ = strconv.Atoi(f[1])
 	start, _ = strconv.ParseUint(f[19], 10, 64)
-	return f[0][0], parent, start, true
+	return f[0][0], parent, start, nil
 }
 
 // identify returns the process as it is now.
 func identify(pid int) (process, bool) {
-	_, _, start, ok := statOf(pid)
-	return process{PID: pid, Start: start}, ok
+	_, _, start, err := statOf(pid)
+	return process{PID: pid, Start: start}, err == nil
 }
 
 // gone reports whether p has ended. A zombie has: it holds nothing but its
-// parent's attention.
+// parent's attention. One that cannot be looked at has not.
 func (p process) gone() bool {
-	state, _, start, ok := statOf(p.PID)
-	return !ok || start != p.Start || state == 'Z' || state == 'X'
+	state, _, start, err := statOf(p.PID)
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	return start != p.Start || state == 'Z' || state == 'X'
 }
 
 // open returns a descriptor that keeps meaning p. ESRCH when p has ended.
@@ -134,6 +146,36 @@ func named(id sandbox.InstanceID) []process {
 	return found
 }
 
+// withChildren adds the descendants of some processes: the stubs, which carry no
+// name. Cost: all of /proc is read.
+func withChildren(family []process) []process {
+	dirs, err := os.ReadDir("/proc")
+	if err != nil {
+		return family
+	}
+	type child struct{ pid, parent int }
+	var all []child
+	for _, d := range dirs {
+		if pid, err := strconv.Atoi(d.Name()); err == nil {
+			if _, parent, _, err := statOf(pid); err == nil {
+				all = append(all, child{pid, parent})
+			}
+		}
+	}
+	for k := 0; k < len(family); k++ { // grows
+		for _, c := range all {
+			if c.parent != family[k].PID {
+				continue
+			}
+			if p, ok := identify(c.pid); ok && !p.gone() && !slices.ContainsFunc(family, p.same) {
+				p.Role = commandRole(p.PID)
+				family = append(family, p)
+			}
+		}
+	}
+	return family
+}
+
 // ours tells runsc's command lines from those of people who look for them.
 func ours(cmdline []byte) bool {
 	argv0, _, _ := bytes.Cut(cmdline, []byte{0})
@@ -158,16 +200,40 @@ func roleOf(cmdline []byte) string {
 	return "stub"
 }
 
-// commandRole is roleOf for a live process.
+// commandRole is roleOf for a live process. A stub has no command line: it has
+// unmapped its memory. Neither has one that begins or ends at this moment, which
+// must not be taken for a stub; but it does not keep a place for arguments either.
 func commandRole(pid int) string {
+	before := arguments(pid)
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	if err != nil {
-		return ""
+	switch {
+	case err != nil:
+		return rolePassing
+	case ours(b):
+		return roleOf(b)
+	case len(b) == 0 && (before == "" || before != arguments(pid)):
+		return rolePassing
 	}
-	if !ours(b) {
-		return "stub"
+	return "stub"
+}
+
+// rolePassing is the role of a process that begins or ends at this moment.
+const rolePassing = "passing"
+
+// arguments is where a process's arguments end, or ended until it unmapped them;
+// "" where they never were. Who may not know gets "?".
+func arguments(pid int) string {
+	if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil {
+		const argEnd = 49 - 3 // proc_pid_stat(5) counts from 1, and the name ends the second
+		f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+		if len(f) > argEnd && f[argEnd] != "0" {
+			return f[argEnd]
+		}
 	}
-	return roleOf(b)
+	if _, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); errors.Is(err, fs.ErrPermission) {
+		return "?"
+	}
+	return ""
 }
 
 // members finds the live processes of the instance's cgroups and adds them to

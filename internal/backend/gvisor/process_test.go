@@ -60,7 +60,11 @@ func TestNamedFindsRunscOnly(t *testing.T) {
 	}
 	sentry := start("runsc-sandbox")
 	start("sh") // somebody looking for the id
+	// A program has no command line for a moment after its exec.
 	found := named(id)
+	for end := time.Now().Add(time.Minute); len(found) == 0 && time.Now().Before(end); found = named(id) {
+		time.Sleep(time.Millisecond)
+	}
 	if len(found) != 1 || found[0].PID != sentry {
 		t.Errorf("named = %+v, want only %d", found, sentry)
 	}
@@ -71,4 +75,29 @@ func BenchmarkNamed(b *testing.B) {
 	for b.Loop() {
 		named(id)
 	}
+}
+
+// TestRoleOfThePassing: a process that begins or ends at this moment has no
+// command line, and must not be taken for a stub, which has none either: a
+// sandbox whose oldest stub ends is ended.
+func TestRoleOfThePassing(t *testing.T) {
+	looks, runs := 0, 0
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); runs++ {
+		cmd := exec.Command("/bin/true")
+		cmd.Args = []string{"runsc", "run", "x"}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		p, ok := identify(cmd.Process.Pid)
+		for ; ok && !p.gone(); looks++ {
+			if role := commandRole(p.PID); role == "stub" {
+				t.Errorf("look %d at process %d: a runtime is a stub", looks, runs)
+				break
+			}
+		}
+		if err := cmd.Wait(); err != nil || t.Failed() {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("%d looks at %d processes", looks, runs)
 }

@@ -7,7 +7,10 @@ import (
 	"os"
 	"testing"
 
+	"go.uber.org/goleak"
+
 	"github.com/firebreak-dev/firebreak/internal/bundle"
+	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
 // runscEnv names another firebreak-runsc to test, to compare builds.
@@ -37,9 +40,10 @@ func TestMain(m *testing.M) {
 	if p := os.Getenv(runscEnv); p != "" && noPrograms == nil {
 		programs.Runsc = p
 	}
-	code := m.Run()
-	os.RemoveAll(dir)
-	os.Exit(code)
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		os.RemoveAll(dir)
+		os.Exit(code)
+	}))
 }
 
 // open returns a Backend over dir, closed when the test ends.
@@ -48,13 +52,23 @@ func open(t testing.TB, dir string) *Backend {
 	if noPrograms != nil {
 		t.Skipf("not run: %v", noPrograms)
 	}
-	if os.Geteuid() != 0 {
-		t.Skip("not run: needs root")
-	}
 	b, err := New(Config{Dir: dir, Runsc: programs.Runsc, Runtime: programs.Runtime, Cgroup: testCgroups})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { b.Close() })
 	return b
+}
+
+// enforcing skips where the host enforces no limits: for an ordinary user
+// without a cgroup of its own.
+func enforcing(t testing.TB, b *Backend, set sandbox.LimitSet) {
+	t.Helper()
+	info, err := b.Info(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if miss := set &^ info.Capabilities.Limits; miss != 0 {
+		t.Skipf("not run: needs root or a delegated cgroup to enforce %s", miss)
+	}
 }

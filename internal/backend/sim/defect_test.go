@@ -117,6 +117,28 @@ var defects = []struct {
 			return r, err
 		}
 	}},
+	{"ReceiptLeavesOut", "Destroy/ReceiptIsComplete", "Destroy/ReceiptIsComplete", func(b *broken) {
+		file := func(id sandbox.InstanceID) string { return filepath.Join(b.dir, string(id)) }
+		b.create = func(ctx context.Context, spec sandbox.Spec) (sandbox.Instance, error) {
+			if err := os.WriteFile(file(spec.Instance), nil, 0o600); err != nil {
+				return nil, err
+			}
+			return b.Backend.Create(ctx, spec)
+		}
+		b.destroy = func(ctx context.Context, i sandbox.Instance) (sandbox.Receipt, error) {
+			os.Remove(file(i.ID()))
+			return i.Destroy(ctx)
+		}
+	}},
+	{"ReceiptWithoutChecks", "Destroy/Twice", "Destroy/Twice", func(b *broken) {
+		b.destroy = func(ctx context.Context, i sandbox.Instance) (sandbox.Receipt, error) {
+			r, err := i.Destroy(ctx)
+			for k := range r.Objects {
+				r.Objects[k].Check = ""
+			}
+			return r, err
+		}
+	}},
 	{"WaitHangs", "Lifecycle/WaitHonoursContext", "Lifecycle/WaitHonoursContext", func(b *broken) {
 		b.wait = func(_ context.Context, i sandbox.Instance) (sandbox.Exit, error) {
 			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)

@@ -5,6 +5,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"github.com/firebreak-dev/firebreak/internal/guest"
 )
 
 // interpreter models a language's interpreter for code that consists of
@@ -13,6 +15,9 @@ func interpreter(p *proc, args []string) int {
 	if len(args) > 1 && (args[1] == "--version" || args[1] == "-V") {
 		p.printf("sim\n")
 		return 0
+	}
+	if len(args) > 1 && (args[1] == guest.PythonContext || args[1] == guest.NodeContext) {
+		return warm(p)
 	}
 	code, rest, err := scriptOf(p, args)
 	if err != nil {

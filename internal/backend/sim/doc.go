@@ -21,10 +21,11 @@
 // Limits.Disk that fails with ENOSPC, a read-only root on request. Memory and
 // tasks are booked and limited; CPU time is computed from how long programs
 // spin and how many CPUs they may have, without spinning. There is no network
-// device.
+// device. A
+// terminal has its size, lines, echo, ^C and ^D, and no other mode.
 //
 // Programs are true, false, echo, cat, sleep, env, id, pwd, ls, mkdir, rm,
-// hostname, the probe verbs of firebreak-guest, and a shell for scripts of
+// hostname, stty size, the probe verbs of firebreak-guest, and a shell for scripts of
 // simple commands (see shell).
 //
 // # What is not

@@ -5,6 +5,8 @@ import (
 	"io/fs"
 	"syscall"
 	"time"
+
+	"github.com/firebreak-dev/firebreak/internal/guest"
 )
 
 // How a file is opened.
@@ -60,6 +62,7 @@ func (f *memFS) open(c cred, name string, flags int, perm fs.FileMode) (*node, e
 	if flags&oTrunc != 0 && n.special == "" {
 		f.used -= n.size()
 		n.data, n.mtime, n.base = nil, time.Now(), false
+		f.tellAt(guest.EventWrite, name)
 	}
 	return n, nil
 }
@@ -78,6 +81,7 @@ func (f *memFS) create(c cred, name string, perm fs.FileMode) (*node, error) {
 	n := &node{mode: perm.Perm(), uid: c.uid, gid: c.gid, mtime: time.Now()}
 	dir.kids[base] = n
 	dir.mtime = n.mtime
+	f.tell(guest.EventCreate, dir, base, nil)
 	return n, nil
 }
 
@@ -141,6 +145,7 @@ func (h *file) WriteAt(p []byte, off int64) (int, error) {
 	case off < 0 || off > 1<<40:
 		return 0, pathErr("write", h.name, syscall.EINVAL)
 	}
+	f.tellAt(guest.EventWrite, h.name)
 	if h.n.base { // copied up whole, as an overlay does
 		if err := f.charge(blocks(len(h.n.data))); err != nil {
 			return 0, pathErr("write", h.name, err)

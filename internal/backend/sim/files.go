@@ -162,7 +162,7 @@ func (f files) Create(name string, o agent.CreateOptions) (agent.Writer, error) 
 	w := &writer{f: f, name: name, temp: name}
 	flags := oWrite | oCreate | oAppend
 	if !o.Append {
-		w.temp = path.Join(path.Dir(name), ".sim-"+f.fs.unique())
+		w.temp = path.Join(path.Dir(name), tempPrefix+f.fs.unique())
 		flags = oWrite | oCreate | oExcl
 	}
 	if w.h, err = f.fs.Open(f.c, w.temp, flags, perm); err != nil {
@@ -170,6 +170,9 @@ func (f files) Create(name string, o agent.CreateOptions) (agent.Writer, error) 
 	}
 	return w, nil
 }
+
+// tempPrefix is what the names of files being written begin with.
+const tempPrefix = ".sim-"
 
 // writer is a file being written beside its final place.
 type writer struct {

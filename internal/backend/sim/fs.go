@@ -10,6 +10,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/firebreak-dev/firebreak/internal/guest"
 )
 
 // blockSize is the unit in which files use up the disk limit.
@@ -44,10 +46,11 @@ type node struct {
 type memFS struct {
 	mu       sync.Mutex
 	root     *node
-	used     int64 // bytes in whole blocks
-	limit    int64 // 0 is none
-	readonly bool  // no writes outside of scratch trees
-	serial   int   // guarded by mu
+	used     int64    // bytes in whole blocks
+	limit    int64    // 0 is none
+	readonly bool     // no writes outside of scratch trees
+	serial   int      // guarded by mu
+	watches  []*watch // guarded by mu
 }
 
 // node returns what name leads to, for set-up code.
@@ -230,6 +233,7 @@ func (f *memFS) mkdir(c cred, name string, perm fs.FileMode) error {
 	dir.kids[base] = &node{mode: fs.ModeDir | perm.Perm(), uid: c.uid, gid: c.gid,
 		mtime: time.Now(), kids: map[string]*node{}, parent: dir}
 	dir.mtime = time.Now()
+	f.tell(guest.EventCreate, dir, base, nil)
 	return nil
 }
 
@@ -273,6 +277,7 @@ func (f *memFS) Symlink(c cred, target, name string) error {
 		return pathErr("symlink", name, err)
 	}
 	dir.kids[base] = &node{mode: fs.ModeSymlink | 0o777, uid: c.uid, gid: c.gid, mtime: time.Now(), target: target}
+	f.tell(guest.EventCreate, dir, base, nil)
 	return nil
 }
 
@@ -301,6 +306,7 @@ func (f *memFS) Remove(c cred, name string, all bool) error {
 	f.used -= n.size()
 	delete(dir.kids, base)
 	dir.mtime = time.Now()
+	f.tell(guest.EventRemove, dir, base, n)
 	return nil
 }
 
@@ -366,7 +372,8 @@ func (f *memFS) rename(c cred, from, to string) error {
 			}
 		}
 	}
-	if old, ok := toDir.kids[toBase]; ok && old != n {
+	old, replaced := toDir.kids[toBase]
+	if replaced && old != n {
 		switch {
 		case old.kids != nil && n.kids == nil:
 			return syscall.EISDIR
@@ -379,8 +386,16 @@ func (f *memFS) rename(c cred, from, to string) error {
 	}
 	delete(fromDir.kids, fromBase)
 	toDir.kids[toBase] = n
+	f.tell(guest.EventRename, fromDir, fromBase, n)
 	if n.kids != nil {
 		n.parent = toDir
+	}
+	written := strings.HasPrefix(fromBase, tempPrefix)
+	if !replaced || !written {
+		f.tell(guest.EventCreate, toDir, toBase, nil)
+	}
+	if written {
+		f.tell(guest.EventWrite, toDir, toBase, nil)
 	}
 	return nil
 }
@@ -445,6 +460,7 @@ func (f *memFS) Chmod(c cred, name string, perm fs.FileMode) error {
 		return pathErr("chmod", name, err)
 	}
 	n.mode = n.mode&^fs.ModePerm | perm.Perm()
+	f.tellAt(guest.EventChmod, name)
 	return nil
 }
 

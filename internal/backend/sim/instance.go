@@ -126,8 +126,8 @@ func (i *instance) Destroy(context.Context) (sandbox.Receipt, error) {
 		i.host.forget(i.id)
 		left := len(i.m.list())
 		i.receipt = sandbox.Receipt{Instance: i.id, Objects: []sandbox.Object{
-			{Kind: "model", Name: string(i.id), Gone: !i.host.has(i.id)},
-			{Kind: "goroutines", Name: "modelled processes", Gone: left == 0},
+			{Kind: "model", Name: string(i.id), Gone: !i.host.has(i.id), Check: "not among the model's instances", Checked: time.Now().UTC()},
+			{Kind: "goroutines", Name: "modelled processes", Gone: left == 0, Check: "the modelled process table is empty", Checked: time.Now().UTC()},
 		}}.Seal()
 	})
 	if !i.receipt.Clean {

@@ -25,6 +25,7 @@ type proc struct {
 	cred           cred
 	stdin          io.Reader
 	stdout, stderr io.Writer
+	tty            *terminal // nil without one
 
 	origin *proc // the exec it descends from, itself if it is one
 
@@ -36,6 +37,7 @@ type proc struct {
 	done  chan struct{} // closed when it has ended
 
 	mu      sync.Mutex
+	catch   chan struct{}           // written by p under mu; if not nil, SIGINT goes here, and ends a sleep
 	ignored map[syscall.Signal]bool // guarded by mu
 	killed  bool                    // guarded by mu
 	signal  syscall.Signal          // guarded by mu; what killed it
@@ -137,6 +139,13 @@ func (p *proc) kill(sig syscall.Signal) {
 		if !deadly(sig) {
 			return
 		}
+		if sig == syscall.SIGINT && p.catch != nil {
+			select {
+			case p.catch <- struct{}{}:
+			default:
+			}
+			return
+		}
 	}
 	p.killed, p.signal = true, sig
 	close(p.dying)
@@ -172,6 +181,8 @@ func (p *proc) sleep(d time.Duration) {
 	select {
 	case <-p.dying:
 		panic(stopped{})
+	case <-p.catch:
+		panic(caught{})
 	case <-timeUp:
 	}
 }
@@ -245,7 +256,7 @@ func (p *proc) fork(program program, newSession bool) (*proc, error) {
 	if newSession {
 		child.group, child.ppid = &group{}, 1
 	}
-	child.origin = p.origin
+	child.origin, child.tty = p.origin, p.tty
 	p.alive()
 	return child, child.start(program)
 }

@@ -57,6 +57,7 @@ func init() { // a map literal would refer to itself through the shell
 		"sleep":           sleepProgram,
 		"env":             printEnv,
 		"id":              printID,
+		"stty":            stty,
 		"pwd":             func(p *proc, _ []string) int { p.printf("%s\n", p.cwd); return 0 },
 		"ls":              list,
 		"mkdir":           makeDirs,

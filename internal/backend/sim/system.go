@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"context"
 	"errors"
 	"io"
 	"path"
@@ -69,6 +70,13 @@ func (s system) Start(pr agent.Program) (agent.Process, error) {
 		p.stdin = stream{x.in, p}
 	}
 	p.stdout, p.stderr = stream{x.out, p}, stream{x.errs, p}
+	if pr.PTY != nil {
+		p.env = append([]string{"TERM=xterm-256color"}, p.env...)
+		p.tty = &terminal{in: x.in, out: x.out, group: p.group, size: *pr.PTY}
+		p.stdout = screen{stream{x.out, p}}
+		p.stderr = p.stdout
+		x.errs.close()
+	}
 	if err := p.start(program); err != nil {
 		return nil, sandbox.Errorf("exec", sandbox.KindCapacity, "cannot start %s: %w", pr.Argv[0], err)
 	}
@@ -119,6 +127,34 @@ func (s system) Files(user string) (agent.Files, error) {
 	}
 	return files{fs: s.m.fs, c: c, home: home}, nil
 }
+
+// echoPort is where a server listens that sends back what it is sent: the one
+// there is in a model.
+const echoPort = 7
+
+// Dial implements agent.System.
+func (s system) Dial(_ context.Context, port int) (agent.Conn, error) {
+	if port != echoPort {
+		return nil, sandbox.Errorf("dial", sandbox.KindNotFound, "nothing listens on port %d in the sandbox", port)
+	}
+	r, w := io.Pipe()
+	return parrot{r, w}, nil
+}
+
+// parrot is a connection to the server at echoPort.
+type parrot struct {
+	*io.PipeReader
+	w *io.PipeWriter
+}
+
+// Write implements agent.Conn.
+func (e parrot) Write(p []byte) (int, error) { return e.w.Write(p) }
+
+// CloseWrite implements agent.Conn.
+func (e parrot) CloseWrite() error { return e.w.Close() }
+
+// Close implements agent.Conn.
+func (e parrot) Close() error { return errors.Join(e.w.Close(), e.PipeReader.Close()) }
 
 // Sample implements agent.System.
 func (s system) Sample() (agent.Sample, error) {
@@ -179,7 +215,9 @@ func (x *process) PID() int { return x.p.pid }
 
 // Stdio implements agent.Process.
 func (x *process) Stdio() (in io.WriteCloser, out, errs io.ReadCloser) {
-	if x.in != nil {
+	if x.p.tty != nil {
+		in = x.p.tty
+	} else if x.in != nil {
 		in = pipeEnd{x.in}
 	}
 	return in, pipeEnd{x.out}, pipeEnd{x.errs}

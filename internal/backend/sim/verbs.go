@@ -60,6 +60,9 @@ func init() { // some refer to programs, which refer to probe
 		"net":         {0, network},
 		"mounts":      {0, mounts},
 		"tasks":       {0, tasks},
+		"terminal":    {0, terminalVerb},
+		"ignore-hup":  {0, func(p *proc, _ []string) int { return refuse(p, "ignore-hup") }},
+		"ptmx":        {0, func(p *proc, _ []string) int { return refuse(p, "ptmx") }},
 	}
 }
 

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -33,19 +34,27 @@ func (l *link) onCall(id uint32, body []byte) error {
 		if c.Exec == nil || len(c.Exec.Argv) == 0 {
 			return guest.Violation("exec without a program")
 		}
+		if c.Exec.PTY != nil && (!c.Exec.Stdin || c.Exec.PTY.Check() != nil) {
+			return guest.Violation("a terminal without input, or of no size")
+		}
 		l.exec(id, c.Exec)
 	case guest.OpProcesses:
 		l.async(id, c.Op, func(*transfer) (guest.Reply, error) { return l.s.processes(), nil })
-	case guest.OpSignal, guest.OpAttach, guest.OpDetach:
-		if c.Process == nil {
+	case guest.OpSignal, guest.OpResize, guest.OpAttach, guest.OpDetach:
+		if c.Process == nil || c.Op == guest.OpResize && c.Process.Size == nil {
 			return guest.Violation("%s without a process", c.Op)
 		}
 		l.async(id, c.Op, func(*transfer) (guest.Reply, error) { return l.process(c.Op, c.Process) })
-	case guest.OpRead, guest.OpWrite, guest.OpStat, guest.OpList, guest.OpMkdir, guest.OpMove, guest.OpRemove:
+	case guest.OpRead, guest.OpWrite, guest.OpStat, guest.OpList, guest.OpMkdir, guest.OpMove, guest.OpRemove, guest.OpWatch:
 		if c.File == nil {
 			return guest.Violation("%s without a file", c.Op)
 		}
 		l.file(id, c.Op, c.File)
+	case guest.OpDial:
+		if c.Dial == nil || c.Dial.Port < 1 || c.Dial.Port > 65535 {
+			return guest.Violation("dial without a port")
+		}
+		l.dial(id, c.Dial.Port)
 	default:
 		l.async(id, c.Op, func(*transfer) (guest.Reply, error) {
 			return guest.Reply{}, sandbox.Errorf(string(c.Op), sandbox.KindUnsupported, "this agent cannot do that")
@@ -63,10 +72,17 @@ func (l *link) async(id uint32, op guest.Op, work func(*transfer) (guest.Reply, 
 
 func (l *link) start(id uint32, op guest.Op, t *transfer, work func(*transfer) (guest.Reply, error)) {
 	t.ctx, t.cancel = context.WithCancel(l.ctx)
+	running, most := &l.running, maxCalls
+	switch op {
+	case guest.OpWatch: // lasts, and is not work
+		running, most = &l.watching, maxWatches
+	case guest.OpDial:
+		running, most = &l.conns, guest.MaxConns
+	}
 	l.mu.Lock()
-	full := l.running >= maxCalls
+	full := *running >= most
 	if !full {
-		l.running++
+		*running++
 		l.calls[id] = t
 	}
 	l.mu.Unlock()
@@ -74,16 +90,21 @@ func (l *link) start(id uint32, op guest.Op, t *transfer, work func(*transfer) (
 	l.s.work.begin()
 	go func() {
 		defer l.s.wg.Done()
-		defer l.s.work.end(l.s.Idle)
 		defer t.cancel()
 		if full {
-			l.fail(id, op, capacity(op, "more than %d calls at once", maxCalls))
+			l.s.work.end(l.s.Idle)
+			l.fail(id, op, capacity(op, "more than %d calls of this kind at once", most))
 			return
+		}
+		if op == guest.OpWatch {
+			l.s.work.end(l.s.Idle)
+		} else {
+			defer l.s.work.end(l.s.Idle)
 		}
 		r, err := work(t)
 		l.mu.Lock()
 		delete(l.calls, id)
-		l.running--
+		*running--
 		l.mu.Unlock()
 		switch {
 		case errors.Is(err, errAnswered):
@@ -139,7 +160,13 @@ func (l *link) process(op guest.Op, c *guest.ProcCall) (guest.Reply, error) {
 	sys, over := p.p, p.exit != nil
 	p.mu.Unlock()
 	if sys == nil || over {
-		return guest.Reply{}, sandbox.Errorf("signal", sandbox.KindNotFound, "process %d does not run", c.ID)
+		return guest.Reply{}, sandbox.Errorf(string(op), sandbox.KindNotFound, "process %d does not run", c.ID)
+	}
+	if op == guest.OpResize {
+		if err := c.Size.Check(); err != nil {
+			return guest.Reply{}, err
+		}
+		return guest.Reply{}, sys.Resize(*c.Size)
 	}
 	if c.Signal == sigkill {
 		return guest.Reply{}, sys.Kill()
@@ -154,8 +181,8 @@ func (l *link) file(id uint32, op guest.Op, c *guest.FileCall) {
 	case guest.OpWrite:
 		t.up = guest.NewStream(id, guest.TypeFile, guest.FileWindow, 0,
 			func(at uint64) { _ = l.mark(guest.TypeWindow, id, guest.TypeFile, at) })
-	case guest.OpRead, guest.OpList:
-		t.down = newCredit()
+	case guest.OpRead, guest.OpList, guest.OpWatch:
+		t.down = newCredit(guest.FileWindow)
 	}
 	l.start(id, op, t, func(t *transfer) (guest.Reply, error) {
 		fs, err := l.s.sys.Files(l.s.userOf(c.User))
@@ -169,6 +196,8 @@ func (l *link) file(id uint32, op guest.Op, c *guest.FileCall) {
 			return l.write(fs, t, c)
 		case guest.OpList:
 			return guest.Reply{}, l.list(id, fs, t, c)
+		case guest.OpWatch:
+			return guest.Reply{}, l.watch(id, fs, t, c)
 		case guest.OpStat:
 			info, err := fs.Stat(c.Path)
 			return guest.Reply{File: &info}, err
@@ -254,6 +283,45 @@ func (l *link) list(id uint32, fs Files, t *transfer, c *guest.FileCall) error {
 	}()
 	defer r.Close()
 	return l.sendAll(id, t, r, 16<<10)
+}
+
+// watch sends what happens in a directory: the answer, then a FileEvent per line.
+func (l *link) watch(id uint32, fs Files, t *transfer, c *guest.FileCall) error {
+	q := guest.NewFileEvents()
+	w, err := fs.Watch(c.Path, c.Tree, q)
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	l.reply(id, guest.Reply{})
+	var at uint64
+	for {
+		select {
+		case <-q.Ready():
+		case <-t.ctx.Done():
+			return errAnswered
+		}
+		events, over, err := q.Take()
+		var lines bytes.Buffer
+		enc := json.NewEncoder(&lines)
+		for _, e := range events {
+			_ = enc.Encode(e) // strings only
+		}
+		for b := lines.Bytes(); len(b) > 0; {
+			offset, room := t.down.take(t.ctx.Done(), min(len(b), guest.MaxData))
+			if room == 0 || l.data(guest.TypeFile, id, offset, b[:room], nil) != nil {
+				return errAnswered
+			}
+			b, at = b[room:], offset+uint64(room)
+		}
+		switch {
+		case over && err != nil:
+			return err
+		case over:
+			_ = l.mark(guest.TypeEnd, id, guest.TypeFile, at)
+			return errAnswered
+		}
+	}
 }
 
 // sendAll sends what r yields and the end. size is a hint. The call has been

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path"
@@ -27,18 +28,24 @@ import (
 // user code may neither signal nor trace the thread. (setfsuid would be
 // lighter, gVisor does not have it; a helper process would cost its memory in
 // every idle sandbox.)
-type filer struct{ users *users }
+type filer struct {
+	users *users
+	temps temps
+}
 
 func (f *filer) as(name string) (Files, error) {
 	a, err := f.users.lookup(name)
 	if err != nil {
 		return nil, err
 	}
-	return &userFiles{a}, nil
+	return &userFiles{a, &f.temps}, nil
 }
 
 // userFiles implements Files.
-type userFiles struct{ a account }
+type userFiles struct {
+	a     account
+	temps *temps
+}
 
 // do runs f with the user's rights. op is for the error.
 func (u *userFiles) do(op guest.Op, f func() error) error {
@@ -91,25 +98,39 @@ func setIDs(call uintptr, id int) error {
 	return nil
 }
 
+// fileErrors are what the kernel says about files and KindOf does not know, or
+// knows as something else: a directory that is not empty is no name that is taken.
+var fileErrors = []struct {
+	errno unix.Errno
+	kind  sandbox.Kind
+	cause guest.Cause
+}{
+	{unix.EROFS, sandbox.KindDenied, guest.CauseReadOnly},
+	{unix.EFBIG, sandbox.KindTooLarge, guest.CauseSize},
+	{unix.EBUSY, sandbox.KindConflict, guest.CauseBusy},
+	{unix.ETXTBSY, sandbox.KindConflict, guest.CauseBusy},
+	{unix.ENOTEMPTY, sandbox.KindConflict, guest.CauseNotEmpty},
+	{unix.EINVAL, sandbox.KindInvalid, guest.CauseArgument},
+	{unix.ENAMETOOLONG, sandbox.KindInvalid, guest.CauseName},
+	{unix.ELOOP, sandbox.KindInvalid, guest.CauseLinks},
+	{unix.EXDEV, sandbox.KindInvalid, guest.CauseDevices},
+	{unix.ENXIO, sandbox.KindInvalid, guest.CauseSpecial},
+	{unix.ENODEV, sandbox.KindInvalid, guest.CauseSpecial},
+	{unix.EOPNOTSUPP, sandbox.KindInvalid, guest.CauseArgument},
+}
+
 // fileError types what the kernel said.
 func fileError(op guest.Op, err error) error {
 	var typed *sandbox.Error
 	if err == nil || errors.As(err, &typed) {
 		return err
 	}
-	kind := sandbox.KindOf(err)
-	switch {
-	case errors.Is(err, unix.EROFS):
-		kind = sandbox.KindDenied
-	case errors.Is(err, unix.EFBIG):
-		kind = sandbox.KindTooLarge
-	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.ETXTBSY):
-		kind = sandbox.KindConflict
-	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENAMETOOLONG), errors.Is(err, unix.ELOOP),
-		errors.Is(err, unix.EXDEV), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENODEV), errors.Is(err, unix.EOPNOTSUPP):
-		kind = sandbox.KindInvalid
+	for _, e := range fileErrors {
+		if errors.Is(err, e.errno) {
+			return sandbox.Errorf(string(op), e.kind, "%w", guest.Because(e.cause, err))
+		}
 	}
-	return sandbox.Errorf(string(op), kind, "%w", err)
+	return sandbox.Errorf(string(op), sandbox.KindOf(err), "%w", err)
 }
 
 func (u *userFiles) path(p string) string { return absolute(u.a, p) }
@@ -119,7 +140,7 @@ func notRegular(op guest.Op, p string, mode uint32) error {
 	if mode&unix.S_IFMT == unix.S_IFDIR {
 		return sandbox.Errorf(string(op), sandbox.KindIsDirectory, "%s is a directory", p)
 	}
-	return sandbox.Errorf(string(op), sandbox.KindInvalid, "%s is not a regular file", p)
+	return sandbox.Errorf(string(op), sandbox.KindInvalid, "%w", guest.Because(guest.CauseSpecial, fmt.Errorf("%s is not a regular file", p)))
 }
 
 // openRegular opens a regular file without ever waiting, as a FIFO would make
@@ -127,6 +148,9 @@ func notRegular(op guest.Op, p string, mode uint32) error {
 func openRegular(op guest.Op, p string, flags int, perm uint32) (int, *unix.Stat_t, error) {
 	const flagsAlways = unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY
 	fd, err := unix.Open(p, flags|flagsAlways, perm)
+	if errors.Is(err, unix.ENXIO) { // a socket, or a FIFO that nobody reads
+		return -1, nil, notRegular(op, p, 0)
+	}
 	if err != nil {
 		return -1, nil, &fs.PathError{Op: "open", Path: p, Err: err}
 	}
@@ -312,10 +336,23 @@ func (u *userFiles) Mkdir(p string, perm fs.FileMode, parents bool) error {
 	}
 	return u.do(guest.OpMkdir, func() error {
 		if parents {
-			return os.MkdirAll(p, perm)
+			return makeAll(p, perm)
 		}
 		return os.Mkdir(p, perm)
 	})
+}
+
+// makeAll makes a directory and what is missing above it. A link in a circle is in
+// the way as such, not as a name that is taken.
+func makeAll(p string, perm fs.FileMode) error {
+	err := os.MkdirAll(p, perm)
+	var at *fs.PathError
+	if errors.Is(err, fs.ErrExist) && errors.As(err, &at) {
+		if _, serr := os.Stat(at.Path); errors.Is(serr, unix.ELOOP) {
+			return serr
+		}
+	}
+	return err
 }
 
 // Move implements FileChanger. Between file systems it copies a regular file;
@@ -324,10 +361,15 @@ func (u *userFiles) Move(from, to string) error {
 	from, to = u.path(from), u.path(to)
 	return u.do(guest.OpMove, func() error {
 		err := os.Rename(from, to)
+		if errors.Is(err, fs.ErrNotExist) { // gVisor says so of a name that is too long, too
+			if _, serr := os.Lstat(from); serr != nil {
+				return serr
+			}
+		}
 		if !errors.Is(err, unix.EXDEV) {
 			return err
 		}
-		return moveFile(from, to)
+		return moveFile(from, to, u.temps)
 	})
 }
 

@@ -21,9 +21,10 @@ import (
 )
 
 // pattern is a reader of n bytes of the probe's pattern.
-func pattern(n int64) io.Reader {
+func pattern(t testing.TB, n int64) io.Reader {
 	r, w := io.Pipe()
 	go func() { w.CloseWithError(verbs.WritePattern(w, n, true)) }()
+	t.Cleanup(func() { r.Close() }) // not everybody reads to the end
 	return r
 }
 
@@ -39,7 +40,7 @@ func TestFiles(t *testing.T) {
 	s := b.open(guest.Config{})
 	c := ctx(t)
 	const size = 3<<20 + 5
-	info, err := s.WriteFile(c, "a/b/c.bin", pattern(size), guest.WriteOptions{Parents: true})
+	info, err := s.WriteFile(c, "a/b/c.bin", pattern(t, size), guest.WriteOptions{Parents: true})
 	must(t, err)
 	if info.Path != "/home/user/a/b/c.bin" || info.Size != size || info.UID != 1000 || info.Mode != 0o644 {
 		t.Errorf("%+v", info)
@@ -169,15 +170,15 @@ func TestWriteIsAtomic(t *testing.T) {
 	c := ctx(t)
 	_, err := s.WriteFile(c, "f", strings.NewReader("old"), guest.WriteOptions{})
 	must(t, err)
-	_, err = s.WriteFile(c, "f", pattern(3<<20), guest.WriteOptions{MaxSize: 1 << 20})
+	_, err = s.WriteFile(c, "f", pattern(t, 3<<20), guest.WriteOptions{MaxSize: 1 << 20})
 	want(t, "too large", err, sandbox.KindTooLarge)
 	broken := errors.New("broken")
-	_, err = s.WriteFile(c, "f", io.MultiReader(pattern(1<<20), failing{broken}), guest.WriteOptions{})
+	_, err = s.WriteFile(c, "f", io.MultiReader(pattern(t, 1<<20), failing{broken}), guest.WriteOptions{})
 	if !errors.Is(err, broken) {
 		t.Errorf("%v", err)
 	}
 	cancelled, cancel := context.WithCancel(c)
-	_, err = s.WriteFile(cancelled, "f", io.MultiReader(pattern(1<<20), canceller{cancel}, pattern(8<<20)), guest.WriteOptions{})
+	_, err = s.WriteFile(cancelled, "f", io.MultiReader(pattern(t, 1<<20), canceller{cancel}, pattern(t, 8<<20)), guest.WriteOptions{})
 	want(t, "cancelled", err, sandbox.KindCanceled)
 	must(t, s.Ping(c))
 	for range 100 {
@@ -215,7 +216,7 @@ func TestDiskFull(t *testing.T) {
 	if e.Reason != sandbox.ReasonDisk || e.Code != 1 {
 		t.Errorf("%q %+v", errs, e)
 	}
-	_, err := s.WriteFile(ctx(t), "more", pattern(1<<20), guest.WriteOptions{})
+	_, err := s.WriteFile(ctx(t), "more", pattern(t, 1<<20), guest.WriteOptions{})
 	want(t, "write", err, sandbox.KindNoSpace)
 	if _, _, e := run(t, s, guest.Command{}, "exit", "0"); e.Reason != sandbox.ReasonDone {
 		t.Errorf("success on a full disk: %+v", e)

@@ -3,6 +3,7 @@ package agent
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/hex"
 	"errors"
 	"io"
@@ -19,11 +20,12 @@ import (
 // nothing is a System without anything in it.
 type nothing struct{}
 
-func (nothing) Start(Program) (Process, error)         { return nil, fs.ErrNotExist }
-func (nothing) Files(string) (Files, error)            { return nil, fs.ErrNotExist }
-func (nothing) Sample() (Sample, error)                { return Sample{}, nil }
-func (nothing) KillAll() error                         { return nil }
-func (nothing) KillLargest([]Process) (Process, error) { return nil, nil }
+func (nothing) Start(Program) (Process, error)          { return nil, fs.ErrNotExist }
+func (nothing) Files(string) (Files, error)             { return nil, fs.ErrNotExist }
+func (nothing) Dial(context.Context, int) (Conn, error) { return nil, fs.ErrNotExist }
+func (nothing) Sample() (Sample, error)                 { return Sample{}, nil }
+func (nothing) KillAll() error                          { return nil }
+func (nothing) KillLargest([]Process) (Process, error)  { return nil, nil }
 
 // tape is a connection that yields what it was given and forgets what is
 // written.
@@ -57,7 +59,7 @@ func FuzzGuestDecode(f *testing.F) {
 		all = append(all, frame...)
 	}
 	f.Add(all, false)
-	for _, op := range []guest.Op{guest.OpPing, guest.OpProcesses, guest.OpReseed, guest.OpSignal, guest.OpWrite, guest.OpRead, "nonsense"} {
+	for _, op := range []guest.Op{guest.OpPing, guest.OpProcesses, guest.OpReseed, guest.OpSignal, guest.OpResize, guest.OpWrite, guest.OpRead, "nonsense"} {
 		f.Add(guest.AppendFrame(nil, guest.TypeCall, 5, []byte(`{"op":"`+string(op)+`","process":{"id":5},"file":{"path":"x"}}`)), true)
 	}
 	f.Fuzz(func(t *testing.T, in []byte, attached bool) {

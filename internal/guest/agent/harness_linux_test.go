@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"github.com/firebreak-dev/firebreak/internal/guest"
@@ -35,9 +36,10 @@ func TestMain(m *testing.M) {
 		fmt.Fprintf(os.Stderr, "build of the agent: %v\n%s", err, out)
 		os.Exit(1)
 	}
-	code := m.Run()
-	os.RemoveAll(dir)
-	os.Exit(code)
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		os.RemoveAll(dir)
+		os.Exit(code)
+	}))
 }
 
 // fifoConn is the host's end of a pair of FIFOs that both ends keep open for
@@ -79,6 +81,8 @@ func newBox(t testing.TB, args ...string) *box {
 	must(t, os.Chmod(filepath.Join(b.root, "root"), 0o700))
 	must(t, unix.Mknod(filepath.Join(b.root, "dev/null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))))
 	must(t, os.Chmod(filepath.Join(b.root, "dev/null"), 0o666))
+	must(t, unix.Mknod(filepath.Join(b.root, "dev/tty"), unix.S_IFCHR|0o666, int(unix.Mkdev(5, 0))))
+	must(t, os.Chmod(filepath.Join(b.root, "dev/tty"), 0o666))
 	must(t, os.WriteFile(filepath.Join(b.root, "etc/passwd"), []byte("root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\nother:x:1001:1001::/tmp:/bin/sh\n"), 0o644))
 	must(t, os.WriteFile(filepath.Join(b.root, "etc/group"), []byte("root:x:0:\nuser:x:1000:\nextra:x:2000:user,x\n"), 0o644))
 	bin, err := os.ReadFile(agentBinary)

@@ -26,7 +26,7 @@ func TestAgentMemory(t *testing.T) {
 		}
 	}
 	check("idle", 6<<10)
-	if _, err := s.WriteFile(ctx(t), "f", pattern(16<<20), guest.WriteOptions{}); err != nil {
+	if _, err := s.WriteFile(ctx(t), "f", pattern(t, 16<<20), guest.WriteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	run(t, s, guest.Command{}, "out", "10000000")

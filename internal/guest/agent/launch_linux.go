@@ -110,6 +110,7 @@ type program struct {
 	in     *os.File
 	out    *outputPipe
 	errs   *outputPipe
+	tty    *terminal   // instead of in and errs; nil without one
 	status chan Status // capacity 1
 
 	alone bool // guarded by reaper.mu; no other program ran in its life so far
@@ -141,12 +142,13 @@ func (s *Linux) Start(g Program) (Process, error) {
 	}
 	clearResult(guest.ResultPath(g.ID))
 	p := &program{s: s, id: g.ID, status: make(chan Status, 1)}
-	child, err := p.pipes(g.Stdin)
+	child, err := p.streams(a, g)
 	if err != nil {
 		return nil, err
 	}
 	attr := &syscall.ProcAttr{Dir: dir, Env: env, Files: child, Sys: &syscall.SysProcAttr{
 		Setsid:     true,
+		Setctty:    p.tty != nil, // descriptor 0
 		Credential: &syscall.Credential{Uid: uint32(a.uid), Gid: uint32(a.gid), Groups: a.groups},
 	}}
 	l := &s.user
@@ -190,7 +192,21 @@ func startError(exe, dir string, err error) error {
 	return sandbox.Errorf("exec", kind, "%s: %w", exe, err)
 }
 
-// pipes makes the program's stdio and returns the child's descriptors.
+// streams makes the program's stdio and returns the child's descriptors.
+func (p *program) streams(a account, g Program) ([]uintptr, error) {
+	if g.PTY == nil {
+		return p.pipes(g.Stdin)
+	}
+	t, err := openTerminal(a, *g.PTY)
+	if err != nil {
+		return nil, err
+	}
+	p.tty, p.out = t, &outputPipe{f: t.master}
+	fd := t.replica.Fd()
+	return []uintptr{fd, fd, fd}, nil
+}
+
+// pipes is streams without a terminal.
 func (p *program) pipes(stdin bool) ([]uintptr, error) {
 	var opened []int
 	var fds [3]int
@@ -228,6 +244,9 @@ func (p *program) pipes(stdin bool) ([]uintptr, error) {
 }
 
 func (p *program) closeChild(fds []uintptr) {
+	if p.tty != nil {
+		return
+	}
 	for i, fd := range fds {
 		if i > 0 || p.in != nil {
 			_ = unix.Close(int(fd))
@@ -236,6 +255,10 @@ func (p *program) closeChild(fds []uintptr) {
 }
 
 func (p *program) closeParent() {
+	if p.tty != nil {
+		p.tty.close()
+		return
+	}
 	if p.in != nil {
 		p.in.Close()
 	}
@@ -252,6 +275,9 @@ func (p *program) PID() int { return p.pid }
 
 // Stdio implements Process.
 func (p *program) Stdio() (in io.WriteCloser, out, errs io.ReadCloser) {
+	if p.tty != nil {
+		return keyboard{p}, p.out, io.NopCloser(strings.NewReader(""))
+	}
 	if p.in != nil {
 		in = p.in
 	}
@@ -274,6 +300,9 @@ type outputPipe struct {
 // Read implements io.Reader.
 func (o *outputPipe) Read(b []byte) (int, error) {
 	n, err := o.f.Read(b)
+	if errors.Is(err, unix.EIO) { // a terminal that nobody has any more
+		return n, io.EOF
+	}
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		return n, err
 	}
@@ -305,6 +334,9 @@ func environment(a account, g Program) []string {
 	env := []string{
 		"PATH=" + guest.DefaultPath, "HOME=" + a.home, "USER=" + a.name, "LOGNAME=" + a.name,
 		"LANG=C.UTF-8", guest.ResultEnv + "=" + guest.ResultPath(g.ID),
+	}
+	if g.PTY != nil {
+		env = append(env, "TERM="+defaultTerm)
 	}
 	for _, e := range g.Env {
 		env = setEnv(env, e)

@@ -40,15 +40,17 @@ type link struct {
 
 	mu      sync.Mutex
 	calls   map[uint32]*transfer // guarded by mu; in progress
-	running int                  // guarded by mu; len(calls) without execs
+	running int                  // guarded by mu; len(calls) without execs, watches and connections
+	// watching and conns are how many of calls are watches and connections.
+	watching, conns int // guarded by mu
 }
 
 // transfer is a call in progress that can be cancelled and may carry data.
 type transfer struct {
 	ctx    context.Context
 	cancel context.CancelFunc
-	up     *guest.Stream // write
-	down   *credit       // read, list
+	up     *guest.Stream // write, dial
+	down   *credit       // read, list, watch, dial
 }
 
 func newLink(s *Server, w *wire, window int) *link {

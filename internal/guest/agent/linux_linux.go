@@ -36,9 +36,9 @@ type Linux struct {
 	once      sync.Once
 }
 
-// NewLinux prepares the guest: /proc if the runtime did not mount it, the
-// default user's home, no core dumps. Errors: when it is not PID 1, or there
-// is no /proc.
+// NewLinux prepares the guest: /proc and /dev/pts if the runtime did not mount
+// them, the default user's home, no core dumps. Errors: when it is not PID 1, or
+// there is no /proc.
 func NewLinux() (*Linux, error) {
 	if os.Getpid() != 1 {
 		return nil, errors.New("the agent must be PID 1 of its sandbox")
@@ -46,6 +46,7 @@ func NewLinux() (*Linux, error) {
 	if err := ensureProc(); err != nil {
 		return nil, err
 	}
+	ensureTerminals()
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err

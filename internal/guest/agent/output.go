@@ -186,12 +186,13 @@ func (o *output) drop() {
 type credit struct {
 	wake  chan struct{} // capacity 1
 	mu    sync.Mutex
+	size  uint64 // the window
 	sent  uint64 // guarded by mu
 	limit uint64 // guarded by mu
 }
 
-func newCredit() *credit {
-	return &credit{wake: make(chan struct{}, 1), limit: guest.FileWindow}
+func newCredit(window uint64) *credit {
+	return &credit{wake: make(chan struct{}, 1), size: window, limit: window}
 }
 
 // grant handles a window frame.
@@ -201,7 +202,7 @@ func (c *credit) grant(consumed uint64) error {
 	if consumed > c.sent {
 		return guest.Violation("acknowledged %d bytes of a file, sent %d", consumed, c.sent)
 	}
-	c.limit = max(c.limit, consumed+guest.FileWindow)
+	c.limit = max(c.limit, consumed+c.size)
 	select {
 	case c.wake <- struct{}{}:
 	default:

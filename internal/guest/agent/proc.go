@@ -70,7 +70,7 @@ func (l *link) exec(id uint32, c *guest.ExecCall) {
 func (p *proc) run(l *link, c *guest.ExecCall) {
 	s := p.s
 	set := s.settings()
-	sys, err := s.sys.Start(Program{ID: p.id, Argv: c.Argv, Env: c.Env, Dir: c.Dir, User: p.user, Stdin: c.Stdin,
+	sys, err := s.sys.Start(Program{ID: p.id, Argv: c.Argv, Env: c.Env, Dir: c.Dir, User: p.user, Stdin: c.Stdin, PTY: c.PTY,
 		PIDs: set.PIDs, Memory: set.Memory})
 	l.mu.Lock()
 	delete(l.calls, p.id)
@@ -169,8 +169,11 @@ func (p *proc) ended(st Status) {
 		Result: st.Result, Duration: time.Since(p.started), CPU: st.CPU, MaxRSS: st.MaxRSS}
 	p.mu.Lock()
 	switch {
-	case p.reason != "" && st.Signal == sigkill:
+	case p.reason != "" && (st.Signal == sigkill || st.Signal == sighup):
+		// To kill everything is to stop it first, and the kernel hangs up on a
+		// stopped group that nobody waits for: it may die of that before.
 		e.Reason, e.Detail = p.reason, p.detail
+		e.Code, e.Signal = 128+sigkill, sigkill
 	case st.DiskFull && st.Code != 0:
 		e.Reason = sandbox.ReasonDisk
 	}
@@ -188,7 +191,10 @@ func (p *proc) ended(st Status) {
 	p.tell()
 }
 
-const sigkill = 9
+const (
+	sighup  = 1
+	sigkill = 9
+)
 
 // tell sends the exit frame to the host that follows, once.
 func (p *proc) tell() {

@@ -94,7 +94,11 @@ func (r *reaper) reap(pid int) {
 		st.Code = 128 + st.Signal
 	}
 	p.out.ended()
-	p.errs.ended()
+	if p.tty != nil {
+		p.tty.ended()
+	} else {
+		p.errs.ended()
+	}
 	go p.bury(st)
 }
 

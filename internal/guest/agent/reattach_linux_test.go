@@ -90,7 +90,7 @@ func TestReattach(t *testing.T) {
 		}
 		var wg sync.WaitGroup
 		wg.Go(func() { // also break calls to the guest in the middle
-			_, _ = s.WriteFile(c, "junk", pattern(400_000), guest.WriteOptions{})
+			_, _ = s.WriteFile(c, "junk", pattern(t, 400_000), guest.WriteOptions{})
 		})
 		if !outDone {
 			wg.Go(func() {
@@ -242,7 +242,7 @@ func TestCancel(t *testing.T) {
 	must(t, b.cmd.Process.Signal(stop))
 	c, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 	defer cancel()
-	_, err := s.WriteFile(c, "f", pattern(50<<20), guest.WriteOptions{})
+	_, err := s.WriteFile(c, "f", pattern(t, 50<<20), guest.WriteOptions{})
 	want(t, "write", err, sandbox.KindTimeout)
 	_, err = s.Exec(c, guest.Command{Argv: []string{guest.AgentPath, "probe", "sleep", "1h"}})
 	want(t, "exec", err, sandbox.KindTimeout)
@@ -250,4 +250,85 @@ func TestCancel(t *testing.T) {
 	must(t, b.cmd.Process.Signal(cont))
 	must(t, s.Ping(ctx(t)))
 	onlyAgent(t, s) // the exec that was given up does not run
+}
+
+// TestHold: a process that is held is there for another session until it is
+// released, whatever has been read of it; bytes only peeked at come again.
+func TestHold(t *testing.T) {
+	b := newBox(t)
+	s := b.open(guest.Config{})
+	p := probe(t, s, guest.Command{Hold: true}, "out", "100000")
+	id := p.ID()
+	data, err := p.Stdout().Peek(0, 1000)
+	if err != nil || len(data) == 0 || len(data) > 1000 {
+		t.Fatalf("%d bytes, %v", len(data), err)
+	}
+	p.Stdout().Discard(10)
+	if more, err := p.Stdout().Peek(len(data)-10, 1000); err != nil || len(more) <= len(data)-10 || string(more[:len(data)-10]) != string(data[10:]) {
+		t.Errorf("%d bytes, %v", len(more), err)
+	}
+	s.Close()
+	if rest, err := p.Stdout().Peek(1<<20, 1<<20); sandbox.KindOf(err) != sandbox.KindCanceled && (err != io.EOF || len(rest) != 99_990) || len(rest) == 0 { // all may have come by then
+		t.Errorf("after the end of the session: %d bytes, %v", len(rest), err)
+	}
+	for range 2 {
+		s = b.open(guest.Config{})
+		p, err = s.Reattach(ctx(t), id, guest.Position{Stdout: 10, Hold: true})
+		must(t, err)
+		var got []byte
+		for {
+			data, err := p.Stdout().Peek(0, 7000)
+			got = append(got, data...)
+			p.Stdout().Discard(min(len(data), 1)) // the rest is acknowledged by nobody
+			if err == io.EOF || len(got) > 0 {
+				break
+			}
+		}
+		if string(got[:100]) != string(all(pattern(t, 200))[10:110]) {
+			t.Errorf("resumed with %q", got[:20])
+		}
+		s.Close()
+	}
+	s = b.open(guest.Config{})
+	p, err = s.Reattach(ctx(t), id, guest.Position{Stdout: 10, Hold: true})
+	must(t, err)
+	if _, err := io.Copy(io.Discard, p.Stdout()); err != nil {
+		t.Error(err)
+	}
+	if _, err := io.Copy(io.Discard, p.Stderr()); err != nil {
+		t.Error(err)
+	}
+	if e, err := p.Wait(ctx(t)); err != nil || e.Code != 0 {
+		t.Errorf("%+v, %v", e, err)
+	}
+	known := func() bool {
+		list, err := s.Processes(ctx(t))
+		must(t, err)
+		for _, i := range list {
+			if i.ID == id {
+				return true
+			}
+		}
+		return false
+	}
+	if !known() {
+		t.Error("the guest forgot a process that is held")
+	}
+	p.Release()
+	p.Release()
+	for range 100 {
+		if !known() {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Error("the guest does not forget a process that was released")
+}
+
+func all(r io.Reader) []byte {
+	b, err := io.ReadAll(r)
+	if err != nil {
+		panic(err)
+	}
+	return b
 }

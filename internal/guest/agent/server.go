@@ -18,6 +18,7 @@ import (
 // Bounds of what a host may ask for at once.
 const (
 	maxCalls     = 64   // file operations in progress
+	maxWatches   = 16   // directories watched
 	maxProcesses = 4096 // programs running
 	maxEnded     = 256  // ended programs nobody has asked about
 )
@@ -171,7 +172,7 @@ func (s *Server) attachment(d *guest.Decoder, w *wire, nonce string) (reset []by
 	}
 	l := newLink(s, w, s.set.Window)
 	answer := guest.Hello{Protocol: guest.ProtocolVersion, Version: s.version, NextID: s.nextID,
-		Capabilities: []string{"exec", "files"}}
+		Capabilities: []string{"exec", "files", "watch", "dial", guest.CapabilityPTY}}
 	s.mu.Unlock()
 	defer l.end()
 	if err := l.json(guest.TypeHello, 0, answer); err != nil {

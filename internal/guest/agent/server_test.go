@@ -69,10 +69,13 @@ func (t *task) end(st agent.Status) {
 func (t *task) PID() int                                              { return 7 }
 func (t *task) Stdio() (io.WriteCloser, io.ReadCloser, io.ReadCloser) { return nil, t.out, t.errs }
 func (t *task) Signal(sig int) error                                  { t.end(agent.Status{Code: 128 + sig, Signal: sig}); return nil }
+func (t *task) Resize(guest.Size) error                               { return nil }
 func (t *task) Kill() error                                           { return t.Signal(9) }
 func (t *task) Wait() agent.Status                                    { return <-t.status }
 
 func (m *machine) Files(string) (agent.Files, error) { return nil, errors.New("no files") }
+
+func (m *machine) Dial(context.Context, int) (agent.Conn, error) { return nil, errors.New("no ports") }
 
 func (m *machine) Sample() (agent.Sample, error) {
 	m.mu.Lock()

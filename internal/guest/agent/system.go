@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"io"
 	"io/fs"
 	"time"
@@ -13,11 +14,15 @@ import (
 // *sandbox.Error or file system errors that sandbox.KindOf understands.
 type System interface {
 	// Start starts a program. Errors: KindNotFound for a missing program,
-	// directory or user, KindDenied, KindCapacity when no task can be made.
+	// directory or user, KindDenied, KindCapacity when no task or no terminal can be
+	// made, KindUnsupported where there are no terminals.
 	Start(Program) (Process, error)
 	// Files returns the file system as the named user may use it. "" is the
 	// default user. Errors: KindNotFound for an unknown user.
 	Files(user string) (Files, error)
+	// Dial connects to a TCP port of the sandbox's loopback. Errors:
+	// KindNotFound when nothing listens there, KindTimeout.
+	Dial(ctx context.Context, port int) (Conn, error)
 	// Sample measures what user code uses now. It is called every 25 ms while
 	// something runs, so it must be cheap.
 	Sample() (Sample, error)
@@ -29,14 +34,21 @@ type System interface {
 	KillLargest(running []Process) (Process, error)
 }
 
+// Conn is a connection to a program of the sandbox.
+type Conn interface {
+	io.ReadWriteCloser
+	CloseWrite() error
+}
+
 // Program is what Start starts.
 type Program struct {
-	ID    uint32   // the exec's id, unique for the life of the sandbox
-	Argv  []string // Argv[0] is looked up in the environment's PATH
-	Env   []string // KEY=VALUE, on top of the base environment
-	Dir   string   // relative to the home, which is the default
-	User  string   // name or number; "" is the default user
-	Stdin bool     // give it a pipe instead of /dev/null
+	ID    uint32      // the exec's id, unique for the life of the sandbox
+	Argv  []string    // Argv[0] is looked up in the environment's PATH
+	Env   []string    // KEY=VALUE, on top of the base environment
+	Dir   string      // relative to the home, which is the default
+	User  string      // name or number; "" is the default user
+	Stdin bool        // give it a pipe instead of /dev/null
+	PTY   *guest.Size // give it a terminal instead of all three; Stdin is set, too
 	// The sandbox's limits, for what a System can do beside the agent; 0: none.
 	PIDs   int   // may be backed with RLIMIT_NPROC
 	Memory int64 // bytes; Sample need not be exact far below
@@ -47,13 +59,17 @@ type Program struct {
 type Process interface {
 	PID() int
 	// Stdio returns the program's standard streams. in is nil without
-	// Program.Stdin; closing it gives the program end of file. out and errs
+	// Program.Stdin; closing it gives the program end of file, and hangs up a
+	// terminal: SIGHUP. out and errs
 	// end no later than a short grace after the program itself, even when a
 	// process it left behind still holds them.
 	Stdio() (in io.WriteCloser, out, errs io.ReadCloser)
 	// Signal sends a signal to the process group. Errors: KindNotFound when
 	// the program has ended.
 	Signal(sig int) error
+	// Resize changes the size of the program's terminal. Errors: KindConflict
+	// without one, KindNotFound when the program has ended.
+	Resize(guest.Size) error
 	// Kill kills the program and all its descendants, also those that left its
 	// process group or session.
 	Kill() error
@@ -95,6 +111,10 @@ type FileReader interface {
 	// List returns a directory's entries, depth levels deep, in order of name,
 	// paths relative to it; more says that there were over max.
 	List(path string, depth, max int) (entries []guest.FileInfo, more bool, err error)
+	// Watch reports to q what happens in a directory, and with recursive below
+	// it, until it is closed; then nothing more comes. It ends q when the
+	// directory is not at path any more. See guest.Session.Watch.
+	Watch(path string, recursive bool, q *guest.FileEvents) (io.Closer, error)
 }
 
 // File is a regular file open for reading.

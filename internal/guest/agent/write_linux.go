@@ -8,6 +8,7 @@ import (
 	"path"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -31,9 +32,10 @@ func setGroups(groups []uint32) error {
 func (u *userFiles) Create(p string, o CreateOptions) (Writer, error) {
 	p = u.path(p)
 	w := &fileWriter{u: u, path: p}
+	existed := false
 	err := u.do(guest.OpWrite, func() error {
 		if o.Parents {
-			if err := os.MkdirAll(path.Dir(p), 0o755); err != nil {
+			if err := makeAll(path.Dir(p), 0o755); err != nil {
 				return err
 			}
 		}
@@ -43,6 +45,7 @@ func (u *userFiles) Create(p string, o CreateOptions) (Writer, error) {
 		case err == nil && !st.Mode().IsRegular():
 			return notRegular(guest.OpWrite, p, modeOf(st))
 		case err == nil:
+			existed = true
 			if w.path, err = filepath.EvalSymlinks(p); err != nil {
 				return err
 			}
@@ -55,7 +58,7 @@ func (u *userFiles) Create(p string, o CreateOptions) (Writer, error) {
 		if perm == 0 {
 			perm = 0o644
 		}
-		return w.open(perm, o.Append)
+		return w.open(perm, o.Append, existed)
 	})
 	if err != nil {
 		return nil, err
@@ -78,12 +81,14 @@ type fileWriter struct {
 	temp string // "": appending in place
 }
 
-func (w *fileWriter) open(perm fs.FileMode, appending bool) (err error) {
+// open opens the file to write to. existed says that it takes the place of one.
+func (w *fileWriter) open(perm fs.FileMode, appending, existed bool) (err error) {
 	if appending {
 		w.fd, _, err = openRegular(guest.OpWrite, w.path, unix.O_WRONLY|unix.O_APPEND|unix.O_CREAT, uint32(perm))
 		return err
 	}
 	w.temp = path.Join(path.Dir(w.path), randomName(path.Base(w.path)))
+	w.u.temps.add(path.Base(w.temp), existed)
 	w.fd, _, err = openRegular(guest.OpWrite, w.temp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	var pe *fs.PathError
 	if errors.As(err, &pe) {
@@ -143,8 +148,35 @@ func (w *fileWriter) unlink() {
 	}
 }
 
+// temps are the latest names of temporary files: whoever watches a directory
+// does not see them.
+type temps struct {
+	mu      sync.Mutex
+	names   [256]string // guarded by mu; four times what can be written at once
+	existed [256]bool   // guarded by mu; it takes the place of a file
+	next    int         // guarded by mu
+}
+
+func (t *temps) add(name string, existed bool) {
+	t.mu.Lock()
+	t.names[t.next], t.existed[t.next] = name, existed
+	t.next = (t.next + 1) % len(t.names)
+	t.mu.Unlock()
+}
+
+func (t *temps) find(name string) (existed, ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i, n := range t.names {
+		if n == name {
+			return t.existed[i], true
+		}
+	}
+	return false, false
+}
+
 // moveFile moves a regular file to another file system.
-func moveFile(from, to string) error {
+func moveFile(from, to string, temps *temps) error {
 	st, err := os.Lstat(from)
 	if err != nil {
 		return err
@@ -158,8 +190,9 @@ func moveFile(from, to string) error {
 	}
 	src := os.NewFile(uintptr(fd), from)
 	defer src.Close()
-	w := &fileWriter{u: &userFiles{}, path: to} // on this thread the rights are the user's already
-	if err := w.open(st.Mode().Perm(), false); err != nil {
+	w := &fileWriter{u: &userFiles{temps: temps}, path: to} // on this thread the rights are the user's already
+	_, err = os.Lstat(to)
+	if err := w.open(st.Mode().Perm(), false, err == nil); err != nil {
 		return err
 	}
 	if _, err := io.Copy(w, src); err != nil {

@@ -55,7 +55,11 @@ var verbs = map[string]struct {
 	"ls":          {1, list},
 	"net":         {0, network},
 	"mounts":      {0, func([]string) error { return read([]string{"/proc/self/mountinfo"}) }},
+	"serve":       {1, serve},
 	"tasks":       {0, tasks},
+	"terminal":    {0, terminal},
+	"ignore-hup":  {0, ignoreHangup},
+	"ptmx":        {0, allTerminals},
 }
 
 func printJSON(v any) error { return json.NewEncoder(os.Stdout).Encode(v) }

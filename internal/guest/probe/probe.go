@@ -22,6 +22,7 @@
 //	fill PATH BYTES       write a file of that size; exit 1 when the disk is full
 //	id                    credentials, capabilities, no_new_privs and limits, as JSON
 //	ignore-term           ignore SIGTERM, print "ready", hold
+//	ignore-hup            print "ready", and "SIGHUP" at each, hold
 //	daemon                leave a sleeper in a session of its own, print its pid
 //	hold-output           leave a sleeper that holds standard output open
 //	signalself N          die of signal N
@@ -29,6 +30,10 @@
 //	write PATH TEXT | read PATH | ls PATH
 //	net                   interfaces, and whether 169.254.169.254:80 answers, as JSON
 //	mounts                the mount table
+//	terminal [N]          size and TERM of the terminal it must have, again after each of N changes
+//	ptmx                  open terminals until there are no more, print "full", hold them
+//	serve MODE            listen on the loopback, print the port, and to each connection
+//	                      echo it, flood it, reset it, or ignore it; queue: accept none
 //	tasks                 number of processes and tasks visible, as JSON
 package probe
 

@@ -136,10 +136,19 @@ func (b *Baseline) Diff() []Finding {
 func Of(scope Scope, ids ...string) []Finding {
 	scope.Descriptors, scope.Exclusive = false, false
 	m := matcher{ids: ids} // no directories: siblings live there
-	return settle(func() []Finding {
-		return findings(scope, m, func(o object) bool {
-			return o.ours && (m.find(o.Name) != "" || m.find(o.Detail) != "")
-		})
+	return settle(func() []Finding { return mentions(scope, m) })
+}
+
+// Seen reports what Of would, as it is now: of a live instance, all that its
+// end has to remove.
+func Seen(scope Scope, ids ...string) []Finding {
+	scope.Descriptors, scope.Exclusive = false, false
+	return mentions(scope, matcher{ids: ids})
+}
+
+func mentions(scope Scope, m matcher) []Finding {
+	return findings(scope, m, func(o object) bool {
+		return o.ours && (m.find(o.Name) != "" || m.find(o.Detail) != "")
 	})
 }
 

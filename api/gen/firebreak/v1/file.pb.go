@@ -757,6 +757,572 @@ func (*RemoveFileResponse) Descriptor() ([]byte, []int) {
 	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{10}
 }
 
+type WatchFilesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Default the user's home.
+	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// Directories below it too; symbolic links are not followed.
+	Recursive     bool   `protobuf:"varint,3,opt,name=recursive,proto3" json:"recursive,omitempty"`
+	User          string `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchFilesRequest) Reset() {
+	*x = WatchFilesRequest{}
+	mi := &file_firebreak_v1_file_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchFilesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchFilesRequest) ProtoMessage() {}
+
+func (x *WatchFilesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_file_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchFilesRequest.ProtoReflect.Descriptor instead.
+func (*WatchFilesRequest) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *WatchFilesRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *WatchFilesRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *WatchFilesRequest) GetRecursive() bool {
+	if x != nil {
+		return x.Recursive
+	}
+	return false
+}
+
+func (x *WatchFilesRequest) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+// FileEvent is one change in a watched directory.
+type FileEvent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// start, create, write, remove, rename, chmod, overflow. A rename names the
+	// old path; a create follows with the new one, if that is watched too. An
+	// overflow says that changes are missing here: list the directory again.
+	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	// Relative to the watched directory; empty is that itself.
+	Path          string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FileEvent) Reset() {
+	*x = FileEvent{}
+	mi := &file_firebreak_v1_file_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FileEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FileEvent) ProtoMessage() {}
+
+func (x *FileEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_file_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FileEvent.ProtoReflect.Descriptor instead.
+func (*FileEvent) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *FileEvent) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *FileEvent) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+type CreateWatcherRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Default the user's home.
+	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// Directories below it too; symbolic links are not followed.
+	Recursive     bool   `protobuf:"varint,3,opt,name=recursive,proto3" json:"recursive,omitempty"`
+	User          string `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateWatcherRequest) Reset() {
+	*x = CreateWatcherRequest{}
+	mi := &file_firebreak_v1_file_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateWatcherRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateWatcherRequest) ProtoMessage() {}
+
+func (x *CreateWatcherRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_file_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateWatcherRequest.ProtoReflect.Descriptor instead.
+func (*CreateWatcherRequest) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *CreateWatcherRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CreateWatcherRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *CreateWatcherRequest) GetRecursive() bool {
+	if x != nil {
+		return x.Recursive
+	}
+	return false
+}
+
+func (x *CreateWatcherRequest) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+type Watcher struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Watcher       string                 `protobuf:"bytes,1,opt,name=watcher,proto3" json:"watcher,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Watcher) Reset() {
+	*x = Watcher{}
+	mi := &file_firebreak_v1_file_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Watcher) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Watcher) ProtoMessage() {}
+
+func (x *Watcher) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_file_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Watcher.ProtoReflect.Descriptor instead.
+func (*Watcher) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Watcher) GetWatcher() string {
+	if x != nil {
+		return x.Watcher
+	}
+	return ""
+}
+
+type GetWatcherEventsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Watcher       string                 `protobuf:"bytes,2,opt,name=watcher,proto3" json:"watcher,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetWatcherEventsRequest) Reset() {
+	*x = GetWatcherEventsRequest{}
+	mi := &file_firebreak_v1_file_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetWatcherEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetWatcherEventsRequest) ProtoMessage() {}
+
+func (x *GetWatcherEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_file_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetWatcherEventsRequest.ProtoReflect.Descriptor instead.
+func (*GetWatcherEventsRequest) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *GetWatcherEventsRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *GetWatcherEventsRequest) GetWatcher() string {
+	if x != nil {
+		return x.Watcher
+	}
+	return ""
+}
+
+type GetWatcherEventsResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Events []*FileEvent           `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	// Nothing more will come: the directory was removed or renamed.
+	Over          bool `protobuf:"varint,2,opt,name=over,proto3" json:"over,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetWatcherEventsResponse) Reset() {
+	*x = GetWatcherEventsResponse{}
+	mi := &file_firebreak_v1_file_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetWatcherEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetWatcherEventsResponse) ProtoMessage() {}
+
+func (x *GetWatcherEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_file_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetWatcherEventsResponse.ProtoReflect.Descriptor instead.
+func (*GetWatcherEventsResponse) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *GetWatcherEventsResponse) GetEvents() []*FileEvent {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *GetWatcherEventsResponse) GetOver() bool {
+	if x != nil {
+		return x.Over
+	}
+	return false
+}
+
+type RemoveWatcherRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Watcher       string                 `protobuf:"bytes,2,opt,name=watcher,proto3" json:"watcher,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveWatcherRequest) Reset() {
+	*x = RemoveWatcherRequest{}
+	mi := &file_firebreak_v1_file_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveWatcherRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveWatcherRequest) ProtoMessage() {}
+
+func (x *RemoveWatcherRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_file_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveWatcherRequest.ProtoReflect.Descriptor instead.
+func (*RemoveWatcherRequest) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RemoveWatcherRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RemoveWatcherRequest) GetWatcher() string {
+	if x != nil {
+		return x.Watcher
+	}
+	return ""
+}
+
+type RemoveWatcherResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveWatcherResponse) Reset() {
+	*x = RemoveWatcherResponse{}
+	mi := &file_firebreak_v1_file_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveWatcherResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveWatcherResponse) ProtoMessage() {}
+
+func (x *RemoveWatcherResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_file_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveWatcherResponse.ProtoReflect.Descriptor instead.
+func (*RemoveWatcherResponse) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{18}
+}
+
+type SignFileRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Path  string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// read (GET, HEAD) or write (PUT), which needs the scope files:write.
+	Operation string `protobuf:"bytes,3,opt,name=operation,proto3" json:"operation,omitempty"`
+	// Seconds it works, up to 7 days; default an hour.
+	ExpiresIn int64 `protobuf:"varint,4,opt,name=expires_in,json=expiresIn,proto3" json:"expires_in,omitempty"`
+	// The guest's user it acts as.
+	User          string `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignFileRequest) Reset() {
+	*x = SignFileRequest{}
+	mi := &file_firebreak_v1_file_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignFileRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignFileRequest) ProtoMessage() {}
+
+func (x *SignFileRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_file_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignFileRequest.ProtoReflect.Descriptor instead.
+func (*SignFileRequest) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *SignFileRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *SignFileRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *SignFileRequest) GetOperation() string {
+	if x != nil {
+		return x.Operation
+	}
+	return ""
+}
+
+func (x *SignFileRequest) GetExpiresIn() int64 {
+	if x != nil {
+		return x.ExpiresIn
+	}
+	return 0
+}
+
+func (x *SignFileRequest) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+type SignedURL struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Relative to the server's address.
+	Url           string                 `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
+	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignedURL) Reset() {
+	*x = SignedURL{}
+	mi := &file_firebreak_v1_file_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignedURL) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignedURL) ProtoMessage() {}
+
+func (x *SignedURL) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_file_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignedURL.ProtoReflect.Descriptor instead.
+func (*SignedURL) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *SignedURL) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *SignedURL) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
 var File_firebreak_v1_file_proto protoreflect.FileDescriptor
 
 const file_firebreak_v1_file_proto_rawDesc = "" +
@@ -827,20 +1393,81 @@ const file_firebreak_v1_file_proto_rawDesc = "" +
 	"\xbaH\ar\x05\x10\x01\x18\x80 R\x04path\x12\x1c\n" +
 	"\trecursive\x18\x03 \x01(\bR\trecursive\x12\x1b\n" +
 	"\x04user\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04user\"\x14\n" +
-	"\x12RemoveFileResponse2\x88\a\n" +
+	"\x12RemoveFileResponse\"\x88\x01\n" +
+	"\x11WatchFilesRequest\x12\x1a\n" +
+	"\x02id\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12\x1c\n" +
+	"\x04path\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x04path\x12\x1c\n" +
+	"\trecursive\x18\x03 \x01(\bR\trecursive\x12\x1b\n" +
+	"\x04user\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04user\"3\n" +
+	"\tFileEvent\x12\x12\n" +
+	"\x04type\x18\x01 \x01(\tR\x04type\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\"\x8b\x01\n" +
+	"\x14CreateWatcherRequest\x12\x1a\n" +
+	"\x02id\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12\x1c\n" +
+	"\x04path\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x04path\x12\x1c\n" +
+	"\trecursive\x18\x03 \x01(\bR\trecursive\x12\x1b\n" +
+	"\x04user\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04user\"#\n" +
+	"\aWatcher\x12\x18\n" +
+	"\awatcher\x18\x01 \x01(\tR\awatcher\"Z\n" +
+	"\x17GetWatcherEventsRequest\x12\x1a\n" +
+	"\x02id\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12#\n" +
+	"\awatcher\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\awatcher\"_\n" +
+	"\x18GetWatcherEventsResponse\x12/\n" +
+	"\x06events\x18\x01 \x03(\v2\x17.firebreak.v1.FileEventR\x06events\x12\x12\n" +
+	"\x04over\x18\x02 \x01(\bR\x04over\"W\n" +
+	"\x14RemoveWatcherRequest\x12\x1a\n" +
+	"\x02id\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12#\n" +
+	"\awatcher\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\awatcher\"\x17\n" +
+	"\x15RemoveWatcherResponse\"\xc8\x01\n" +
+	"\x0fSignFileRequest\x12\x1a\n" +
+	"\x02id\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12\x1e\n" +
+	"\x04path\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80 R\x04path\x120\n" +
+	"\toperation\x18\x03 \x01(\tB\x12\xbaH\x0fr\rR\x04readR\x05writeR\toperation\x12*\n" +
+	"\n" +
+	"expires_in\x18\x04 \x01(\x03B\v\xbaH\b\"\x06\x18\x80\xf5$(\x00R\texpiresIn\x12\x1b\n" +
+	"\x04user\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04user\"X\n" +
+	"\tSignedURL\x12\x10\n" +
+	"\x03url\x18\x01 \x01(\tR\x03url\x129\n" +
+	"\n" +
+	"expires_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt2\xa4\r\n" +
 	"\vFileService\x12a\n" +
 	"\bReadFile\x12\x1d.firebreak.v1.ReadFileRequest\x1a\x17.firebreak.v1.FileChunk\"\x1b\xca\xda\x18\x17\n" +
 	"\n" +
 	"files:read\x12\tfile.read0\x01\x12d\n" +
 	"\tWriteFile\x12\x1e.firebreak.v1.WriteFileRequest\x1a\x16.firebreak.v1.FileInfo\"\x1d\xca\xda\x18\x19\n" +
 	"\vfiles:write\x12\n" +
-	"file.write(\x01\x12x\n" +
-	"\bStatFile\x12\x1d.firebreak.v1.StatFileRequest\x1a\x16.firebreak.v1.FileInfo\"5\xca\xda\x18\f\n" +
+	"file.write(\x01\x12\x83\x01\n" +
+	"\bStatFile\x12\x1d.firebreak.v1.StatFileRequest\x1a\x16.firebreak.v1.FileInfo\"@\xca\xda\x18\x17\n" +
 	"\n" +
-	"files:read\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/sandboxes/{id}/files/stat\x12\x83\x01\n" +
-	"\tListFiles\x12\x1e.firebreak.v1.ListFilesRequest\x1a\x1f.firebreak.v1.ListFilesResponse\"5\xca\xda\x18\f\n" +
+	"files:read\x12\tfile.stat\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/sandboxes/{id}/files/stat\x12\x8e\x01\n" +
+	"\tListFiles\x12\x1e.firebreak.v1.ListFilesRequest\x1a\x1f.firebreak.v1.ListFilesResponse\"@\xca\xda\x18\x17\n" +
 	"\n" +
-	"files:read\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/sandboxes/{id}/files/list\x12\x93\x01\n" +
+	"files:read\x12\tfile.list\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/sandboxes/{id}/files/list\x12\x8c\x01\n" +
+	"\n" +
+	"WatchFiles\x12\x1f.firebreak.v1.WatchFilesRequest\x1a\x17.firebreak.v1.FileEvent\"B\xca\xda\x18\x18\n" +
+	"\n" +
+	"files:read\x12\n" +
+	"file.watch\x82\xd3\xe4\x93\x02 \x12\x1e/v1/sandboxes/{id}/files/watch0\x01\x12\x94\x01\n" +
+	"\rCreateWatcher\x12\".firebreak.v1.CreateWatcherRequest\x1a\x15.firebreak.v1.Watcher\"H\xca\xda\x18\x18\n" +
+	"\n" +
+	"files:read\x12\n" +
+	"file.watch\x82\xd3\xe4\x93\x02&:\x01*\"!/v1/sandboxes/{id}/files/watchers\x12\xa6\x01\n" +
+	"\x10GetWatcherEvents\x12%.firebreak.v1.GetWatcherEventsRequest\x1a&.firebreak.v1.GetWatcherEventsResponse\"C\xca\xda\x18\f\n" +
+	"\n" +
+	"files:read\x82\xd3\xe4\x93\x02-\x12+/v1/sandboxes/{id}/files/watchers/{watcher}\x12\xa9\x01\n" +
+	"\rRemoveWatcher\x12\".firebreak.v1.RemoveWatcherRequest\x1a#.firebreak.v1.RemoveWatcherResponse\"O\xca\xda\x18\x18\n" +
+	"\n" +
+	"files:read\x12\n" +
+	"file.watch\x82\xd3\xe4\x93\x02-*+/v1/sandboxes/{id}/files/watchers/{watcher}\x12\x87\x01\n" +
+	"\bSignFile\x12\x1d.firebreak.v1.SignFileRequest\x1a\x17.firebreak.v1.SignedURL\"C\xca\xda\x18\x17\n" +
+	"\n" +
+	"files:read\x12\tfile.sign\x82\xd3\xe4\x93\x02\":\x01*\"\x1d/v1/sandboxes/{id}/files/sign\x12\x93\x01\n" +
 	"\rMakeDirectory\x12\".firebreak.v1.MakeDirectoryRequest\x1a\x16.firebreak.v1.FileInfo\"F\xca\xda\x18\x19\n" +
 	"\vfiles:write\x12\n" +
 	"file.mkdir\x82\xd3\xe4\x93\x02#:\x01*\"\x1e/v1/sandboxes/{id}/files/mkdir\x12\x87\x01\n" +
@@ -862,44 +1489,66 @@ func file_firebreak_v1_file_proto_rawDescGZIP() []byte {
 	return file_firebreak_v1_file_proto_rawDescData
 }
 
-var file_firebreak_v1_file_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_firebreak_v1_file_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_firebreak_v1_file_proto_goTypes = []any{
-	(*FileInfo)(nil),              // 0: firebreak.v1.FileInfo
-	(*ReadFileRequest)(nil),       // 1: firebreak.v1.ReadFileRequest
-	(*FileChunk)(nil),             // 2: firebreak.v1.FileChunk
-	(*WriteFileRequest)(nil),      // 3: firebreak.v1.WriteFileRequest
-	(*StatFileRequest)(nil),       // 4: firebreak.v1.StatFileRequest
-	(*ListFilesRequest)(nil),      // 5: firebreak.v1.ListFilesRequest
-	(*ListFilesResponse)(nil),     // 6: firebreak.v1.ListFilesResponse
-	(*MakeDirectoryRequest)(nil),  // 7: firebreak.v1.MakeDirectoryRequest
-	(*MoveFileRequest)(nil),       // 8: firebreak.v1.MoveFileRequest
-	(*RemoveFileRequest)(nil),     // 9: firebreak.v1.RemoveFileRequest
-	(*RemoveFileResponse)(nil),    // 10: firebreak.v1.RemoveFileResponse
-	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
+	(*FileInfo)(nil),                 // 0: firebreak.v1.FileInfo
+	(*ReadFileRequest)(nil),          // 1: firebreak.v1.ReadFileRequest
+	(*FileChunk)(nil),                // 2: firebreak.v1.FileChunk
+	(*WriteFileRequest)(nil),         // 3: firebreak.v1.WriteFileRequest
+	(*StatFileRequest)(nil),          // 4: firebreak.v1.StatFileRequest
+	(*ListFilesRequest)(nil),         // 5: firebreak.v1.ListFilesRequest
+	(*ListFilesResponse)(nil),        // 6: firebreak.v1.ListFilesResponse
+	(*MakeDirectoryRequest)(nil),     // 7: firebreak.v1.MakeDirectoryRequest
+	(*MoveFileRequest)(nil),          // 8: firebreak.v1.MoveFileRequest
+	(*RemoveFileRequest)(nil),        // 9: firebreak.v1.RemoveFileRequest
+	(*RemoveFileResponse)(nil),       // 10: firebreak.v1.RemoveFileResponse
+	(*WatchFilesRequest)(nil),        // 11: firebreak.v1.WatchFilesRequest
+	(*FileEvent)(nil),                // 12: firebreak.v1.FileEvent
+	(*CreateWatcherRequest)(nil),     // 13: firebreak.v1.CreateWatcherRequest
+	(*Watcher)(nil),                  // 14: firebreak.v1.Watcher
+	(*GetWatcherEventsRequest)(nil),  // 15: firebreak.v1.GetWatcherEventsRequest
+	(*GetWatcherEventsResponse)(nil), // 16: firebreak.v1.GetWatcherEventsResponse
+	(*RemoveWatcherRequest)(nil),     // 17: firebreak.v1.RemoveWatcherRequest
+	(*RemoveWatcherResponse)(nil),    // 18: firebreak.v1.RemoveWatcherResponse
+	(*SignFileRequest)(nil),          // 19: firebreak.v1.SignFileRequest
+	(*SignedURL)(nil),                // 20: firebreak.v1.SignedURL
+	(*timestamppb.Timestamp)(nil),    // 21: google.protobuf.Timestamp
 }
 var file_firebreak_v1_file_proto_depIdxs = []int32{
-	11, // 0: firebreak.v1.FileInfo.modified_at:type_name -> google.protobuf.Timestamp
+	21, // 0: firebreak.v1.FileInfo.modified_at:type_name -> google.protobuf.Timestamp
 	0,  // 1: firebreak.v1.FileChunk.info:type_name -> firebreak.v1.FileInfo
 	0,  // 2: firebreak.v1.ListFilesResponse.files:type_name -> firebreak.v1.FileInfo
-	1,  // 3: firebreak.v1.FileService.ReadFile:input_type -> firebreak.v1.ReadFileRequest
-	3,  // 4: firebreak.v1.FileService.WriteFile:input_type -> firebreak.v1.WriteFileRequest
-	4,  // 5: firebreak.v1.FileService.StatFile:input_type -> firebreak.v1.StatFileRequest
-	5,  // 6: firebreak.v1.FileService.ListFiles:input_type -> firebreak.v1.ListFilesRequest
-	7,  // 7: firebreak.v1.FileService.MakeDirectory:input_type -> firebreak.v1.MakeDirectoryRequest
-	8,  // 8: firebreak.v1.FileService.MoveFile:input_type -> firebreak.v1.MoveFileRequest
-	9,  // 9: firebreak.v1.FileService.RemoveFile:input_type -> firebreak.v1.RemoveFileRequest
-	2,  // 10: firebreak.v1.FileService.ReadFile:output_type -> firebreak.v1.FileChunk
-	0,  // 11: firebreak.v1.FileService.WriteFile:output_type -> firebreak.v1.FileInfo
-	0,  // 12: firebreak.v1.FileService.StatFile:output_type -> firebreak.v1.FileInfo
-	6,  // 13: firebreak.v1.FileService.ListFiles:output_type -> firebreak.v1.ListFilesResponse
-	0,  // 14: firebreak.v1.FileService.MakeDirectory:output_type -> firebreak.v1.FileInfo
-	0,  // 15: firebreak.v1.FileService.MoveFile:output_type -> firebreak.v1.FileInfo
-	10, // 16: firebreak.v1.FileService.RemoveFile:output_type -> firebreak.v1.RemoveFileResponse
-	10, // [10:17] is the sub-list for method output_type
-	3,  // [3:10] is the sub-list for method input_type
-	3,  // [3:3] is the sub-list for extension type_name
-	3,  // [3:3] is the sub-list for extension extendee
-	0,  // [0:3] is the sub-list for field type_name
+	12, // 3: firebreak.v1.GetWatcherEventsResponse.events:type_name -> firebreak.v1.FileEvent
+	21, // 4: firebreak.v1.SignedURL.expires_at:type_name -> google.protobuf.Timestamp
+	1,  // 5: firebreak.v1.FileService.ReadFile:input_type -> firebreak.v1.ReadFileRequest
+	3,  // 6: firebreak.v1.FileService.WriteFile:input_type -> firebreak.v1.WriteFileRequest
+	4,  // 7: firebreak.v1.FileService.StatFile:input_type -> firebreak.v1.StatFileRequest
+	5,  // 8: firebreak.v1.FileService.ListFiles:input_type -> firebreak.v1.ListFilesRequest
+	11, // 9: firebreak.v1.FileService.WatchFiles:input_type -> firebreak.v1.WatchFilesRequest
+	13, // 10: firebreak.v1.FileService.CreateWatcher:input_type -> firebreak.v1.CreateWatcherRequest
+	15, // 11: firebreak.v1.FileService.GetWatcherEvents:input_type -> firebreak.v1.GetWatcherEventsRequest
+	17, // 12: firebreak.v1.FileService.RemoveWatcher:input_type -> firebreak.v1.RemoveWatcherRequest
+	19, // 13: firebreak.v1.FileService.SignFile:input_type -> firebreak.v1.SignFileRequest
+	7,  // 14: firebreak.v1.FileService.MakeDirectory:input_type -> firebreak.v1.MakeDirectoryRequest
+	8,  // 15: firebreak.v1.FileService.MoveFile:input_type -> firebreak.v1.MoveFileRequest
+	9,  // 16: firebreak.v1.FileService.RemoveFile:input_type -> firebreak.v1.RemoveFileRequest
+	2,  // 17: firebreak.v1.FileService.ReadFile:output_type -> firebreak.v1.FileChunk
+	0,  // 18: firebreak.v1.FileService.WriteFile:output_type -> firebreak.v1.FileInfo
+	0,  // 19: firebreak.v1.FileService.StatFile:output_type -> firebreak.v1.FileInfo
+	6,  // 20: firebreak.v1.FileService.ListFiles:output_type -> firebreak.v1.ListFilesResponse
+	12, // 21: firebreak.v1.FileService.WatchFiles:output_type -> firebreak.v1.FileEvent
+	14, // 22: firebreak.v1.FileService.CreateWatcher:output_type -> firebreak.v1.Watcher
+	16, // 23: firebreak.v1.FileService.GetWatcherEvents:output_type -> firebreak.v1.GetWatcherEventsResponse
+	18, // 24: firebreak.v1.FileService.RemoveWatcher:output_type -> firebreak.v1.RemoveWatcherResponse
+	20, // 25: firebreak.v1.FileService.SignFile:output_type -> firebreak.v1.SignedURL
+	0,  // 26: firebreak.v1.FileService.MakeDirectory:output_type -> firebreak.v1.FileInfo
+	0,  // 27: firebreak.v1.FileService.MoveFile:output_type -> firebreak.v1.FileInfo
+	10, // 28: firebreak.v1.FileService.RemoveFile:output_type -> firebreak.v1.RemoveFileResponse
+	17, // [17:29] is the sub-list for method output_type
+	5,  // [5:17] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_firebreak_v1_file_proto_init() }
@@ -914,7 +1563,7 @@ func file_firebreak_v1_file_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_firebreak_v1_file_proto_rawDesc), len(file_firebreak_v1_file_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -29,7 +29,7 @@ type Access struct {
 	// The scope a principal needs, such as "sandbox:write".
 	Scope string `protobuf:"bytes,1,opt,name=scope,proto3" json:"scope,omitempty"`
 	// The audit action recorded for the call, such as "sandbox.create". Empty
-	// for methods that only read.
+	// for methods that change nothing and show nothing of a sandbox's files.
 	Action        string `protobuf:"bytes,2,opt,name=action,proto3" json:"action,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

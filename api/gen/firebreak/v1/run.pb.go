@@ -1141,7 +1141,7 @@ const file_firebreak_v1_run_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12\x1e\n" +
 	"\x04path\x18\x02 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80 R\x04path2\x8e\x05\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80 R\x04path2\x9d\x05\n" +
 	"\n" +
 	"RunService\x12i\n" +
 	"\tCreateRun\x12\x1e.firebreak.v1.CreateRunRequest\x1a\x11.firebreak.v1.Run\")\xca\xda\x18\x12\n" +
@@ -1155,9 +1155,9 @@ const file_firebreak_v1_run_proto_rawDesc = "" +
 	"\x04exec\x12\n" +
 	"run.cancel\x82\xd3\xe4\x93\x02\x0f*\r/v1/runs/{id}\x12p\n" +
 	"\bWatchRun\x12\x1d.firebreak.v1.WatchRunRequest\x1a\x13.firebreak.v1.Event\".\xca\xda\x18\x0e\n" +
-	"\fsandbox:read\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/runs/{id}/events0\x01\x12`\n" +
-	"\fReadArtifact\x12!.firebreak.v1.ReadArtifactRequest\x1a\x17.firebreak.v1.FileChunk\"\x12\xca\xda\x18\x0e\n" +
-	"\fsandbox:read0\x01BEZCgithub.com/firebreak-dev/firebreak/api/gen/firebreak/v1;firebreakv1b\x06proto3"
+	"\fsandbox:read\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/runs/{id}/events0\x01\x12o\n" +
+	"\fReadArtifact\x12!.firebreak.v1.ReadArtifactRequest\x1a\x17.firebreak.v1.FileChunk\"!\xca\xda\x18\x1d\n" +
+	"\fsandbox:read\x12\rartifact.read0\x01BEZCgithub.com/firebreak-dev/firebreak/api/gen/firebreak/v1;firebreakv1b\x06proto3"
 
 var (
 	file_firebreak_v1_run_proto_rawDescOnce sync.Once

@@ -265,7 +265,10 @@ type CreateSandboxRequest struct {
 	// What runs `code` when an exec names no language_pack: python, node, shell.
 	LanguagePack string `protobuf:"bytes,13,opt,name=language_pack,json=languagePack,proto3" json:"language_pack,omitempty"`
 	// Host name inside.
-	Hostname      string `protobuf:"bytes,14,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	Hostname string `protobuf:"bytes,14,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	// What happens after idle_timeout_ms: destroy (the default); event, which only
+	// says so, once each time; pause, which is refused until there are snapshots.
+	IdleAction    string `protobuf:"bytes,15,opt,name=idle_action,json=idleAction,proto3" json:"idle_action,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -398,6 +401,13 @@ func (x *CreateSandboxRequest) GetHostname() string {
 	return ""
 }
 
+func (x *CreateSandboxRequest) GetIdleAction() string {
+	if x != nil {
+		return x.IdleAction
+	}
+	return ""
+}
+
 // Sandbox is one isolated place that runs code, alive or ended.
 type Sandbox struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -433,7 +443,9 @@ type Sandbox struct {
 	// Who made it.
 	Principal string `protobuf:"bytes,24,opt,name=principal,proto3" json:"principal,omitempty"`
 	// Facts about how it runs, such as why a limit is not enforced.
-	Notes         []string `protobuf:"bytes,25,rep,name=notes,proto3" json:"notes,omitempty"`
+	Notes []string `protobuf:"bytes,25,rep,name=notes,proto3" json:"notes,omitempty"`
+	// destroy or event; empty where there is no idle timeout.
+	IdleAction    string `protobuf:"bytes,26,opt,name=idle_action,json=idleAction,proto3" json:"idle_action,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -643,6 +655,13 @@ func (x *Sandbox) GetNotes() []string {
 	return nil
 }
 
+func (x *Sandbox) GetIdleAction() string {
+	if x != nil {
+		return x.IdleAction
+	}
+	return ""
+}
+
 // Usage is what a sandbox has consumed.
 type Usage struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
@@ -737,12 +756,17 @@ func (x *Usage) GetOomKills() int64 {
 	return 0
 }
 
-// Receipt is the checked list of everything a sandbox owned.
+// Receipt is the checked list of everything a sandbox owned. The SHA-256 of its
+// JSON, as REST returns it, in the form of RFC 8785 is the digest of the audit
+// record "sandbox.receipt": jq -jcS .receipt | sha256sum.
 type Receipt struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Objects       []*ReceiptObject       `protobuf:"bytes,1,rep,name=objects,proto3" json:"objects,omitempty"`
-	Clean         bool                   `protobuf:"varint,2,opt,name=clean,proto3" json:"clean,omitempty"`
-	Time          *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3" json:"time,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Objects []*ReceiptObject       `protobuf:"bytes,1,rep,name=objects,proto3" json:"objects,omitempty"`
+	// Every object is gone.
+	Clean bool                   `protobuf:"varint,2,opt,name=clean,proto3" json:"clean,omitempty"`
+	Time  *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3" json:"time,omitempty"`
+	// The incarnation whose objects these are.
+	Instance      string `protobuf:"bytes,4,opt,name=instance,proto3" json:"instance,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -798,14 +822,28 @@ func (x *Receipt) GetTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Receipt) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
 // ReceiptObject is one host object and the result of looking for it after its
 // removal.
 type ReceiptObject struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Gone          bool                   `protobuf:"varint,3,opt,name=gone,proto3" json:"gone,omitempty"`
-	Detail        string                 `protobuf:"bytes,4,opt,name=detail,proto3" json:"detail,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// process, namespace, cgroup, mount, link, directory, file, socket, fifo,
+	// token, …
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Its identity: a path or a number.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Gone bool   `protobuf:"varint,3,opt,name=gone,proto3" json:"gone,omitempty"`
+	// Why it is still there.
+	Detail string `protobuf:"bytes,4,opt,name=detail,proto3" json:"detail,omitempty"`
+	// How it was looked for after its removal, and when.
+	Check         string                 `protobuf:"bytes,5,opt,name=check,proto3" json:"check,omitempty"`
+	CheckedAt     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=checked_at,json=checkedAt,proto3" json:"checked_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -866,6 +904,20 @@ func (x *ReceiptObject) GetDetail() string {
 		return x.Detail
 	}
 	return ""
+}
+
+func (x *ReceiptObject) GetCheck() string {
+	if x != nil {
+		return x.Check
+	}
+	return ""
+}
+
+func (x *ReceiptObject) GetCheckedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CheckedAt
+	}
+	return nil
 }
 
 type GetSandboxRequest struct {
@@ -1036,6 +1088,216 @@ func (x *ListSandboxesResponse) GetNextPageToken() string {
 	return ""
 }
 
+type GetMetricsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Only moments from then on, and only before.
+	Start         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=start,proto3" json:"start,omitempty"`
+	End           *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=end,proto3" json:"end,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetMetricsRequest) Reset() {
+	*x = GetMetricsRequest{}
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetMetricsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetMetricsRequest) ProtoMessage() {}
+
+func (x *GetMetricsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetMetricsRequest.ProtoReflect.Descriptor instead.
+func (*GetMetricsRequest) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *GetMetricsRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *GetMetricsRequest) GetStart() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Start
+	}
+	return nil
+}
+
+func (x *GetMetricsRequest) GetEnd() *timestamppb.Timestamp {
+	if x != nil {
+		return x.End
+	}
+	return nil
+}
+
+type SandboxMetrics struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Oldest first. Those of a sandbox that outlived a server begin with the
+	// present server.
+	Samples []*MetricSample `protobuf:"bytes,1,rep,name=samples,proto3" json:"samples,omitempty"`
+	// How far apart they are, about.
+	IntervalMs    int64            `protobuf:"varint,2,opt,name=interval_ms,json=intervalMs,proto3" json:"interval_ms,omitempty"`
+	Limits        *EffectiveLimits `protobuf:"bytes,3,opt,name=limits,proto3" json:"limits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SandboxMetrics) Reset() {
+	*x = SandboxMetrics{}
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SandboxMetrics) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SandboxMetrics) ProtoMessage() {}
+
+func (x *SandboxMetrics) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SandboxMetrics.ProtoReflect.Descriptor instead.
+func (*SandboxMetrics) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *SandboxMetrics) GetSamples() []*MetricSample {
+	if x != nil {
+		return x.Samples
+	}
+	return nil
+}
+
+func (x *SandboxMetrics) GetIntervalMs() int64 {
+	if x != nil {
+		return x.IntervalMs
+	}
+	return 0
+}
+
+func (x *SandboxMetrics) GetLimits() *EffectiveLimits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+type MetricSample struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Time  *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// Processor time since its creation.
+	CpuMs float64 `protobuf:"fixed64,2,opt,name=cpu_ms,json=cpuMs,proto3" json:"cpu_ms,omitempty"`
+	// Processors in use since the sample before: 0.5 is half of one.
+	Cpus          float64 `protobuf:"fixed64,3,opt,name=cpus,proto3" json:"cpus,omitempty"`
+	MemoryBytes   int64   `protobuf:"varint,4,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	DiskBytes     int64   `protobuf:"varint,5,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	Pids          int64   `protobuf:"varint,6,opt,name=pids,proto3" json:"pids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MetricSample) Reset() {
+	*x = MetricSample{}
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MetricSample) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MetricSample) ProtoMessage() {}
+
+func (x *MetricSample) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MetricSample.ProtoReflect.Descriptor instead.
+func (*MetricSample) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *MetricSample) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *MetricSample) GetCpuMs() float64 {
+	if x != nil {
+		return x.CpuMs
+	}
+	return 0
+}
+
+func (x *MetricSample) GetCpus() float64 {
+	if x != nil {
+		return x.Cpus
+	}
+	return 0
+}
+
+func (x *MetricSample) GetMemoryBytes() int64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *MetricSample) GetDiskBytes() int64 {
+	if x != nil {
+		return x.DiskBytes
+	}
+	return 0
+}
+
+func (x *MetricSample) GetPids() int64 {
+	if x != nil {
+		return x.Pids
+	}
+	return 0
+}
+
 type DestroySandboxRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1045,7 +1307,7 @@ type DestroySandboxRequest struct {
 
 func (x *DestroySandboxRequest) Reset() {
 	*x = DestroySandboxRequest{}
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[11]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1057,7 +1319,7 @@ func (x *DestroySandboxRequest) String() string {
 func (*DestroySandboxRequest) ProtoMessage() {}
 
 func (x *DestroySandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[11]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1070,7 +1332,7 @@ func (x *DestroySandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroySandboxRequest.ProtoReflect.Descriptor instead.
 func (*DestroySandboxRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{11}
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DestroySandboxRequest) GetId() string {
@@ -1093,7 +1355,7 @@ type DestroySandboxResponse struct {
 
 func (x *DestroySandboxResponse) Reset() {
 	*x = DestroySandboxResponse{}
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[12]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1105,7 +1367,7 @@ func (x *DestroySandboxResponse) String() string {
 func (*DestroySandboxResponse) ProtoMessage() {}
 
 func (x *DestroySandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[12]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1118,7 +1380,7 @@ func (x *DestroySandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroySandboxResponse.ProtoReflect.Descriptor instead.
 func (*DestroySandboxResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{12}
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DestroySandboxResponse) GetId() string {
@@ -1169,7 +1431,7 @@ type SetTimeoutRequest struct {
 
 func (x *SetTimeoutRequest) Reset() {
 	*x = SetTimeoutRequest{}
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[13]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1181,7 +1443,7 @@ func (x *SetTimeoutRequest) String() string {
 func (*SetTimeoutRequest) ProtoMessage() {}
 
 func (x *SetTimeoutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[13]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1194,7 +1456,7 @@ func (x *SetTimeoutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTimeoutRequest.ProtoReflect.Descriptor instead.
 func (*SetTimeoutRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{13}
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SetTimeoutRequest) GetId() string {
@@ -1241,13 +1503,17 @@ type ExecRequest struct {
 	TimeoutMs *int64 `protobuf:"varint,11,opt,name=timeout_ms,json=timeoutMs,proto3,oneof" json:"timeout_ms,omitempty"`
 	// Bytes of stdout and of stderr kept in a unary answer; 0 = 8 MiB.
 	MaxOutputBytes int64 `protobuf:"varint,12,opt,name=max_output_bytes,json=maxOutputBytes,proto3" json:"max_output_bytes,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Give it a terminal instead of the three standard streams. What that shows is
+	// the stream's pty, and stdout of a unary answer; what is typed comes by
+	// ProcessService.WriteStdin.
+	Pty           *Pty `protobuf:"bytes,13,opt,name=pty,proto3" json:"pty,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[14]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1259,7 +1525,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[14]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1272,7 +1538,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{14}
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ExecRequest) GetId() string {
@@ -1359,6 +1625,66 @@ func (x *ExecRequest) GetMaxOutputBytes() int64 {
 	return 0
 }
 
+func (x *ExecRequest) GetPty() *Pty {
+	if x != nil {
+		return x.Pty
+	}
+	return nil
+}
+
+// Pty is a terminal, and its size.
+type Pty struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cols          int32                  `protobuf:"varint,1,opt,name=cols,proto3" json:"cols,omitempty"`
+	Rows          int32                  `protobuf:"varint,2,opt,name=rows,proto3" json:"rows,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Pty) Reset() {
+	*x = Pty{}
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pty) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pty) ProtoMessage() {}
+
+func (x *Pty) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pty.ProtoReflect.Descriptor instead.
+func (*Pty) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Pty) GetCols() int32 {
+	if x != nil {
+		return x.Cols
+	}
+	return 0
+}
+
+func (x *Pty) GetRows() int32 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
 // ExecResponse is a finished process.
 type ExecResponse struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -1384,7 +1710,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[15]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1396,7 +1722,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[15]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1409,7 +1735,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{15}
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ExecResponse) GetStdout() string {
@@ -1490,6 +1816,10 @@ func (x *ExecResponse) GetResultJson() string {
 }
 
 // ExecEvent is one item of an exec's stream: started first, exit last.
+//
+// A process outlives the server: when the connection breaks because the server
+// was stopped or died, GET /v1/sandboxes/{id}/events?after_id=… goes on behind
+// the last item, without loss.
 type ExecEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Event:
@@ -1498,14 +1828,17 @@ type ExecEvent struct {
 	//	*ExecEvent_Stdout
 	//	*ExecEvent_Stderr
 	//	*ExecEvent_Exit
-	Event         isExecEvent_Event `protobuf_oneof:"event"`
+	//	*ExecEvent_Pty
+	Event isExecEvent_Event `protobuf_oneof:"event"`
+	// The id of the sandbox's event with the same content; 0 where there is none.
+	Id            int64 `protobuf:"varint,5,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExecEvent) Reset() {
 	*x = ExecEvent{}
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[16]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1517,7 +1850,7 @@ func (x *ExecEvent) String() string {
 func (*ExecEvent) ProtoMessage() {}
 
 func (x *ExecEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[16]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1530,7 +1863,7 @@ func (x *ExecEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecEvent.ProtoReflect.Descriptor instead.
 func (*ExecEvent) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{16}
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ExecEvent) GetEvent() isExecEvent_Event {
@@ -1576,6 +1909,22 @@ func (x *ExecEvent) GetExit() *ProcessExit {
 	return nil
 }
 
+func (x *ExecEvent) GetPty() *Output {
+	if x != nil {
+		if x, ok := x.Event.(*ExecEvent_Pty); ok {
+			return x.Pty
+		}
+	}
+	return nil
+}
+
+func (x *ExecEvent) GetId() int64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
 type isExecEvent_Event interface {
 	isExecEvent_Event()
 }
@@ -1596,6 +1945,11 @@ type ExecEvent_Exit struct {
 	Exit *ProcessExit `protobuf:"bytes,4,opt,name=exit,proto3,oneof"`
 }
 
+type ExecEvent_Pty struct {
+	// What a terminal shows, instead of stdout and stderr.
+	Pty *Output `protobuf:"bytes,6,opt,name=pty,proto3,oneof"`
+}
+
 func (*ExecEvent_Started) isExecEvent_Event() {}
 
 func (*ExecEvent_Stdout) isExecEvent_Event() {}
@@ -1603,6 +1957,8 @@ func (*ExecEvent_Stdout) isExecEvent_Event() {}
 func (*ExecEvent_Stderr) isExecEvent_Event() {}
 
 func (*ExecEvent_Exit) isExecEvent_Event() {}
+
+func (*ExecEvent_Pty) isExecEvent_Event() {}
 
 type ProcessStarted struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1614,7 +1970,7 @@ type ProcessStarted struct {
 
 func (x *ProcessStarted) Reset() {
 	*x = ProcessStarted{}
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[17]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1626,7 +1982,7 @@ func (x *ProcessStarted) String() string {
 func (*ProcessStarted) ProtoMessage() {}
 
 func (x *ProcessStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[17]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1639,7 +1995,7 @@ func (x *ProcessStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessStarted.ProtoReflect.Descriptor instead.
 func (*ProcessStarted) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{17}
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ProcessStarted) GetPid() int64 {
@@ -1661,7 +2017,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[18]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1673,7 +2029,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[18]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1686,7 +2042,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{18}
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Output) GetText() string {
@@ -1716,7 +2072,7 @@ type ProcessExit struct {
 
 func (x *ProcessExit) Reset() {
 	*x = ProcessExit{}
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[19]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1728,7 +2084,7 @@ func (x *ProcessExit) String() string {
 func (*ProcessExit) ProtoMessage() {}
 
 func (x *ProcessExit) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[19]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1741,7 +2097,7 @@ func (x *ProcessExit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessExit.ProtoReflect.Descriptor instead.
 func (*ProcessExit) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{19}
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ProcessExit) GetExitCode() int32 {
@@ -1779,6 +2135,94 @@ func (x *ProcessExit) GetResultJson() string {
 	return ""
 }
 
+type DialPortRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Port          int32                  `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DialPortRequest) Reset() {
+	*x = DialPortRequest{}
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DialPortRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DialPortRequest) ProtoMessage() {}
+
+func (x *DialPortRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DialPortRequest.ProtoReflect.Descriptor instead.
+func (*DialPortRequest) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *DialPortRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *DialPortRequest) GetPort() int32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+type DialPortResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DialPortResponse) Reset() {
+	*x = DialPortResponse{}
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DialPortResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DialPortResponse) ProtoMessage() {}
+
+func (x *DialPortResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DialPortResponse.ProtoReflect.Descriptor instead.
+func (*DialPortResponse) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{25}
+}
+
 type WatchEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1792,7 +2236,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[20]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1804,7 +2248,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[20]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1817,7 +2261,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{20}
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WatchEventsRequest) GetId() string {
@@ -1847,24 +2291,26 @@ type Event struct {
 	// Grows by one within a sandbox, from 1.
 	Id   int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
-	// state, started, stdout, stderr, exit, result, artifact, limit, receipt,
-	// truncated.
+	// state, started, stdout, stderr, pty, exit, result, artifact, limit, receipt,
+	// truncated; of contexts turn, display, exception, turn_end (text is JSON).
 	Type string `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
 	// The process concerned.
-	Pid           int64  `protobuf:"varint,4,opt,name=pid,proto3" json:"pid,omitempty"`
-	Text          string `protobuf:"bytes,5,opt,name=text,proto3" json:"text,omitempty"`
-	Data          []byte `protobuf:"bytes,6,opt,name=data,proto3" json:"data,omitempty"`
-	State         string `protobuf:"bytes,7,opt,name=state,proto3" json:"state,omitempty"`
-	Reason        string `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`
-	Detail        string `protobuf:"bytes,9,opt,name=detail,proto3" json:"detail,omitempty"`
-	ExitCode      *int32 `protobuf:"varint,10,opt,name=exit_code,json=exitCode,proto3,oneof" json:"exit_code,omitempty"`
+	Pid      int64  `protobuf:"varint,4,opt,name=pid,proto3" json:"pid,omitempty"`
+	Text     string `protobuf:"bytes,5,opt,name=text,proto3" json:"text,omitempty"`
+	Data     []byte `protobuf:"bytes,6,opt,name=data,proto3" json:"data,omitempty"`
+	State    string `protobuf:"bytes,7,opt,name=state,proto3" json:"state,omitempty"`
+	Reason   string `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`
+	Detail   string `protobuf:"bytes,9,opt,name=detail,proto3" json:"detail,omitempty"`
+	ExitCode *int32 `protobuf:"varint,10,opt,name=exit_code,json=exitCode,proto3,oneof" json:"exit_code,omitempty"`
+	// Of an exit: the wall clock.
+	DurationMs    *float64 `protobuf:"fixed64,11,opt,name=duration_ms,json=durationMs,proto3,oneof" json:"duration_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[21]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1876,7 +2322,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[21]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1889,7 +2335,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{21}
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Event) GetId() int64 {
@@ -1962,6 +2408,13 @@ func (x *Event) GetExitCode() int32 {
 	return 0
 }
 
+func (x *Event) GetDurationMs() float64 {
+	if x != nil && x.DurationMs != nil {
+		return *x.DurationMs
+	}
+	return 0
+}
+
 var File_firebreak_v1_sandbox_proto protoreflect.FileDescriptor
 
 const file_firebreak_v1_sandbox_proto_rawDesc = "" +
@@ -1986,7 +2439,7 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\x04cpus\x18\x02 \x01(\v2\x1c.firebreak.v1.EffectiveLimitR\x04cpus\x120\n" +
 	"\x04pids\x18\x03 \x01(\v2\x1c.firebreak.v1.EffectiveLimitR\x04pids\x12;\n" +
 	"\n" +
-	"disk_bytes\x18\x04 \x01(\v2\x1c.firebreak.v1.EffectiveLimitR\tdiskBytes\"\xb0\a\n" +
+	"disk_bytes\x18\x04 \x01(\v2\x1c.firebreak.v1.EffectiveLimitR\tdiskBytes\"\xda\a\n" +
 	"\x14CreateSandboxRequest\x129\n" +
 	"\x04name\x18\x01 \x01(\tB%\xbaH\"\xd8\x01\x01r\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,62}$R\x04name\x12$\n" +
 	"\btemplate\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\btemplate\x12!\n" +
@@ -2004,7 +2457,9 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\rreadonly_root\x18\v \x01(\bR\freadonlyRoot\x12#\n" +
 	"\raccept_weaker\x18\f \x01(\bR\facceptWeaker\x12,\n" +
 	"\rlanguage_pack\x18\r \x01(\tB\a\xbaH\x04r\x02\x18 R\flanguagePack\x12?\n" +
-	"\bhostname\x18\x0e \x01(\tB#\xbaH \xd8\x01\x01r\x1b2\x19^[a-z0-9][a-z0-9-]{0,62}$R\bhostname\x1a6\n" +
+	"\bhostname\x18\x0e \x01(\tB#\xbaH \xd8\x01\x01r\x1b2\x19^[a-z0-9][a-z0-9-]{0,62}$R\bhostname\x12(\n" +
+	"\vidle_action\x18\x0f \x01(\tB\a\xbaH\x04r\x02\x18 R\n" +
+	"idleAction\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a;\n" +
@@ -2012,7 +2467,7 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x12\n" +
 	"\x10_idle_timeout_msB\r\n" +
-	"\v_timeout_ms\"\xdf\a\n" +
+	"\v_timeout_ms\"\x80\b\n" +
 	"\aSandbox\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -2043,7 +2498,9 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\rreadonly_root\x18\x16 \x01(\bR\freadonlyRoot\x12\x1b\n" +
 	"\tcreate_ms\x18\x17 \x01(\x01R\bcreateMs\x12\x1c\n" +
 	"\tprincipal\x18\x18 \x01(\tR\tprincipal\x12\x14\n" +
-	"\x05notes\x18\x19 \x03(\tR\x05notes\x1a;\n" +
+	"\x05notes\x18\x19 \x03(\tR\x05notes\x12\x1f\n" +
+	"\vidle_action\x18\x1a \x01(\tR\n" +
+	"idleAction\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe4\x01\n" +
@@ -2055,16 +2512,20 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\n" +
 	"disk_bytes\x18\x05 \x01(\x03R\tdiskBytes\x12\x12\n" +
 	"\x04pids\x18\x06 \x01(\x03R\x04pids\x12\x1b\n" +
-	"\toom_kills\x18\a \x01(\x03R\boomKills\"\x86\x01\n" +
+	"\toom_kills\x18\a \x01(\x03R\boomKills\"\xa2\x01\n" +
 	"\aReceipt\x125\n" +
 	"\aobjects\x18\x01 \x03(\v2\x1b.firebreak.v1.ReceiptObjectR\aobjects\x12\x14\n" +
 	"\x05clean\x18\x02 \x01(\bR\x05clean\x12.\n" +
-	"\x04time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"c\n" +
+	"\x04time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x1a\n" +
+	"\binstance\x18\x04 \x01(\tR\binstance\"\xb4\x01\n" +
 	"\rReceiptObject\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
 	"\x04gone\x18\x03 \x01(\bR\x04gone\x12\x16\n" +
-	"\x06detail\x18\x04 \x01(\tR\x06detail\"/\n" +
+	"\x06detail\x18\x04 \x01(\tR\x06detail\x12\x14\n" +
+	"\x05check\x18\x05 \x01(\tR\x05check\x129\n" +
+	"\n" +
+	"checked_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tcheckedAt\"/\n" +
 	"\x11GetSandboxRequest\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\"\xc5\x02\n" +
@@ -2080,7 +2541,25 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"t\n" +
 	"\x15ListSandboxesResponse\x123\n" +
 	"\tsandboxes\x18\x01 \x03(\v2\x15.firebreak.v1.SandboxR\tsandboxes\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"3\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x8f\x01\n" +
+	"\x11GetMetricsRequest\x12\x1a\n" +
+	"\x02id\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x120\n" +
+	"\x05start\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05start\x12,\n" +
+	"\x03end\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x03end\"\x9e\x01\n" +
+	"\x0eSandboxMetrics\x124\n" +
+	"\asamples\x18\x01 \x03(\v2\x1a.firebreak.v1.MetricSampleR\asamples\x12\x1f\n" +
+	"\vinterval_ms\x18\x02 \x01(\x03R\n" +
+	"intervalMs\x125\n" +
+	"\x06limits\x18\x03 \x01(\v2\x1d.firebreak.v1.EffectiveLimitsR\x06limits\"\xbf\x01\n" +
+	"\fMetricSample\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x15\n" +
+	"\x06cpu_ms\x18\x02 \x01(\x01R\x05cpuMs\x12\x12\n" +
+	"\x04cpus\x18\x03 \x01(\x01R\x04cpus\x12!\n" +
+	"\fmemory_bytes\x18\x04 \x01(\x03R\vmemoryBytes\x12\x1d\n" +
+	"\n" +
+	"disk_bytes\x18\x05 \x01(\x03R\tdiskBytes\x12\x12\n" +
+	"\x04pids\x18\x06 \x01(\x03R\x04pids\"3\n" +
 	"\x15DestroySandboxRequest\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\"\xb2\x01\n" +
@@ -2098,7 +2577,7 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\xbaH\a\xc8\x01\x01\"\x02(\x00H\x00R\ttimeoutMs\x88\x01\x01\x12\x1f\n" +
 	"\vextend_only\x18\x03 \x01(\bR\n" +
 	"extendOnlyB\r\n" +
-	"\v_timeout_ms\"\xba\x05\n" +
+	"\v_timeout_ms\"\xdf\x05\n" +
 	"\vExecRequest\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12\x17\n" +
@@ -2115,7 +2594,8 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	" \x01(\tB\a\xbaH\x04r\x02\x18@R\x04user\x12+\n" +
 	"\n" +
 	"timeout_ms\x18\v \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x02R\ttimeoutMs\x88\x01\x01\x126\n" +
-	"\x10max_output_bytes\x18\f \x01(\x03B\f\xbaH\t\"\a\x18\x80\x80\x80 (\x00R\x0emaxOutputBytes\x1a6\n" +
+	"\x10max_output_bytes\x18\f \x01(\x03B\f\xbaH\t\"\a\x18\x80\x80\x80 (\x00R\x0emaxOutputBytes\x12#\n" +
+	"\x03pty\x18\r \x01(\v2\x11.firebreak.v1.PtyR\x03pty\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01:c\xbaH`\x1a^\n" +
@@ -2123,7 +2603,12 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\x05_codeB\n" +
 	"\n" +
 	"\b_commandB\r\n" +
-	"\v_timeout_ms\"\xe5\x02\n" +
+	"\v_timeout_ms\"E\n" +
+	"\x03Pty\x12\x1e\n" +
+	"\x04cols\x18\x01 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\x80 (\x01R\x04cols\x12\x1e\n" +
+	"\x04rows\x18\x02 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\x80 (\x01R\x04rows\"\xe5\x02\n" +
 	"\fExecResponse\x12\x16\n" +
 	"\x06stdout\x18\x01 \x01(\tR\x06stdout\x12\x16\n" +
 	"\x06stderr\x18\x02 \x01(\tR\x06stderr\x12\x1b\n" +
@@ -2140,12 +2625,14 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	" \x01(\fR\n" +
 	"stderrData\x12\x1f\n" +
 	"\vresult_json\x18\v \x01(\tR\n" +
-	"resultJson\"\xdf\x01\n" +
+	"resultJson\"\x99\x02\n" +
 	"\tExecEvent\x128\n" +
 	"\astarted\x18\x01 \x01(\v2\x1c.firebreak.v1.ProcessStartedH\x00R\astarted\x12.\n" +
 	"\x06stdout\x18\x02 \x01(\v2\x14.firebreak.v1.OutputH\x00R\x06stdout\x12.\n" +
 	"\x06stderr\x18\x03 \x01(\v2\x14.firebreak.v1.OutputH\x00R\x06stderr\x12/\n" +
-	"\x04exit\x18\x04 \x01(\v2\x19.firebreak.v1.ProcessExitH\x00R\x04exitB\a\n" +
+	"\x04exit\x18\x04 \x01(\v2\x19.firebreak.v1.ProcessExitH\x00R\x04exit\x12(\n" +
+	"\x03pty\x18\x06 \x01(\v2\x14.firebreak.v1.OutputH\x00R\x03pty\x12\x0e\n" +
+	"\x02id\x18\x05 \x01(\x03R\x02idB\a\n" +
 	"\x05event\"\"\n" +
 	"\x0eProcessStarted\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x03R\x03pid\"0\n" +
@@ -2159,12 +2646,17 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x16\n" +
 	"\x06detail\x18\x04 \x01(\tR\x06detail\x12\x1f\n" +
 	"\vresult_json\x18\x05 \x01(\tR\n" +
-	"resultJson\"q\n" +
+	"resultJson\"N\n" +
+	"\x0fDialPortRequest\x12\x1a\n" +
+	"\x02id\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12\x1f\n" +
+	"\x04port\x18\x02 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xff\xff\x03(\x01R\x04port\"\x12\n" +
+	"\x10DialPortResponse\"q\n" +
 	"\x12WatchEventsRequest\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12\"\n" +
 	"\bafter_id\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\aafterId\x12\x1b\n" +
-	"\tno_follow\x18\x03 \x01(\bR\bnoFollow\"\x8b\x02\n" +
+	"\tno_follow\x18\x03 \x01(\bR\bnoFollow\"\xc1\x02\n" +
 	"\x05Event\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x12\n" +
@@ -2176,9 +2668,12 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\x06reason\x18\b \x01(\tR\x06reason\x12\x16\n" +
 	"\x06detail\x18\t \x01(\tR\x06detail\x12 \n" +
 	"\texit_code\x18\n" +
-	" \x01(\x05H\x00R\bexitCode\x88\x01\x01B\f\n" +
+	" \x01(\x05H\x00R\bexitCode\x88\x01\x01\x12$\n" +
+	"\vduration_ms\x18\v \x01(\x01H\x01R\n" +
+	"durationMs\x88\x01\x01B\f\n" +
 	"\n" +
-	"_exit_code2\xf9\a\n" +
+	"_exit_codeB\x0e\n" +
+	"\f_duration_ms2\xdf\t\n" +
 	"\x0eSandboxService\x12\x98\x01\n" +
 	"\rCreateSandbox\x12\".firebreak.v1.CreateSandboxRequest\x1a\x15.firebreak.v1.Sandbox\"L\xca\xda\x18\x1f\n" +
 	"\rsandbox:write\x12\x0esandbox.create\x82\xd3\xe4\x93\x02#:\x01*Z\x0f:\x01*\"\n" +
@@ -2189,12 +2684,17 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\rListSandboxes\x12\".firebreak.v1.ListSandboxesRequest\x1a#.firebreak.v1.ListSandboxesResponse\"'\xca\xda\x18\x0e\n" +
 	"\fsandbox:read\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/sandboxes\x12\xae\x01\n" +
 	"\x0eDestroySandbox\x12#.firebreak.v1.DestroySandboxRequest\x1a$.firebreak.v1.DestroySandboxResponse\"Q\xca\xda\x18 \n" +
-	"\rsandbox:write\x12\x0fsandbox.destroy\x82\xd3\xe4\x93\x02'Z\x11*\x0f/sandboxes/{id}*\x12/v1/sandboxes/{id}\x12\x8f\x01\n" +
+	"\rsandbox:write\x12\x0fsandbox.destroy\x82\xd3\xe4\x93\x02'Z\x11*\x0f/sandboxes/{id}*\x12/v1/sandboxes/{id}\x12\x81\x01\n" +
+	"\n" +
+	"GetMetrics\x12\x1f.firebreak.v1.GetMetricsRequest\x1a\x1c.firebreak.v1.SandboxMetrics\"4\xca\xda\x18\x0e\n" +
+	"\fsandbox:read\x82\xd3\xe4\x93\x02\x1c\x12\x1a/v1/sandboxes/{id}/metrics\x12\x8f\x01\n" +
 	"\n" +
 	"SetTimeout\x12\x1f.firebreak.v1.SetTimeoutRequest\x1a\x15.firebreak.v1.Sandbox\"I\xca\xda\x18 \n" +
 	"\rsandbox:write\x12\x0fsandbox.timeout\x82\xd3\xe4\x93\x02\x1f:\x01*\"\x1a/v1/sandboxes/{id}/timeout\x12\x93\x01\n" +
 	"\x04Exec\x12\x19.firebreak.v1.ExecRequest\x1a\x17.firebreak.v1.ExecEvent\"U\xca\xda\x18\x14\n" +
-	"\x04exec\x12\fprocess.exec\x82\xd3\xe4\x93\x027:\x01*Z\x19:\x01*\"\x14/sandboxes/{id}/exec\"\x17/v1/sandboxes/{id}/exec0\x01\x12{\n" +
+	"\x04exec\x12\fprocess.exec\x82\xd3\xe4\x93\x027:\x01*Z\x19:\x01*\"\x14/sandboxes/{id}/exec\"\x17/v1/sandboxes/{id}/exec0\x01\x12`\n" +
+	"\bDialPort\x12\x1d.firebreak.v1.DialPortRequest\x1a\x1e.firebreak.v1.DialPortResponse\"\x15\xca\xda\x18\x11\n" +
+	"\x04exec\x12\tport.open\x12{\n" +
 	"\vWatchEvents\x12 .firebreak.v1.WatchEventsRequest\x1a\x13.firebreak.v1.Event\"3\xca\xda\x18\x0e\n" +
 	"\fsandbox:read\x82\xd3\xe4\x93\x02\x1b\x12\x19/v1/sandboxes/{id}/events0\x01BEZCgithub.com/firebreak-dev/firebreak/api/gen/firebreak/v1;firebreakv1b\x06proto3"
 
@@ -2210,7 +2710,7 @@ func file_firebreak_v1_sandbox_proto_rawDescGZIP() []byte {
 	return file_firebreak_v1_sandbox_proto_rawDescData
 }
 
-var file_firebreak_v1_sandbox_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_firebreak_v1_sandbox_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_firebreak_v1_sandbox_proto_goTypes = []any{
 	(*Limits)(nil),                 // 0: firebreak.v1.Limits
 	(*EffectiveLimit)(nil),         // 1: firebreak.v1.EffectiveLimit
@@ -2223,23 +2723,29 @@ var file_firebreak_v1_sandbox_proto_goTypes = []any{
 	(*GetSandboxRequest)(nil),      // 8: firebreak.v1.GetSandboxRequest
 	(*ListSandboxesRequest)(nil),   // 9: firebreak.v1.ListSandboxesRequest
 	(*ListSandboxesResponse)(nil),  // 10: firebreak.v1.ListSandboxesResponse
-	(*DestroySandboxRequest)(nil),  // 11: firebreak.v1.DestroySandboxRequest
-	(*DestroySandboxResponse)(nil), // 12: firebreak.v1.DestroySandboxResponse
-	(*SetTimeoutRequest)(nil),      // 13: firebreak.v1.SetTimeoutRequest
-	(*ExecRequest)(nil),            // 14: firebreak.v1.ExecRequest
-	(*ExecResponse)(nil),           // 15: firebreak.v1.ExecResponse
-	(*ExecEvent)(nil),              // 16: firebreak.v1.ExecEvent
-	(*ProcessStarted)(nil),         // 17: firebreak.v1.ProcessStarted
-	(*Output)(nil),                 // 18: firebreak.v1.Output
-	(*ProcessExit)(nil),            // 19: firebreak.v1.ProcessExit
-	(*WatchEventsRequest)(nil),     // 20: firebreak.v1.WatchEventsRequest
-	(*Event)(nil),                  // 21: firebreak.v1.Event
-	nil,                            // 22: firebreak.v1.CreateSandboxRequest.EnvEntry
-	nil,                            // 23: firebreak.v1.CreateSandboxRequest.MetadataEntry
-	nil,                            // 24: firebreak.v1.Sandbox.MetadataEntry
-	nil,                            // 25: firebreak.v1.ListSandboxesRequest.MetadataEntry
-	nil,                            // 26: firebreak.v1.ExecRequest.EnvEntry
-	(*timestamppb.Timestamp)(nil),  // 27: google.protobuf.Timestamp
+	(*GetMetricsRequest)(nil),      // 11: firebreak.v1.GetMetricsRequest
+	(*SandboxMetrics)(nil),         // 12: firebreak.v1.SandboxMetrics
+	(*MetricSample)(nil),           // 13: firebreak.v1.MetricSample
+	(*DestroySandboxRequest)(nil),  // 14: firebreak.v1.DestroySandboxRequest
+	(*DestroySandboxResponse)(nil), // 15: firebreak.v1.DestroySandboxResponse
+	(*SetTimeoutRequest)(nil),      // 16: firebreak.v1.SetTimeoutRequest
+	(*ExecRequest)(nil),            // 17: firebreak.v1.ExecRequest
+	(*Pty)(nil),                    // 18: firebreak.v1.Pty
+	(*ExecResponse)(nil),           // 19: firebreak.v1.ExecResponse
+	(*ExecEvent)(nil),              // 20: firebreak.v1.ExecEvent
+	(*ProcessStarted)(nil),         // 21: firebreak.v1.ProcessStarted
+	(*Output)(nil),                 // 22: firebreak.v1.Output
+	(*ProcessExit)(nil),            // 23: firebreak.v1.ProcessExit
+	(*DialPortRequest)(nil),        // 24: firebreak.v1.DialPortRequest
+	(*DialPortResponse)(nil),       // 25: firebreak.v1.DialPortResponse
+	(*WatchEventsRequest)(nil),     // 26: firebreak.v1.WatchEventsRequest
+	(*Event)(nil),                  // 27: firebreak.v1.Event
+	nil,                            // 28: firebreak.v1.CreateSandboxRequest.EnvEntry
+	nil,                            // 29: firebreak.v1.CreateSandboxRequest.MetadataEntry
+	nil,                            // 30: firebreak.v1.Sandbox.MetadataEntry
+	nil,                            // 31: firebreak.v1.ListSandboxesRequest.MetadataEntry
+	nil,                            // 32: firebreak.v1.ExecRequest.EnvEntry
+	(*timestamppb.Timestamp)(nil),  // 33: google.protobuf.Timestamp
 }
 var file_firebreak_v1_sandbox_proto_depIdxs = []int32{
 	1,  // 0: firebreak.v1.EffectiveLimits.memory_bytes:type_name -> firebreak.v1.EffectiveLimit
@@ -2247,47 +2753,59 @@ var file_firebreak_v1_sandbox_proto_depIdxs = []int32{
 	1,  // 2: firebreak.v1.EffectiveLimits.pids:type_name -> firebreak.v1.EffectiveLimit
 	1,  // 3: firebreak.v1.EffectiveLimits.disk_bytes:type_name -> firebreak.v1.EffectiveLimit
 	0,  // 4: firebreak.v1.CreateSandboxRequest.limits:type_name -> firebreak.v1.Limits
-	22, // 5: firebreak.v1.CreateSandboxRequest.env:type_name -> firebreak.v1.CreateSandboxRequest.EnvEntry
-	23, // 6: firebreak.v1.CreateSandboxRequest.metadata:type_name -> firebreak.v1.CreateSandboxRequest.MetadataEntry
-	24, // 7: firebreak.v1.Sandbox.metadata:type_name -> firebreak.v1.Sandbox.MetadataEntry
+	28, // 5: firebreak.v1.CreateSandboxRequest.env:type_name -> firebreak.v1.CreateSandboxRequest.EnvEntry
+	29, // 6: firebreak.v1.CreateSandboxRequest.metadata:type_name -> firebreak.v1.CreateSandboxRequest.MetadataEntry
+	30, // 7: firebreak.v1.Sandbox.metadata:type_name -> firebreak.v1.Sandbox.MetadataEntry
 	2,  // 8: firebreak.v1.Sandbox.limits:type_name -> firebreak.v1.EffectiveLimits
-	27, // 9: firebreak.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
-	27, // 10: firebreak.v1.Sandbox.started_at:type_name -> google.protobuf.Timestamp
-	27, // 11: firebreak.v1.Sandbox.expires_at:type_name -> google.protobuf.Timestamp
-	27, // 12: firebreak.v1.Sandbox.ended_at:type_name -> google.protobuf.Timestamp
+	33, // 9: firebreak.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
+	33, // 10: firebreak.v1.Sandbox.started_at:type_name -> google.protobuf.Timestamp
+	33, // 11: firebreak.v1.Sandbox.expires_at:type_name -> google.protobuf.Timestamp
+	33, // 12: firebreak.v1.Sandbox.ended_at:type_name -> google.protobuf.Timestamp
 	5,  // 13: firebreak.v1.Sandbox.usage:type_name -> firebreak.v1.Usage
 	6,  // 14: firebreak.v1.Sandbox.receipt:type_name -> firebreak.v1.Receipt
 	7,  // 15: firebreak.v1.Receipt.objects:type_name -> firebreak.v1.ReceiptObject
-	27, // 16: firebreak.v1.Receipt.time:type_name -> google.protobuf.Timestamp
-	25, // 17: firebreak.v1.ListSandboxesRequest.metadata:type_name -> firebreak.v1.ListSandboxesRequest.MetadataEntry
-	4,  // 18: firebreak.v1.ListSandboxesResponse.sandboxes:type_name -> firebreak.v1.Sandbox
-	5,  // 19: firebreak.v1.DestroySandboxResponse.usage:type_name -> firebreak.v1.Usage
-	6,  // 20: firebreak.v1.DestroySandboxResponse.receipt:type_name -> firebreak.v1.Receipt
-	26, // 21: firebreak.v1.ExecRequest.env:type_name -> firebreak.v1.ExecRequest.EnvEntry
-	17, // 22: firebreak.v1.ExecEvent.started:type_name -> firebreak.v1.ProcessStarted
-	18, // 23: firebreak.v1.ExecEvent.stdout:type_name -> firebreak.v1.Output
-	18, // 24: firebreak.v1.ExecEvent.stderr:type_name -> firebreak.v1.Output
-	19, // 25: firebreak.v1.ExecEvent.exit:type_name -> firebreak.v1.ProcessExit
-	27, // 26: firebreak.v1.Event.time:type_name -> google.protobuf.Timestamp
-	3,  // 27: firebreak.v1.SandboxService.CreateSandbox:input_type -> firebreak.v1.CreateSandboxRequest
-	8,  // 28: firebreak.v1.SandboxService.GetSandbox:input_type -> firebreak.v1.GetSandboxRequest
-	9,  // 29: firebreak.v1.SandboxService.ListSandboxes:input_type -> firebreak.v1.ListSandboxesRequest
-	11, // 30: firebreak.v1.SandboxService.DestroySandbox:input_type -> firebreak.v1.DestroySandboxRequest
-	13, // 31: firebreak.v1.SandboxService.SetTimeout:input_type -> firebreak.v1.SetTimeoutRequest
-	14, // 32: firebreak.v1.SandboxService.Exec:input_type -> firebreak.v1.ExecRequest
-	20, // 33: firebreak.v1.SandboxService.WatchEvents:input_type -> firebreak.v1.WatchEventsRequest
-	4,  // 34: firebreak.v1.SandboxService.CreateSandbox:output_type -> firebreak.v1.Sandbox
-	4,  // 35: firebreak.v1.SandboxService.GetSandbox:output_type -> firebreak.v1.Sandbox
-	10, // 36: firebreak.v1.SandboxService.ListSandboxes:output_type -> firebreak.v1.ListSandboxesResponse
-	12, // 37: firebreak.v1.SandboxService.DestroySandbox:output_type -> firebreak.v1.DestroySandboxResponse
-	4,  // 38: firebreak.v1.SandboxService.SetTimeout:output_type -> firebreak.v1.Sandbox
-	16, // 39: firebreak.v1.SandboxService.Exec:output_type -> firebreak.v1.ExecEvent
-	21, // 40: firebreak.v1.SandboxService.WatchEvents:output_type -> firebreak.v1.Event
-	34, // [34:41] is the sub-list for method output_type
-	27, // [27:34] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	33, // 16: firebreak.v1.Receipt.time:type_name -> google.protobuf.Timestamp
+	33, // 17: firebreak.v1.ReceiptObject.checked_at:type_name -> google.protobuf.Timestamp
+	31, // 18: firebreak.v1.ListSandboxesRequest.metadata:type_name -> firebreak.v1.ListSandboxesRequest.MetadataEntry
+	4,  // 19: firebreak.v1.ListSandboxesResponse.sandboxes:type_name -> firebreak.v1.Sandbox
+	33, // 20: firebreak.v1.GetMetricsRequest.start:type_name -> google.protobuf.Timestamp
+	33, // 21: firebreak.v1.GetMetricsRequest.end:type_name -> google.protobuf.Timestamp
+	13, // 22: firebreak.v1.SandboxMetrics.samples:type_name -> firebreak.v1.MetricSample
+	2,  // 23: firebreak.v1.SandboxMetrics.limits:type_name -> firebreak.v1.EffectiveLimits
+	33, // 24: firebreak.v1.MetricSample.time:type_name -> google.protobuf.Timestamp
+	5,  // 25: firebreak.v1.DestroySandboxResponse.usage:type_name -> firebreak.v1.Usage
+	6,  // 26: firebreak.v1.DestroySandboxResponse.receipt:type_name -> firebreak.v1.Receipt
+	32, // 27: firebreak.v1.ExecRequest.env:type_name -> firebreak.v1.ExecRequest.EnvEntry
+	18, // 28: firebreak.v1.ExecRequest.pty:type_name -> firebreak.v1.Pty
+	21, // 29: firebreak.v1.ExecEvent.started:type_name -> firebreak.v1.ProcessStarted
+	22, // 30: firebreak.v1.ExecEvent.stdout:type_name -> firebreak.v1.Output
+	22, // 31: firebreak.v1.ExecEvent.stderr:type_name -> firebreak.v1.Output
+	23, // 32: firebreak.v1.ExecEvent.exit:type_name -> firebreak.v1.ProcessExit
+	22, // 33: firebreak.v1.ExecEvent.pty:type_name -> firebreak.v1.Output
+	33, // 34: firebreak.v1.Event.time:type_name -> google.protobuf.Timestamp
+	3,  // 35: firebreak.v1.SandboxService.CreateSandbox:input_type -> firebreak.v1.CreateSandboxRequest
+	8,  // 36: firebreak.v1.SandboxService.GetSandbox:input_type -> firebreak.v1.GetSandboxRequest
+	9,  // 37: firebreak.v1.SandboxService.ListSandboxes:input_type -> firebreak.v1.ListSandboxesRequest
+	14, // 38: firebreak.v1.SandboxService.DestroySandbox:input_type -> firebreak.v1.DestroySandboxRequest
+	11, // 39: firebreak.v1.SandboxService.GetMetrics:input_type -> firebreak.v1.GetMetricsRequest
+	16, // 40: firebreak.v1.SandboxService.SetTimeout:input_type -> firebreak.v1.SetTimeoutRequest
+	17, // 41: firebreak.v1.SandboxService.Exec:input_type -> firebreak.v1.ExecRequest
+	24, // 42: firebreak.v1.SandboxService.DialPort:input_type -> firebreak.v1.DialPortRequest
+	26, // 43: firebreak.v1.SandboxService.WatchEvents:input_type -> firebreak.v1.WatchEventsRequest
+	4,  // 44: firebreak.v1.SandboxService.CreateSandbox:output_type -> firebreak.v1.Sandbox
+	4,  // 45: firebreak.v1.SandboxService.GetSandbox:output_type -> firebreak.v1.Sandbox
+	10, // 46: firebreak.v1.SandboxService.ListSandboxes:output_type -> firebreak.v1.ListSandboxesResponse
+	15, // 47: firebreak.v1.SandboxService.DestroySandbox:output_type -> firebreak.v1.DestroySandboxResponse
+	12, // 48: firebreak.v1.SandboxService.GetMetrics:output_type -> firebreak.v1.SandboxMetrics
+	4,  // 49: firebreak.v1.SandboxService.SetTimeout:output_type -> firebreak.v1.Sandbox
+	20, // 50: firebreak.v1.SandboxService.Exec:output_type -> firebreak.v1.ExecEvent
+	25, // 51: firebreak.v1.SandboxService.DialPort:output_type -> firebreak.v1.DialPortResponse
+	27, // 52: firebreak.v1.SandboxService.WatchEvents:output_type -> firebreak.v1.Event
+	44, // [44:53] is the sub-list for method output_type
+	35, // [35:44] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_firebreak_v1_sandbox_proto_init() }
@@ -2298,22 +2816,23 @@ func file_firebreak_v1_sandbox_proto_init() {
 	file_firebreak_v1_options_proto_init()
 	file_firebreak_v1_sandbox_proto_msgTypes[0].OneofWrappers = []any{}
 	file_firebreak_v1_sandbox_proto_msgTypes[3].OneofWrappers = []any{}
-	file_firebreak_v1_sandbox_proto_msgTypes[13].OneofWrappers = []any{}
-	file_firebreak_v1_sandbox_proto_msgTypes[14].OneofWrappers = []any{}
-	file_firebreak_v1_sandbox_proto_msgTypes[16].OneofWrappers = []any{
+	file_firebreak_v1_sandbox_proto_msgTypes[16].OneofWrappers = []any{}
+	file_firebreak_v1_sandbox_proto_msgTypes[17].OneofWrappers = []any{}
+	file_firebreak_v1_sandbox_proto_msgTypes[20].OneofWrappers = []any{
 		(*ExecEvent_Started)(nil),
 		(*ExecEvent_Stdout)(nil),
 		(*ExecEvent_Stderr)(nil),
 		(*ExecEvent_Exit)(nil),
+		(*ExecEvent_Pty)(nil),
 	}
-	file_firebreak_v1_sandbox_proto_msgTypes[21].OneofWrappers = []any{}
+	file_firebreak_v1_sandbox_proto_msgTypes[27].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_firebreak_v1_sandbox_proto_rawDesc), len(file_firebreak_v1_sandbox_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

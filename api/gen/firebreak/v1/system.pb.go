@@ -353,8 +353,14 @@ type Template struct {
 	LanguagePacks []string               `protobuf:"bytes,5,rep,name=language_packs,json=languagePacks,proto3" json:"language_packs,omitempty"`
 	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// The host may change it (the "host" template).
-	Mutable       bool   `protobuf:"varint,7,opt,name=mutable,proto3" json:"mutable,omitempty"`
-	Description   string `protobuf:"bytes,8,opt,name=description,proto3" json:"description,omitempty"`
+	Mutable     bool   `protobuf:"varint,7,opt,name=mutable,proto3" json:"mutable,omitempty"`
+	Description string `protobuf:"bytes,8,opt,name=description,proto3" json:"description,omitempty"`
+	// What it was made of, where that was an image or archive.
+	Source *TemplateSource `protobuf:"bytes,9,opt,name=source,proto3" json:"source,omitempty"`
+	// What that image says about running it.
+	Image *ImageConfig `protobuf:"bytes,10,opt,name=image,proto3" json:"image,omitempty"`
+	// What its processes get unless the caller says otherwise.
+	Env           map[string]string `protobuf:"bytes,11,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -445,17 +451,194 @@ func (x *Template) GetDescription() string {
 	return ""
 }
 
+func (x *Template) GetSource() *TemplateSource {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *Template) GetImage() *ImageConfig {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+func (x *Template) GetEnv() map[string]string {
+	if x != nil {
+		return x.Env
+	}
+	return nil
+}
+
+type TemplateSource struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// image (from a registry) or archive (uploaded).
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// As it was asked for, in full; of an archive what it calls itself.
+	Reference string `protobuf:"bytes,2,opt,name=reference,proto3" json:"reference,omitempty"`
+	// What the reference stood for when the template was built.
+	Digest string `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	// The image for this platform; differs from digest where that is an index.
+	ManifestDigest string `protobuf:"bytes,4,opt,name=manifest_digest,json=manifestDigest,proto3" json:"manifest_digest,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *TemplateSource) Reset() {
+	*x = TemplateSource{}
+	mi := &file_firebreak_v1_system_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TemplateSource) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TemplateSource) ProtoMessage() {}
+
+func (x *TemplateSource) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_system_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TemplateSource.ProtoReflect.Descriptor instead.
+func (*TemplateSource) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *TemplateSource) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *TemplateSource) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+func (x *TemplateSource) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *TemplateSource) GetManifestDigest() string {
+	if x != nil {
+		return x.ManifestDigest
+	}
+	return ""
+}
+
+// ImageConfig is what an image says about running it. Only work_dir has an
+// effect: commands start there. User code always runs as uid 1000.
+type ImageConfig struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Entrypoint []string               `protobuf:"bytes,1,rep,name=entrypoint,proto3" json:"entrypoint,omitempty"`
+	Cmd        []string               `protobuf:"bytes,2,rep,name=cmd,proto3" json:"cmd,omitempty"`
+	// Empty when the image has no such directory.
+	WorkDir       string            `protobuf:"bytes,3,opt,name=work_dir,json=workDir,proto3" json:"work_dir,omitempty"`
+	User          string            `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
+	Labels        map[string]string `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageConfig) Reset() {
+	*x = ImageConfig{}
+	mi := &file_firebreak_v1_system_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageConfig) ProtoMessage() {}
+
+func (x *ImageConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_system_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageConfig.ProtoReflect.Descriptor instead.
+func (*ImageConfig) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ImageConfig) GetEntrypoint() []string {
+	if x != nil {
+		return x.Entrypoint
+	}
+	return nil
+}
+
+func (x *ImageConfig) GetCmd() []string {
+	if x != nil {
+		return x.Cmd
+	}
+	return nil
+}
+
+func (x *ImageConfig) GetWorkDir() string {
+	if x != nil {
+		return x.WorkDir
+	}
+	return ""
+}
+
+func (x *ImageConfig) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *ImageConfig) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
 type BuildTemplateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// python, node, shell.
-	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// python, node, shell; or a name of your own for an image or archive. Empty:
+	// derived from image.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// An image to make it of: REPOSITORY:TAG, resolved now, or REPOSITORY@sha256:….
+	Image string `protobuf:"bytes,2,opt,name=image,proto3" json:"image,omitempty"`
+	// An archive to make it of: what UploadArchive returned. It is used up.
+	Upload        string `protobuf:"bytes,3,opt,name=upload,proto3" json:"upload,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *BuildTemplateRequest) Reset() {
 	*x = BuildTemplateRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[6]
+	mi := &file_firebreak_v1_system_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -467,7 +650,7 @@ func (x *BuildTemplateRequest) String() string {
 func (*BuildTemplateRequest) ProtoMessage() {}
 
 func (x *BuildTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[6]
+	mi := &file_firebreak_v1_system_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -480,7 +663,7 @@ func (x *BuildTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildTemplateRequest.ProtoReflect.Descriptor instead.
 func (*BuildTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{6}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *BuildTemplateRequest) GetName() string {
@@ -488,6 +671,241 @@ func (x *BuildTemplateRequest) GetName() string {
 		return x.Name
 	}
 	return ""
+}
+
+func (x *BuildTemplateRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *BuildTemplateRequest) GetUpload() string {
+	if x != nil {
+		return x.Upload
+	}
+	return ""
+}
+
+type UploadArchiveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UploadArchiveRequest) Reset() {
+	*x = UploadArchiveRequest{}
+	mi := &file_firebreak_v1_system_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UploadArchiveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UploadArchiveRequest) ProtoMessage() {}
+
+func (x *UploadArchiveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_system_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UploadArchiveRequest.ProtoReflect.Descriptor instead.
+func (*UploadArchiveRequest) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *UploadArchiveRequest) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type UploadArchiveResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	SizeBytes     int64                  `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UploadArchiveResponse) Reset() {
+	*x = UploadArchiveResponse{}
+	mi := &file_firebreak_v1_system_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UploadArchiveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UploadArchiveResponse) ProtoMessage() {}
+
+func (x *UploadArchiveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_system_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UploadArchiveResponse.ProtoReflect.Descriptor instead.
+func (*UploadArchiveResponse) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *UploadArchiveResponse) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *UploadArchiveResponse) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+type CollectTemplatesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Templates without a name go when they were last used this long ago;
+	// default one hour.
+	UnusedMs *int64 `protobuf:"varint,1,opt,name=unused_ms,json=unusedMs,proto3,oneof" json:"unused_ms,omitempty"`
+	// Layers no named template is made of, likewise; default seven days.
+	LayerAgeMs *int64 `protobuf:"varint,2,opt,name=layer_age_ms,json=layerAgeMs,proto3,oneof" json:"layer_age_ms,omitempty"`
+	// What all layers together may take; default 20 GiB.
+	LayerBytes    *int64 `protobuf:"varint,3,opt,name=layer_bytes,json=layerBytes,proto3,oneof" json:"layer_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CollectTemplatesRequest) Reset() {
+	*x = CollectTemplatesRequest{}
+	mi := &file_firebreak_v1_system_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CollectTemplatesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CollectTemplatesRequest) ProtoMessage() {}
+
+func (x *CollectTemplatesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_system_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CollectTemplatesRequest.ProtoReflect.Descriptor instead.
+func (*CollectTemplatesRequest) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *CollectTemplatesRequest) GetUnusedMs() int64 {
+	if x != nil && x.UnusedMs != nil {
+		return *x.UnusedMs
+	}
+	return 0
+}
+
+func (x *CollectTemplatesRequest) GetLayerAgeMs() int64 {
+	if x != nil && x.LayerAgeMs != nil {
+		return *x.LayerAgeMs
+	}
+	return 0
+}
+
+func (x *CollectTemplatesRequest) GetLayerBytes() int64 {
+	if x != nil && x.LayerBytes != nil {
+		return *x.LayerBytes
+	}
+	return 0
+}
+
+type CollectTemplatesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Digests of the templates removed.
+	Templates     []string `protobuf:"bytes,1,rep,name=templates,proto3" json:"templates,omitempty"`
+	Layers        int32    `protobuf:"varint,2,opt,name=layers,proto3" json:"layers,omitempty"`
+	Bytes         int64    `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CollectTemplatesResponse) Reset() {
+	*x = CollectTemplatesResponse{}
+	mi := &file_firebreak_v1_system_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CollectTemplatesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CollectTemplatesResponse) ProtoMessage() {}
+
+func (x *CollectTemplatesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_system_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CollectTemplatesResponse.ProtoReflect.Descriptor instead.
+func (*CollectTemplatesResponse) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *CollectTemplatesResponse) GetTemplates() []string {
+	if x != nil {
+		return x.Templates
+	}
+	return nil
+}
+
+func (x *CollectTemplatesResponse) GetLayers() int32 {
+	if x != nil {
+		return x.Layers
+	}
+	return 0
+}
+
+func (x *CollectTemplatesResponse) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
 }
 
 type BuildTemplateEvent struct {
@@ -503,7 +921,7 @@ type BuildTemplateEvent struct {
 
 func (x *BuildTemplateEvent) Reset() {
 	*x = BuildTemplateEvent{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[7]
+	mi := &file_firebreak_v1_system_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -515,7 +933,7 @@ func (x *BuildTemplateEvent) String() string {
 func (*BuildTemplateEvent) ProtoMessage() {}
 
 func (x *BuildTemplateEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[7]
+	mi := &file_firebreak_v1_system_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -528,7 +946,7 @@ func (x *BuildTemplateEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildTemplateEvent.ProtoReflect.Descriptor instead.
 func (*BuildTemplateEvent) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{7}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *BuildTemplateEvent) GetEvent() isBuildTemplateEvent_Event {
@@ -584,7 +1002,7 @@ type BuildProgress struct {
 
 func (x *BuildProgress) Reset() {
 	*x = BuildProgress{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[8]
+	mi := &file_firebreak_v1_system_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -596,7 +1014,7 @@ func (x *BuildProgress) String() string {
 func (*BuildProgress) ProtoMessage() {}
 
 func (x *BuildProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[8]
+	mi := &file_firebreak_v1_system_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -609,7 +1027,7 @@ func (x *BuildProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildProgress.ProtoReflect.Descriptor instead.
 func (*BuildProgress) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{8}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *BuildProgress) GetStage() string {
@@ -642,7 +1060,7 @@ type RemoveTemplateRequest struct {
 
 func (x *RemoveTemplateRequest) Reset() {
 	*x = RemoveTemplateRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[9]
+	mi := &file_firebreak_v1_system_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -654,7 +1072,7 @@ func (x *RemoveTemplateRequest) String() string {
 func (*RemoveTemplateRequest) ProtoMessage() {}
 
 func (x *RemoveTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[9]
+	mi := &file_firebreak_v1_system_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -667,7 +1085,7 @@ func (x *RemoveTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveTemplateRequest.ProtoReflect.Descriptor instead.
 func (*RemoveTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{9}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RemoveTemplateRequest) GetName() string {
@@ -685,7 +1103,7 @@ type RemoveTemplateResponse struct {
 
 func (x *RemoveTemplateResponse) Reset() {
 	*x = RemoveTemplateResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[10]
+	mi := &file_firebreak_v1_system_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -697,7 +1115,7 @@ func (x *RemoveTemplateResponse) String() string {
 func (*RemoveTemplateResponse) ProtoMessage() {}
 
 func (x *RemoveTemplateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[10]
+	mi := &file_firebreak_v1_system_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -710,7 +1128,178 @@ func (x *RemoveTemplateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveTemplateResponse.ProtoReflect.Descriptor instead.
 func (*RemoveTemplateResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{10}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{16}
+}
+
+type GetQuotaRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetQuotaRequest) Reset() {
+	*x = GetQuotaRequest{}
+	mi := &file_firebreak_v1_system_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetQuotaRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetQuotaRequest) ProtoMessage() {}
+
+func (x *GetQuotaRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_system_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetQuotaRequest.ProtoReflect.Descriptor instead.
+func (*GetQuotaRequest) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{17}
+}
+
+type GetQuotaResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Quotas        []*Quota               `protobuf:"bytes,2,rep,name=quotas,proto3" json:"quotas,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetQuotaResponse) Reset() {
+	*x = GetQuotaResponse{}
+	mi := &file_firebreak_v1_system_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetQuotaResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetQuotaResponse) ProtoMessage() {}
+
+func (x *GetQuotaResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_system_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetQuotaResponse.ProtoReflect.Descriptor instead.
+func (*GetQuotaResponse) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *GetQuotaResponse) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *GetQuotaResponse) GetQuotas() []*Quota {
+	if x != nil {
+		return x.Quotas
+	}
+	return nil
+}
+
+// Quota is what a tenant may have of one thing, and has.
+type Quota struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// sandboxes, memory, disk, kept, boots, execs, builds, requests,
+	// key_requests, burst.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// count, bytes, per_second.
+	Unit string `protobuf:"bytes,2,opt,name=unit,proto3" json:"unit,omitempty"`
+	// Of requests, key_requests and burst nothing is reported: that is over in
+	// a moment.
+	Used int64 `protobuf:"varint,3,opt,name=used,proto3" json:"used,omitempty"`
+	// Absent: no limit.
+	Limit         *int64 `protobuf:"varint,4,opt,name=limit,proto3,oneof" json:"limit,omitempty"`
+	Description   string `protobuf:"bytes,5,opt,name=description,proto3" json:"description,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Quota) Reset() {
+	*x = Quota{}
+	mi := &file_firebreak_v1_system_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Quota) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Quota) ProtoMessage() {}
+
+func (x *Quota) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_system_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Quota.ProtoReflect.Descriptor instead.
+func (*Quota) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Quota) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Quota) GetUnit() string {
+	if x != nil {
+		return x.Unit
+	}
+	return ""
+}
+
+func (x *Quota) GetUsed() int64 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+func (x *Quota) GetLimit() int64 {
+	if x != nil && x.Limit != nil {
+		return *x.Limit
+	}
+	return 0
+}
+
+func (x *Quota) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
 }
 
 type GetVersionRequest struct {
@@ -721,7 +1310,7 @@ type GetVersionRequest struct {
 
 func (x *GetVersionRequest) Reset() {
 	*x = GetVersionRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[11]
+	mi := &file_firebreak_v1_system_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -733,7 +1322,7 @@ func (x *GetVersionRequest) String() string {
 func (*GetVersionRequest) ProtoMessage() {}
 
 func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[11]
+	mi := &file_firebreak_v1_system_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -746,7 +1335,7 @@ func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionRequest.ProtoReflect.Descriptor instead.
 func (*GetVersionRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{11}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{20}
 }
 
 type GetVersionResponse struct {
@@ -761,7 +1350,7 @@ type GetVersionResponse struct {
 
 func (x *GetVersionResponse) Reset() {
 	*x = GetVersionResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[12]
+	mi := &file_firebreak_v1_system_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -773,7 +1362,7 @@ func (x *GetVersionResponse) String() string {
 func (*GetVersionResponse) ProtoMessage() {}
 
 func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[12]
+	mi := &file_firebreak_v1_system_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -786,7 +1375,7 @@ func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionResponse.ProtoReflect.Descriptor instead.
 func (*GetVersionResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{12}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetVersionResponse) GetVersion() string {
@@ -823,14 +1412,16 @@ type CreateKeyRequest struct {
 	// owner, admin, developer, viewer.
 	Role string `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
 	// 0 = never expires.
-	TtlMs         int64 `protobuf:"varint,3,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"`
+	TtlMs int64 `protobuf:"varint,3,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"`
+	// Spell it as E2B's SDKs demand: e2b_ and 40 hexadecimal digits.
+	E2B           bool `protobuf:"varint,4,opt,name=e2b,proto3" json:"e2b,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateKeyRequest) Reset() {
 	*x = CreateKeyRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[13]
+	mi := &file_firebreak_v1_system_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -842,7 +1433,7 @@ func (x *CreateKeyRequest) String() string {
 func (*CreateKeyRequest) ProtoMessage() {}
 
 func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[13]
+	mi := &file_firebreak_v1_system_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -855,7 +1446,7 @@ func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyRequest.ProtoReflect.Descriptor instead.
 func (*CreateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{13}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CreateKeyRequest) GetName() string {
@@ -879,6 +1470,13 @@ func (x *CreateKeyRequest) GetTtlMs() int64 {
 	return 0
 }
 
+func (x *CreateKeyRequest) GetE2B() bool {
+	if x != nil {
+		return x.E2B
+	}
+	return false
+}
+
 type Key struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -893,7 +1491,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[14]
+	mi := &file_firebreak_v1_system_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -905,7 +1503,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[14]
+	mi := &file_firebreak_v1_system_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -918,7 +1516,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{14}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Key) GetId() string {
@@ -974,7 +1572,7 @@ type CreateKeyResponse struct {
 
 func (x *CreateKeyResponse) Reset() {
 	*x = CreateKeyResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[15]
+	mi := &file_firebreak_v1_system_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -986,7 +1584,7 @@ func (x *CreateKeyResponse) String() string {
 func (*CreateKeyResponse) ProtoMessage() {}
 
 func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[15]
+	mi := &file_firebreak_v1_system_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -999,7 +1597,7 @@ func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyResponse.ProtoReflect.Descriptor instead.
 func (*CreateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{15}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CreateKeyResponse) GetKey() *Key {
@@ -1024,7 +1622,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[16]
+	mi := &file_firebreak_v1_system_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1036,7 +1634,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[16]
+	mi := &file_firebreak_v1_system_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1049,7 +1647,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{16}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{25}
 }
 
 type ListKeysResponse struct {
@@ -1061,7 +1659,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[17]
+	mi := &file_firebreak_v1_system_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1073,7 +1671,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[17]
+	mi := &file_firebreak_v1_system_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1086,7 +1684,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{17}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListKeysResponse) GetKeys() []*Key {
@@ -1105,7 +1703,7 @@ type DeleteKeyRequest struct {
 
 func (x *DeleteKeyRequest) Reset() {
 	*x = DeleteKeyRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[18]
+	mi := &file_firebreak_v1_system_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1117,7 +1715,7 @@ func (x *DeleteKeyRequest) String() string {
 func (*DeleteKeyRequest) ProtoMessage() {}
 
 func (x *DeleteKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[18]
+	mi := &file_firebreak_v1_system_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1130,7 +1728,7 @@ func (x *DeleteKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteKeyRequest.ProtoReflect.Descriptor instead.
 func (*DeleteKeyRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{18}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DeleteKeyRequest) GetId() string {
@@ -1148,7 +1746,7 @@ type DeleteKeyResponse struct {
 
 func (x *DeleteKeyResponse) Reset() {
 	*x = DeleteKeyResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[19]
+	mi := &file_firebreak_v1_system_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1160,7 +1758,7 @@ func (x *DeleteKeyResponse) String() string {
 func (*DeleteKeyResponse) ProtoMessage() {}
 
 func (x *DeleteKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[19]
+	mi := &file_firebreak_v1_system_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1173,7 +1771,7 @@ func (x *DeleteKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteKeyResponse.ProtoReflect.Descriptor instead.
 func (*DeleteKeyResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{19}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{28}
 }
 
 var File_firebreak_v1_system_proto protoreflect.FileDescriptor
@@ -1203,7 +1801,7 @@ const file_firebreak_v1_system_proto_rawDesc = "" +
 	"\x05notes\x18\x0e \x03(\tR\x05notes\"\x16\n" +
 	"\x14ListTemplatesRequest\"M\n" +
 	"\x15ListTemplatesResponse\x124\n" +
-	"\ttemplates\x18\x01 \x03(\v2\x16.firebreak.v1.TemplateR\ttemplates\"\x89\x02\n" +
+	"\ttemplates\x18\x01 \x03(\v2\x16.firebreak.v1.TemplateR\ttemplates\"\xdb\x03\n" +
 	"\bTemplate\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x14\n" +
@@ -1214,10 +1812,54 @@ const file_firebreak_v1_system_proto_rawDesc = "" +
 	"\n" +
 	"created_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x18\n" +
 	"\amutable\x18\a \x01(\bR\amutable\x12 \n" +
-	"\vdescription\x18\b \x01(\tR\vdescription\"6\n" +
-	"\x14BuildTemplateRequest\x12\x1e\n" +
-	"\x04name\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\"\x8e\x01\n" +
+	"\vdescription\x18\b \x01(\tR\vdescription\x124\n" +
+	"\x06source\x18\t \x01(\v2\x1c.firebreak.v1.TemplateSourceR\x06source\x12/\n" +
+	"\x05image\x18\n" +
+	" \x01(\v2\x19.firebreak.v1.ImageConfigR\x05image\x121\n" +
+	"\x03env\x18\v \x03(\v2\x1f.firebreak.v1.Template.EnvEntryR\x03env\x1a6\n" +
+	"\bEnvEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x83\x01\n" +
+	"\x0eTemplateSource\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
+	"\treference\x18\x02 \x01(\tR\treference\x12\x16\n" +
+	"\x06digest\x18\x03 \x01(\tR\x06digest\x12'\n" +
+	"\x0fmanifest_digest\x18\x04 \x01(\tR\x0emanifestDigest\"\xe8\x01\n" +
+	"\vImageConfig\x12\x1e\n" +
+	"\n" +
+	"entrypoint\x18\x01 \x03(\tR\n" +
+	"entrypoint\x12\x10\n" +
+	"\x03cmd\x18\x02 \x03(\tR\x03cmd\x12\x19\n" +
+	"\bwork_dir\x18\x03 \x01(\tR\aworkDir\x12\x12\n" +
+	"\x04user\x18\x04 \x01(\tR\x04user\x12=\n" +
+	"\x06labels\x18\x05 \x03(\v2%.firebreak.v1.ImageConfig.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"u\n" +
+	"\x14BuildTemplateRequest\x12\x1c\n" +
+	"\x04name\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x04name\x12\x1e\n" +
+	"\x05image\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x05image\x12\x1f\n" +
+	"\x06upload\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\x06upload\"*\n" +
+	"\x14UploadArchiveRequest\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"F\n" +
+	"\x15UploadArchiveResponse\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\"\xd2\x01\n" +
+	"\x17CollectTemplatesRequest\x12)\n" +
+	"\tunused_ms\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\bunusedMs\x88\x01\x01\x12.\n" +
+	"\flayer_age_ms\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x01R\n" +
+	"layerAgeMs\x88\x01\x01\x12-\n" +
+	"\vlayer_bytes\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x02R\n" +
+	"layerBytes\x88\x01\x01B\f\n" +
+	"\n" +
+	"_unused_msB\x0f\n" +
+	"\r_layer_age_msB\x0e\n" +
+	"\f_layer_bytes\"f\n" +
+	"\x18CollectTemplatesResponse\x12\x1c\n" +
+	"\ttemplates\x18\x01 \x03(\tR\ttemplates\x12\x16\n" +
+	"\x06layers\x18\x02 \x01(\x05R\x06layers\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\"\x8e\x01\n" +
 	"\x12BuildTemplateEvent\x129\n" +
 	"\bprogress\x18\x01 \x01(\v2\x1b.firebreak.v1.BuildProgressH\x00R\bprogress\x124\n" +
 	"\btemplate\x18\x02 \x01(\v2\x16.firebreak.v1.TemplateH\x00R\btemplateB\a\n" +
@@ -1229,18 +1871,30 @@ const file_firebreak_v1_system_proto_rawDesc = "" +
 	"\x15RemoveTemplateRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\"\x18\n" +
-	"\x16RemoveTemplateResponse\"\x13\n" +
+	"\x16RemoveTemplateResponse\"\x11\n" +
+	"\x0fGetQuotaRequest\"W\n" +
+	"\x10GetQuotaResponse\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12+\n" +
+	"\x06quotas\x18\x02 \x03(\v2\x13.firebreak.v1.QuotaR\x06quotas\"\x8a\x01\n" +
+	"\x05Quota\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04unit\x18\x02 \x01(\tR\x04unit\x12\x12\n" +
+	"\x04used\x18\x03 \x01(\x03R\x04used\x12\x19\n" +
+	"\x05limit\x18\x04 \x01(\x03H\x00R\x05limit\x88\x01\x01\x12 \n" +
+	"\vdescription\x18\x05 \x01(\tR\vdescriptionB\b\n" +
+	"\x06_limit\"\x13\n" +
 	"\x11GetVersionRequest\"\x8e\x01\n" +
 	"\x12GetVersionResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\tR\brevision\x12\x1d\n" +
 	"\n" +
 	"go_version\x18\x03 \x01(\tR\tgoVersion\x12#\n" +
-	"\rrunsc_version\x18\x04 \x01(\tR\frunscVersion\"\x8e\x01\n" +
+	"\rrunsc_version\x18\x04 \x01(\tR\frunscVersion\"\xa0\x01\n" +
 	"\x10CreateKeyRequest\x12\x1c\n" +
 	"\x04name\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x04name\x12<\n" +
 	"\x04role\x18\x02 \x01(\tB(\xbaH%r#R\x00R\x05ownerR\x05adminR\tdeveloperR\x06viewerR\x04role\x12\x1e\n" +
-	"\x06ttl_ms\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x05ttlMs\"\xf1\x01\n" +
+	"\x06ttl_ms\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x05ttlMs\x12\x10\n" +
+	"\x03e2b\x18\x04 \x01(\bR\x03e2b\"\xf1\x01\n" +
 	"\x03Key\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -1259,16 +1913,22 @@ const file_firebreak_v1_system_proto_rawDesc = "" +
 	"\x04keys\x18\x01 \x03(\v2\x11.firebreak.v1.KeyR\x04keys\"-\n" +
 	"\x10DeleteKeyRequest\x12\x19\n" +
 	"\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x02id\"\x13\n" +
-	"\x11DeleteKeyResponse2\xc2\x05\n" +
+	"\x11DeleteKeyResponse2\xe1\b\n" +
 	"\rSystemService\x12|\n" +
 	"\fListBackends\x12!.firebreak.v1.ListBackendsRequest\x1a\".firebreak.v1.ListBackendsResponse\"%\xca\xda\x18\r\n" +
 	"\vsystem:read\x82\xd3\xe4\x93\x02\x0e\x12\f/v1/backends\x12\x82\x01\n" +
 	"\rListTemplates\x12\".firebreak.v1.ListTemplatesRequest\x1a#.firebreak.v1.ListTemplatesResponse\"(\xca\xda\x18\x0f\n" +
 	"\rtemplate:read\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/templates\x12\x95\x01\n" +
 	"\rBuildTemplate\x12\".firebreak.v1.BuildTemplateRequest\x1a .firebreak.v1.BuildTemplateEvent\"<\xca\xda\x18 \n" +
-	"\x0etemplate:write\x12\x0etemplate.build\x82\xd3\xe4\x93\x02\x12:\x01*\"\r/v1/templates0\x01\x12\x9e\x01\n" +
+	"\x0etemplate:write\x12\x0etemplate.build\x82\xd3\xe4\x93\x02\x12:\x01*\"\r/v1/templates0\x01\x12\x81\x01\n" +
+	"\rUploadArchive\x12\".firebreak.v1.UploadArchiveRequest\x1a#.firebreak.v1.UploadArchiveResponse\"%\xca\xda\x18!\n" +
+	"\x0etemplate:write\x12\x0ftemplate.upload(\x01\x12\x9e\x01\n" +
 	"\x0eRemoveTemplate\x12#.firebreak.v1.RemoveTemplateRequest\x1a$.firebreak.v1.RemoveTemplateResponse\"A\xca\xda\x18!\n" +
-	"\x0etemplate:write\x12\x0ftemplate.remove\x82\xd3\xe4\x93\x02\x16*\x14/v1/templates/{name}\x12u\n" +
+	"\x0etemplate:write\x12\x0ftemplate.remove\x82\xd3\xe4\x93\x02\x16*\x14/v1/templates/{name}\x12m\n" +
+	"\bGetQuota\x12\x1d.firebreak.v1.GetQuotaRequest\x1a\x1e.firebreak.v1.GetQuotaResponse\"\"\xca\xda\x18\r\n" +
+	"\vsystem:read\x82\xd3\xe4\x93\x02\v\x12\t/v1/quota\x12\xa9\x01\n" +
+	"\x10CollectTemplates\x12%.firebreak.v1.CollectTemplatesRequest\x1a&.firebreak.v1.CollectTemplatesResponse\"F\xca\xda\x18\"\n" +
+	"\x0etemplate:write\x12\x10template.collect\x82\xd3\xe4\x93\x02\x1a:\x01*\"\x15/v1/templates/collect\x12u\n" +
 	"\n" +
 	"GetVersion\x12\x1f.firebreak.v1.GetVersionRequest\x1a .firebreak.v1.GetVersionResponse\"$\xca\xda\x18\r\n" +
 	"\vsystem:read\x82\xd3\xe4\x93\x02\r\x12\v/v1/version2\xf5\x02\n" +
@@ -1297,62 +1957,84 @@ func file_firebreak_v1_system_proto_rawDescGZIP() []byte {
 	return file_firebreak_v1_system_proto_rawDescData
 }
 
-var file_firebreak_v1_system_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_firebreak_v1_system_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_firebreak_v1_system_proto_goTypes = []any{
-	(*ListBackendsRequest)(nil),    // 0: firebreak.v1.ListBackendsRequest
-	(*ListBackendsResponse)(nil),   // 1: firebreak.v1.ListBackendsResponse
-	(*Backend)(nil),                // 2: firebreak.v1.Backend
-	(*ListTemplatesRequest)(nil),   // 3: firebreak.v1.ListTemplatesRequest
-	(*ListTemplatesResponse)(nil),  // 4: firebreak.v1.ListTemplatesResponse
-	(*Template)(nil),               // 5: firebreak.v1.Template
-	(*BuildTemplateRequest)(nil),   // 6: firebreak.v1.BuildTemplateRequest
-	(*BuildTemplateEvent)(nil),     // 7: firebreak.v1.BuildTemplateEvent
-	(*BuildProgress)(nil),          // 8: firebreak.v1.BuildProgress
-	(*RemoveTemplateRequest)(nil),  // 9: firebreak.v1.RemoveTemplateRequest
-	(*RemoveTemplateResponse)(nil), // 10: firebreak.v1.RemoveTemplateResponse
-	(*GetVersionRequest)(nil),      // 11: firebreak.v1.GetVersionRequest
-	(*GetVersionResponse)(nil),     // 12: firebreak.v1.GetVersionResponse
-	(*CreateKeyRequest)(nil),       // 13: firebreak.v1.CreateKeyRequest
-	(*Key)(nil),                    // 14: firebreak.v1.Key
-	(*CreateKeyResponse)(nil),      // 15: firebreak.v1.CreateKeyResponse
-	(*ListKeysRequest)(nil),        // 16: firebreak.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),       // 17: firebreak.v1.ListKeysResponse
-	(*DeleteKeyRequest)(nil),       // 18: firebreak.v1.DeleteKeyRequest
-	(*DeleteKeyResponse)(nil),      // 19: firebreak.v1.DeleteKeyResponse
-	(*timestamppb.Timestamp)(nil),  // 20: google.protobuf.Timestamp
+	(*ListBackendsRequest)(nil),      // 0: firebreak.v1.ListBackendsRequest
+	(*ListBackendsResponse)(nil),     // 1: firebreak.v1.ListBackendsResponse
+	(*Backend)(nil),                  // 2: firebreak.v1.Backend
+	(*ListTemplatesRequest)(nil),     // 3: firebreak.v1.ListTemplatesRequest
+	(*ListTemplatesResponse)(nil),    // 4: firebreak.v1.ListTemplatesResponse
+	(*Template)(nil),                 // 5: firebreak.v1.Template
+	(*TemplateSource)(nil),           // 6: firebreak.v1.TemplateSource
+	(*ImageConfig)(nil),              // 7: firebreak.v1.ImageConfig
+	(*BuildTemplateRequest)(nil),     // 8: firebreak.v1.BuildTemplateRequest
+	(*UploadArchiveRequest)(nil),     // 9: firebreak.v1.UploadArchiveRequest
+	(*UploadArchiveResponse)(nil),    // 10: firebreak.v1.UploadArchiveResponse
+	(*CollectTemplatesRequest)(nil),  // 11: firebreak.v1.CollectTemplatesRequest
+	(*CollectTemplatesResponse)(nil), // 12: firebreak.v1.CollectTemplatesResponse
+	(*BuildTemplateEvent)(nil),       // 13: firebreak.v1.BuildTemplateEvent
+	(*BuildProgress)(nil),            // 14: firebreak.v1.BuildProgress
+	(*RemoveTemplateRequest)(nil),    // 15: firebreak.v1.RemoveTemplateRequest
+	(*RemoveTemplateResponse)(nil),   // 16: firebreak.v1.RemoveTemplateResponse
+	(*GetQuotaRequest)(nil),          // 17: firebreak.v1.GetQuotaRequest
+	(*GetQuotaResponse)(nil),         // 18: firebreak.v1.GetQuotaResponse
+	(*Quota)(nil),                    // 19: firebreak.v1.Quota
+	(*GetVersionRequest)(nil),        // 20: firebreak.v1.GetVersionRequest
+	(*GetVersionResponse)(nil),       // 21: firebreak.v1.GetVersionResponse
+	(*CreateKeyRequest)(nil),         // 22: firebreak.v1.CreateKeyRequest
+	(*Key)(nil),                      // 23: firebreak.v1.Key
+	(*CreateKeyResponse)(nil),        // 24: firebreak.v1.CreateKeyResponse
+	(*ListKeysRequest)(nil),          // 25: firebreak.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),         // 26: firebreak.v1.ListKeysResponse
+	(*DeleteKeyRequest)(nil),         // 27: firebreak.v1.DeleteKeyRequest
+	(*DeleteKeyResponse)(nil),        // 28: firebreak.v1.DeleteKeyResponse
+	nil,                              // 29: firebreak.v1.Template.EnvEntry
+	nil,                              // 30: firebreak.v1.ImageConfig.LabelsEntry
+	(*timestamppb.Timestamp)(nil),    // 31: google.protobuf.Timestamp
 }
 var file_firebreak_v1_system_proto_depIdxs = []int32{
 	2,  // 0: firebreak.v1.ListBackendsResponse.backends:type_name -> firebreak.v1.Backend
 	5,  // 1: firebreak.v1.ListTemplatesResponse.templates:type_name -> firebreak.v1.Template
-	20, // 2: firebreak.v1.Template.created_at:type_name -> google.protobuf.Timestamp
-	8,  // 3: firebreak.v1.BuildTemplateEvent.progress:type_name -> firebreak.v1.BuildProgress
-	5,  // 4: firebreak.v1.BuildTemplateEvent.template:type_name -> firebreak.v1.Template
-	20, // 5: firebreak.v1.Key.created_at:type_name -> google.protobuf.Timestamp
-	20, // 6: firebreak.v1.Key.last_used_at:type_name -> google.protobuf.Timestamp
-	20, // 7: firebreak.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
-	14, // 8: firebreak.v1.CreateKeyResponse.key:type_name -> firebreak.v1.Key
-	14, // 9: firebreak.v1.ListKeysResponse.keys:type_name -> firebreak.v1.Key
-	0,  // 10: firebreak.v1.SystemService.ListBackends:input_type -> firebreak.v1.ListBackendsRequest
-	3,  // 11: firebreak.v1.SystemService.ListTemplates:input_type -> firebreak.v1.ListTemplatesRequest
-	6,  // 12: firebreak.v1.SystemService.BuildTemplate:input_type -> firebreak.v1.BuildTemplateRequest
-	9,  // 13: firebreak.v1.SystemService.RemoveTemplate:input_type -> firebreak.v1.RemoveTemplateRequest
-	11, // 14: firebreak.v1.SystemService.GetVersion:input_type -> firebreak.v1.GetVersionRequest
-	13, // 15: firebreak.v1.KeyService.CreateKey:input_type -> firebreak.v1.CreateKeyRequest
-	16, // 16: firebreak.v1.KeyService.ListKeys:input_type -> firebreak.v1.ListKeysRequest
-	18, // 17: firebreak.v1.KeyService.DeleteKey:input_type -> firebreak.v1.DeleteKeyRequest
-	1,  // 18: firebreak.v1.SystemService.ListBackends:output_type -> firebreak.v1.ListBackendsResponse
-	4,  // 19: firebreak.v1.SystemService.ListTemplates:output_type -> firebreak.v1.ListTemplatesResponse
-	7,  // 20: firebreak.v1.SystemService.BuildTemplate:output_type -> firebreak.v1.BuildTemplateEvent
-	10, // 21: firebreak.v1.SystemService.RemoveTemplate:output_type -> firebreak.v1.RemoveTemplateResponse
-	12, // 22: firebreak.v1.SystemService.GetVersion:output_type -> firebreak.v1.GetVersionResponse
-	15, // 23: firebreak.v1.KeyService.CreateKey:output_type -> firebreak.v1.CreateKeyResponse
-	17, // 24: firebreak.v1.KeyService.ListKeys:output_type -> firebreak.v1.ListKeysResponse
-	19, // 25: firebreak.v1.KeyService.DeleteKey:output_type -> firebreak.v1.DeleteKeyResponse
-	18, // [18:26] is the sub-list for method output_type
-	10, // [10:18] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	31, // 2: firebreak.v1.Template.created_at:type_name -> google.protobuf.Timestamp
+	6,  // 3: firebreak.v1.Template.source:type_name -> firebreak.v1.TemplateSource
+	7,  // 4: firebreak.v1.Template.image:type_name -> firebreak.v1.ImageConfig
+	29, // 5: firebreak.v1.Template.env:type_name -> firebreak.v1.Template.EnvEntry
+	30, // 6: firebreak.v1.ImageConfig.labels:type_name -> firebreak.v1.ImageConfig.LabelsEntry
+	14, // 7: firebreak.v1.BuildTemplateEvent.progress:type_name -> firebreak.v1.BuildProgress
+	5,  // 8: firebreak.v1.BuildTemplateEvent.template:type_name -> firebreak.v1.Template
+	19, // 9: firebreak.v1.GetQuotaResponse.quotas:type_name -> firebreak.v1.Quota
+	31, // 10: firebreak.v1.Key.created_at:type_name -> google.protobuf.Timestamp
+	31, // 11: firebreak.v1.Key.last_used_at:type_name -> google.protobuf.Timestamp
+	31, // 12: firebreak.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
+	23, // 13: firebreak.v1.CreateKeyResponse.key:type_name -> firebreak.v1.Key
+	23, // 14: firebreak.v1.ListKeysResponse.keys:type_name -> firebreak.v1.Key
+	0,  // 15: firebreak.v1.SystemService.ListBackends:input_type -> firebreak.v1.ListBackendsRequest
+	3,  // 16: firebreak.v1.SystemService.ListTemplates:input_type -> firebreak.v1.ListTemplatesRequest
+	8,  // 17: firebreak.v1.SystemService.BuildTemplate:input_type -> firebreak.v1.BuildTemplateRequest
+	9,  // 18: firebreak.v1.SystemService.UploadArchive:input_type -> firebreak.v1.UploadArchiveRequest
+	15, // 19: firebreak.v1.SystemService.RemoveTemplate:input_type -> firebreak.v1.RemoveTemplateRequest
+	17, // 20: firebreak.v1.SystemService.GetQuota:input_type -> firebreak.v1.GetQuotaRequest
+	11, // 21: firebreak.v1.SystemService.CollectTemplates:input_type -> firebreak.v1.CollectTemplatesRequest
+	20, // 22: firebreak.v1.SystemService.GetVersion:input_type -> firebreak.v1.GetVersionRequest
+	22, // 23: firebreak.v1.KeyService.CreateKey:input_type -> firebreak.v1.CreateKeyRequest
+	25, // 24: firebreak.v1.KeyService.ListKeys:input_type -> firebreak.v1.ListKeysRequest
+	27, // 25: firebreak.v1.KeyService.DeleteKey:input_type -> firebreak.v1.DeleteKeyRequest
+	1,  // 26: firebreak.v1.SystemService.ListBackends:output_type -> firebreak.v1.ListBackendsResponse
+	4,  // 27: firebreak.v1.SystemService.ListTemplates:output_type -> firebreak.v1.ListTemplatesResponse
+	13, // 28: firebreak.v1.SystemService.BuildTemplate:output_type -> firebreak.v1.BuildTemplateEvent
+	10, // 29: firebreak.v1.SystemService.UploadArchive:output_type -> firebreak.v1.UploadArchiveResponse
+	16, // 30: firebreak.v1.SystemService.RemoveTemplate:output_type -> firebreak.v1.RemoveTemplateResponse
+	18, // 31: firebreak.v1.SystemService.GetQuota:output_type -> firebreak.v1.GetQuotaResponse
+	12, // 32: firebreak.v1.SystemService.CollectTemplates:output_type -> firebreak.v1.CollectTemplatesResponse
+	21, // 33: firebreak.v1.SystemService.GetVersion:output_type -> firebreak.v1.GetVersionResponse
+	24, // 34: firebreak.v1.KeyService.CreateKey:output_type -> firebreak.v1.CreateKeyResponse
+	26, // 35: firebreak.v1.KeyService.ListKeys:output_type -> firebreak.v1.ListKeysResponse
+	28, // 36: firebreak.v1.KeyService.DeleteKey:output_type -> firebreak.v1.DeleteKeyResponse
+	26, // [26:37] is the sub-list for method output_type
+	15, // [15:26] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_firebreak_v1_system_proto_init() }
@@ -1361,17 +2043,19 @@ func file_firebreak_v1_system_proto_init() {
 		return
 	}
 	file_firebreak_v1_options_proto_init()
-	file_firebreak_v1_system_proto_msgTypes[7].OneofWrappers = []any{
+	file_firebreak_v1_system_proto_msgTypes[11].OneofWrappers = []any{}
+	file_firebreak_v1_system_proto_msgTypes[13].OneofWrappers = []any{
 		(*BuildTemplateEvent_Progress)(nil),
 		(*BuildTemplateEvent_Template)(nil),
 	}
+	file_firebreak_v1_system_proto_msgTypes[19].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_firebreak_v1_system_proto_rawDesc), len(file_firebreak_v1_system_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -41,6 +41,19 @@ const (
 	FileServiceStatFileProcedure = "/firebreak.v1.FileService/StatFile"
 	// FileServiceListFilesProcedure is the fully-qualified name of the FileService's ListFiles RPC.
 	FileServiceListFilesProcedure = "/firebreak.v1.FileService/ListFiles"
+	// FileServiceWatchFilesProcedure is the fully-qualified name of the FileService's WatchFiles RPC.
+	FileServiceWatchFilesProcedure = "/firebreak.v1.FileService/WatchFiles"
+	// FileServiceCreateWatcherProcedure is the fully-qualified name of the FileService's CreateWatcher
+	// RPC.
+	FileServiceCreateWatcherProcedure = "/firebreak.v1.FileService/CreateWatcher"
+	// FileServiceGetWatcherEventsProcedure is the fully-qualified name of the FileService's
+	// GetWatcherEvents RPC.
+	FileServiceGetWatcherEventsProcedure = "/firebreak.v1.FileService/GetWatcherEvents"
+	// FileServiceRemoveWatcherProcedure is the fully-qualified name of the FileService's RemoveWatcher
+	// RPC.
+	FileServiceRemoveWatcherProcedure = "/firebreak.v1.FileService/RemoveWatcher"
+	// FileServiceSignFileProcedure is the fully-qualified name of the FileService's SignFile RPC.
+	FileServiceSignFileProcedure = "/firebreak.v1.FileService/SignFile"
 	// FileServiceMakeDirectoryProcedure is the fully-qualified name of the FileService's MakeDirectory
 	// RPC.
 	FileServiceMakeDirectoryProcedure = "/firebreak.v1.FileService/MakeDirectory"
@@ -58,6 +71,20 @@ type FileServiceClient interface {
 	WriteFile(context.Context) *connect.ClientStreamForClient[v1.WriteFileRequest, v1.FileInfo]
 	StatFile(context.Context, *connect.Request[v1.StatFileRequest]) (*connect.Response[v1.FileInfo], error)
 	ListFiles(context.Context, *connect.Request[v1.ListFilesRequest]) (*connect.Response[v1.ListFilesResponse], error)
+	// WatchFiles reports what changes in a directory, and with recursive below it,
+	// as it happens. The first event is start; what happens after it is reported.
+	// The stream ends when the directory is removed or renamed. A new stream begins
+	// anew: who lost one lists the directory again.
+	WatchFiles(context.Context, *connect.Request[v1.WatchFilesRequest]) (*connect.ServerStreamForClient[v1.FileEvent], error)
+	// CreateWatcher is WatchFiles for callers who poll. A watcher that nobody asks
+	// ends after five minutes; it does not outlive the server's process.
+	CreateWatcher(context.Context, *connect.Request[v1.CreateWatcherRequest]) (*connect.Response[v1.Watcher], error)
+	// GetWatcherEvents returns what a watcher has seen since it was last asked.
+	GetWatcherEvents(context.Context, *connect.Request[v1.GetWatcherEventsRequest]) (*connect.Response[v1.GetWatcherEventsResponse], error)
+	RemoveWatcher(context.Context, *connect.Request[v1.RemoveWatcherRequest]) (*connect.Response[v1.RemoveWatcherResponse], error)
+	// SignFile makes a URL by which whoever has it reads or writes one file, without
+	// a key, for a time. It ends with the sandbox.
+	SignFile(context.Context, *connect.Request[v1.SignFileRequest]) (*connect.Response[v1.SignedURL], error)
 	MakeDirectory(context.Context, *connect.Request[v1.MakeDirectoryRequest]) (*connect.Response[v1.FileInfo], error)
 	MoveFile(context.Context, *connect.Request[v1.MoveFileRequest]) (*connect.Response[v1.FileInfo], error)
 	RemoveFile(context.Context, *connect.Request[v1.RemoveFileRequest]) (*connect.Response[v1.RemoveFileResponse], error)
@@ -98,6 +125,36 @@ func NewFileServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(fileServiceMethods.ByName("ListFiles")),
 			connect.WithClientOptions(opts...),
 		),
+		watchFiles: connect.NewClient[v1.WatchFilesRequest, v1.FileEvent](
+			httpClient,
+			baseURL+FileServiceWatchFilesProcedure,
+			connect.WithSchema(fileServiceMethods.ByName("WatchFiles")),
+			connect.WithClientOptions(opts...),
+		),
+		createWatcher: connect.NewClient[v1.CreateWatcherRequest, v1.Watcher](
+			httpClient,
+			baseURL+FileServiceCreateWatcherProcedure,
+			connect.WithSchema(fileServiceMethods.ByName("CreateWatcher")),
+			connect.WithClientOptions(opts...),
+		),
+		getWatcherEvents: connect.NewClient[v1.GetWatcherEventsRequest, v1.GetWatcherEventsResponse](
+			httpClient,
+			baseURL+FileServiceGetWatcherEventsProcedure,
+			connect.WithSchema(fileServiceMethods.ByName("GetWatcherEvents")),
+			connect.WithClientOptions(opts...),
+		),
+		removeWatcher: connect.NewClient[v1.RemoveWatcherRequest, v1.RemoveWatcherResponse](
+			httpClient,
+			baseURL+FileServiceRemoveWatcherProcedure,
+			connect.WithSchema(fileServiceMethods.ByName("RemoveWatcher")),
+			connect.WithClientOptions(opts...),
+		),
+		signFile: connect.NewClient[v1.SignFileRequest, v1.SignedURL](
+			httpClient,
+			baseURL+FileServiceSignFileProcedure,
+			connect.WithSchema(fileServiceMethods.ByName("SignFile")),
+			connect.WithClientOptions(opts...),
+		),
 		makeDirectory: connect.NewClient[v1.MakeDirectoryRequest, v1.FileInfo](
 			httpClient,
 			baseURL+FileServiceMakeDirectoryProcedure,
@@ -121,13 +178,18 @@ func NewFileServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 
 // fileServiceClient implements FileServiceClient.
 type fileServiceClient struct {
-	readFile      *connect.Client[v1.ReadFileRequest, v1.FileChunk]
-	writeFile     *connect.Client[v1.WriteFileRequest, v1.FileInfo]
-	statFile      *connect.Client[v1.StatFileRequest, v1.FileInfo]
-	listFiles     *connect.Client[v1.ListFilesRequest, v1.ListFilesResponse]
-	makeDirectory *connect.Client[v1.MakeDirectoryRequest, v1.FileInfo]
-	moveFile      *connect.Client[v1.MoveFileRequest, v1.FileInfo]
-	removeFile    *connect.Client[v1.RemoveFileRequest, v1.RemoveFileResponse]
+	readFile         *connect.Client[v1.ReadFileRequest, v1.FileChunk]
+	writeFile        *connect.Client[v1.WriteFileRequest, v1.FileInfo]
+	statFile         *connect.Client[v1.StatFileRequest, v1.FileInfo]
+	listFiles        *connect.Client[v1.ListFilesRequest, v1.ListFilesResponse]
+	watchFiles       *connect.Client[v1.WatchFilesRequest, v1.FileEvent]
+	createWatcher    *connect.Client[v1.CreateWatcherRequest, v1.Watcher]
+	getWatcherEvents *connect.Client[v1.GetWatcherEventsRequest, v1.GetWatcherEventsResponse]
+	removeWatcher    *connect.Client[v1.RemoveWatcherRequest, v1.RemoveWatcherResponse]
+	signFile         *connect.Client[v1.SignFileRequest, v1.SignedURL]
+	makeDirectory    *connect.Client[v1.MakeDirectoryRequest, v1.FileInfo]
+	moveFile         *connect.Client[v1.MoveFileRequest, v1.FileInfo]
+	removeFile       *connect.Client[v1.RemoveFileRequest, v1.RemoveFileResponse]
 }
 
 // ReadFile calls firebreak.v1.FileService.ReadFile.
@@ -148,6 +210,31 @@ func (c *fileServiceClient) StatFile(ctx context.Context, req *connect.Request[v
 // ListFiles calls firebreak.v1.FileService.ListFiles.
 func (c *fileServiceClient) ListFiles(ctx context.Context, req *connect.Request[v1.ListFilesRequest]) (*connect.Response[v1.ListFilesResponse], error) {
 	return c.listFiles.CallUnary(ctx, req)
+}
+
+// WatchFiles calls firebreak.v1.FileService.WatchFiles.
+func (c *fileServiceClient) WatchFiles(ctx context.Context, req *connect.Request[v1.WatchFilesRequest]) (*connect.ServerStreamForClient[v1.FileEvent], error) {
+	return c.watchFiles.CallServerStream(ctx, req)
+}
+
+// CreateWatcher calls firebreak.v1.FileService.CreateWatcher.
+func (c *fileServiceClient) CreateWatcher(ctx context.Context, req *connect.Request[v1.CreateWatcherRequest]) (*connect.Response[v1.Watcher], error) {
+	return c.createWatcher.CallUnary(ctx, req)
+}
+
+// GetWatcherEvents calls firebreak.v1.FileService.GetWatcherEvents.
+func (c *fileServiceClient) GetWatcherEvents(ctx context.Context, req *connect.Request[v1.GetWatcherEventsRequest]) (*connect.Response[v1.GetWatcherEventsResponse], error) {
+	return c.getWatcherEvents.CallUnary(ctx, req)
+}
+
+// RemoveWatcher calls firebreak.v1.FileService.RemoveWatcher.
+func (c *fileServiceClient) RemoveWatcher(ctx context.Context, req *connect.Request[v1.RemoveWatcherRequest]) (*connect.Response[v1.RemoveWatcherResponse], error) {
+	return c.removeWatcher.CallUnary(ctx, req)
+}
+
+// SignFile calls firebreak.v1.FileService.SignFile.
+func (c *fileServiceClient) SignFile(ctx context.Context, req *connect.Request[v1.SignFileRequest]) (*connect.Response[v1.SignedURL], error) {
+	return c.signFile.CallUnary(ctx, req)
 }
 
 // MakeDirectory calls firebreak.v1.FileService.MakeDirectory.
@@ -173,6 +260,20 @@ type FileServiceHandler interface {
 	WriteFile(context.Context, *connect.ClientStream[v1.WriteFileRequest]) (*connect.Response[v1.FileInfo], error)
 	StatFile(context.Context, *connect.Request[v1.StatFileRequest]) (*connect.Response[v1.FileInfo], error)
 	ListFiles(context.Context, *connect.Request[v1.ListFilesRequest]) (*connect.Response[v1.ListFilesResponse], error)
+	// WatchFiles reports what changes in a directory, and with recursive below it,
+	// as it happens. The first event is start; what happens after it is reported.
+	// The stream ends when the directory is removed or renamed. A new stream begins
+	// anew: who lost one lists the directory again.
+	WatchFiles(context.Context, *connect.Request[v1.WatchFilesRequest], *connect.ServerStream[v1.FileEvent]) error
+	// CreateWatcher is WatchFiles for callers who poll. A watcher that nobody asks
+	// ends after five minutes; it does not outlive the server's process.
+	CreateWatcher(context.Context, *connect.Request[v1.CreateWatcherRequest]) (*connect.Response[v1.Watcher], error)
+	// GetWatcherEvents returns what a watcher has seen since it was last asked.
+	GetWatcherEvents(context.Context, *connect.Request[v1.GetWatcherEventsRequest]) (*connect.Response[v1.GetWatcherEventsResponse], error)
+	RemoveWatcher(context.Context, *connect.Request[v1.RemoveWatcherRequest]) (*connect.Response[v1.RemoveWatcherResponse], error)
+	// SignFile makes a URL by which whoever has it reads or writes one file, without
+	// a key, for a time. It ends with the sandbox.
+	SignFile(context.Context, *connect.Request[v1.SignFileRequest]) (*connect.Response[v1.SignedURL], error)
 	MakeDirectory(context.Context, *connect.Request[v1.MakeDirectoryRequest]) (*connect.Response[v1.FileInfo], error)
 	MoveFile(context.Context, *connect.Request[v1.MoveFileRequest]) (*connect.Response[v1.FileInfo], error)
 	RemoveFile(context.Context, *connect.Request[v1.RemoveFileRequest]) (*connect.Response[v1.RemoveFileResponse], error)
@@ -209,6 +310,36 @@ func NewFileServiceHandler(svc FileServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(fileServiceMethods.ByName("ListFiles")),
 		connect.WithHandlerOptions(opts...),
 	)
+	fileServiceWatchFilesHandler := connect.NewServerStreamHandler(
+		FileServiceWatchFilesProcedure,
+		svc.WatchFiles,
+		connect.WithSchema(fileServiceMethods.ByName("WatchFiles")),
+		connect.WithHandlerOptions(opts...),
+	)
+	fileServiceCreateWatcherHandler := connect.NewUnaryHandler(
+		FileServiceCreateWatcherProcedure,
+		svc.CreateWatcher,
+		connect.WithSchema(fileServiceMethods.ByName("CreateWatcher")),
+		connect.WithHandlerOptions(opts...),
+	)
+	fileServiceGetWatcherEventsHandler := connect.NewUnaryHandler(
+		FileServiceGetWatcherEventsProcedure,
+		svc.GetWatcherEvents,
+		connect.WithSchema(fileServiceMethods.ByName("GetWatcherEvents")),
+		connect.WithHandlerOptions(opts...),
+	)
+	fileServiceRemoveWatcherHandler := connect.NewUnaryHandler(
+		FileServiceRemoveWatcherProcedure,
+		svc.RemoveWatcher,
+		connect.WithSchema(fileServiceMethods.ByName("RemoveWatcher")),
+		connect.WithHandlerOptions(opts...),
+	)
+	fileServiceSignFileHandler := connect.NewUnaryHandler(
+		FileServiceSignFileProcedure,
+		svc.SignFile,
+		connect.WithSchema(fileServiceMethods.ByName("SignFile")),
+		connect.WithHandlerOptions(opts...),
+	)
 	fileServiceMakeDirectoryHandler := connect.NewUnaryHandler(
 		FileServiceMakeDirectoryProcedure,
 		svc.MakeDirectory,
@@ -237,6 +368,16 @@ func NewFileServiceHandler(svc FileServiceHandler, opts ...connect.HandlerOption
 			fileServiceStatFileHandler.ServeHTTP(w, r)
 		case FileServiceListFilesProcedure:
 			fileServiceListFilesHandler.ServeHTTP(w, r)
+		case FileServiceWatchFilesProcedure:
+			fileServiceWatchFilesHandler.ServeHTTP(w, r)
+		case FileServiceCreateWatcherProcedure:
+			fileServiceCreateWatcherHandler.ServeHTTP(w, r)
+		case FileServiceGetWatcherEventsProcedure:
+			fileServiceGetWatcherEventsHandler.ServeHTTP(w, r)
+		case FileServiceRemoveWatcherProcedure:
+			fileServiceRemoveWatcherHandler.ServeHTTP(w, r)
+		case FileServiceSignFileProcedure:
+			fileServiceSignFileHandler.ServeHTTP(w, r)
 		case FileServiceMakeDirectoryProcedure:
 			fileServiceMakeDirectoryHandler.ServeHTTP(w, r)
 		case FileServiceMoveFileProcedure:
@@ -266,6 +407,26 @@ func (UnimplementedFileServiceHandler) StatFile(context.Context, *connect.Reques
 
 func (UnimplementedFileServiceHandler) ListFiles(context.Context, *connect.Request[v1.ListFilesRequest]) (*connect.Response[v1.ListFilesResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firebreak.v1.FileService.ListFiles is not implemented"))
+}
+
+func (UnimplementedFileServiceHandler) WatchFiles(context.Context, *connect.Request[v1.WatchFilesRequest], *connect.ServerStream[v1.FileEvent]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("firebreak.v1.FileService.WatchFiles is not implemented"))
+}
+
+func (UnimplementedFileServiceHandler) CreateWatcher(context.Context, *connect.Request[v1.CreateWatcherRequest]) (*connect.Response[v1.Watcher], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firebreak.v1.FileService.CreateWatcher is not implemented"))
+}
+
+func (UnimplementedFileServiceHandler) GetWatcherEvents(context.Context, *connect.Request[v1.GetWatcherEventsRequest]) (*connect.Response[v1.GetWatcherEventsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firebreak.v1.FileService.GetWatcherEvents is not implemented"))
+}
+
+func (UnimplementedFileServiceHandler) RemoveWatcher(context.Context, *connect.Request[v1.RemoveWatcherRequest]) (*connect.Response[v1.RemoveWatcherResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firebreak.v1.FileService.RemoveWatcher is not implemented"))
+}
+
+func (UnimplementedFileServiceHandler) SignFile(context.Context, *connect.Request[v1.SignFileRequest]) (*connect.Response[v1.SignedURL], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firebreak.v1.FileService.SignFile is not implemented"))
 }
 
 func (UnimplementedFileServiceHandler) MakeDirectory(context.Context, *connect.Request[v1.MakeDirectoryRequest]) (*connect.Response[v1.FileInfo], error) {

@@ -45,11 +45,16 @@ const (
 	// SandboxServiceDestroySandboxProcedure is the fully-qualified name of the SandboxService's
 	// DestroySandbox RPC.
 	SandboxServiceDestroySandboxProcedure = "/firebreak.v1.SandboxService/DestroySandbox"
+	// SandboxServiceGetMetricsProcedure is the fully-qualified name of the SandboxService's GetMetrics
+	// RPC.
+	SandboxServiceGetMetricsProcedure = "/firebreak.v1.SandboxService/GetMetrics"
 	// SandboxServiceSetTimeoutProcedure is the fully-qualified name of the SandboxService's SetTimeout
 	// RPC.
 	SandboxServiceSetTimeoutProcedure = "/firebreak.v1.SandboxService/SetTimeout"
 	// SandboxServiceExecProcedure is the fully-qualified name of the SandboxService's Exec RPC.
 	SandboxServiceExecProcedure = "/firebreak.v1.SandboxService/Exec"
+	// SandboxServiceDialPortProcedure is the fully-qualified name of the SandboxService's DialPort RPC.
+	SandboxServiceDialPortProcedure = "/firebreak.v1.SandboxService/DialPort"
 	// SandboxServiceWatchEventsProcedure is the fully-qualified name of the SandboxService's
 	// WatchEvents RPC.
 	SandboxServiceWatchEventsProcedure = "/firebreak.v1.SandboxService/WatchEvents"
@@ -70,6 +75,9 @@ type SandboxServiceClient interface {
 	// DestroySandbox ends a sandbox and returns the receipt. Again: the same
 	// answer. The unversioned REST route answers 204 without a body.
 	DestroySandbox(context.Context, *connect.Request[v1.DestroySandboxRequest]) (*connect.Response[v1.DestroySandboxResponse], error)
+	// GetMetrics returns what a sandbox used over its life, also after its end:
+	// evenly spread, at most 240 moments of it.
+	GetMetrics(context.Context, *connect.Request[v1.GetMetricsRequest]) (*connect.Response[v1.SandboxMetrics], error)
 	// SetTimeout moves the moment the sandbox ends by itself.
 	SetTimeout(context.Context, *connect.Request[v1.SetTimeoutRequest]) (*connect.Response[v1.Sandbox], error)
 	// Exec runs a command or a piece of code to its end and streams what it
@@ -77,6 +85,12 @@ type SandboxServiceClient interface {
 	// "Accept: text/event-stream". Every exec is a fresh process: nothing
 	// survives from one exec to the next but files.
 	Exec(context.Context, *connect.Request[v1.ExecRequest]) (*connect.ServerStreamForClient[v1.ExecEvent], error)
+	// DialPort is a TCP connection to a server on the sandbox's own loopback. It
+	// needs no network device in the sandbox, and no route leads out through it.
+	// GET /v1/sandboxes/{id}/ports/{port} over HTTP/1.1 only, with "Connection: Upgrade" and "Upgrade: tcp": after 101
+	// the connection is the server's, both ways. Connect and gRPC answer
+	// unimplemented.
+	DialPort(context.Context, *connect.Request[v1.DialPortRequest]) (*connect.Response[v1.DialPortResponse], error)
 	// WatchEvents replays a sandbox's events after after_id and follows them
 	// until the sandbox has ended and everything is delivered.
 	WatchEvents(context.Context, *connect.Request[v1.WatchEventsRequest]) (*connect.ServerStreamForClient[v1.Event], error)
@@ -117,6 +131,12 @@ func NewSandboxServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(sandboxServiceMethods.ByName("DestroySandbox")),
 			connect.WithClientOptions(opts...),
 		),
+		getMetrics: connect.NewClient[v1.GetMetricsRequest, v1.SandboxMetrics](
+			httpClient,
+			baseURL+SandboxServiceGetMetricsProcedure,
+			connect.WithSchema(sandboxServiceMethods.ByName("GetMetrics")),
+			connect.WithClientOptions(opts...),
+		),
 		setTimeout: connect.NewClient[v1.SetTimeoutRequest, v1.Sandbox](
 			httpClient,
 			baseURL+SandboxServiceSetTimeoutProcedure,
@@ -127,6 +147,12 @@ func NewSandboxServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			httpClient,
 			baseURL+SandboxServiceExecProcedure,
 			connect.WithSchema(sandboxServiceMethods.ByName("Exec")),
+			connect.WithClientOptions(opts...),
+		),
+		dialPort: connect.NewClient[v1.DialPortRequest, v1.DialPortResponse](
+			httpClient,
+			baseURL+SandboxServiceDialPortProcedure,
+			connect.WithSchema(sandboxServiceMethods.ByName("DialPort")),
 			connect.WithClientOptions(opts...),
 		),
 		watchEvents: connect.NewClient[v1.WatchEventsRequest, v1.Event](
@@ -144,8 +170,10 @@ type sandboxServiceClient struct {
 	getSandbox     *connect.Client[v1.GetSandboxRequest, v1.Sandbox]
 	listSandboxes  *connect.Client[v1.ListSandboxesRequest, v1.ListSandboxesResponse]
 	destroySandbox *connect.Client[v1.DestroySandboxRequest, v1.DestroySandboxResponse]
+	getMetrics     *connect.Client[v1.GetMetricsRequest, v1.SandboxMetrics]
 	setTimeout     *connect.Client[v1.SetTimeoutRequest, v1.Sandbox]
 	exec           *connect.Client[v1.ExecRequest, v1.ExecEvent]
+	dialPort       *connect.Client[v1.DialPortRequest, v1.DialPortResponse]
 	watchEvents    *connect.Client[v1.WatchEventsRequest, v1.Event]
 }
 
@@ -169,6 +197,11 @@ func (c *sandboxServiceClient) DestroySandbox(ctx context.Context, req *connect.
 	return c.destroySandbox.CallUnary(ctx, req)
 }
 
+// GetMetrics calls firebreak.v1.SandboxService.GetMetrics.
+func (c *sandboxServiceClient) GetMetrics(ctx context.Context, req *connect.Request[v1.GetMetricsRequest]) (*connect.Response[v1.SandboxMetrics], error) {
+	return c.getMetrics.CallUnary(ctx, req)
+}
+
 // SetTimeout calls firebreak.v1.SandboxService.SetTimeout.
 func (c *sandboxServiceClient) SetTimeout(ctx context.Context, req *connect.Request[v1.SetTimeoutRequest]) (*connect.Response[v1.Sandbox], error) {
 	return c.setTimeout.CallUnary(ctx, req)
@@ -177,6 +210,11 @@ func (c *sandboxServiceClient) SetTimeout(ctx context.Context, req *connect.Requ
 // Exec calls firebreak.v1.SandboxService.Exec.
 func (c *sandboxServiceClient) Exec(ctx context.Context, req *connect.Request[v1.ExecRequest]) (*connect.ServerStreamForClient[v1.ExecEvent], error) {
 	return c.exec.CallServerStream(ctx, req)
+}
+
+// DialPort calls firebreak.v1.SandboxService.DialPort.
+func (c *sandboxServiceClient) DialPort(ctx context.Context, req *connect.Request[v1.DialPortRequest]) (*connect.Response[v1.DialPortResponse], error) {
+	return c.dialPort.CallUnary(ctx, req)
 }
 
 // WatchEvents calls firebreak.v1.SandboxService.WatchEvents.
@@ -199,6 +237,9 @@ type SandboxServiceHandler interface {
 	// DestroySandbox ends a sandbox and returns the receipt. Again: the same
 	// answer. The unversioned REST route answers 204 without a body.
 	DestroySandbox(context.Context, *connect.Request[v1.DestroySandboxRequest]) (*connect.Response[v1.DestroySandboxResponse], error)
+	// GetMetrics returns what a sandbox used over its life, also after its end:
+	// evenly spread, at most 240 moments of it.
+	GetMetrics(context.Context, *connect.Request[v1.GetMetricsRequest]) (*connect.Response[v1.SandboxMetrics], error)
 	// SetTimeout moves the moment the sandbox ends by itself.
 	SetTimeout(context.Context, *connect.Request[v1.SetTimeoutRequest]) (*connect.Response[v1.Sandbox], error)
 	// Exec runs a command or a piece of code to its end and streams what it
@@ -206,6 +247,12 @@ type SandboxServiceHandler interface {
 	// "Accept: text/event-stream". Every exec is a fresh process: nothing
 	// survives from one exec to the next but files.
 	Exec(context.Context, *connect.Request[v1.ExecRequest], *connect.ServerStream[v1.ExecEvent]) error
+	// DialPort is a TCP connection to a server on the sandbox's own loopback. It
+	// needs no network device in the sandbox, and no route leads out through it.
+	// GET /v1/sandboxes/{id}/ports/{port} over HTTP/1.1 only, with "Connection: Upgrade" and "Upgrade: tcp": after 101
+	// the connection is the server's, both ways. Connect and gRPC answer
+	// unimplemented.
+	DialPort(context.Context, *connect.Request[v1.DialPortRequest]) (*connect.Response[v1.DialPortResponse], error)
 	// WatchEvents replays a sandbox's events after after_id and follows them
 	// until the sandbox has ended and everything is delivered.
 	WatchEvents(context.Context, *connect.Request[v1.WatchEventsRequest], *connect.ServerStream[v1.Event]) error
@@ -242,6 +289,12 @@ func NewSandboxServiceHandler(svc SandboxServiceHandler, opts ...connect.Handler
 		connect.WithSchema(sandboxServiceMethods.ByName("DestroySandbox")),
 		connect.WithHandlerOptions(opts...),
 	)
+	sandboxServiceGetMetricsHandler := connect.NewUnaryHandler(
+		SandboxServiceGetMetricsProcedure,
+		svc.GetMetrics,
+		connect.WithSchema(sandboxServiceMethods.ByName("GetMetrics")),
+		connect.WithHandlerOptions(opts...),
+	)
 	sandboxServiceSetTimeoutHandler := connect.NewUnaryHandler(
 		SandboxServiceSetTimeoutProcedure,
 		svc.SetTimeout,
@@ -252,6 +305,12 @@ func NewSandboxServiceHandler(svc SandboxServiceHandler, opts ...connect.Handler
 		SandboxServiceExecProcedure,
 		svc.Exec,
 		connect.WithSchema(sandboxServiceMethods.ByName("Exec")),
+		connect.WithHandlerOptions(opts...),
+	)
+	sandboxServiceDialPortHandler := connect.NewUnaryHandler(
+		SandboxServiceDialPortProcedure,
+		svc.DialPort,
+		connect.WithSchema(sandboxServiceMethods.ByName("DialPort")),
 		connect.WithHandlerOptions(opts...),
 	)
 	sandboxServiceWatchEventsHandler := connect.NewServerStreamHandler(
@@ -270,10 +329,14 @@ func NewSandboxServiceHandler(svc SandboxServiceHandler, opts ...connect.Handler
 			sandboxServiceListSandboxesHandler.ServeHTTP(w, r)
 		case SandboxServiceDestroySandboxProcedure:
 			sandboxServiceDestroySandboxHandler.ServeHTTP(w, r)
+		case SandboxServiceGetMetricsProcedure:
+			sandboxServiceGetMetricsHandler.ServeHTTP(w, r)
 		case SandboxServiceSetTimeoutProcedure:
 			sandboxServiceSetTimeoutHandler.ServeHTTP(w, r)
 		case SandboxServiceExecProcedure:
 			sandboxServiceExecHandler.ServeHTTP(w, r)
+		case SandboxServiceDialPortProcedure:
+			sandboxServiceDialPortHandler.ServeHTTP(w, r)
 		case SandboxServiceWatchEventsProcedure:
 			sandboxServiceWatchEventsHandler.ServeHTTP(w, r)
 		default:
@@ -301,12 +364,20 @@ func (UnimplementedSandboxServiceHandler) DestroySandbox(context.Context, *conne
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firebreak.v1.SandboxService.DestroySandbox is not implemented"))
 }
 
+func (UnimplementedSandboxServiceHandler) GetMetrics(context.Context, *connect.Request[v1.GetMetricsRequest]) (*connect.Response[v1.SandboxMetrics], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firebreak.v1.SandboxService.GetMetrics is not implemented"))
+}
+
 func (UnimplementedSandboxServiceHandler) SetTimeout(context.Context, *connect.Request[v1.SetTimeoutRequest]) (*connect.Response[v1.Sandbox], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firebreak.v1.SandboxService.SetTimeout is not implemented"))
 }
 
 func (UnimplementedSandboxServiceHandler) Exec(context.Context, *connect.Request[v1.ExecRequest], *connect.ServerStream[v1.ExecEvent]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("firebreak.v1.SandboxService.Exec is not implemented"))
+}
+
+func (UnimplementedSandboxServiceHandler) DialPort(context.Context, *connect.Request[v1.DialPortRequest]) (*connect.Response[v1.DialPortResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firebreak.v1.SandboxService.DialPort is not implemented"))
 }
 
 func (UnimplementedSandboxServiceHandler) WatchEvents(context.Context, *connect.Request[v1.WatchEventsRequest], *connect.ServerStream[v1.Event]) error {

@@ -44,9 +44,17 @@ const (
 	// SystemServiceBuildTemplateProcedure is the fully-qualified name of the SystemService's
 	// BuildTemplate RPC.
 	SystemServiceBuildTemplateProcedure = "/firebreak.v1.SystemService/BuildTemplate"
+	// SystemServiceUploadArchiveProcedure is the fully-qualified name of the SystemService's
+	// UploadArchive RPC.
+	SystemServiceUploadArchiveProcedure = "/firebreak.v1.SystemService/UploadArchive"
 	// SystemServiceRemoveTemplateProcedure is the fully-qualified name of the SystemService's
 	// RemoveTemplate RPC.
 	SystemServiceRemoveTemplateProcedure = "/firebreak.v1.SystemService/RemoveTemplate"
+	// SystemServiceGetQuotaProcedure is the fully-qualified name of the SystemService's GetQuota RPC.
+	SystemServiceGetQuotaProcedure = "/firebreak.v1.SystemService/GetQuota"
+	// SystemServiceCollectTemplatesProcedure is the fully-qualified name of the SystemService's
+	// CollectTemplates RPC.
+	SystemServiceCollectTemplatesProcedure = "/firebreak.v1.SystemService/CollectTemplates"
 	// SystemServiceGetVersionProcedure is the fully-qualified name of the SystemService's GetVersion
 	// RPC.
 	SystemServiceGetVersionProcedure = "/firebreak.v1.SystemService/GetVersion"
@@ -67,7 +75,16 @@ type SystemServiceClient interface {
 	// holds the template. REST callers get the template, or the stream with
 	// "Accept: text/event-stream".
 	BuildTemplate(context.Context, *connect.Request[v1.BuildTemplateRequest]) (*connect.ServerStreamForClient[v1.BuildTemplateEvent], error)
+	// UploadArchive stores an archive for BuildTemplate: a tar file of a root file
+	// system, or an image as docker save or an OCI layout has it. It waits for an
+	// hour, for the same tenant.
+	UploadArchive(context.Context) *connect.ClientStreamForClient[v1.UploadArchiveRequest, v1.UploadArchiveResponse]
 	RemoveTemplate(context.Context, *connect.Request[v1.RemoveTemplateRequest]) (*connect.Response[v1.RemoveTemplateResponse], error)
+	// GetQuota tells what the caller's tenant may have and has.
+	GetQuota(context.Context, *connect.Request[v1.GetQuotaRequest]) (*connect.Response[v1.GetQuotaResponse], error)
+	// CollectTemplates removes what nothing refers to and nothing uses: templates
+	// without a name, layers in the cache, outdated layouts of the host template.
+	CollectTemplates(context.Context, *connect.Request[v1.CollectTemplatesRequest]) (*connect.Response[v1.CollectTemplatesResponse], error)
 	// GetVersion says what is running.
 	GetVersion(context.Context, *connect.Request[v1.GetVersionRequest]) (*connect.Response[v1.GetVersionResponse], error)
 }
@@ -101,10 +118,28 @@ func NewSystemServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(systemServiceMethods.ByName("BuildTemplate")),
 			connect.WithClientOptions(opts...),
 		),
+		uploadArchive: connect.NewClient[v1.UploadArchiveRequest, v1.UploadArchiveResponse](
+			httpClient,
+			baseURL+SystemServiceUploadArchiveProcedure,
+			connect.WithSchema(systemServiceMethods.ByName("UploadArchive")),
+			connect.WithClientOptions(opts...),
+		),
 		removeTemplate: connect.NewClient[v1.RemoveTemplateRequest, v1.RemoveTemplateResponse](
 			httpClient,
 			baseURL+SystemServiceRemoveTemplateProcedure,
 			connect.WithSchema(systemServiceMethods.ByName("RemoveTemplate")),
+			connect.WithClientOptions(opts...),
+		),
+		getQuota: connect.NewClient[v1.GetQuotaRequest, v1.GetQuotaResponse](
+			httpClient,
+			baseURL+SystemServiceGetQuotaProcedure,
+			connect.WithSchema(systemServiceMethods.ByName("GetQuota")),
+			connect.WithClientOptions(opts...),
+		),
+		collectTemplates: connect.NewClient[v1.CollectTemplatesRequest, v1.CollectTemplatesResponse](
+			httpClient,
+			baseURL+SystemServiceCollectTemplatesProcedure,
+			connect.WithSchema(systemServiceMethods.ByName("CollectTemplates")),
 			connect.WithClientOptions(opts...),
 		),
 		getVersion: connect.NewClient[v1.GetVersionRequest, v1.GetVersionResponse](
@@ -118,11 +153,14 @@ func NewSystemServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 
 // systemServiceClient implements SystemServiceClient.
 type systemServiceClient struct {
-	listBackends   *connect.Client[v1.ListBackendsRequest, v1.ListBackendsResponse]
-	listTemplates  *connect.Client[v1.ListTemplatesRequest, v1.ListTemplatesResponse]
-	buildTemplate  *connect.Client[v1.BuildTemplateRequest, v1.BuildTemplateEvent]
-	removeTemplate *connect.Client[v1.RemoveTemplateRequest, v1.RemoveTemplateResponse]
-	getVersion     *connect.Client[v1.GetVersionRequest, v1.GetVersionResponse]
+	listBackends     *connect.Client[v1.ListBackendsRequest, v1.ListBackendsResponse]
+	listTemplates    *connect.Client[v1.ListTemplatesRequest, v1.ListTemplatesResponse]
+	buildTemplate    *connect.Client[v1.BuildTemplateRequest, v1.BuildTemplateEvent]
+	uploadArchive    *connect.Client[v1.UploadArchiveRequest, v1.UploadArchiveResponse]
+	removeTemplate   *connect.Client[v1.RemoveTemplateRequest, v1.RemoveTemplateResponse]
+	getQuota         *connect.Client[v1.GetQuotaRequest, v1.GetQuotaResponse]
+	collectTemplates *connect.Client[v1.CollectTemplatesRequest, v1.CollectTemplatesResponse]
+	getVersion       *connect.Client[v1.GetVersionRequest, v1.GetVersionResponse]
 }
 
 // ListBackends calls firebreak.v1.SystemService.ListBackends.
@@ -140,9 +178,24 @@ func (c *systemServiceClient) BuildTemplate(ctx context.Context, req *connect.Re
 	return c.buildTemplate.CallServerStream(ctx, req)
 }
 
+// UploadArchive calls firebreak.v1.SystemService.UploadArchive.
+func (c *systemServiceClient) UploadArchive(ctx context.Context) *connect.ClientStreamForClient[v1.UploadArchiveRequest, v1.UploadArchiveResponse] {
+	return c.uploadArchive.CallClientStream(ctx)
+}
+
 // RemoveTemplate calls firebreak.v1.SystemService.RemoveTemplate.
 func (c *systemServiceClient) RemoveTemplate(ctx context.Context, req *connect.Request[v1.RemoveTemplateRequest]) (*connect.Response[v1.RemoveTemplateResponse], error) {
 	return c.removeTemplate.CallUnary(ctx, req)
+}
+
+// GetQuota calls firebreak.v1.SystemService.GetQuota.
+func (c *systemServiceClient) GetQuota(ctx context.Context, req *connect.Request[v1.GetQuotaRequest]) (*connect.Response[v1.GetQuotaResponse], error) {
+	return c.getQuota.CallUnary(ctx, req)
+}
+
+// CollectTemplates calls firebreak.v1.SystemService.CollectTemplates.
+func (c *systemServiceClient) CollectTemplates(ctx context.Context, req *connect.Request[v1.CollectTemplatesRequest]) (*connect.Response[v1.CollectTemplatesResponse], error) {
+	return c.collectTemplates.CallUnary(ctx, req)
 }
 
 // GetVersion calls firebreak.v1.SystemService.GetVersion.
@@ -159,7 +212,16 @@ type SystemServiceHandler interface {
 	// holds the template. REST callers get the template, or the stream with
 	// "Accept: text/event-stream".
 	BuildTemplate(context.Context, *connect.Request[v1.BuildTemplateRequest], *connect.ServerStream[v1.BuildTemplateEvent]) error
+	// UploadArchive stores an archive for BuildTemplate: a tar file of a root file
+	// system, or an image as docker save or an OCI layout has it. It waits for an
+	// hour, for the same tenant.
+	UploadArchive(context.Context, *connect.ClientStream[v1.UploadArchiveRequest]) (*connect.Response[v1.UploadArchiveResponse], error)
 	RemoveTemplate(context.Context, *connect.Request[v1.RemoveTemplateRequest]) (*connect.Response[v1.RemoveTemplateResponse], error)
+	// GetQuota tells what the caller's tenant may have and has.
+	GetQuota(context.Context, *connect.Request[v1.GetQuotaRequest]) (*connect.Response[v1.GetQuotaResponse], error)
+	// CollectTemplates removes what nothing refers to and nothing uses: templates
+	// without a name, layers in the cache, outdated layouts of the host template.
+	CollectTemplates(context.Context, *connect.Request[v1.CollectTemplatesRequest]) (*connect.Response[v1.CollectTemplatesResponse], error)
 	// GetVersion says what is running.
 	GetVersion(context.Context, *connect.Request[v1.GetVersionRequest]) (*connect.Response[v1.GetVersionResponse], error)
 }
@@ -189,10 +251,28 @@ func NewSystemServiceHandler(svc SystemServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(systemServiceMethods.ByName("BuildTemplate")),
 		connect.WithHandlerOptions(opts...),
 	)
+	systemServiceUploadArchiveHandler := connect.NewClientStreamHandler(
+		SystemServiceUploadArchiveProcedure,
+		svc.UploadArchive,
+		connect.WithSchema(systemServiceMethods.ByName("UploadArchive")),
+		connect.WithHandlerOptions(opts...),
+	)
 	systemServiceRemoveTemplateHandler := connect.NewUnaryHandler(
 		SystemServiceRemoveTemplateProcedure,
 		svc.RemoveTemplate,
 		connect.WithSchema(systemServiceMethods.ByName("RemoveTemplate")),
+		connect.WithHandlerOptions(opts...),
+	)
+	systemServiceGetQuotaHandler := connect.NewUnaryHandler(
+		SystemServiceGetQuotaProcedure,
+		svc.GetQuota,
+		connect.WithSchema(systemServiceMethods.ByName("GetQuota")),
+		connect.WithHandlerOptions(opts...),
+	)
+	systemServiceCollectTemplatesHandler := connect.NewUnaryHandler(
+		SystemServiceCollectTemplatesProcedure,
+		svc.CollectTemplates,
+		connect.WithSchema(systemServiceMethods.ByName("CollectTemplates")),
 		connect.WithHandlerOptions(opts...),
 	)
 	systemServiceGetVersionHandler := connect.NewUnaryHandler(
@@ -209,8 +289,14 @@ func NewSystemServiceHandler(svc SystemServiceHandler, opts ...connect.HandlerOp
 			systemServiceListTemplatesHandler.ServeHTTP(w, r)
 		case SystemServiceBuildTemplateProcedure:
 			systemServiceBuildTemplateHandler.ServeHTTP(w, r)
+		case SystemServiceUploadArchiveProcedure:
+			systemServiceUploadArchiveHandler.ServeHTTP(w, r)
 		case SystemServiceRemoveTemplateProcedure:
 			systemServiceRemoveTemplateHandler.ServeHTTP(w, r)
+		case SystemServiceGetQuotaProcedure:
+			systemServiceGetQuotaHandler.ServeHTTP(w, r)
+		case SystemServiceCollectTemplatesProcedure:
+			systemServiceCollectTemplatesHandler.ServeHTTP(w, r)
 		case SystemServiceGetVersionProcedure:
 			systemServiceGetVersionHandler.ServeHTTP(w, r)
 		default:
@@ -234,8 +320,20 @@ func (UnimplementedSystemServiceHandler) BuildTemplate(context.Context, *connect
 	return connect.NewError(connect.CodeUnimplemented, errors.New("firebreak.v1.SystemService.BuildTemplate is not implemented"))
 }
 
+func (UnimplementedSystemServiceHandler) UploadArchive(context.Context, *connect.ClientStream[v1.UploadArchiveRequest]) (*connect.Response[v1.UploadArchiveResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firebreak.v1.SystemService.UploadArchive is not implemented"))
+}
+
 func (UnimplementedSystemServiceHandler) RemoveTemplate(context.Context, *connect.Request[v1.RemoveTemplateRequest]) (*connect.Response[v1.RemoveTemplateResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firebreak.v1.SystemService.RemoveTemplate is not implemented"))
+}
+
+func (UnimplementedSystemServiceHandler) GetQuota(context.Context, *connect.Request[v1.GetQuotaRequest]) (*connect.Response[v1.GetQuotaResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firebreak.v1.SystemService.GetQuota is not implemented"))
+}
+
+func (UnimplementedSystemServiceHandler) CollectTemplates(context.Context, *connect.Request[v1.CollectTemplatesRequest]) (*connect.Response[v1.CollectTemplatesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firebreak.v1.SystemService.CollectTemplates is not implemented"))
 }
 
 func (UnimplementedSystemServiceHandler) GetVersion(context.Context, *connect.Request[v1.GetVersionRequest]) (*connect.Response[v1.GetVersionResponse], error) {

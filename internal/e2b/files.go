@@ -1,0 +1,239 @@
+package e2b
+
+import (
+	"compress/gzip"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"io"
+	"mime"
+	"mime/multipart"
+	"net/http"
+	"path"
+	"strconv"
+	"strings"
+	"time"
+
+	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
+	"github.com/firebreak-dev/firebreak/internal/auth"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// maxParts bounds the files of one upload.
+const maxParts = 10_000
+
+// written is a file that was stored.
+type written struct {
+	Name string `json:"name"`
+	Type string `json:"type"`
+	Path string `json:"path"`
+}
+
+// fileUser is who a request for /files acts as.
+func fileUser(r *http.Request) string {
+	if user := r.URL.Query().Get("username"); user != "" {
+		return user
+	}
+	return visitOf(r.Context()).user
+}
+
+// download sends a file. Guests choose names and bytes, so a browser is told to
+// save it and never to interpret it.
+func (s *Server) download(w http.ResponseWriter, r *http.Request) {
+	ctx, v := r.Context(), visitOf(r.Context())
+	req := &v1.ReadFileRequest{Id: v.id, Path: file(r.URL.Query().Get("path")), User: fileUser(r)}
+	if err := s.rules.Check(req); err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	body, info, err := s.api.OpenFile(ctx, req.GetId(), req.GetPath(), req.GetUser(), 0, 0)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	defer body.Close()
+	h := w.Header()
+	h.Set("Content-Type", "application/octet-stream")
+	h.Set("Content-Security-Policy", "sandbox; default-src 'none'")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Cache-Control", "no-store")
+	h.Set("Content-Disposition", disposition(info.GetName()))
+	if info.GetModifiedAt().IsValid() {
+		h.Set("Last-Modified", info.GetModifiedAt().AsTime().UTC().Format(http.TimeFormat))
+	}
+	size := info.GetSize()
+	if size > 0 { // 0 may mean that it is not known (/proc)
+		h.Set("Content-Length", strconv.FormatInt(size, 10))
+		n, err := io.Copy(w, io.LimitReader(body, size))
+		if err != nil || n < size { // nothing else tells that this is not all
+			panic(http.ErrAbortHandler)
+		}
+		return
+	}
+	if _, err := io.Copy(w, body); err != nil {
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// disposition makes a browser save the body under name.
+func disposition(name string) string {
+	name = strings.Map(func(c rune) rune {
+		if c < ' ' || c == 0x7f || strings.ContainsRune(`/\"`, c) {
+			return '_'
+		}
+		return c
+	}, strings.ToValidUTF8(name[:min(len(name), 255)], "_"))
+	if d := mime.FormatMediaType("attachment", map[string]string{"filename": name}); d != "" {
+		return d
+	}
+	return "attachment"
+}
+
+// upload stores the body as a file or, of a form, each file in it.
+func (s *Server) upload(w http.ResponseWriter, r *http.Request) {
+	for name := range r.Header {
+		if strings.HasPrefix(name, "X-Metadata-") {
+			s.fail(w, r, notYet("metadata of files"))
+			return
+		}
+	}
+	body, err := plain(r)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	kind, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	out := []written{}
+	switch target := r.URL.Query().Get("path"); {
+	case err == nil && kind == "multipart/form-data" && params["boundary"] != "":
+		out, err = s.storeForm(r, multipart.NewReader(body, params["boundary"]), target)
+	case err == nil && kind != "application/octet-stream":
+		err = invalid("content type %.100q is not understood", kind).WithHint("multipart/form-data or application/octet-stream")
+	default:
+		var one written
+		one, err = s.store(r, target, body)
+		out = append(out, one)
+	}
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	answer(w, http.StatusOK, out)
+}
+
+// plain is the body without its compression. What it unpacks to is bounded by
+// the sandbox's disk.
+func plain(r *http.Request) (io.Reader, error) {
+	switch e := r.Header.Get("Content-Encoding"); e {
+	case "", "identity":
+		return r.Body, nil
+	case "gzip":
+		z, err := gzip.NewReader(r.Body)
+		if err != nil {
+			return nil, invalid("the body is not gzip")
+		}
+		return z, nil
+	default:
+		return nil, invalid("content encoding %.40q is not understood", e).WithHint("gzip, or none")
+	}
+}
+
+// storeForm stores the files of a form. The name of each is its path, unless the
+// request names one.
+func (s *Server) storeForm(r *http.Request, form *multipart.Reader, target string) ([]written, error) {
+	out := []written{}
+	for {
+		part, err := form.NextRawPart()
+		if err == io.EOF {
+			if len(out) == 0 {
+				return nil, invalid("the form holds no file").WithHint("a field called file, with a file name")
+			}
+			return out, nil
+		}
+		if err != nil {
+			return nil, invalid("the form ends early or is damaged")
+		}
+		if part.FormName() != "file" {
+			continue
+		}
+		name := target
+		switch {
+		case name == "":
+			name = fullName(part)
+		case len(out) > 0:
+			return nil, invalid("path names one file, the form holds several").WithHint("leave path out, and give each file its path as its name")
+		}
+		if len(out) == maxParts {
+			return nil, invalid("the form holds more than %d files", maxParts)
+		}
+		one, err := s.store(r, name, part)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, one)
+	}
+}
+
+// fullName is the name of a form's file with its directories, which the standard
+// library's takes away.
+func fullName(part *multipart.Part) string {
+	_, params, err := mime.ParseMediaType(part.Header.Get("Content-Disposition"))
+	if err != nil {
+		return ""
+	}
+	return params["filename"]
+}
+
+func (s *Server) store(r *http.Request, name string, body io.Reader) (written, error) {
+	req := &v1.WriteFileRequest{Id: visitOf(r.Context()).id, Path: homeless(name), User: fileUser(r)}
+	if err := s.rules.Check(req); err != nil {
+		return written{}, err
+	}
+	if req.GetPath() == "" {
+		return written{}, invalid("the file has no path")
+	}
+	info, err := s.api.WriteFile(r.Context(), req.GetId(), req.GetPath(), "", req.GetUser(), body)
+	if err != nil {
+		return written{}, err
+	}
+	return written{Name: path.Base(info.GetPath()), Type: "file", Path: info.GetPath()}, nil
+}
+
+// serveSigned answers a request for /files that a signature allows: one file, one
+// direction, one user, perhaps for a time. The URL may not name the sandbox (id is
+// empty then): it is the one whose token made the signature.
+func (s *Server) serveSigned(w http.ResponseWriter, r *http.Request, id string) {
+	q := r.URL.Query()
+	operation := "read"
+	if r.Method == http.MethodPost {
+		operation = "write"
+	}
+	text := []string{q.Get("path"), operation, q.Get("username")}
+	until := q.Get("signature_expiration")
+	if until != "" {
+		at, err := strconv.ParseInt(until, 10, 64)
+		if err != nil || !time.Now().Before(time.Unix(at, 0)) {
+			s.fail(w, r, s.door.Unknown(r.Context(), sandbox.Errorf("authenticate", sandbox.KindUnauthenticated, "the signature's time is over").
+				WithHint("sign again")))
+			return
+		}
+	}
+	given := []byte(q.Get("signature"))
+	match := func(token string) bool {
+		signed := strings.Join(append(text, token), ":")
+		if until != "" {
+			signed += ":" + until
+		}
+		sum := sha256.Sum256([]byte(signed))
+		return subtle.ConstantTimeCompare(given, []byte("v1_"+base64.RawStdEncoding.EncodeToString(sum[:]))) == 1
+	}
+	found, p, err := s.api.HolderBy(r.Context(), auth.UseInside, match)
+	if err == nil && id != "" && found != id {
+		err = sandbox.Errorf("authenticate", sandbox.KindUnauthenticated, "the signature is not this sandbox's")
+	}
+	if err != nil {
+		s.fail(w, r, s.door.Unknown(r.Context(), err))
+		return
+	}
+	s.enter(w, r, target{found, portInside}, p)
+}

@@ -1,0 +1,177 @@
+package policy
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/firebreak-dev/firebreak/internal/netaddr"
+)
+
+// BudgetError says which budget of a rule is used up.
+type BudgetError struct {
+	Rule   string
+	Budget string // "upload", "download", "connections", "concurrent", "rate", "names"
+	Limit  int64
+}
+
+// Error implements error.
+func (e *BudgetError) Error() string {
+	return fmt.Sprintf("the %s budget of the rule %q (%d) is used up", e.Budget, e.Rule, e.Limit)
+}
+
+// Accountant keeps what one sandbox has used of the budgets of its rules. It
+// lives as long as the sandbox, over updates of its policy: a rule is known by
+// its id, and its use is counted even while it has no budget. All methods may be
+// called at once.
+type Accountant struct {
+	mu    sync.Mutex
+	rules map[string]*use // guarded by mu; never more than the rules there were
+}
+
+// use is what was used of one rule.
+type use struct {
+	mu          sync.Mutex
+	upload      int64                 // guarded by mu
+	download    int64                 // guarded by mu
+	connections int64                 // guarded by mu
+	concurrent  int64                 // guarded by mu
+	tokens      float64               // guarded by mu; connections that may begin now
+	filled      time.Time             // guarded by mu; when tokens was right
+	rate        int64                 // guarded by mu; what tokens is a share of
+	names       map[netaddr.Host]bool // guarded by mu; at most Budget.Names
+}
+
+func (a *Accountant) of(r *Compiled) *use {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.rules == nil {
+		a.rules = map[string]*use{}
+	}
+	u := a.rules[r.ID]
+	if u == nil {
+		u = &use{}
+		a.rules[r.ID] = u
+	}
+	return u
+}
+
+// Name charges a name that a rule with a wildcard matched, before anything about
+// it is answered or asked. A name that was charged before is free. Errors:
+// *BudgetError.
+func (a *Accountant) Name(r *Compiled, h netaddr.Host) error {
+	if r.Budget.Names == 0 {
+		return nil
+	}
+	for _, p := range r.Hosts {
+		if p.Stars == 0 && p.Name == h.Name() { // the rule says it itself
+			return nil
+		}
+	}
+	u := a.of(r)
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.names[h] {
+		return nil
+	}
+	if int64(len(u.names)) >= r.Budget.Names {
+		return &BudgetError{r.ID, "names", r.Budget.Names}
+	}
+	if u.names == nil {
+		u.names = map[netaddr.Host]bool{}
+	}
+	u.names[h] = true
+	return nil
+}
+
+// Meter charges one connection. Its methods may be called at once.
+type Meter struct {
+	rule   *Compiled
+	use    *use
+	closed sync.Once
+}
+
+// Connect charges a connection that is about to be made, whether it succeeds or
+// not. Close the Meter when it is over. Errors: *BudgetError, and nothing is
+// charged.
+func (a *Accountant) Connect(r *Compiled) (*Meter, error) {
+	u := a.of(r)
+	b := &r.Budget
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	switch {
+	case b.Connections > 0 && u.connections >= b.Connections:
+		return nil, &BudgetError{r.ID, "connections", b.Connections}
+	case b.Concurrent > 0 && u.concurrent >= b.Concurrent:
+		return nil, &BudgetError{r.ID, "concurrent", b.Concurrent}
+	case b.Upload > 0 && u.upload >= b.Upload:
+		return nil, &BudgetError{r.ID, "upload", b.Upload}
+	case b.Download > 0 && u.download >= b.Download:
+		return nil, &BudgetError{r.ID, "download", b.Download}
+	case b.Rate > 0 && !u.take(b, time.Now()):
+		return nil, &BudgetError{r.ID, "rate", b.Rate}
+	}
+	u.connections++
+	u.concurrent++
+	return &Meter{rule: r, use: u}, nil
+}
+
+// take takes one token of the bucket, which holds Rate and fills in Per.
+func (u *use) take(b *Budget, now time.Time) bool {
+	full := float64(b.Rate)
+	if u.rate == 0 {
+		u.tokens = full
+	} else if d := now.Sub(u.filled); d > 0 {
+		u.tokens += full * d.Seconds() / b.Per.Seconds()
+	}
+	u.tokens, u.filled, u.rate = min(u.tokens, full), now, b.Rate
+	if u.tokens < 1 {
+		return false
+	}
+	u.tokens--
+	return true
+}
+
+// Upload charges n bytes that are about to leave the sandbox. Errors:
+// *BudgetError: none of them may.
+func (m *Meter) Upload(n int) error {
+	return m.charge(&m.use.upload, m.rule.Budget.Upload, n, "upload")
+}
+
+// Download charges n bytes that are about to enter the sandbox. Errors:
+// *BudgetError: none of them may.
+func (m *Meter) Download(n int) error {
+	return m.charge(&m.use.download, m.rule.Budget.Download, n, "download")
+}
+
+func (m *Meter) charge(used *int64, limit int64, n int, what string) error {
+	m.use.mu.Lock()
+	defer m.use.mu.Unlock()
+	if limit > 0 && int64(n) > limit-*used {
+		return &BudgetError{m.rule.ID, what, limit}
+	}
+	*used += int64(n)
+	return nil
+}
+
+// Close says that the connection is over. Again: nothing.
+func (m *Meter) Close() {
+	m.closed.Do(func() {
+		m.use.mu.Lock()
+		defer m.use.mu.Unlock()
+		m.use.concurrent--
+	})
+}
+
+// Used is what a sandbox has used of a rule.
+type Used struct {
+	Upload, Download, Connections, Concurrent, Names int64
+}
+
+// Used returns what was used of a rule until now.
+func (a *Accountant) Used(r *Compiled) Used {
+	u := a.of(r)
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return Used{u.upload, u.download, u.connections, u.concurrent, int64(len(u.names))}
+}

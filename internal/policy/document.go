@@ -1,0 +1,150 @@
+package policy
+
+import (
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// Mode says what happens to what no rule allows.
+type Mode string
+
+// The modes. ModeObserve lets it pass and tells (Decision.Observed); what a rule
+// denies, and what is never dialled, stays denied.
+const (
+	ModeEnforce Mode = "enforce"
+	ModeObserve Mode = "observe"
+)
+
+// Protocol is what is spoken on a connection, as far as its first bytes tell.
+type Protocol uint8
+
+// The protocols. ProtocolTCP is everything that is neither of the others.
+const (
+	ProtocolUnknown Protocol = iota
+	ProtocolTCP
+	ProtocolTLS
+	ProtocolHTTP
+)
+
+var protocolNames = [...]string{"unknown", "tcp", "tls", "http"}
+
+// String is the protocol's name in documents and records.
+func (p Protocol) String() string {
+	if int(p) < len(protocolNames) {
+		return protocolNames[p]
+	}
+	return "invalid"
+}
+
+// ParseProtocol is the inverse of String.
+func ParseProtocol(s string) (Protocol, error) {
+	for i, n := range protocolNames {
+		if n == s && i > 0 {
+			return Protocol(i), nil
+		}
+	}
+	return 0, sandbox.Errorf("policy", sandbox.KindInvalid, "%q is not a protocol: tls, http or tcp", s)
+}
+
+// protocols is a set of them.
+type protocols uint8
+
+func (s protocols) has(p Protocol) bool { return s>>p&1 != 0 }
+
+func (s protocols) String() string {
+	var names []string
+	for p := ProtocolTCP; int(p) < len(protocolNames); p++ {
+		if s.has(p) {
+			names = append(names, p.String())
+		}
+	}
+	return strings.Join(names, ",")
+}
+
+const usualProtocols = protocols(1<<ProtocolTLS | 1<<ProtocolHTTP)
+
+// Document is a policy as it is written.
+type Document struct {
+	Name    string   // for ids of rules; may be empty
+	Mode    Mode     // default ModeEnforce
+	Include []string // names of other documents, whose rules and modules are added
+	Allow   []Rule
+	Deny    []Rule
+	// Rego is a module that has to agree with every allowed connection; see
+	// package rego. RegoLine is where it begins in File.
+	Rego     string
+	RegoLine int
+	File     string // where it was read, for messages
+}
+
+// Rule allows or denies hosts or networks.
+type Rule struct {
+	ID        string // unique in its policy; "allow HOST:PORTS" unless given
+	Hosts     []Pattern
+	Networks  []netip.Prefix
+	Ports     []PortRange
+	Protocols protocols
+	Budget    Budget
+	Note      string // for people
+
+	line int // in the document
+}
+
+// Budget is how much of a rule one sandbox may use in its life. Zero: no bound.
+type Budget struct {
+	Upload      int64 // bytes from the sandbox
+	Download    int64 // bytes to it
+	Connections int64 // in all
+	Concurrent  int64 // at once
+	// Rate is how many connections per Per may begin, after as many at once.
+	Rate int64
+	Per  time.Duration
+	// Names is how many different names may be asked for below a wildcard, since a
+	// name is a message to whoever serves the zone. Default 256.
+	Names int64
+}
+
+// defaultNames bounds what leaks through the names below a wildcard.
+const defaultNames = 256
+
+// The most a document may be.
+const (
+	maxDocument = 256 << 10 // bytes
+	maxRules    = 10_000    // of a table
+	maxIncludes = 100       // of a table
+)
+
+var (
+	reName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
+	reRate = regexp.MustCompile(`^([1-9][0-9]{0,8})/(s|m|h)$`)
+)
+
+// derivedID names a rule by what it says.
+func (r *Rule) derivedID(effect string) string {
+	what, n := "", len(r.Hosts)+len(r.Networks)
+	if len(r.Hosts) > 0 {
+		what = r.Hosts[0].String()
+	} else if len(r.Networks) > 0 {
+		what = r.Networks[0].String()
+	}
+	if n > 1 {
+		what += fmt.Sprintf("+%d", n-1)
+	}
+	if effect == "deny" && len(r.Ports) == 1 && r.Ports[0] == allPorts[0] {
+		return effect + " " + what
+	}
+	return effect + " " + what + ":" + r.portList()
+}
+
+func (r *Rule) portList() string {
+	var list []string
+	for _, p := range r.Ports {
+		list = append(list, p.String())
+	}
+	return strings.Join(list, ",")
+}

@@ -1,0 +1,221 @@
+package policy
+
+import (
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+type countedCloser struct{ n atomic.Int64 }
+
+func (c *countedCloser) Close() error { c.n.Add(1); return nil }
+
+func TestLive(t *testing.T) {
+	one, two := compile(t, Options{}, "allow: [a.example.com]"), compile(t, Options{}, "allow: [b.example.com]")
+	l := NewLive(one)
+	f := flow(t, "a.example.com:443 tls 1.1.1.1")
+	d := l.Table().Decide(t.Context(), f)
+	if !d.Allow || d.Generation != 1 || one.Generation() != 0 {
+		t.Fatalf("%+v", d)
+	}
+	ours, theirs := net.Pipe()
+	defer theirs.Close()
+	release, err := l.Admit(d.Generation, ours)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	over := new(countedCloser)
+	gone, err := l.Admit(d.Generation, over)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone()
+	gen, closed := l.Update(two)
+	if gen != 2 || closed != 1 || over.n.Load() != 0 || l.Table().Decide(t.Context(), f).Allow {
+		t.Errorf("generation %d, %d closed", gen, closed)
+	}
+	if _, err := theirs.Read(make([]byte, 1)); err == nil {
+		t.Error("the connection goes on")
+	}
+	if _, err := l.Admit(d.Generation, over); !errors.Is(err, ErrStale) || over.n.Load() != 0 {
+		t.Errorf("an old decision: %v", err)
+	}
+}
+
+// TestLiveRace: whatever the order, no connection that an older policy admitted
+// is open after the update.
+func TestLiveRace(t *testing.T) {
+	table := compile(t, Options{}, "allow: [a.example.com]")
+	l := NewLive(table)
+	type conn struct {
+		countedCloser
+		generation uint64
+	}
+	var mu sync.Mutex
+	var admitted []*conn // guarded by mu
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 500 {
+				c := &conn{generation: l.Table().Generation()}
+				if _, err := l.Admit(c.generation, c); err == nil {
+					mu.Lock()
+					admitted = append(admitted, c)
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	for range 50 {
+		l.Update(table)
+	}
+	wg.Wait()
+	last, _ := l.Update(table)
+	for _, c := range admitted {
+		if c.generation >= last || c.n.Load() != 1 {
+			t.Fatalf("generation %d was closed %d times", c.generation, c.n.Load())
+		}
+	}
+	if last != 52 || len(admitted) == 0 {
+		t.Errorf("generation %d, %d connections", last, len(admitted))
+	}
+}
+
+func rule(t *testing.T, budget string) *Compiled {
+	t.Helper()
+	return compile(t, Options{}, "allow: [{id: r, host: ['*.a.example', a.example], budget: {"+budget+"}}]").Rules()[0]
+}
+
+func exhausted(t *testing.T, err error, budget string) {
+	t.Helper()
+	var e *BudgetError
+	if !errors.As(err, &e) || e.Budget != budget || e.Rule != "r" || e.Limit == 0 {
+		t.Errorf("%v, want the budget of %s used up", err, budget)
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestBudgets(t *testing.T) {
+	var a Accountant
+	r := rule(t, "upload: 10B, download: 20B, connections: 4, concurrent: 2")
+	one, err := a.Connect(r)
+	must(t, err)
+	two, err := a.Connect(r)
+	must(t, err)
+	_, err = a.Connect(r)
+	exhausted(t, err, "concurrent")
+	one.Close()
+	one.Close()
+	three, err := a.Connect(r)
+	must(t, err)
+	must(t, two.Upload(4))
+	must(t, three.Upload(6))
+	exhausted(t, three.Upload(1), "upload")
+	must(t, three.Upload(0))
+	must(t, two.Download(19))
+	exhausted(t, three.Download(2), "download")
+	must(t, three.Download(1))
+	two.Close()
+	three.Close()
+	_, err = a.Connect(r)
+	exhausted(t, err, "upload")
+	if u := a.Used(r); u != (Used{10, 20, 3, 0, 0}) {
+		t.Errorf("used %+v", u)
+	}
+	// An update with a larger budget goes on from there; another sandbox begins anew.
+	larger := rule(t, "connections: 4")
+	four, err := a.Connect(larger)
+	must(t, err)
+	four.Close()
+	_, err = a.Connect(larger)
+	exhausted(t, err, "connections")
+	if _, err := new(Accountant).Connect(r); err != nil {
+		t.Error(err)
+	}
+	many, err := new(Accountant).Connect(rule(t, "names: 1"))
+	must(t, err)
+	must(t, many.Upload(1<<62))
+}
+
+func TestNameBudget(t *testing.T) {
+	var a Accountant
+	r := rule(t, "names: 2")
+	for range 3 {
+		must(t, a.Name(r, host(t, "x.a.example")))
+		must(t, a.Name(r, host(t, "y.a.example")))
+		exhausted(t, a.Name(r, host(t, "z.a.example")), "names")
+		must(t, a.Name(r, host(t, "a.example"))) // written out
+	}
+}
+
+func TestRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var a Accountant
+		r := rule(t, "rate: 6/m")
+		burst := func(want int) {
+			t.Helper()
+			for range want {
+				m, err := a.Connect(r)
+				must(t, err)
+				m.Close()
+			}
+			_, err := a.Connect(r)
+			exhausted(t, err, "rate")
+		}
+		burst(6)
+		time.Sleep(9 * time.Second)
+		burst(0)
+		time.Sleep(time.Second)
+		burst(1)
+		time.Sleep(35 * time.Second)
+		burst(3)
+		time.Sleep(time.Hour)
+		burst(6) // never more than the rate at once
+	})
+}
+
+// TestBudgetsTogether: connections that share a budget never exceed it.
+func TestBudgetsTogether(t *testing.T) {
+	var a Accountant
+	r := rule(t, "upload: 1000B, connections: 100, concurrent: 3, names: 5")
+	var sent, made, atOnce, most atomic.Int64
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			for j := range 100 {
+				_ = a.Name(r, host(t, string(rune('a'+(i+j)%20))+".a.example"))
+				m, err := a.Connect(r)
+				if err != nil {
+					continue
+				}
+				made.Add(1)
+				now := atOnce.Add(1)
+				for old := most.Load(); now > old && !most.CompareAndSwap(old, now); old = most.Load() {
+				}
+				for range 5 {
+					if m.Upload(7) == nil {
+						sent.Add(7)
+					}
+				}
+				atOnce.Add(-1)
+				m.Close()
+			}
+		})
+	}
+	wg.Wait()
+	u := a.Used(r)
+	if sent.Load() > 1000 || u.Upload != sent.Load() || u.Connections != made.Load() || made.Load() > 100 || most.Load() > 3 || u.Concurrent != 0 || u.Names != 5 {
+		t.Errorf("used %+v; sent %d in %d connections, %d at once", u, sent.Load(), made.Load(), most.Load())
+	}
+}
