@@ -80,15 +80,53 @@ func (s *Session) ReadFile(ctx context.Context, path string, o ReadOptions) (*Fi
 	return f, nil
 }
 
-// download makes a call whose answer is followed by data.
+// download makes a call whose answer is followed by data. The stream is to be
+// closed, unless there is an error.
 func (s *Session) download(ctx context.Context, op Op, f *FileCall) (Reply, uint32, *Stream, error) {
 	c := &call{}
-	id, err := s.start(ctx, op, Call{File: f}, c, func(id uint32) { c.in = s.newStream(id, TypeFile, FileWindow, 0) })
+	window := s.lend()
+	if s.can(CapabilityWindow) {
+		f.Window = window
+	}
+	id, err := s.start(ctx, op, Call{File: f}, c, func(id uint32) {
+		c.in = s.newStream(id, TypeFile, window, 0)
+		c.in.onClose = func() { s.repay(window) }
+	})
 	if err != nil {
+		s.repay(window)
 		return Reply{}, 0, nil, err
 	}
 	r, err := s.await(ctx, op, id, c)
+	if err != nil {
+		c.in.Close()
+	}
 	return r, id, c.in, err
+}
+
+// downloads is how many files may be under way with a whole FileWindow. What is
+// opened beside them gets a DefaultWindow, so that readers who do not read hold
+// little more, however many they are.
+const downloads = 8
+
+// lend returns a window for one more download. An agent that cannot be told of a
+// small one gets what it assumes.
+func (s *Session) lend() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lent >= downloads && s.can(CapabilityWindow) {
+		return DefaultWindow
+	}
+	s.lent++
+	return FileWindow
+}
+
+// repay takes back what lend has returned.
+func (s *Session) repay(window int) {
+	if window == FileWindow {
+		s.mu.Lock()
+		s.lent--
+		s.mu.Unlock()
+	}
 }
 
 // Read implements io.Reader.

@@ -98,8 +98,11 @@ func (s Size) Check() error {
 	return nil
 }
 
-// CapabilityPTY is of an agent that makes terminals.
-const CapabilityPTY = "pty"
+// Capabilities that an agent may lack, being of an older version.
+const (
+	CapabilityPTY    = "pty"    // it makes terminals
+	CapabilityWindow = "window" // it keeps to FileCall.Window
+)
 
 // ProcCall is about the process ID: signal, resize, attach, detach.
 type ProcCall struct {
@@ -125,6 +128,7 @@ type FileCall struct {
 	Max     int         `json:"max,omitempty"`       // list: entries
 	Force   bool        `json:"force,omitempty"`     // remove: a missing path is fine
 	Tree    bool        `json:"recursive,omitempty"` // remove, watch
+	Window  int         `json:"window,omitempty"`    // read, list, watch: in place of FileWindow. Only for an agent with CapabilityWindow
 }
 
 // DialCall opens a connection to a port of the sandbox's own loopback. After

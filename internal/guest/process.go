@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -78,7 +77,7 @@ func (s *Session) Exec(ctx context.Context, c Command) (*Process, error) {
 		return nil, err
 	}
 	var p *Process
-	if c.PTY != nil && !slices.Contains(s.agent.Capabilities, CapabilityPTY) {
+	if c.PTY != nil && !s.can(CapabilityPTY) {
 		return nil, unsupported("exec", "cannot make terminals")
 	}
 	c.Stdin = c.Stdin || c.PTY != nil
@@ -298,7 +297,7 @@ func (s *Session) Resize(ctx context.Context, id uint32, size Size) error {
 	if err := size.Check(); err != nil {
 		return err
 	}
-	if !slices.Contains(s.agent.Capabilities, CapabilityPTY) {
+	if !s.can(CapabilityPTY) {
 		return unsupported("resize", "cannot make terminals")
 	}
 	_, err := s.do(ctx, OpResize, Call{Process: &ProcCall{ID: id, Size: &size}})

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -56,6 +57,7 @@ type Session struct {
 	calls     map[uint32]*call    // guarded by mu
 	procs     map[uint32]*Process // guarded by mu
 	allowance int                 // guarded by mu; bytes of stray frames still forgiven
+	lent      int                 // guarded by mu; downloads that are open with a FileWindow
 	watching  *time.Timer         // guarded by mu; nil when nothing is pending
 	pinged    bool                // guarded by mu
 	due       time.Time           // guarded by mu; of the next check
@@ -144,6 +146,11 @@ func sessionError(op string, err error) error {
 // lying is the error for an agent that does what no agent does.
 func lying(op, format string, args ...any) error {
 	return sandbox.Errorf(op, sandbox.KindProtocol, format, args...).WithHint("the agent in the sandbox was tampered with: trust nothing from it, and destroy it")
+}
+
+// can reports whether the agent has said that it has a capability.
+func (s *Session) can(capability string) bool {
+	return slices.Contains(s.agent.Capabilities, capability)
 }
 
 // Agent describes the other end.
@@ -243,16 +250,26 @@ func (s *Session) start(ctx context.Context, op Op, m Call, c *call, register fu
 func (s *Session) await(ctx context.Context, op Op, id uint32, c *call) (Reply, error) {
 	select {
 	case r := <-c.reply:
-		if r.Error != nil {
-			return r, unwire(string(op), r.Error)
-		}
-		return r, nil
+		return r, unwireReply(op, r)
 	case <-ctx.Done():
 		s.abandon(id)
 		return Reply{}, s.ended(ctx, op)
 	case <-s.done:
+		select { // what was answered before the end counts, however late it is looked at
+		case r := <-c.reply:
+			return r, unwireReply(op, r)
+		default:
+		}
 		return Reply{}, s.ended(ctx, op)
 	}
+}
+
+// unwireReply is the error that r carries.
+func unwireReply(op Op, r Reply) error {
+	if r.Error == nil {
+		return nil
+	}
+	return unwire(string(op), r.Error)
 }
 
 // do makes a call that is one question and one answer.

@@ -21,6 +21,7 @@ type Stream struct {
 	mark    func(at uint64) // tells the sender what is consumed
 	wake    chan struct{}   // capacity 1
 	onEnd   func()          // called once, without the lock, when all has been consumed
+	onClose func()          // called once, without the lock, by the first Close; may be nil
 
 	mu    sync.Mutex
 	ring  Ring
@@ -311,13 +312,17 @@ func (st *Stream) Offset() int64 {
 // Idempotent; always nil.
 func (st *Stream) Close() error {
 	st.mu.Lock()
-	if !st.shut {
+	first := !st.shut
+	if first {
 		st.shut = true
 		st.ring.Consume(st.ring.Len()) // the memory goes with the Stream: Receive may be filling it
 		st.ackLocked(st.recv)
 	}
 	st.unlock()
 	signal(st.wake)
+	if first && st.onClose != nil {
+		st.onClose()
+	}
 	return nil
 }
 

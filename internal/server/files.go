@@ -27,6 +27,7 @@ const (
 	copyBuffer        = 256 << 10 // of a raw body; large enough that net/http copies nothing itself
 	chunkSize         = 128 << 10 // of a FileChunk
 	minPacked         = 1 << 10   // bytes of what is worth packing
+	maxPackers        = 8         // bodies being packed at once
 )
 
 // registerFiles registers what carries raw content: messages of chunks over
@@ -257,7 +258,10 @@ func (c *content) send(x *exchange) error {
 		h.Set("ETag", c.etag)
 	}
 	if c.packs(x) {
-		return c.sendPacked(x, r)
+		if z, ok := takePacker(); ok {
+			defer returnPacker(z)
+			return c.sendPacked(x, r, z)
+		}
 	}
 	status := http.StatusOK
 	if c.ranged {
@@ -284,14 +288,42 @@ func (c *content) packs(x *exchange) bool {
 	return c.r != nil && !c.ranged && c.etag == "" && c.size >= minPacked && x.r.Method == http.MethodGet && packed(x.r.Header)
 }
 
+// packers are the compressors that there may be, nil where one was not needed yet:
+// each takes more than a megabyte, however slow its reader is. While all are busy
+// content is sent as it is, which whoever takes gzip takes, too.
+var packers = make(chan *gzip.Writer, maxPackers)
+
+func init() {
+	for range maxPackers {
+		packers <- nil
+	}
+}
+
+func takePacker() (z *gzip.Writer, ok bool) {
+	select {
+	case z = <-packers:
+		if z == nil {
+			z, _ = gzip.NewWriterLevel(nil, gzip.BestSpeed) // the level exists
+		}
+		return z, true
+	default:
+		return nil, false
+	}
+}
+
+func returnPacker(z *gzip.Writer) {
+	z.Reset(nil) // it must not keep the exchange
+	packers <- z
+}
+
 // sendPacked sends r by gzip. Its end is in it: nothing else tells its length.
-func (c *content) sendPacked(x *exchange, r io.Reader) error {
+func (c *content) sendPacked(x *exchange, r io.Reader, z *gzip.Writer) error {
 	h := x.Header()
 	h.Set("Content-Encoding", "gzip")
 	h.Set("Vary", "Accept-Encoding")
 	h.Del("Accept-Ranges")
 	x.WriteHeader(http.StatusOK)
-	z, _ := gzip.NewWriterLevel(stallWriter{x}, gzip.BestSpeed) // the level exists
+	z.Reset(stallWriter{x})
 	buf := copyBuffers.Get().(*[copyBuffer]byte)
 	defer copyBuffers.Put(buf)
 	n, err := io.CopyBuffer(struct{ io.Writer }{z}, r, buf[:])

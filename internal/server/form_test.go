@@ -108,6 +108,23 @@ func TestPackedBodies(t *testing.T) {
 	if a := get("Accept-Encoding", "gzip", "Range", "bytes=0-3"); a.status != 206 || a.body != "0123" || a.header.Get("Content-Encoding") != "" {
 		t.Errorf("a range: %d %q", a.status, a.body)
 	}
+	var busy []*gzip.Writer
+	for range maxPackers {
+		z, ok := takePacker()
+		if !ok {
+			t.Fatal("compressors are missing")
+		}
+		busy = append(busy, z)
+	}
+	if a := get("Accept-Encoding", "gzip"); a.status != 200 || a.header.Get("Content-Encoding") != "" || a.body != content {
+		t.Errorf("while all compressors are busy: %d %v", a.status, a.header)
+	}
+	for _, z := range busy {
+		returnPacker(z)
+	}
+	if a := get("Accept-Encoding", "gzip"); a.header.Get("Content-Encoding") != "gzip" {
+		t.Errorf("when they are idle again: %v", a.header)
+	}
 	w.do("PUT", at, "short")
 	if a := get("Accept-Encoding", "gzip"); a.body != "short" || a.header.Get("Content-Encoding") != "" {
 		t.Errorf("a short one: %q", a.body)

@@ -372,6 +372,18 @@ func (x *box) decode(v any, verb ...string) {
 	}
 }
 
+// settled waits until at most want processes are seen, and returns how many are
+// seen at last. A killed group is dead when its leader's end is told; a kernel
+// takes its members away one after another.
+func (x *box) settled(want int) (n int) {
+	x.Helper()
+	for end := time.Now().Add(patience / 4); ; time.Sleep(10 * time.Millisecond) {
+		if n = x.processes(); n <= want || time.Now().After(end) {
+			return n
+		}
+	}
+}
+
 // processes is how many processes a program inside can see.
 func (x *box) processes() int {
 	x.Helper()

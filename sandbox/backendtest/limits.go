@@ -86,7 +86,7 @@ func (s *suite) testPIDs(t *testing.T) {
 		return
 	}
 	x.alive()
-	if n := x.processes(); n > 6 {
+	if n := x.settled(6); n > 6 {
 		t.Errorf("%d processes are left of a fork bomb", n)
 	}
 }
@@ -99,7 +99,7 @@ func (s *suite) testPIDsAtLimit(t *testing.T) {
 		until(t, p, `"forked":12`)
 		x.alive()
 		x.kill(p)
-		if n := x.processes(); n > 3 {
+		if n := x.settled(3); n > 3 {
 			t.Errorf("%d processes are left of a killed program's group", n)
 		}
 	}

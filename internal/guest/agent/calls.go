@@ -182,7 +182,11 @@ func (l *link) file(id uint32, op guest.Op, c *guest.FileCall) {
 		t.up = guest.NewStream(id, guest.TypeFile, guest.FileWindow, 0,
 			func(at uint64) { _ = l.mark(guest.TypeWindow, id, guest.TypeFile, at) })
 	case guest.OpRead, guest.OpList, guest.OpWatch:
-		t.down = newCredit(guest.FileWindow)
+		window := guest.FileWindow
+		if c.Window >= guest.MinWindow {
+			window = min(window, c.Window)
+		}
+		t.down = newCredit(uint64(window))
 	}
 	l.start(id, op, t, func(t *transfer) (guest.Reply, error) {
 		fs, err := l.s.sys.Files(l.s.userOf(c.User))
