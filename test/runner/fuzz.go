@@ -173,14 +173,14 @@ func (f *fuzzer) run(x target) {
 	out, err := cmd.CombinedOutput()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	name := strings.TrimPrefix(x.pkg, "github.com/firebreak-dev/firebreak/") + " " + x.name
+	name := strings.TrimPrefix(x.pkg, module) + " " + x.name
 	if err == nil || onlyDeadline(out) {
 		f.t.passed++
 		fmt.Fprintf(f.out, "fuzz\t%s\t%s\n", name, progress(out))
 		return
 	}
 	f.t.failed++
-	f.t.failures = append(f.t.failures, fmt.Sprintf("--- fuzz %s: %v\n%s%s", name, err, out, x.reproduce(out)))
+	f.t.failures = append(f.t.failures, failure{suspect{x.pkg, x.name}, fmt.Sprintf("fuzz %s: %v", name, err), string(out) + x.reproduce(out)})
 }
 
 // deadline is all that a target prints when its time ends in a race of Go

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-const module = `module example.test/m
+const gomod = `module example.test/m
 go 1.26
 `
 
@@ -36,7 +36,7 @@ func FuzzWrong(f *testing.F) {
 // and how to see it again; one that does not is a passed test.
 func TestFuzzStage(t *testing.T) {
 	dir := t.TempDir()
-	for name, text := range map[string]string{"go.mod": module, "m.go": "package m\n", "m_test.go": targets} {
+	for name, text := range map[string]string{"go.mod": gomod, "m.go": "package m\n", "m_test.go": targets} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -57,8 +57,8 @@ func TestFuzzStage(t *testing.T) {
 		t.Fatalf("%+v", f.t)
 	}
 	for _, want := range []string{"found it", "go test fuzz v1", "-run='^FuzzWrong/"} {
-		if !strings.Contains(f.t.failures[0], want) {
-			t.Errorf("%q is missing in\n%s", want, f.t.failures[0])
+		if !strings.Contains(f.t.failures[0].text, want) {
+			t.Errorf("%q is missing in\n%s", want, f.t.failures[0].text)
 		}
 	}
 }

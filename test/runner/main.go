@@ -8,6 +8,10 @@
 // missing tool can never pass for a passed test where everything is promised
 // to run.
 //
+// Packages that start servers and sandboxes are tested one at a time, after the
+// others. A test that failed is run again by itself: see again.go for when that
+// counts.
+//
 // Then every fuzz target is fuzzed for -fuzztime (FIREBREAK_FUZZTIME; 0: not at
 // all) and counts as one more test. An input that fails is printed, and stays in
 // the package's testdata/fuzz.
@@ -40,7 +44,8 @@ type tally struct {
 	passed, failed int
 	skipped        []skip
 	output         map[string][]string // by package and test, until its verdict
-	failures       []string
+	failures       []failure
+	flaky          []string
 }
 
 type skip struct{ name, reason string }
@@ -58,39 +63,66 @@ func main() {
 	}
 	start := time.Now()
 	t := &tally{output: map[string][]string{}}
-	ours, sentry, runErr := packages(flag.Args())
-	for _, group := range []struct {
-		packages []string
-		race     bool
-	}{{ours, hasCompiler()}, {sentry, false}} {
+	ours, alone, sentry, runErr := packages(flag.Args())
+	race := hasCompiler()
+	for _, group := range []group{{packages: ours, race: race}, {packages: alone, race: race, alone: true}, {packages: sentry}} {
 		if runErr == nil && len(group.packages) > 0 && !*only {
-			runErr = t.run(group.packages, *short, group.race)
+			group.short = *short
+			runErr = t.run(group)
 		}
 	}
+	if runErr == nil {
+		runErr = t.again(func(s suspect, times int) (*tally, error) {
+			second := &tally{output: map[string][]string{}}
+			return second, second.run(group{packages: []string{s.pkg}, race: race, short: *short, alone: true, test: s.test, times: times})
+		})
+	}
+	ours = append(ours, alone...)
 	if runErr == nil && t.failed == 0 && !*short && *fuzz > 0 {
 		runErr = t.fuzz(ours, *fuzz)
 	}
 	os.Exit(t.report(allowed, runErr, time.Since(start)))
 }
 
-// packages lists what to test, and apart from it what links the sentry: that is
-// built once, as the program is, and not again with the race detector.
-func packages(patterns []string) (ours, sentry []string, err error) {
+// group is packages that are tested alike.
+type group struct {
+	packages []string
+	race     bool
+	short    bool
+	alone    bool   // one package at a time
+	test     string // the only one to run; "": all
+	times    int    // how often; 0: once, or not at all if nothing has changed since
+}
+
+// module is what the names of packages begin with.
+const module = "github.com/firebreak-dev/firebreak/"
+
+// crowded are the packages that start servers and sandboxes and watch what they
+// do, and when. Two of them at once would watch each other.
+var crowded = regexp.MustCompile(`^(internal/backend|internal/orchestrator|internal/guest|internal/egress|cmd/firebreak$|test)(/|$)`)
+
+// packages lists what to test; apart from it what is tested by itself, and what
+// links the sentry: that is built once, as the program is, and not again with the
+// race detector.
+func packages(patterns []string) (ours, alone, sentry []string, err error) {
 	if len(patterns) == 0 {
 		patterns = []string{"./..."}
 	}
 	out, err := exec.Command("go", append([]string{"list"}, patterns...)...).Output()
 	if err != nil {
-		return nil, nil, fmt.Errorf("go list: %w", err)
+		return nil, nil, nil, fmt.Errorf("go list: %w", err)
 	}
 	for _, p := range strings.Fields(string(out)) {
-		if strings.HasSuffix(p, "/cmd/firebreak-runsc") || strings.HasSuffix(p, "/bench/runsc") {
+		switch {
+		case strings.HasSuffix(p, "/cmd/firebreak-runsc") || strings.HasSuffix(p, "/bench/runsc"):
 			sentry = append(sentry, p)
-		} else {
+		case crowded.MatchString(strings.TrimPrefix(p, module)):
+			alone = append(alone, p)
+		default:
 			ours = append(ours, p)
 		}
 	}
-	return ours, sentry, nil
+	return ours, alone, sentry, nil
 }
 
 // hasCompiler reports whether the race detector can be linked.
@@ -103,15 +135,24 @@ func hasCompiler() bool {
 }
 
 // run tests some packages. An error without a failed test is go's own.
-func (t *tally) run(packages []string, short, race bool) error {
+func (t *tally) run(g group) error {
 	args, cgo := []string{"test", "-json", "-vet=off", "-timeout=20m"}, "CGO_ENABLED=0"
-	if race {
+	if g.race {
 		args, cgo = append(args, "-race"), "CGO_ENABLED=1"
 	}
-	if short {
+	if g.short {
 		args = append(args, "-short")
 	}
-	cmd := exec.Command("go", append(args, packages...)...)
+	if g.alone {
+		args = append(args, "-p=1")
+	}
+	if g.test != "" {
+		args = append(args, "-run=^"+regexp.QuoteMeta(g.test)+"$")
+	}
+	if g.times > 0 {
+		args = append(args, fmt.Sprint("-count=", g.times))
+	}
+	cmd := exec.Command("go", append(args, g.packages...)...)
 	cmd.Env = append(os.Environ(), cgo)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
@@ -139,7 +180,7 @@ func (t *tally) run(packages []string, short, race bool) error {
 
 func (t *tally) add(e event) {
 	key := e.Package + " " + e.Test
-	name := strings.TrimPrefix(e.Package, "github.com/firebreak-dev/firebreak/") + " " + e.Test
+	name := strings.TrimPrefix(e.Package, module) + " " + e.Test
 	switch e.Action {
 	case "output", "build-output":
 		if e.Test == "" {
@@ -161,7 +202,8 @@ func (t *tally) add(e event) {
 		if e.Test != "" {
 			t.failed++
 		}
-		t.failures = append(t.failures, "--- "+name+"\n"+strings.Join(t.output[key], ""))
+		top, _, _ := strings.Cut(e.Test, "/")
+		t.failures = append(t.failures, failure{suspect{e.Package, top}, name, strings.Join(t.output[key], "")})
 	default:
 		return
 	}
@@ -182,8 +224,11 @@ func reason(lines []string) string {
 
 func (t *tally) report(allowed []string, runErr error, took time.Duration) int {
 	bad := runErr != nil || t.failed > 0
-	for _, f := range t.failures {
+	for _, f := range t.flaky {
 		fmt.Println(f)
+	}
+	for _, f := range t.failures {
+		fmt.Println("--- " + f.name + "\n" + f.text)
 	}
 	strict := runtime.GOOS == "linux" && os.Geteuid() == 0
 	for _, s := range t.skipped {
