@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/firebreak-dev/firebreak/internal/egress"
 	"github.com/firebreak-dev/firebreak/internal/policy"
@@ -247,15 +248,38 @@ func checkEvent(e *egress.Event) error {
 	if e.Upload < 0 || e.Download < 0 || e.Count < 0 || !wireID.MatchString(e.Wire) {
 		return errors.New("an event that cannot be")
 	}
-	for _, f := range []struct {
-		text string
-		max  int
-	}{{e.Host, 300}, {e.Address, 64}, {e.Protocol, 32}, {e.Rule, maxRuleID}, {e.Reason, 64}, {e.Hint, maxText}} {
-		if len(f.text) > f.max || strings.ContainsFunc(f.text, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+	for _, f := range texts(e) {
+		if len(*f.text) > f.max || strings.ContainsFunc(*f.text, unprintable) {
 			return errors.New("an event with a text that cannot be")
 		}
 	}
 	return nil
+}
+
+// texts are an event's, and how long they may be.
+func texts(e *egress.Event) [6]struct {
+	text *string
+	max  int
+} {
+	return [6]struct {
+		text *string
+		max  int
+	}{{&e.Host, 300}, {&e.Address, 64}, {&e.Protocol, 32}, {&e.Rule, maxRuleID}, {&e.Reason, 64}, {&e.Hint, maxText}}
+}
+
+func unprintable(r rune) bool { return r < ' ' || r == 0x7f }
+
+// tidy makes texts of an honest event such that checkEvent takes them: a hint may
+// quote what a sandbox sent.
+func tidy(e *egress.Event) {
+	for _, f := range texts(e) {
+		*f.text = cut(strings.Map(func(r rune) rune {
+			if unprintable(r) {
+				return utf8.RuneError
+			}
+			return r
+		}, *f.text), f.max)
+	}
 }
 
 // near is e's time, if it is about now, and otherwise now: clocks of two

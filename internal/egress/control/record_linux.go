@@ -44,6 +44,7 @@ func newRecorder(send func(up) error) *recorder {
 func (r *recorder) record(e egress.Event) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	tidy(&e)
 	deadline := time.Now().Add(recordWait)
 	for !r.closed && !r.room(time.Now()) {
 		if !r.wait(deadline) {

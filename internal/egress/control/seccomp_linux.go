@@ -122,7 +122,7 @@ func program(pid uint32) block {
 		{unix.SYS_SETSOCKOPT, join(load(argument(1)), options, verdict(filterRefuse))},
 		{unix.SYS_GETSOCKOPT, join(load(argument(1)), among(unix.SOL_SOCKET, unix.IPPROTO_TCP), verdict(filterRefuse))},
 		{unix.SYS_FCNTL, join(load(argument(1)), among(unix.F_GETFL, unix.F_SETFL, unix.F_GETFD, unix.F_SETFD, unix.F_DUPFD_CLOEXEC), verdict(filterRefuse))},
-		{unix.SYS_IOCTL, join(load(argument(1)), among(unix.TUNGETIFF), verdict(filterRefuse))},
+		{unix.SYS_IOCTL, join(load(argument(1)), among(unix.TUNGETIFF, unix.TUNGETVNETHDRSZ), verdict(filterRefuse))},
 		{unix.SYS_TGKILL, join(load(argument(0)), among(pid), verdict(filterRefuse))},
 		{unix.SYS_PRCTL, join(load(argument(0)), among(unix.PR_SET_VMA), verdict(filterRefuse))},
 		{unix.SYS_PRLIMIT64, join(load(argument(2)), when(0, join(load(upper(2)), when(0, join(load(argument(0)), among(0))))), verdict(filterRefuse))},
