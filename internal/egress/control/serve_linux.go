@@ -29,7 +29,7 @@ const maxRequests = 1024
 // that or ctx ends. It owns conn. Errors: what came was no request, the socket
 // failed. When it returns, all wires are detached.
 func Serve(ctx context.Context, conn *net.UnixConn, o ServeOptions) error {
-	s := &server{log: o.Logger, notes: o.Notes, link: newLink(conn, true), touched: make(chan string, maxWires)}
+	s := &server{log: o.Logger, notes: o.Notes, link: newLink(conn, true), touched: make(chan string, maxWires), order: map[string]chan struct{}{}}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -63,6 +63,35 @@ type server struct {
 
 	working sync.WaitGroup // requests, and whoever reports what is used
 	touched chan string    // wires that use something
+
+	mu    sync.Mutex
+	order map[string]chan struct{} // guarded by mu; by wire, closed when its last request is done
+}
+
+// turn puts a request behind those of the same wire: a keeper that has stopped
+// waiting for an attach may detach. Call done when it is over.
+func (s *server) turn(id string) (before <-chan struct{}, done func()) {
+	if id == "" {
+		ready := make(chan struct{})
+		close(ready)
+		return ready, func() {}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	last, mine := s.order[id], make(chan struct{})
+	if last == nil {
+		last = make(chan struct{})
+		close(last)
+	}
+	s.order[id] = mine
+	return last, func() {
+		close(mine)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.order[id] == mine {
+			delete(s.order, id)
+		}
+	}
 }
 
 // serve reads requests until there are no more.
@@ -98,8 +127,10 @@ func (s *server) serve(ctx context.Context) error {
 				err = errors.New("more requests than can be")
 			}
 			if err == nil {
+				before, done := s.turn(m.ID)
 				s.working.Go(func() {
-					defer func() { <-slots }()
+					defer func() { done(); <-slots }()
+					<-before
 					s.answer(m, tap)
 				})
 				continue
