@@ -30,7 +30,7 @@ func run(args []string) int {
 	app := &cli.App{
 		In: os.Stdin, Out: os.Stdout, Err: os.Stderr,
 		Lookup: os.LookupEnv, Root: os.Geteuid() == 0, Build: b,
-		Local: w.Local, Serve: w.Serve, Examine: w.Examine, Uninstall: w.Uninstall, Backup: w.Backup, Restore: w.Restore, Receipt: w.Receipt,
+		Local: w.Local, Serve: w.Serve, Examine: w.Examine, Uninstall: w.Uninstall, Backup: w.Backup, Restore: w.Restore, Receipt: w.Receipt, Router: w.Router,
 	}
 	ctx, stop := withSignals(app.Abandon)
 	defer stop()

@@ -38,8 +38,24 @@ type use struct {
 	concurrent  int64                 // guarded by mu
 	tokens      float64               // guarded by mu; connections that may begin now
 	filled      time.Time             // guarded by mu; when tokens was right
-	rate        int64                 // guarded by mu; what tokens is a share of
+	rate        int64                 // guarded by mu; what tokens is a share of; -1 after Restore
 	names       map[netaddr.Host]bool // guarded by mu; at most Budget.Names
+	before      int64                 // guarded by mu; names from before Restore, which nobody knows any more
+}
+
+// Restore makes an accountant that goes on from what another had counted, by the
+// ids of rules. It errs on the side of the budget: which names were asked for is
+// not known, so that each is charged again, and all connections count as if they
+// had begun just now where a rule has a rate.
+func Restore(used map[string]Used) *Accountant {
+	a := &Accountant{rules: make(map[string]*use, len(used))}
+	for id, u := range used {
+		a.rules[id] = &use{upload: u.Upload, download: u.Download, connections: u.Connections, before: u.Names}
+		if u.Connections > 0 {
+			a.rules[id].rate = -1
+		}
+	}
+	return a
 }
 
 func (a *Accountant) of(r *Compiled) *use {
@@ -74,7 +90,7 @@ func (a *Accountant) Name(r *Compiled, h netaddr.Host) error {
 	if u.names[h] {
 		return nil
 	}
-	if int64(len(u.names)) >= r.Budget.Names {
+	if int64(len(u.names)) >= r.Budget.Names-u.before {
 		return &BudgetError{r.ID, "names", r.Budget.Names}
 	}
 	if u.names == nil {
@@ -121,6 +137,8 @@ func (u *use) take(b *Budget, now time.Time) bool {
 	full := float64(b.Rate)
 	if u.rate == 0 {
 		u.tokens = full
+	} else if u.rate < 0 { // restored, and not known when they began
+		u.tokens = max(full-float64(u.connections), 0)
 	} else if d := now.Sub(u.filled); d > 0 {
 		u.tokens += full * d.Seconds() / b.Per.Seconds()
 	}
@@ -165,13 +183,30 @@ func (m *Meter) Close() {
 
 // Used is what a sandbox has used of a rule.
 type Used struct {
-	Upload, Download, Connections, Concurrent, Names int64
+	Upload      int64 `json:"upload"`
+	Download    int64 `json:"download"`
+	Connections int64 `json:"connections"`
+	Concurrent  int64 `json:"concurrent"`
+	Names       int64 `json:"names"`
+}
+
+func (u *use) used() Used {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return Used{u.upload, u.download, u.connections, u.concurrent, int64(len(u.names)) + u.before}
 }
 
 // Used returns what was used of a rule until now.
-func (a *Accountant) Used(r *Compiled) Used {
-	u := a.of(r)
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return Used{u.upload, u.download, u.connections, u.concurrent, int64(len(u.names))}
+func (a *Accountant) Used(r *Compiled) Used { return a.of(r).used() }
+
+// All returns what was used until now of each rule of which something was, by
+// its id.
+func (a *Accountant) All() map[string]Used {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	all := make(map[string]Used, len(a.rules))
+	for id, u := range a.rules {
+		all[id] = u.used()
+	}
+	return all
 }

@@ -219,3 +219,37 @@ func TestBudgetsTogether(t *testing.T) {
 		t.Errorf("used %+v; sent %d in %d connections, %d at once", u, sent.Load(), made.Load(), most.Load())
 	}
 }
+
+// TestRestore: what was used before a restart is used after it.
+func TestRestore(t *testing.T) {
+	var a Accountant
+	r := rule(t, "upload: 10B, download: 20B, connections: 4, rate: 3/h, names: 2")
+	must(t, a.Name(r, host(t, "one.a.example")))
+	one, err := a.Connect(r)
+	must(t, err)
+	must(t, one.Upload(7))
+	must(t, one.Download(8))
+	b := Restore(a.All())
+	if got, want := b.All()["r"], (Used{7, 8, 1, 0, 1}); got != want || len(b.All()) != 1 {
+		t.Errorf("restored %+v, want %+v", b.All(), want)
+	}
+	must(t, b.Name(r, host(t, "two.a.example")))
+	exhausted(t, b.Name(r, host(t, "three.a.example")), "names")
+	two, err := b.Connect(r)
+	must(t, err)
+	must(t, two.Upload(3))
+	exhausted(t, two.Upload(1), "upload")
+	exhausted(t, two.Download(13), "download")
+	if b.All()["r"].Concurrent != 1 || a.All()["r"].Upload != 7 {
+		t.Errorf("%+v, before %+v", b.All(), a.All())
+	}
+	// One of three connections of this hour was before.
+	rate := rule(t, "rate: 3/h")
+	c := Restore(map[string]Used{"r": {Connections: 1}})
+	for range 2 {
+		_, err := c.Connect(rate)
+		must(t, err)
+	}
+	_, err = c.Connect(rate)
+	exhausted(t, err, "rate")
+}

@@ -63,6 +63,8 @@ type App struct {
 	// Receipt is what the data directory has of a sandbox's receipt; nil if
 	// nothing.
 	Receipt func(context.Context, *config.Config, sandbox.TenantID, sandbox.ID) (*sandbox.Receipt, error)
+	// Router is the router of another process' keeper, until ctx ends.
+	Router func(context.Context) error
 	// Uninstall removes what is installed outside the program itself.
 	Uninstall func(context.Context, *config.Config, UninstallOptions) error
 

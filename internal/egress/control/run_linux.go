@@ -1,0 +1,41 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// Run is the program of a router: it confines itself and serves the keeper at
+// descriptor 3 until that, or ctx, ends. Errors: KindUnsupported if no keeper
+// started it, KindProtocol.
+func Run(ctx context.Context) error {
+	const hint = "servers start it themselves, where a sandbox has a policy"
+	notes, err := Confine()
+	if err != nil {
+		return sandbox.Errorf("router", sandbox.KindUnsupported, "%w", err).WithHint(hint)
+	}
+	unix.Close(4) // the program, which it was executed by
+	f := os.NewFile(3, "keeper")
+	conn, err := net.FileConn(f)
+	f.Close()
+	if err != nil {
+		return sandbox.Errorf("router", sandbox.KindUnsupported, "descriptor 3: %w", err).WithHint(hint)
+	}
+	keeper, ok := conn.(*net.UnixConn)
+	if !ok || conn.LocalAddr().Network() != "unixpacket" {
+		conn.Close()
+		return sandbox.Errorf("router", sandbox.KindUnsupported, "descriptor 3 is no keeper").WithHint(hint)
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	if err := Serve(ctx, keeper, ServeOptions{Logger: log, Notes: notes}); err != nil {
+		return sandbox.Errorf("router", sandbox.KindProtocol, "%w", fmt.Errorf("what the server says: %w", err))
+	}
+	return nil
+}

@@ -1,0 +1,227 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"os"
+
+	"github.com/firebreak-dev/firebreak/internal/policy"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// Attach serves a wire, by this router and those after it. It keeps a descriptor
+// of tap, which stays the caller's. Errors: KindInvalid, KindTooLarge and others of
+// package policy about the documents, KindExists, KindUnavailable, ctx's; the wire
+// is not attached then.
+func (k *Keeper) Attach(ctx context.Context, o Wire, tap *os.File) (err error) {
+	const op = "egress attach"
+	if !wireID.MatchString(o.ID) || o.Epoch < 0 {
+		return sandbox.Errorf(op, sandbox.KindInvalid, "%.80q, epoch %d, is no wire", o.ID, o.Epoch)
+	}
+	table, err := k.compiler.compile(o.Policies)
+	if err != nil {
+		return err
+	}
+	own, err := duplicate(tap)
+	if err != nil {
+		return sandbox.Errorf(op, sandbox.KindInvalid, "%w", err).WithID(o.ID)
+	}
+	w := &kept{
+		id: o.ID, one: make(chan struct{}, 1), tap: own, epoch: o.Epoch, policies: o.Policies.clone(), rules: map[string]bool{},
+		used: maps.Clone(o.Used), generation: 1,
+	}
+	if w.used == nil {
+		w.used = map[string]policy.Used{}
+	}
+	w.know(table)
+	w.one <- struct{}{}
+	defer w.unlock()
+	if err := k.add(w); err != nil {
+		own.Close()
+		return err
+	}
+	for {
+		s, err := k.session(ctx, op, w.id)
+		if err != nil {
+			return k.undo(ctx, w, err)
+		}
+		k.mu.Lock()
+		served, why := w.by == s, w.err // it began after add, and was given the wire
+		k.mu.Unlock()
+		if !served {
+			why = k.give(ctx, s, w)
+		}
+		switch {
+		case errors.Is(why, errLost):
+			continue
+		case why != nil:
+			return k.undo(ctx, w, why)
+		}
+		return nil
+	}
+}
+
+// undo takes back an Attach that failed with err, which it returns, also when ctx
+// has ended.
+func (k *Keeper) undo(ctx context.Context, w *kept, err error) error {
+	if ctx.Err() != nil && sandbox.KindOf(err) != sandbox.KindUnavailable {
+		err = sandbox.Errorf("egress attach", sandbox.KindOf(ctx.Err()), "%w", ctx.Err()).WithID(w.id)
+	}
+	return errors.Join(err, k.remove(context.WithoutCancel(ctx), w))
+}
+
+// add makes w one of the keeper's wires.
+func (k *Keeper) add(w *kept) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case k.closed:
+		return sandbox.Errorf("egress attach", sandbox.KindUnavailable, "the router is being stopped").WithID(w.id)
+	case k.wires[w.id] != nil:
+		return sandbox.Errorf("egress attach", sandbox.KindExists, "the wire is attached already").WithID(w.id)
+	case len(k.wires) >= maxWires:
+		return sandbox.Errorf("egress attach", sandbox.KindCapacity, "a router has at most %d wires", maxWires).WithID(w.id)
+	}
+	k.wires[w.id] = w
+	return nil
+}
+
+// find returns a wire that nothing else is done to until it is unlocked.
+func (k *Keeper) find(ctx context.Context, op, id string) (*kept, error) {
+	k.mu.Lock()
+	w := k.wires[id]
+	k.mu.Unlock()
+	if w == nil {
+		return nil, sandbox.Errorf(op, sandbox.KindNotFound, "the wire is not attached").WithID(id)
+	}
+	if err := w.lock(ctx); err != nil {
+		return nil, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.wires[id] != w {
+		w.unlock()
+		return nil, sandbox.Errorf(op, sandbox.KindNotFound, "the wire is not attached").WithID(id)
+	}
+	return w, nil
+}
+
+// Update makes p the policies of a wire. When it returns, every connection that
+// the ones before allowed is closed; closed says how many, as far as a router that
+// died meanwhile could say. Errors: KindNotFound, those about documents, with
+// nothing changed; KindUnavailable and ctx's, after which the new ones may hold.
+func (k *Keeper) Update(ctx context.Context, id string, p Policies) (generation uint64, closed int, err error) {
+	const op = "egress update"
+	table, err := k.compiler.compile(p)
+	if err != nil {
+		return 0, 0, err
+	}
+	w, err := k.find(ctx, op, id)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer w.unlock()
+	k.mu.Lock()
+	if w.tap == nil {
+		k.mu.Unlock()
+		return 0, 0, sandbox.Errorf(op, sandbox.KindNotFound, "the wire is being detached").WithID(id)
+	}
+	before, by := w.policies, w.by
+	w.policies = p.clone() // before anything is asked: a router that follows begins with these
+	w.generation++
+	w.know(table)
+	generation = w.generation
+	k.mu.Unlock()
+	for {
+		s, err := k.session(ctx, op, id)
+		if err != nil {
+			return 0, 0, err
+		}
+		k.mu.Lock()
+		again, why := w.by != by, w.err
+		k.mu.Unlock()
+		if again || s != by { // another router has begun, with the new ones
+			return generation, 0, why
+		}
+		a, err := s.call(ctx, &down{Op: opUpdate, ID: id, Wire: &wire{Policies: p}}, -1, answerWait)
+		switch {
+		case err == nil:
+			return generation, a.Closed, nil
+		case errors.Is(err, errLost):
+			continue
+		case ctx.Err() != nil:
+			return 0, 0, sandbox.Errorf(op, sandbox.KindOf(ctx.Err()), "%w", ctx.Err()).WithID(id)
+		}
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if w.by == by {
+			w.policies, w.generation = before, generation-1
+		}
+		return 0, 0, err
+	}
+}
+
+// Detach ends a wire. When it returns, nothing of it is left in the router or
+// here. Idempotent. Errors: ctx's, and then it has to be called again.
+func (k *Keeper) Detach(ctx context.Context, id string) error {
+	w, err := k.find(ctx, "egress detach", id)
+	if sandbox.KindOf(err) == sandbox.KindNotFound {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer w.unlock()
+	return k.remove(ctx, w)
+}
+
+// remove ends a wire that the caller has locked.
+func (k *Keeper) remove(ctx context.Context, w *kept) error {
+	k.mu.Lock()
+	if w.tap != nil {
+		w.tap.Close() // no router gets it any more
+		w.tap = nil
+	}
+	s := w.by
+	k.mu.Unlock()
+	if s != nil {
+		a, err := s.call(ctx, &down{Op: opDetach, ID: w.id}, -1, detachWait)
+		switch {
+		case errors.Is(err, errLost): // and with it the wire
+		case err != nil:
+			return sandbox.Errorf("egress detach", sandbox.KindOf(err), "%w", err).WithID(w.id)
+		default:
+			k.mu.Lock()
+			w.learn(a.Used)
+			k.mu.Unlock()
+		}
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.wires, w.id)
+	return nil
+}
+
+// Close ends all wires and the router. When it returns, nothing of them is left.
+// Again: nothing.
+func (k *Keeper) Close() error {
+	k.mu.Lock()
+	if !k.closed {
+		k.closed = true
+		k.announce()
+		k.stop()
+	}
+	k.mu.Unlock()
+	k.done.Wait()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for id, w := range k.wires {
+		if w.tap != nil {
+			w.tap.Close()
+			w.tap = nil
+		}
+		delete(k.wires, id)
+	}
+	return nil
+}

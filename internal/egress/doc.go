@@ -1,0 +1,15 @@
+// Package egress ends the wires of sandboxes: each has a TCP/IP stack of its own
+// in this process, which answers the sandbox's DNS queries from its policy, reads
+// what its connections are for, decides, dials, and carries bytes both ways.
+//
+//	r := egress.New(egress.Config{Logger: log, Record: record})
+//	err := r.Attach(egress.Wire{ID: id, Table: table}, tap)
+//	generation, closed, err := r.Update(id, next)
+//	used, err := r.Detach(id)
+//
+// Nothing is forwarded: there is no route from a wire to anywhere. What leaves is
+// what this package dialled, to an address that the policy decided about, after
+// that was recorded. Everything else is answered with a reset, or with silence.
+//
+// Whose a connection is, is known by the wire it came from and by nothing in it.
+package egress

@@ -1,0 +1,57 @@
+package egress
+
+import "time"
+
+// The kinds of Event.
+const (
+	KindDNS     = "dns"     // a query
+	KindConnect = "connect" // a connection, before anything is dialled for it
+	KindClose   = "close"   // the end of a connection that was allowed
+)
+
+// The decisions in Event.
+const (
+	Allow   = "allow"
+	Deny    = "deny"
+	Observe = "observe" // no rule allows it; the policy lets pass and tells
+)
+
+// Reasons in Event beside those of package policy.
+const (
+	ReasonLimit       = "limit"       // the wire has as many of these as it can
+	ReasonSilent      = "silent"      // nothing was said on the connection
+	ReasonUnresolved  = "unresolved"  // the name has no address
+	ReasonUnrecorded  = "unrecorded"  // the decision could not be recorded
+	ReasonStale       = "stale"       // the policy changed again and again
+	ReasonUnreachable = "unreachable" // of a close: nobody answered
+	ReasonDone        = "done"        // of a close: both sides have said all
+	ReasonReset       = "reset"       // of a close: one side broke off
+	ReasonIdle        = "idle"        // of a close: nothing was said for long
+	ReasonUpdated     = "updated"     // of a close: the policy changed
+	ReasonDetached    = "detached"    // of a close: the sandbox ended
+)
+
+// Event is a decision, or the end of what one allowed. It crosses a socket, and
+// becomes a record, an event and an entry of a run's result.
+type Event struct {
+	Wire string    `json:"wire"`
+	Time time.Time `json:"time"`
+	Kind string    `json:"kind"`
+	// Host is what was wanted: a name or an address; empty of Count different ones,
+	// when a sandbox asks for so many that they are no longer told one by one.
+	Host string `json:"host"`
+	Port uint16 `json:"port"`
+	// Address is what is dialled, or the answer to a query; empty for none.
+	Address    string `json:"address,omitempty"`
+	Protocol   string `json:"protocol,omitempty"` // "tls", "http", "tcp"; "udp" and "icmp", which are always denied
+	Decision   string `json:"decision"`
+	Rule       string `json:"rule"`
+	Reason     string `json:"reason"`
+	Hint       string `json:"hint,omitempty"` // what would permit it, for people
+	Generation uint64 `json:"generation"`     // of the policy
+	Upload     int64  `json:"upload,omitempty"`
+	Download   int64  `json:"download,omitempty"`
+	// Count is how many alike this stands for: denials are told when the first
+	// happens and, if there are more, once for those of some seconds.
+	Count int `json:"count"`
+}

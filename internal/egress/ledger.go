@@ -1,0 +1,139 @@
+package egress
+
+import (
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// What a sandbox is denied is told at once when it is new, and once for all of a
+// while when it goes on, so that a flood of denials is no flood of records.
+const (
+	window   = 5 * time.Second
+	longest  = time.Minute // of windows that follow each other, each is twice as long
+	distinct = 64          // denials of one wire that are told one by one in a window
+)
+
+// ledger tells of the denials of one wire. All methods may be called at once.
+type ledger struct {
+	log    *slog.Logger
+	record func(Event) error
+
+	flushing sync.Mutex // held while folded events are recorded
+
+	mu    sync.Mutex
+	seen  map[alike]*Event  // guarded by mu; Count is how many were not told yet
+	more  map[string]*Event // guarded by mu; by kind, what was beyond distinct
+	timer *time.Timer       // guarded by mu; of the window; nil: there is none
+	span  time.Duration     // guarded by mu; of the window
+	last  time.Time         // guarded by mu; the end of the last window
+	ended bool              // guarded by mu
+}
+
+// alike is what folded events have in common.
+type alike struct {
+	kind, protocol, host, reason string
+	port                         uint16
+}
+
+// deny tells of e, now or later.
+func (l *ledger) deny(e Event) {
+	e.Decision, e.Count = Deny, 1
+	if l.fold(e) {
+		l.tell(e)
+	}
+}
+
+// tell records e, which stands for one.
+func (l *ledger) tell(e Event) {
+	if err := l.record(e); err != nil {
+		l.log.Warn("a denial is not recorded", "wire", e.Wire, "host", e.Host, "port", e.Port, "err", err)
+	}
+}
+
+// fold notes e and reports whether it is to be told now.
+func (l *ledger) fold(e Event) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ended {
+		return true
+	}
+	if l.timer == nil {
+		if l.span = min(2*l.span, longest); l.span == 0 || time.Since(l.last) > l.span {
+			l.span = window
+		}
+		l.timer = time.AfterFunc(l.span, l.flush)
+	}
+	k := alike{e.Kind, e.Protocol, e.Host, e.Reason, e.Port}
+	if was := l.seen[k]; was != nil {
+		e.Count += was.Count
+		*was = e
+		return false
+	}
+	if len(l.seen) >= distinct {
+		was := l.more[e.Kind]
+		if was == nil {
+			was = &Event{}
+			l.more[e.Kind] = was
+		}
+		*was = Event{Wire: e.Wire, Time: e.Time, Kind: e.Kind, Decision: Deny, Reason: ReasonLimit, Generation: e.Generation, Count: was.Count + 1}
+		return false
+	}
+	now := e
+	now.Count = 0
+	l.seen[k] = &now
+	return true
+}
+
+// flush ends a window: what was folded is told, and what could not be is kept.
+func (l *ledger) flush() {
+	l.flushing.Lock()
+	defer l.flushing.Unlock()
+	l.mu.Lock()
+	seen, more := l.seen, l.more
+	l.seen, l.more, l.timer, l.last = map[alike]*Event{}, map[string]*Event{}, nil, time.Now()
+	l.mu.Unlock()
+	for _, e := range more {
+		seen[alike{kind: e.Kind, reason: e.Reason}] = e
+	}
+	for _, e := range seen {
+		if e.Count == 0 {
+			continue
+		}
+		if err := l.record(*e); err != nil {
+			l.log.Warn("denials are not recorded", "wire", e.Wire, "host", e.Host, "port", e.Port, "count", e.Count, "err", err)
+			l.keep(e)
+		}
+	}
+}
+
+// keep folds what could not be recorded into the next window.
+func (l *ledger) keep(e *Event) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ended {
+		return
+	}
+	was := l.more[e.Kind]
+	if was == nil {
+		was = &Event{}
+		l.more[e.Kind] = was
+	}
+	count := was.Count + e.Count
+	*was = *e
+	was.Count = count
+	if l.timer == nil {
+		l.timer = time.AfterFunc(longest, l.flush)
+	}
+}
+
+// end tells what is left. What is denied afterwards is told one by one.
+func (l *ledger) end() {
+	l.mu.Lock()
+	l.ended = true
+	if l.timer != nil {
+		l.timer.Stop()
+	}
+	l.mu.Unlock()
+	l.flush()
+}

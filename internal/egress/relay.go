@@ -1,0 +1,198 @@
+package egress
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/waiter"
+
+	"github.com/firebreak-dev/firebreak/internal/policy"
+)
+
+// chunk is the most that is taken from one side at once, and charged to a budget
+// before the other side gets any of it.
+const chunk = 64 << 10
+
+// chunks are buffers for one chunk each. They are held while there is one, so
+// that an idle connection has none.
+var chunks = sync.Pool{New: func() any { return new([chunk]byte) }}
+
+var (
+	errWait  = errors.New("there is nothing to read yet")
+	errReset = errors.New("the connection was reset")
+)
+
+// readInto reads what the sandbox has sent. Errors: errWait, io.EOF, errReset.
+// Nothing is done with the bytes while the endpoint is held, since that may take
+// as long as the other side likes.
+func readInto(ep tcpip.Endpoint, b []byte) (int, error) {
+	into := tcpip.SliceWriter(b)
+	res, err := ep.Read(&into, tcpip.ReadOptions{})
+	switch err.(type) {
+	case nil:
+		return res.Count, nil
+	case *tcpip.ErrWouldBlock:
+		return 0, errWait
+	case *tcpip.ErrClosedForReceive:
+		return 0, io.EOF
+	}
+	return 0, errReset
+}
+
+// relay carries bytes both ways until both sides have said all, one of them
+// breaks off, a budget is used up, or nothing is said for long.
+func (f *flow) relay(ctx context.Context) {
+	idle := f.wire.router.config.Limits.Idle
+	f.active.Store(time.Now().UnixNano())
+	var t *time.Timer
+	t = time.AfterFunc(idle, func() {
+		if left := idle - time.Since(time.Unix(0, f.active.Load())); left > 0 {
+			t.Reset(left)
+			return
+		}
+		f.stop(ReasonIdle, nil)
+	})
+	defer t.Stop()
+	var other sync.WaitGroup
+	other.Go(func() { f.download(ctx) })
+	f.upload(ctx)
+	other.Wait()
+}
+
+// upload carries what the sandbox says.
+func (f *flow) upload(ctx context.Context) {
+	entry, more := waiter.NewChannelEntry(waiter.ReadableEvents | waiter.EventHUp | waiter.EventErr)
+	f.queue.EventRegister(&entry)
+	defer f.queue.EventUnregister(&entry)
+	if len(f.first) > 0 && !f.send(f.first) {
+		return
+	}
+	f.first = nil
+	for {
+		buf := chunks.Get().(*[chunk]byte)
+		n, err := readInto(f.endpoint, buf[:])
+		ok := err != nil || f.send(buf[:n])
+		chunks.Put(buf)
+		switch {
+		case !ok:
+			return
+		case err == nil:
+		case err == errWait:
+			select {
+			case <-more:
+			case <-ctx.Done():
+				return
+			}
+		case err == io.EOF:
+			_ = f.conn.CloseWrite() // fails if the other side is gone, which download sees
+			return
+		default:
+			f.stop(ReasonReset, nil)
+			return
+		}
+	}
+}
+
+// send charges b and sends it to the other side.
+func (f *flow) send(b []byte) bool {
+	if f.meter != nil {
+		if err := f.meter.Upload(len(b)); err != nil {
+			f.stop(policy.ReasonBudget.String(), err)
+			return false
+		}
+	}
+	n, err := f.conn.Write(b)
+	f.uploaded.Add(int64(n))
+	f.wire.router.total.upload.Add(int64(n))
+	f.active.Store(time.Now().UnixNano())
+	return err == nil // what the other side still has to say is carried until it ends
+}
+
+// download carries what the other side says.
+func (f *flow) download(ctx context.Context) {
+	raw, err := f.conn.SyscallConn()
+	if err != nil {
+		f.stop(ReasonReset, err)
+		return
+	}
+	entry, room := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventHUp | waiter.EventErr)
+	f.queue.EventRegister(&entry)
+	defer f.queue.EventUnregister(&entry)
+	for {
+		buf, n, err := readChunk(raw)
+		ok := err == nil && n > 0 && f.deliver(ctx, buf[:n], room)
+		if buf != nil {
+			chunks.Put(buf)
+		}
+		switch {
+		case ok:
+		case err != nil:
+			f.stop(ReasonReset, err)
+			return
+		case n == 0:
+			_ = f.endpoint.Shutdown(tcpip.ShutdownWrite) // fails if the sandbox is gone, which upload sees
+			return
+		default:
+			return
+		}
+	}
+}
+
+// readChunk waits for bytes and only then takes a buffer, which is the caller's.
+func readChunk(raw syscall.RawConn) (buf *[chunk]byte, n int, err error) {
+	rerr := raw.Read(func(fd uintptr) bool {
+		buf = chunks.Get().(*[chunk]byte)
+		for {
+			if n, err = unix.Read(int(fd), buf[:]); err != unix.EINTR {
+				break
+			}
+		}
+		if err != unix.EAGAIN {
+			return true
+		}
+		chunks.Put(buf)
+		buf = nil
+		return false
+	})
+	if rerr != nil {
+		err = rerr
+	}
+	return buf, n, err
+}
+
+// deliver charges b and hands it to the sandbox, when there is room for it.
+func (f *flow) deliver(ctx context.Context, b []byte, room <-chan struct{}) bool {
+	if f.meter != nil {
+		if err := f.meter.Download(len(b)); err != nil {
+			f.stop(policy.ReasonBudget.String(), err)
+			return false
+		}
+	}
+	for left := bytes.NewReader(b); left.Len() > 0; {
+		n, err := f.endpoint.Write(left, tcpip.WriteOptions{})
+		f.downloaded.Add(n)
+		f.wire.router.total.download.Add(n)
+		f.active.Store(time.Now().UnixNano())
+		switch err.(type) {
+		case nil:
+			continue
+		case *tcpip.ErrWouldBlock:
+		default:
+			f.stop(ReasonReset, nil)
+			return false
+		}
+		select {
+		case <-room:
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
+}
