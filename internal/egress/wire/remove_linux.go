@@ -39,40 +39,45 @@ func List(dir string) ([]string, error) {
 // which are gone; so it is idempotent, and finishes what another Remove or Open
 // began.
 //
+// A namespace that a process is in loses its link and keeps its name, so that the
+// next Remove looks again.
+//
 // Errors: KindInternal when an object resisted, which then says so; KindInvalid.
 //
-// Cost: some milliseconds, in which the kernel waits for the link's last frame.
+// Cost: 10 to 30 ms, in which the kernel waits for whoever may still see the link.
 func Remove(dir, id string) ([]sandbox.Object, error) {
 	path, err := at(dir, id)
 	if err != nil {
 		return nil, err
 	}
 	var objects []sandbox.Object
-	var errs []error
-	for range 8 { // once; more often only where somebody mounted on it again
-		ns, err := openNamespace(path)
-		if err != nil {
-			break // no namespace is mounted there
-		}
-		object, inode, err := cut(ns)
+	var trouble error
+	if ns, err := openNamespace(path); err == nil {
+		objects, trouble = empty(ns, path)
 		ns.Close()
-		errs = append(errs, err)
-		objects = append(objects, object)
-		failpoint.Hit("wire.remove/after-link")
-		if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
-			errs = append(errs, &fs.PathError{Op: "unmount", Path: path, Err: err})
-			break
-		}
-		objects = append(objects, holds(inode))
-	}
+	} // else no namespace is mounted there
 	failpoint.Hit("wire.remove/after-unmount")
 	objects = append(objects, mounted(path))
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		errs = append(errs, err)
+		trouble = errors.Join(trouble, err)
 	}
 	_, err = os.Lstat(path)
 	objects = append(objects, checked("file", path, errors.Is(err, fs.ErrNotExist), "lstat finds nothing"))
-	return objects, verdict(id, objects, errors.Join(errs...))
+	return objects, verdict(id, objects, trouble)
+}
+
+// empty deletes what is in the namespace at path, and its mount unless somebody
+// is in it.
+func empty(ns *os.File, path string) ([]sandbox.Object, error) {
+	link, inode, trouble := cut(ns)
+	failpoint.Hit("wire.remove/after-link")
+	if o := inhabited(inode); !o.Gone {
+		return []sandbox.Object{link, o}, trouble
+	}
+	if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+		trouble = errors.Join(trouble, &fs.PathError{Op: "unmount", Path: path, Err: err})
+	}
+	return []sandbox.Object{link, inhabited(inode)}, trouble
 }
 
 // cut deletes the link of a namespace.
@@ -119,26 +124,20 @@ func checked(kind, name string, gone bool, check string) sandbox.Object {
 // mounted looks for the mount.
 func mounted(path string) sandbox.Object {
 	o := checked("mount", path, true, "not in /proc/self/mountinfo")
-	err := eachMount(func(root, point string) {
-		if point == path {
-			o.Gone = false
-		}
-	})
+	err := eachMount(func(point string) { o.Gone = o.Gone && point != path })
 	if err != nil {
 		o.Gone, o.Detail = false, err.Error()
 	}
 	return o
 }
 
-// holds looks for whoever keeps a namespace.
-func holds(inode string) sandbox.Object {
-	o := checked("namespace", inode, true, "no process is in it, and no mount in /proc/self/mountinfo holds it")
-	err := eachMount(func(root, point string) {
-		if root == inode {
-			o.Gone, o.Detail = false, "mounted at "+point
-		}
-	})
-	dirs, errProc := os.ReadDir("/proc")
+// inhabited looks for whoever is in a namespace.
+func inhabited(inode string) sandbox.Object {
+	o := checked("namespace", inode, true, "its link is gone, and no process is in it")
+	dirs, err := os.ReadDir("/proc")
+	if err != nil || inode == "" {
+		o.Gone, o.Detail = false, fmt.Sprintf("it cannot be looked for: %v", err)
+	}
 	for _, d := range dirs {
 		if _, err := strconv.Atoi(d.Name()); err != nil {
 			continue
@@ -147,14 +146,11 @@ func holds(inode string) sandbox.Object {
 			o.Gone, o.Detail = false, "process "+d.Name()+" is in it"
 		}
 	}
-	if err := errors.Join(err, errProc); err != nil {
-		o.Gone, o.Detail = false, err.Error()
-	}
 	return o
 }
 
-// eachMount calls f with the root and the mount point of every mount.
-func eachMount(f func(root, point string)) error {
+// eachMount calls f with the place of every mount.
+func eachMount(f func(point string)) error {
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return err
@@ -162,7 +158,7 @@ func eachMount(f func(root, point string)) error {
 	octal := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 	for line := range strings.Lines(string(b)) {
 		if fields := strings.Fields(line); len(fields) > 4 {
-			f(fields[3], octal.Replace(fields[4]))
+			f(octal.Replace(fields[4]))
 		}
 	}
 	return nil

@@ -138,7 +138,13 @@ func reattach(id string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := filter(); err != nil { // this version's, whole, in one step
+	err = filter() // this version's, whole, in one step
+	if err == nil {
+		// The kernel notices a carrier at its leisure and drops what is sent until
+		// then, unless somebody asks.
+		_, err = netlink.LinkByName(LinkName)
+	}
+	if err != nil {
 		unix.Close(fd)
 		return nil, err
 	}
