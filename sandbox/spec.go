@@ -1,6 +1,9 @@
 package sandbox
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // Spec is what a backend needs to make one instance. It holds nothing about
 // who asked or for how long: that is the orchestrator's.
@@ -51,8 +54,12 @@ type Mount struct{ Source, Target string }
 type Wire struct {
 	// NetNS is the path of the network namespace that holds the link.
 	NetNS string
-	// Link is the interface inside NetNS.
+	// Link is the interface inside NetNS, up and with its address.
 	Link string
+	// Address is the guest's, on Link.
+	Address netip.Prefix
+	// Gateway is the way to everything else, and who answers DNS.
+	Gateway netip.Addr
 }
 
 // Isolation orders how strong a boundary is.

@@ -57,10 +57,14 @@ type Config struct {
 	// Scope completes what the oracle looks at, for state in dir. It defaults
 	// to dir alone.
 	Scope func(dir string) residue.Scope
+	// Wire returns a wire that no instance was on, removed when the test ends. It
+	// must be there when the backend claims to attach wires.
+	Wire func(t *testing.T) Wire
 	// Probe is the verb program's path inside. It defaults to guest.AgentPath.
 	Probe string
 	// Groups restricts the run to some of the suite's groups: Info, Create,
-	// Exec, Output, Limits, Files, Isolation, Lifecycle, Destroy. All by default.
+	// Exec, Output, Limits, Files, Isolation, Wire, Lifecycle, Destroy. All by
+	// default.
 	Groups []string
 	// Skip maps a subtest's name below Run's, such as "Limits/CPU", to why it
 	// is not run.
@@ -115,6 +119,7 @@ func Run(t *testing.T, cfg Config) {
 			{"Limits", testLimits},
 			{"Files", testFiles},
 			{"Isolation", testIsolation},
+			{"Wire", testWire},
 			{"Lifecycle", testLifecycle},
 			{"Destroy", testDestroy},
 		} {

@@ -47,6 +47,7 @@ var ranks = []struct {
 	{"internal/template", 2},
 	{"internal/backup", 3},
 	{"internal/egress/dns", 2},
+	{"internal/egress/wire", 2},
 	{"internal/egress", 3},
 	{"internal/egress/control", 4},
 	{"internal/attest", 3},

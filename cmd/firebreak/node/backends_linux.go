@@ -8,6 +8,7 @@ import (
 	"github.com/firebreak-dev/firebreak/internal/backend/gvisor"
 	"github.com/firebreak-dev/firebreak/internal/backend/sim"
 	"github.com/firebreak-dev/firebreak/internal/bundle"
+	"github.com/firebreak-dev/firebreak/internal/egress/wire"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -35,7 +36,7 @@ func newGVisor(o options) (_ sandbox.Backend, release func() error, err error) {
 		return nil, nil, err
 	}
 	g, err := gvisor.New(gvisor.Config{
-		Dir: filepath.Join(o.dir, "instances"), Runsc: programs.Runsc, Runtime: programs.Runtime, Log: o.log,
+		Dir: filepath.Join(o.dir, "instances"), Runsc: programs.Runsc, Runtime: programs.Runtime, Wires: wire.Probe, Log: o.log,
 	})
 	if err != nil {
 		return nil, nil, errors.Join(err, programs.Close())

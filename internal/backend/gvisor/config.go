@@ -18,6 +18,9 @@ type Config struct {
 	// mount point. It defaults to "firebreak". Backends with different Dirs
 	// may share it: instance ids do not collide.
 	Cgroup string
+	// Wires says why no wires can be made on this host; nil when they can be. It
+	// is called once, by the first Info. Without it the backend takes none.
+	Wires func() error
 	// BootTimeout bounds Create when its context has no deadline. It defaults
 	// to 30 s.
 	BootTimeout time.Duration

@@ -3,6 +3,7 @@
 package gvisor
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
@@ -32,6 +33,10 @@ func TestConformance(t *testing.T) {
 				t.Errorf("kill the sentry: %v", err)
 			}
 		},
+		Wire: func(t *testing.T) backendtest.Wire {
+			l, reopen := openWire(t)
+			return backendtest.Wire{Wire: l.Wire, Tap: l.Tap, Reopen: func(t *testing.T) io.ReadWriteCloser { return reopen(t).Tap }}
+		},
 		Scope: func(dir string) residue.Scope { return residue.Scope{Dirs: []string{dir}} },
 	})
 }
@@ -58,8 +63,10 @@ func minimalRoot(t *testing.T) sandbox.Root {
 		}
 	}
 	passwd := "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n"
-	if err := os.WriteFile(filepath.Join(dir, "etc/passwd"), []byte(passwd), 0o644); err != nil {
-		t.Fatal(err)
+	for name, content := range map[string]string{"passwd": passwd, "hosts": "127.0.0.1 localhost\n", "resolv.conf": "# no network\n"} {
+		if err := os.WriteFile(filepath.Join(dir, "etc", name), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return sandbox.Root{Digest: "sha256:test", Dir: dir}
 }

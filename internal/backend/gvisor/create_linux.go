@@ -28,7 +28,7 @@ func (b *Backend) Create(ctx context.Context, s sandbox.Spec) (sandbox.Instance,
 	if err != nil {
 		return nil, sandbox.Wrap("create", string(s.Instance), err)
 	}
-	if s, err = admit(s, p.info); err != nil {
+	if s, err = admit(s, p); err != nil {
 		return nil, err
 	}
 	if _, ok := ctx.Deadline(); !ok {
@@ -84,17 +84,23 @@ func (b *Backend) adopt(i *Instance) error {
 }
 
 // admit validates a spec and fills in what it leaves open.
-func admit(s sandbox.Spec, info sandbox.Info) (sandbox.Spec, error) {
+func admit(s sandbox.Spec, p probed) (sandbox.Spec, error) {
 	if !s.Instance.Valid() {
 		return s, sandbox.Errorf("create", sandbox.KindInvalid, "instance id %q is not valid", s.Instance)
 	}
 	if err := s.Limits.Validate(); err != nil {
 		return s, err
 	}
-	if err := info.Check(s); err != nil {
+	if s.Wire != nil && p.noWires != nil {
+		return s, p.noWires
+	}
+	if err := p.info.Check(s); err != nil {
 		return s, err
 	}
 	if err := checkRoot(s); err != nil {
+		return s, err
+	}
+	if err := checkWire(s); err != nil {
 		return s, err
 	}
 	l := &s.Limits
@@ -190,6 +196,13 @@ func (i *Instance) settle(s sandbox.Spec) error {
 		return errNoAgent
 	}
 	i.running.Namespaces = namespacesOf(slices.DeleteFunc(slices.Clone(i.running.Processes), func(p process) bool { return p.Role == "stub" }))
+	if s.Wire != nil { // its namespace is not ours, and stays
+		theirs, err := wireNamespace(*s.Wire)
+		if err != nil {
+			return err
+		}
+		i.running.Namespaces = slices.DeleteFunc(i.running.Namespaces, func(ns string) bool { return ns == theirs })
+	}
 	for _, pid := range precious(i.running.Processes) {
 		setOOMScore(pid, oomScoreSandbox)
 	}
@@ -327,17 +340,17 @@ func startIn(g cgroup, cmd *exec.Cmd) (left, err error) {
 // directory where runsc allows it: that keeps the control socket's path within
 // the 108 bytes of a socket address, beyond which runsc would put it elsewhere.
 func runtimeArgs(i *Instance, s sandbox.Spec, p probed) []string {
-	args := []string{
+	args := slices.Concat([]string{
 		"--root=" + dirState,
 		"--log=" + fileRunscLog,
 		"--panic-log=" + filePanicLog,
 		"--platform=systrap",
-		"--network=none",
+	}, networkArgs(s), []string{
 		"--overlay2=" + overlay(i.dir, s),
 		"--ignore-cgroups", // we do them, see cgroup.join
 		"--host-settings=ignore",
 		"--gofer-network-namespace=new",
-	}
+	})
 	// The sentry may remember what it has seen of the base: nothing changes a
 	// template, and of the host's own files a sandbox may keep what it began
 	// with. Otherwise every path of every start is looked up on the host again.

@@ -60,6 +60,7 @@ type (
 	}
 	ociNamespace struct {
 		Type string `json:"type"`
+		Path string `json:"path,omitempty"`
 	}
 )
 
@@ -113,13 +114,23 @@ func (b *Backend) buildSpec(dir string, s sandbox.Spec) ociSpec {
 			annotationCPUs:   strconv.Itoa(guestCPUs(s.Limits.CPUs)),
 		},
 	}
-	for _, ns := range []string{"pid", "ipc", "uts", "mount", "network"} {
+	for _, ns := range []string{"pid", "ipc", "uts", "mount"} {
 		o.Linux.Namespaces = append(o.Linux.Namespaces, ociNamespace{Type: ns})
 	}
+	network := ociNamespace{Type: "network"}
+	if s.Wire != nil {
+		network.Path = s.Wire.NetNS
+	}
+	o.Linux.Namespaces = append(o.Linux.Namespaces, network)
 	mounts := slices.Clone(s.Root.Mounts) // parents first
 	slices.SortStableFunc(mounts, func(a, b sandbox.Mount) int { return len(a.Target) - len(b.Target) })
 	for _, m := range mounts {
 		o.Mounts = append(o.Mounts, bind(m.Target, m.Source))
+	}
+	if s.Wire != nil {
+		for _, f := range wireFiles {
+			o.Mounts = append(o.Mounts, bind(f.target, filepath.Join(dir, f.name)))
+		}
 	}
 	if s.ReadonlyRoot {
 		for _, w := range writable {
@@ -178,6 +189,11 @@ func (b *Backend) writeBundle(dir string, s sandbox.Spec) error {
 			if err := os.Chmod(p, mode); err != nil {
 				return err
 			}
+		}
+	}
+	if s.Wire != nil {
+		if err := writeWireFiles(dir, s); err != nil {
+			return err
 		}
 	}
 	j, err := json.Marshal(b.buildSpec(dir, s))

@@ -10,6 +10,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/firebreak-dev/firebreak/internal/bundle"
+	"github.com/firebreak-dev/firebreak/internal/egress/wire"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -52,7 +53,7 @@ func open(t testing.TB, dir string) *Backend {
 	if noPrograms != nil {
 		t.Skipf("not run: %v", noPrograms)
 	}
-	b, err := New(Config{Dir: dir, Runsc: programs.Runsc, Runtime: programs.Runtime, Cgroup: testCgroups})
+	b, err := New(Config{Dir: dir, Runsc: programs.Runsc, Runtime: programs.Runtime, Cgroup: testCgroups, Wires: wire.Probe})
 	if err != nil {
 		t.Fatal(err)
 	}
