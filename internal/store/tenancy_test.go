@@ -126,7 +126,7 @@ func TestCrossTenantDenial(t *testing.T) {
 			_, err := tn.RevokeKey(ctx, x.key)
 			return err
 		},
-		"TouchKey": func(tn *Tenant, x ids) error { return tn.TouchKey(ctx, x.key, now()) },
+		"TouchKey":     func(tn *Tenant, x ids) error { return tn.TouchKey(ctx, x.key, now()) },
 		"Policy":       func(tn *Tenant, x ids) error { _, err := tn.Policy(ctx, x.pol); return err },
 		"ListPolicies": func(tn *Tenant, x ids) error { l, err := tn.ListPolicies(ctx); return empty(len(l), err) },
 		"RemovePolicy": func(tn *Tenant, x ids) error { _, err := tn.RemovePolicy(ctx, x.pol); return err },
