@@ -21,8 +21,9 @@ type Action struct {
 func Actions() []Action {
 	const path = "path in the sandbox"
 	return []Action{
-		{Name: "sandbox.create", Then: Flow, When: "before a boot; done or failed after it", Object: "name", Detail: "backend, isolation, template, limits, tier, accept_weaker, run, git_commit; afterwards enforced, took or error"},
+		{Name: "sandbox.create", Then: Flow, When: "before a boot; done or failed after it", Object: "name", Digest: "its policy, as in sandbox.network", Detail: "backend, isolation, template, limits, network, mode, documents, policies, tier, accept_weaker, run, git_commit; afterwards enforced, took or error"},
 		{Name: "sandbox.timeout", When: "before the end is moved", Object: "new time to live"},
+		{Name: "sandbox.network", Then: Flow, When: "before a sandbox's policy is replaced; done or failed after it", Digest: "the policy: the SHA-256 of its documents, in hex, one a line", Detail: "mode, documents, policies; afterwards closed or error"},
 		{Name: "sandbox.destroy", When: "before a teardown, whatever the cause; Reason says it", Detail: "detail"},
 		{Name: "sandbox.receipt", When: "after a teardown", Digest: "the receipt, canonical JSON", Detail: "objects, clean"},
 		{Name: "sandbox.orphan", When: "before what a dead process left is destroyed"},
@@ -53,6 +54,8 @@ func Actions() []Action {
 
 		{Name: "port.open", Then: Flow, When: "before a connection to a server in a sandbox is opened; failed after it", Object: "port"},
 
+		{Name: "egress.decide", Class: Flow, Then: Flow, When: "before what a sandbox wants to reach is let pass or refused; done at the end of a connection; many alike are counted", Object: "host and port; of a name that is asked for the name", Detail: "kind, decision, rule, reason, address, protocol, count; afterwards upload, download"},
+
 		{Name: "run.create", When: "before a run is accepted", Object: "run id"},
 		{Name: "run.start", When: "before a run that awaited inputs begins", Object: "run id"},
 		{Name: "run.cancel", When: "before a run is ended early", Object: "run id"},
@@ -63,6 +66,9 @@ func Actions() []Action {
 		{Name: "template.upload", Then: Gate, When: "before and after an archive is taken in", Object: "upload id", Detail: "bytes"},
 		{Name: "template.remove", When: "before a template is removed", Object: "template"},
 		{Name: "template.collect", Then: Gate, When: "before and after what nothing uses is removed; by the server itself only after", Detail: "templates, layers, bytes, template_N"},
+
+		{Name: "policy.set", Then: Flow, When: "before a policy is stored under a name", Object: "name", Digest: "its text", Detail: "bytes, replaces (digest)"},
+		{Name: "policy.remove", Then: Flow, When: "before a policy is forgotten", Object: "name", Detail: "digest"},
 
 		{Name: "key.create", Then: Gate, When: "before and after a key is made", Object: "name, then key id", Detail: "role"},
 		{Name: "key.delete", When: "before a key is revoked", Object: "key id"},
@@ -80,9 +86,8 @@ func Actions() []Action {
 		{Name: "audit.gap", When: "an operator acknowledged that records are missing", Detail: "origin, signed and found sizes and roots"},
 		{Name: "audit.witness", When: "a witness contradicts the log: it has seen more of it, or another past", Object: "the witness", Detail: "size, seen"},
 
-		{Name: "egress.decide", Class: Flow, Later: true},
 		{Name: "binding.add", Later: true}, {Name: "binding.remove", Later: true}, {Name: "binding.use", Later: true},
-		{Name: "policy.set", Later: true}, {Name: "secret.set", Later: true}, {Name: "secret.remove", Later: true},
+		{Name: "secret.set", Later: true}, {Name: "secret.remove", Later: true},
 		{Name: "sandbox.pause", Later: true}, {Name: "sandbox.resume", Later: true}, {Name: "sandbox.fork", Later: true},
 		{Name: "snapshot.create", Later: true}, {Name: "snapshot.remove", Later: true},
 	}

@@ -20,6 +20,8 @@ const (
 	FilesWrite    Scope = "files:write"
 	TemplateRead  Scope = "template:read"
 	TemplateWrite Scope = "template:write"
+	PolicyRead    Scope = "policy:read"
+	PolicyWrite   Scope = "policy:write"
 	KeyRead       Scope = "key:read"
 	KeyWrite      Scope = "key:write"
 	AuditRead     Scope = "audit:read"
@@ -29,7 +31,7 @@ const (
 // Scopes lists all scopes.
 func Scopes() []Scope {
 	return []Scope{SandboxRead, SandboxWrite, Exec, FilesRead, FilesWrite, TemplateRead, TemplateWrite,
-		KeyRead, KeyWrite, AuditRead, SystemRead}
+		PolicyRead, PolicyWrite, KeyRead, KeyWrite, AuditRead, SystemRead}
 }
 
 // Role is a named set of scopes. A role that is not one of the constants has
@@ -58,11 +60,11 @@ func (r Role) atLeast(o Role) bool {
 // Has reports whether r includes s.
 func (r Role) Has(s Scope) bool {
 	switch s {
-	case SandboxRead, FilesRead, TemplateRead, SystemRead:
+	case SandboxRead, FilesRead, TemplateRead, PolicyRead, SystemRead:
 		return r.atLeast(Viewer)
 	case SandboxWrite, Exec, FilesWrite, TemplateWrite:
 		return r.atLeast(Developer)
-	case KeyRead, KeyWrite, AuditRead:
+	case PolicyWrite, KeyRead, KeyWrite, AuditRead: // a stored policy is what others' sandboxes may reach
 		return r.atLeast(Admin)
 	}
 	return false

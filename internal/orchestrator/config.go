@@ -50,7 +50,10 @@ type Config struct {
 	Recorder  sandbox.Recorder // one that can refuse for long says so by Err() error: *audit.Log does
 	Events    Events
 	Templates Templates
-	Log       *slog.Logger
+	// Network makes the wires of sandboxes that may reach something; nil: none may,
+	// and a create with network rules is refused.
+	Network Network
+	Log     *slog.Logger
 	// Runs is the directory for what runs leave behind; made if need be.
 	Runs string
 	// Processes is the directory where processes under way are noted; made if

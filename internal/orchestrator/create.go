@@ -117,7 +117,7 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 	spec := sandbox.Spec{Instance: sandbox.NewInstanceID(), Sandbox: req.ID, Tenant: who.Tenant, Hostname: pick(req.Hostname, string(req.ID)),
 		Root: t.Root, ReadonlyRoot: req.ReadonlyRoot, Limits: limits, Explicit: req.explicit(),
 		AcceptWeaker: req.AcceptWeaker, MinIsolation: req.MinIsolation}
-	if err := info.Check(spec); err != nil {
+	if err := o.checkNetwork(&req, info, spec); err != nil {
 		return nil, err
 	}
 	release, err := o.Templates.Acquire(t.Digest)
@@ -136,10 +136,29 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 			Principal: who.Principal, Created: o.Clock().UTC()},
 		Details: Details{Pack: pick(req.Pack, t.Default), Packs: slices.Clone(t.Packs), Env: env, Hostname: spec.Hostname, WorkDir: t.WorkDir(), Notes: notes, Run: req.run, IdleAction: req.IdleAction},
 	}
+	if req.Network != nil {
+		sb.Details.Network = &NetworkState{NetworkPolicy: *req.Network, Generation: 1}
+	}
 	if sb.MaxLife > 0 {
 		sb.ExpiresAt = sb.Created.Add(sb.MaxLife)
 	}
 	return &plan{backend: backend, spec: spec, sb: sb, release: release}, nil
+}
+
+// checkNetwork decides whether the backend may serve spec, with the wire that
+// req's rules will need.
+func (o *Orchestrator) checkNetwork(req *CreateRequest, info sandbox.Info, spec sandbox.Spec) error {
+	if req.Network == nil {
+		return info.Check(spec)
+	}
+	if o.Network == nil {
+		return noNetwork()
+	}
+	if err := req.Network.check("create"); err != nil {
+		return err
+	}
+	spec.Wire = &sandbox.Wire{}
+	return info.Check(spec)
 }
 
 func pick(v, d string) string {
@@ -314,7 +333,13 @@ func createRecord(p *plan) sandbox.Record {
 	if c := p.sb.Metadata["git.commit"]; gitCommit.MatchString(c) {
 		d["git_commit"] = c
 	}
-	return sandbox.Record{Action: "sandbox.create", Outcome: sandbox.OutcomeAllowed, Object: p.sb.Name, Detail: d}
+	r := sandbox.Record{Action: "sandbox.create", Outcome: sandbox.OutcomeAllowed, Object: p.sb.Name, Detail: d}
+	if n := p.sb.Details.Network; n != nil {
+		d["network"] = "policy"
+		maps.Copy(d, n.about())
+		r.Policy, r.Digest = n.Generation, n.Digest()
+	}
+	return r
 }
 
 // clip bounds a value of a record's detail.
@@ -335,6 +360,9 @@ func (l *live) boot(ctx context.Context, p *plan) error {
 }
 
 func (l *live) meet(ctx context.Context, p *plan) error {
+	if err := l.openWire(ctx, p); err != nil {
+		return err
+	}
 	inst, err := p.backend.Create(ctx, p.spec)
 	if err != nil {
 		return err

@@ -29,6 +29,15 @@
 // the guest enforces and this package enforces again. The idle clock starts
 // anew when a daemon adopts a sandbox.
 //
+// # Networks
+//
+// A sandbox without network rules has no wire. Any other gets one from Network:
+// it is opened before the instance is made and closed after it is gone, its
+// objects are in the sandbox's receipt, and its policy is in the sandbox's record
+// before it is in force, so that Start takes up what was meant. Each decision
+// about a flow comes to RecordEgress before it takes effect. A wire that cannot
+// be taken up lets nothing pass, which the sandbox's report says.
+//
 // # Failing evidence
 //
 // If the audit log refuses a record, what was to be done is not done, with one

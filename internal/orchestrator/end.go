@@ -124,6 +124,7 @@ func (l *live) finish(e *ending) {
 	sb.State, sb.Reason, sb.Detail, sb.Exit = store.Ended, e.reason, e.detail, e.exit
 	sb.Ended, sb.Usage, sb.Receipt = time.Now().UTC(), usage, &receipt
 	sb.Details.Env = nil
+	sb.Details.Flows = l.snapshot().Details.Flows
 	sb.Details.Series = l.lastSeries(usage)
 	sb.Kept = l.o.Events.Size(l.id)
 	sb.Details.Notes = append(sb.Details.Notes[:len(sb.Details.Notes):len(sb.Details.Notes)], notes...)
@@ -216,13 +217,21 @@ func (l *live) destroy(ctx context.Context) (sandbox.Receipt, sandbox.Usage, err
 	if sess != nil {
 		defer sess.Close()
 	}
-	if inst == nil { // the boot failed, and a backend leaves nothing then
-		return sandbox.Receipt{Instance: l.instance}.Seal(), usage, nil
+	receipt, err := sandbox.Receipt{Instance: l.instance}.Seal(), error(nil) // a backend leaves nothing of a boot that failed
+	if inst != nil {
+		if st, err := inst.Status(ctx); err == nil {
+			usage = st.Usage
+		}
+		receipt, err = inst.Destroy(ctx)
 	}
-	if st, err := inst.Status(ctx); err == nil {
-		usage = st.Usage
+	if l.network() != nil {
+		l.wiring.Lock()
+		defer l.wiring.Unlock()
+		var werr error
+		if receipt, werr = l.o.closeWire(ctx, receipt); err == nil {
+			err = werr
+		}
 	}
-	receipt, err := inst.Destroy(ctx)
 	if err == nil && !receipt.Clean {
 		err = sandbox.Errorf("destroy", sandbox.KindInternal, "an object could not be removed").WithID(string(l.id)).
 			WithHint("the receipt names it; it is tried again every minute")

@@ -28,6 +28,8 @@ type live struct {
 	// starting is held for reading while a process starts, and for writing
 	// while processes that nobody follows are looked for.
 	starting sync.RWMutex
+	// wiring is held while the sandbox's wire is taken up, updated or removed.
+	wiring sync.Mutex
 
 	mu      sync.Mutex
 	sb      Sandbox          // guarded by mu; as last stored, or nearly
@@ -42,6 +44,7 @@ type live struct {
 	usage   sandbox.Usage    // guarded by mu
 	sampled time.Time        // guarded by mu; when usage was measured
 	series  series           // guarded by mu
+	kept    flowsKept        // guarded by mu; what it wanted to reach
 	noted   time.Time        // guarded by mu; the value of used when it was last told to be idle
 	ending  *ending          // guarded by mu; set once
 	// execs are the processes that somebody follows, by the guest's id.
@@ -72,16 +75,20 @@ type ending struct {
 }
 
 func (o *Orchestrator) newLive(sb Sandbox, release func(), cancel context.CancelFunc) *live {
-	return &live{o: o, id: sb.ID, tenant: sb.Tenant, instance: sb.Instance, name: sb.Name, promised: promiseOf(sb.Tenant, sb.Limits),
+	l := &live{o: o, id: sb.ID, tenant: sb.Tenant, instance: sb.Instance, name: sb.Name, promised: promiseOf(sb.Tenant, sb.Limits),
 		release: release, cancel: cancel, booted: make(chan struct{}), dying: make(chan struct{}), sb: sb, used: time.Now(),
 		execs: map[uint32]*execution{}, contexts: map[string]*warm{}}
+	l.kept.restore(sb.Details.Flows)
+	return l
 }
 
 // snapshot returns the sandbox as it stands.
 func (l *live) snapshot() Sandbox {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.sb.clone()
+	sb := l.sb
+	sb.Details.Flows = l.kept.report()
+	return sb.clone()
 }
 
 // arm sets the timer to the next moment something may be due.

@@ -34,14 +34,19 @@ type Orchestrator struct {
 	born  time.Time // by the wall clock
 	began time.Time // the same moment, by the steady one
 
+	flows flowCounts
+
 	lost       atomic.Int64 // events that could not be published
 	complained atomic.Int64 // when the log said so last, in seconds
 
 	mu     sync.Mutex
 	closed bool                   // guarded by mu
+	silent bool                   // guarded by mu; no decision is recorded any more
 	lives  map[sandbox.ID]*live   // guarded by mu
 	names  map[nameKey]*live      // guarded by mu; those with a name
 	runs   map[sandbox.RunID]*run // guarded by mu; those that have not ended
+	// instances are lives by their instances.
+	instances map[sandbox.InstanceID]*live // guarded by mu
 }
 
 type nameKey struct {
@@ -66,7 +71,7 @@ func New(c Config) (*Orchestrator, error) {
 			return nil, err
 		}
 	}
-	o := &Orchestrator{Config: c, born: c.Clock(), began: time.Now(), journal: journal{c.Processes}, adopting: make(chan struct{}, c.Quota.Creating), lives: map[sandbox.ID]*live{}, names: map[nameKey]*live{}, runs: map[sandbox.RunID]*run{}}
+	o := &Orchestrator{Config: c, born: c.Clock(), began: time.Now(), journal: journal{c.Processes}, adopting: make(chan struct{}, c.Quota.Creating), lives: map[sandbox.ID]*live{}, names: map[nameKey]*live{}, runs: map[sandbox.RunID]*run{}, instances: map[sandbox.InstanceID]*live{}}
 	o.messages.left.Store(maxMessages)
 	q := &o.Quota
 	o.gate = newGate("create", "boot", q.Creating, q.Waiting, q.Wait, func(t sandbox.TenantID) int { return int(q.Of(t).Boots) })
@@ -140,6 +145,9 @@ func (o *Orchestrator) Close(ctx context.Context) error {
 			errs = append(errs, err)
 		}
 	}
+	o.mu.Lock()
+	o.silent = true
+	o.mu.Unlock()
 	o.stop()
 	for _, l := range lives {
 		l.detach()
@@ -238,7 +246,7 @@ func (o *Orchestrator) Holdings() []Holding {
 func (o *Orchestrator) add(l *live) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.lives[l.id] = l
+	o.lives[l.id], o.instances[l.instance] = l, l
 	if l.name != "" {
 		o.names[nameKey{l.tenant, l.name}] = l
 	}
@@ -248,6 +256,7 @@ func (o *Orchestrator) remove(l *live) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	delete(o.lives, l.id)
+	delete(o.instances, l.instance)
 	if k := (nameKey{l.tenant, l.name}); o.names[k] == l {
 		delete(o.names, k)
 	}

@@ -45,8 +45,8 @@ func (o *Orchestrator) reap() {
 	}
 }
 
-// sweep destroys orphans and what an earlier end could not remove, and writes
-// final records that could not be written.
+// sweep destroys orphans and what an earlier end could not remove, takes up wires
+// that are cut off, and writes final records that could not be written.
 func (o *Orchestrator) sweep(ctx context.Context) error {
 	seen, err := o.sightings(ctx, nil)
 	if err != nil {
@@ -60,6 +60,18 @@ func (o *Orchestrator) sweep(ctx context.Context) error {
 			err = e
 		}
 	}
+	stray, e := o.strayWires(ctx)
+	if e != nil {
+		err = e
+	}
+	for _, id := range stray {
+		if e := o.destroyOrphan(ctx, sighting{status: sandbox.Status{Instance: id}}); e != nil {
+			err = e
+		}
+	}
+	for _, l := range o.cutOffs() {
+		l.adoptWire(ctx)
+	}
 	for _, l := range o.unburied() {
 		if _, e := l.retry(ctx); e != nil {
 			err = e
@@ -72,17 +84,8 @@ func (o *Orchestrator) sweep(ctx context.Context) error {
 func (o *Orchestrator) holds(id sandbox.InstanceID) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for _, l := range o.lives {
-		if l.instance == id {
-			select {
-			case <-l.dying: // its own end removes it, or has tried
-				return !l.over()
-			default:
-				return true
-			}
-		}
-	}
-	return false
+	l := o.instances[id]
+	return l != nil && !l.over() // its own end removes it, unless it has tried
 }
 
 // over reports whether the end is over.

@@ -69,6 +69,7 @@ func (o *Orchestrator) recover(ctx context.Context) error {
 			o.Log.Error("orphan", "instance", s.status.Instance, "error", err) // the reaper tries again
 		}
 	}
+	o.recoverWires(ctx)
 	failpoint.Hit("recover/after-orphans")
 	o.recoverRuns(ctx, runs)
 	failpoint.Hit("recover/after-runs")
@@ -151,7 +152,22 @@ func (o *Orchestrator) reconcile(ctx context.Context, sb Sandbox, s sighting, th
 	case o.Abandoned:
 		bury(sandbox.ReasonLost, "the program that made it has died", nil)
 	default:
+		l.adoptWire(ctx)
 		o.adopt(l, procs)
+	}
+}
+
+// recoverWires removes the wires that no living record knows. What fails is tried
+// again by the reaper.
+func (o *Orchestrator) recoverWires(ctx context.Context) {
+	stray, err := o.strayWires(ctx)
+	if err != nil {
+		o.Log.Error("list wires", "error", err)
+	}
+	for _, id := range stray {
+		if err := o.destroyOrphan(ctx, sighting{status: sandbox.Status{Instance: id}}); err != nil {
+			o.Log.Error("orphan", "instance", id, "error", err)
+		}
 	}
 }
 
@@ -213,15 +229,20 @@ func (l *live) adopted(e *entry) *execution {
 	return x
 }
 
-// destroyOrphan removes an instance that no living record knows.
+// destroyOrphan removes an instance that no living record knows, and its wire;
+// without a backend there is only that.
 func (o *Orchestrator) destroyOrphan(ctx context.Context, s sighting) error {
 	id := s.status.Instance
-	inst, err := s.backend.Attach(ctx, id)
-	if sandbox.KindOf(err) == sandbox.KindNotFound {
-		return nil // gone meanwhile
-	}
-	if err != nil {
-		return err
+	var inst sandbox.Instance
+	if s.backend != nil {
+		var err error
+		inst, err = s.backend.Attach(ctx, id)
+		if sandbox.KindOf(err) == sandbox.KindNotFound {
+			return nil // gone meanwhile
+		}
+		if err != nil {
+			return err
+		}
 	}
 	sb := Sandbox{Sandbox: store.Sandbox{Instance: id, Tenant: sandbox.DefaultTenant}}
 	if rec, err := o.Store.System().SandboxByInstance(ctx, id); err == nil {
@@ -229,7 +250,13 @@ func (o *Orchestrator) destroyOrphan(ctx context.Context, s sighting) error {
 	}
 	// As with every end: what fails here must not keep it alive.
 	evidence := o.record(ctx, system(sb.Tenant), &sb, sandbox.Record{Action: "sandbox.orphan", Outcome: sandbox.OutcomeAllowed, Reason: sandbox.ReasonLost})
-	receipt, err := inst.Destroy(ctx)
+	receipt, err := sandbox.Receipt{Instance: id}.Seal(), error(nil)
+	if inst != nil {
+		receipt, err = inst.Destroy(ctx)
+	}
+	if err == nil && o.Network != nil {
+		receipt, err = o.closeWire(ctx, receipt)
+	}
 	if err == nil {
 		err = o.record(ctx, system(sb.Tenant), &sb, receiptRecord(receipt, sandbox.ReasonLost))
 	}

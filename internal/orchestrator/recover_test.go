@@ -26,7 +26,8 @@ func (w *world) abandon(o *Orchestrator) {
 	for _, l := range o.lives {
 		lives = append(lives, l)
 	}
-	o.lives, o.names, o.runs = map[sandbox.ID]*live{}, map[nameKey]*live{}, map[sandbox.RunID]*run{}
+	o.lives, o.names, o.runs, o.instances = map[sandbox.ID]*live{}, map[nameKey]*live{}, map[sandbox.RunID]*run{}, map[sandbox.InstanceID]*live{}
+	o.silent = true
 	o.mu.Unlock()
 	o.stop()
 	for _, l := range lives {

@@ -51,6 +51,8 @@ type CreateRequest struct {
 	AcceptWeaker bool
 	Pack         string // what runs code when an exec names none
 	Hostname     string
+	// Network is where it may connect; nil: it has no network device.
+	Network *NetworkPolicy
 
 	run      sandbox.RunID // the run it belongs to
 	admitted *admission    // with it; nil: not yet
@@ -94,6 +96,10 @@ type Details struct {
 	Series []byte `json:"series,omitempty"`
 	// IdleAction is what happens when it has been idle for its idle timeout.
 	IdleAction IdleAction `json:"idle_action,omitempty"`
+	// Network is its policy; nil: it has no network device.
+	Network *NetworkState `json:"network,omitempty"`
+	// Flows is what it wanted to reach.
+	Flows FlowReport `json:"egress,omitzero"`
 }
 
 // clone keeps what is handed out apart from what is kept.
@@ -103,6 +109,7 @@ func (s Sandbox) clone() Sandbox {
 	s.Details.Env = nil
 	s.Details.Notes = slices.Clone(s.Details.Notes)
 	s.Details.Packs = slices.Clone(s.Details.Packs)
+	s.Details.Flows.Flows = slices.Clone(s.Details.Flows.Flows)
 	return s
 }
 

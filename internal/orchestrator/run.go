@@ -74,6 +74,7 @@ type Report struct {
 	Receipt         *sandbox.Receipt  `json:"receipt,omitempty"`
 	Notes           []string          `json:"notes,omitempty"`
 	Error           *RunError         `json:"error,omitempty"`
+	Egress          FlowReport        `json:"egress,omitzero"`
 	// What the next server needs to go on with it.
 	User   string    `json:"user,omitempty"`   // who its program runs as
 	Wanted []string  `json:"wanted,omitempty"` // artifacts
@@ -364,7 +365,7 @@ func (r *run) conclude(exit ExecExit, err, destroyErr error, sb Sandbox, timings
 	r.mu.Unlock()
 	rep := &rec.Report
 	rep.Phase, rep.Usage, rep.Receipt = PhaseEnded, sb.Usage, sb.Receipt
-	rep.Last = max(rep.Last, sb.Details.Last)
+	rep.Last, rep.Egress = max(rep.Last, sb.Details.Last), sb.Details.Flows
 	switch {
 	case why != "":
 		exit.Code, exit.Reason, exit.Detail = exitKilled, why, text

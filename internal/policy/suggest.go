@@ -26,6 +26,27 @@ type Observation struct {
 	Decision string `json:"decision,omitempty"` // "allow", "deny", "observe"
 	Rule     string `json:"rule,omitempty"`
 	Reason   string `json:"reason,omitempty"`
+	// Kind is what happened: "connect" or nothing is a connection that was decided
+	// about, "dns" a name that was asked for, "close" a connection's end.
+	Kind string `json:"kind,omitempty"`
+}
+
+// wanted reports whether an observation says more of what is wanted than others
+// do: of a name that may be asked for, the connection says it with the port.
+func (o Observation) wanted() bool {
+	return o.Host != "" && (o.Kind == "" || o.Kind == "connect" || o.Kind == "dns" && o.Decision == "deny")
+}
+
+// observations are one, or a list of them.
+type observations []Observation
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (list *observations) UnmarshalJSON(b []byte) error {
+	if bytes.HasPrefix(bytes.TrimSpace(b), []byte("{")) {
+		*list = make(observations, 1)
+		return json.Unmarshal(b, &(*list)[0])
+	}
+	return json.Unmarshal(b, (*[]Observation)(list))
 }
 
 // maxObserved bounds one line of observations, and how many differing flows
@@ -36,8 +57,8 @@ const (
 )
 
 // ReadObservations reads JSON, one object a line: observations, or objects with
-// a member `egress` that is a list of them. Other objects are passed over, since
-// events are many. Errors: KindInvalid with the line, KindTooLarge.
+// a member `egress` that is one (events) or a list of them (runs). Other objects
+// are passed over, since events are many. Errors: KindInvalid with the line, KindTooLarge.
 func ReadObservations(r io.Reader) ([]Observation, error) {
 	var all []Observation
 	seen := map[Observation]bool{}
@@ -52,14 +73,14 @@ func ReadObservations(r io.Reader) ([]Observation, error) {
 		}
 		var o struct {
 			Observation
-			Egress []Observation `json:"egress"`
+			Egress observations `json:"egress"`
 		}
 		if err := json.Unmarshal(text, &o); err != nil {
 			return nil, sandbox.Errorf("suggest", sandbox.KindInvalid, "line %d is not an observation: %w", line, err).
 				WithHint(`one JSON object a line, such as {"host":"pypi.org","port":443}`)
 		}
 		for _, o := range append(o.Egress, o.Observation) {
-			if o.Host == "" || seen[o] {
+			if !o.wanted() || seen[o] {
 				continue
 			}
 			if seen[o] = true; len(seen) > maxFlows {

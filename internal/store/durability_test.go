@@ -292,6 +292,7 @@ func TestFilesArePrivate(t *testing.T) {
 // line for a new one; never change a line.
 var released = []string{
 	"4c523dc9510c8355fd2154329a11db01e44548bbefe4edddd98bebe515ca90c2",
+	"a1f07355fa79601946d3608057d0fc76847284e3c3aa3156ac2ef8266f6f6736",
 }
 
 func TestMigrations(t *testing.T) {

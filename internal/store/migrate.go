@@ -17,10 +17,13 @@ import (
 //go:embed schema/0001.sql
 var schema0001 string
 
+//go:embed schema/0002.sql
+var schema0002 string
+
 // migrations are the steps from an empty database to the newest schema. A step
 // that was ever released is never edited: testdata holds its digest, and a
 // database as each version wrote it.
-var migrations = []string{schema0001}
+var migrations = []string{schema0001, schema0002}
 
 // Schema is the newest schema this program knows.
 func Schema() int { return len(migrations) }

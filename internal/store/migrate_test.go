@@ -50,6 +50,7 @@ func TestGoldenDatabases(t *testing.T) {
 	for v := 1; v <= len(migrations); v++ {
 		s := open(t, golden(t, v))
 		checkRows(t, s)
+		checkPolicies(t, s, v)
 		copies, _ := filepath.Glob(filepath.Join(filepath.Dir(s.path), "*.before-v*"))
 		if migrated := v < len(migrations); migrated != (len(copies) == 1) {
 			t.Errorf("schema %d: copies %v", v, copies)
@@ -79,6 +80,26 @@ func checkRows(t testing.TB, s *Store) {
 	res, err := s.Tenant("acme").Reserve(ctx, Request{Key: "key", Hash: [32]byte{}})
 	if sandbox.KindOf(err) != sandbox.KindConflict { // it is known, for another request
 		t.Fatal(res, err)
+	}
+}
+
+// checkPolicies checks what schema 2 brought: a database of an earlier one has no
+// policies, and takes them.
+func checkPolicies(t testing.TB, s *Store, wrote int) {
+	t.Helper()
+	acme := s.Tenant("acme")
+	list, err := acme.ListPolicies(t.Context())
+	if err != nil || len(list) != min(wrote-1, 1) {
+		t.Fatalf("schema %d: %+v, %v", wrote, list, err)
+	}
+	p, err := acme.SetPolicy(t.Context(), Policy{Name: "build", Text: "allow: []"}, AnyDigest)
+	if want := int64(1); wrote >= 2 {
+		want = 4
+		if err != nil || p.Version != want || !p.Created.Equal(list[0].Created) || list[0].Principal != "k1" {
+			t.Fatalf("schema %d: %+v, %v", wrote, p, err)
+		}
+	} else if err != nil || p.Version != want {
+		t.Fatalf("schema %d: %+v, %v", wrote, p, err)
 	}
 }
 
@@ -129,7 +150,8 @@ func migrateIn(t testing.TB, path, point string) (string, bool) {
 // was there.
 func TestMigrationKilled(t *testing.T) {
 	var points []string
-	out, _ := migrateIn(t, golden(t, 1), "count")
+	have := len(migrations)
+	out, _ := migrateIn(t, golden(t, have), "count")
 	for line := range strings.Lines(out) {
 		if name, ok := strings.CutPrefix(strings.TrimSpace(line), "failpoint: migrate/"); ok {
 			points = append(points, "migrate/"+name)
@@ -139,12 +161,12 @@ func TestMigrationKilled(t *testing.T) {
 		t.Fatalf("points %q", points)
 	}
 	for i, p := range points {
-		path := golden(t, 1)
+		path := golden(t, have)
 		for _, point := range []string{p, points[(i+3)%len(points)], ""} { // the second may not be reached again
 			if _, killed := migrateIn(t, path, point); !killed && point == p {
 				t.Fatalf("%s was not hit", p)
 			}
-			if v, err := version(context.Background(), path); err != nil || v < 1 || v > 3 {
+			if v, err := version(context.Background(), path); err != nil || v < have || v > have+2 {
 				t.Fatalf("%s: schema %d, %v", p, v, err)
 			}
 		}
@@ -154,14 +176,14 @@ func TestMigrationKilled(t *testing.T) {
 		}
 		var v, n int
 		var more string
-		if err := db.QueryRow(`SELECT MAX(version), COUNT(*) FROM schema_migrations`).Scan(&v, &n); err != nil || v != 3 || n != 3 {
+		if err := db.QueryRow(`SELECT MAX(version), COUNT(*) FROM schema_migrations`).Scan(&v, &n); err != nil || v != have+2 || n != have+2 {
 			t.Errorf("%s: schema %d in %d steps, %v", p, v, n, err)
 		}
 		if err := db.QueryRow(`SELECT COUNT(*), MAX(more) FROM future`).Scan(&n, &more); err != nil || n != 1 || more != "x" {
 			t.Errorf("%s: %d rows, %q, %v", p, n, more, err)
 		}
 		db.Close()
-		before := path + ".before-v2"
+		before := fmt.Sprintf("%s.before-v%d", path, have+1)
 		if _, err := os.Stat(before + ".tmp"); err == nil {
 			t.Errorf("%s: half a copy is left", p)
 		}

@@ -26,6 +26,10 @@ func TestCrossTenantDenial(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	pol, err := owner.SetPolicy(ctx, Policy{Name: "build", Text: "allow: []"}, NoDigest)
+	if err != nil {
+		t.Fatal(err)
+	}
 	res, err := owner.Reserve(ctx, Request{Key: "idem", Result: string(sb.ID)})
 	if err != nil {
 		t.Fatal(err)
@@ -39,6 +43,7 @@ func TestCrossTenantDenial(t *testing.T) {
 		sb  sandbox.ID
 		run sandbox.RunID
 		key string
+		pol string
 	}
 	empty := func(n int, err error) error {
 		if err == nil && n != 0 {
@@ -121,7 +126,19 @@ func TestCrossTenantDenial(t *testing.T) {
 			_, err := tn.RevokeKey(ctx, x.key)
 			return err
 		},
-		"TouchKey": func(tn *Tenant, x ids) error { return tn.TouchKey(ctx, x.key, now()) },
+		"TouchKey":     func(tn *Tenant, x ids) error { return tn.TouchKey(ctx, x.key, now()) },
+		"Policy":       func(tn *Tenant, x ids) error { _, err := tn.Policy(ctx, x.pol); return err },
+		"ListPolicies": func(tn *Tenant, x ids) error { l, err := tn.ListPolicies(ctx); return empty(len(l), err) },
+		"RemovePolicy": func(tn *Tenant, x ids) error { _, err := tn.RemovePolicy(ctx, x.pol); return err },
+		// A name is each tenant's own.
+		"SetPolicy": func(tn *Tenant, x ids) error {
+			tn = s.Tenant(tn.ID() + "-set")
+			got, err := tn.SetPolicy(ctx, Policy{Name: x.pol, Text: "deny: []"}, NoDigest)
+			if err == nil && got.Version != 1 {
+				return errors.New("it got the owner's row")
+			}
+			return err
+		},
 		// Key ids are drawn at random by auth and are unique over all tenants,
 		// because a caller is looked up by key before its tenant is known. So
 		// an id in use is refused, which says nothing about whose it is.
@@ -131,8 +148,8 @@ func TestCrossTenantDenial(t *testing.T) {
 			return nil
 		},
 	}
-	theirs := ids{sb.ID, run.ID, key.ID}
-	nobodys := ids{sandbox.NewID(), sandbox.NewRunID(), "k9"}
+	theirs := ids{sb.ID, run.ID, key.ID, pol.Name}
+	nobodys := ids{sandbox.NewID(), sandbox.NewRunID(), "k9", "nobodys"}
 	typ := reflect.TypeFor[*Tenant]()
 	for i := range typ.NumMethod() {
 		name := typ.Method(i).Name
@@ -163,6 +180,9 @@ func TestCrossTenantDenial(t *testing.T) {
 	}
 	if now, err := owner.Run(ctx, run.ID); err != nil || !reflect.DeepEqual(now, run) {
 		t.Errorf("the owner's run changed: %+v, %v", now, err)
+	}
+	if now, err := owner.Policy(ctx, pol.Name); err != nil || !reflect.DeepEqual(now, pol) {
+		t.Errorf("the owner's policy changed: %+v, %v", now, err)
 	}
 	if now, err := owner.Key(ctx, key.ID); err != nil || !reflect.DeepEqual(now, key) {
 		t.Errorf("the owner's key changed: %+v, %v", now, err)

@@ -453,9 +453,13 @@ type Run struct {
 	CreatedAt  *timestamppb.Timestamp `protobuf:"bytes,22,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	EndedAt    *timestamppb.Timestamp `protobuf:"bytes,23,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
 	// Set when Firebreak itself failed.
-	Error         *RunError   `protobuf:"bytes,24,opt,name=error,proto3" json:"error,omitempty"`
-	Notes         []string    `protobuf:"bytes,25,rep,name=notes,proto3" json:"notes,omitempty"`
-	Audit         *AuditRange `protobuf:"bytes,26,opt,name=audit,proto3" json:"audit,omitempty"`
+	Error *RunError   `protobuf:"bytes,24,opt,name=error,proto3" json:"error,omitempty"`
+	Notes []string    `protobuf:"bytes,25,rep,name=notes,proto3" json:"notes,omitempty"`
+	Audit *AuditRange `protobuf:"bytes,26,opt,name=audit,proto3" json:"audit,omitempty"`
+	// What it wanted to reach, the first 100 differing ones.
+	Egress []*EgressFlow `protobuf:"bytes,27,rep,name=egress,proto3" json:"egress,omitempty"`
+	// Flows that are not among them.
+	EgressMore    int64 `protobuf:"varint,28,opt,name=egress_more,json=egressMore,proto3" json:"egress_more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -670,6 +674,20 @@ func (x *Run) GetAudit() *AuditRange {
 		return x.Audit
 	}
 	return nil
+}
+
+func (x *Run) GetEgress() []*EgressFlow {
+	if x != nil {
+		return x.Egress
+	}
+	return nil
+}
+
+func (x *Run) GetEgressMore() int64 {
+	if x != nil {
+		return x.EgressMore
+	}
+	return 0
 }
 
 // RunError is the error of a run that could not be carried out.
@@ -1035,7 +1053,7 @@ var File_firebreak_v1_run_proto protoreflect.FileDescriptor
 
 const file_firebreak_v1_run_proto_rawDesc = "" +
 	"\n" +
-	"\x16firebreak/v1/run.proto\x12\ffirebreak.v1\x1a\x1bbuf/validate/validate.proto\x1a\x17firebreak/v1/file.proto\x1a\x1afirebreak/v1/options.proto\x1a\x1afirebreak/v1/sandbox.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x81\x01\n" +
+	"\x16firebreak/v1/run.proto\x12\ffirebreak.v1\x1a\x1bbuf/validate/validate.proto\x1a\x17firebreak/v1/file.proto\x1a\x1afirebreak/v1/options.proto\x1a\x19firebreak/v1/policy.proto\x1a\x1afirebreak/v1/sandbox.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x81\x01\n" +
 	"\tInputFile\x12\x1e\n" +
 	"\x04path\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80 R\x04path\x12\x12\n" +
@@ -1080,7 +1098,7 @@ const file_firebreak_v1_run_proto_rawDesc = "" +
 	"RunTimings\x12\x16\n" +
 	"\x06create\x18\x01 \x01(\x01R\x06create\x12\x18\n" +
 	"\aexecute\x18\x02 \x01(\x01R\aexecute\x12\x18\n" +
-	"\adestroy\x18\x03 \x01(\x01R\adestroy\"\xc9\a\n" +
+	"\adestroy\x18\x03 \x01(\x01R\adestroy\"\x9c\b\n" +
 	"\x03Run\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1114,7 +1132,10 @@ const file_firebreak_v1_run_proto_rawDesc = "" +
 	"\bended_at\x18\x17 \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x12,\n" +
 	"\x05error\x18\x18 \x01(\v2\x16.firebreak.v1.RunErrorR\x05error\x12\x14\n" +
 	"\x05notes\x18\x19 \x03(\tR\x05notes\x12.\n" +
-	"\x05audit\x18\x1a \x01(\v2\x18.firebreak.v1.AuditRangeR\x05audit\"L\n" +
+	"\x05audit\x18\x1a \x01(\v2\x18.firebreak.v1.AuditRangeR\x05audit\x120\n" +
+	"\x06egress\x18\x1b \x03(\v2\x18.firebreak.v1.EgressFlowR\x06egress\x12\x1f\n" +
+	"\vegress_more\x18\x1c \x01(\x03R\n" +
+	"egressMore\"L\n" +
 	"\bRunError\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x12\n" +
@@ -1192,8 +1213,9 @@ var file_firebreak_v1_run_proto_goTypes = []any{
 	(*Receipt)(nil),               // 16: firebreak.v1.Receipt
 	(*EffectiveLimits)(nil),       // 17: firebreak.v1.EffectiveLimits
 	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
-	(*Event)(nil),                 // 19: firebreak.v1.Event
-	(*FileChunk)(nil),             // 20: firebreak.v1.FileChunk
+	(*EgressFlow)(nil),            // 19: firebreak.v1.EgressFlow
+	(*Event)(nil),                 // 20: firebreak.v1.Event
+	(*FileChunk)(nil),             // 21: firebreak.v1.FileChunk
 }
 var file_firebreak_v1_run_proto_depIdxs = []int32{
 	14, // 0: firebreak.v1.CreateRunRequest.sandbox:type_name -> firebreak.v1.CreateSandboxRequest
@@ -1209,23 +1231,24 @@ var file_firebreak_v1_run_proto_depIdxs = []int32{
 	18, // 10: firebreak.v1.Run.ended_at:type_name -> google.protobuf.Timestamp
 	6,  // 11: firebreak.v1.Run.error:type_name -> firebreak.v1.RunError
 	7,  // 12: firebreak.v1.Run.audit:type_name -> firebreak.v1.AuditRange
-	1,  // 13: firebreak.v1.RunService.CreateRun:input_type -> firebreak.v1.CreateRunRequest
-	9,  // 14: firebreak.v1.RunService.StartRun:input_type -> firebreak.v1.StartRunRequest
-	8,  // 15: firebreak.v1.RunService.GetRun:input_type -> firebreak.v1.GetRunRequest
-	10, // 16: firebreak.v1.RunService.CancelRun:input_type -> firebreak.v1.CancelRunRequest
-	11, // 17: firebreak.v1.RunService.WatchRun:input_type -> firebreak.v1.WatchRunRequest
-	12, // 18: firebreak.v1.RunService.ReadArtifact:input_type -> firebreak.v1.ReadArtifactRequest
-	5,  // 19: firebreak.v1.RunService.CreateRun:output_type -> firebreak.v1.Run
-	5,  // 20: firebreak.v1.RunService.StartRun:output_type -> firebreak.v1.Run
-	5,  // 21: firebreak.v1.RunService.GetRun:output_type -> firebreak.v1.Run
-	5,  // 22: firebreak.v1.RunService.CancelRun:output_type -> firebreak.v1.Run
-	19, // 23: firebreak.v1.RunService.WatchRun:output_type -> firebreak.v1.Event
-	20, // 24: firebreak.v1.RunService.ReadArtifact:output_type -> firebreak.v1.FileChunk
-	19, // [19:25] is the sub-list for method output_type
-	13, // [13:19] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	19, // 13: firebreak.v1.Run.egress:type_name -> firebreak.v1.EgressFlow
+	1,  // 14: firebreak.v1.RunService.CreateRun:input_type -> firebreak.v1.CreateRunRequest
+	9,  // 15: firebreak.v1.RunService.StartRun:input_type -> firebreak.v1.StartRunRequest
+	8,  // 16: firebreak.v1.RunService.GetRun:input_type -> firebreak.v1.GetRunRequest
+	10, // 17: firebreak.v1.RunService.CancelRun:input_type -> firebreak.v1.CancelRunRequest
+	11, // 18: firebreak.v1.RunService.WatchRun:input_type -> firebreak.v1.WatchRunRequest
+	12, // 19: firebreak.v1.RunService.ReadArtifact:input_type -> firebreak.v1.ReadArtifactRequest
+	5,  // 20: firebreak.v1.RunService.CreateRun:output_type -> firebreak.v1.Run
+	5,  // 21: firebreak.v1.RunService.StartRun:output_type -> firebreak.v1.Run
+	5,  // 22: firebreak.v1.RunService.GetRun:output_type -> firebreak.v1.Run
+	5,  // 23: firebreak.v1.RunService.CancelRun:output_type -> firebreak.v1.Run
+	20, // 24: firebreak.v1.RunService.WatchRun:output_type -> firebreak.v1.Event
+	21, // 25: firebreak.v1.RunService.ReadArtifact:output_type -> firebreak.v1.FileChunk
+	20, // [20:26] is the sub-list for method output_type
+	14, // [14:20] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_firebreak_v1_run_proto_init() }
@@ -1235,6 +1258,7 @@ func file_firebreak_v1_run_proto_init() {
 	}
 	file_firebreak_v1_file_proto_init()
 	file_firebreak_v1_options_proto_init()
+	file_firebreak_v1_policy_proto_init()
 	file_firebreak_v1_sandbox_proto_init()
 	file_firebreak_v1_run_proto_msgTypes[2].OneofWrappers = []any{}
 	type x struct{}

@@ -268,7 +268,9 @@ type CreateSandboxRequest struct {
 	Hostname string `protobuf:"bytes,14,opt,name=hostname,proto3" json:"hostname,omitempty"`
 	// What happens after idle_timeout_ms: destroy (the default); event, which only
 	// says so, once each time; pause, which is refused until there are snapshots.
-	IdleAction    string `protobuf:"bytes,15,opt,name=idle_action,json=idleAction,proto3" json:"idle_action,omitempty"`
+	IdleAction string `protobuf:"bytes,15,opt,name=idle_action,json=idleAction,proto3" json:"idle_action,omitempty"`
+	// Where it may connect. Left out, or empty: there is no network device.
+	Network       *NetworkRules `protobuf:"bytes,16,opt,name=network,proto3" json:"network,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -408,6 +410,13 @@ func (x *CreateSandboxRequest) GetIdleAction() string {
 	return ""
 }
 
+func (x *CreateSandboxRequest) GetNetwork() *NetworkRules {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
 // Sandbox is one isolated place that runs code, alive or ended.
 type Sandbox struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -445,7 +454,13 @@ type Sandbox struct {
 	// Facts about how it runs, such as why a limit is not enforced.
 	Notes []string `protobuf:"bytes,25,rep,name=notes,proto3" json:"notes,omitempty"`
 	// destroy or event; empty where there is no idle timeout.
-	IdleAction    string `protobuf:"bytes,26,opt,name=idle_action,json=idleAction,proto3" json:"idle_action,omitempty"`
+	IdleAction string `protobuf:"bytes,26,opt,name=idle_action,json=idleAction,proto3" json:"idle_action,omitempty"`
+	// Absent: it has no network device.
+	Network *SandboxNetwork `protobuf:"bytes,27,opt,name=network,proto3" json:"network,omitempty"`
+	// What it wanted to reach, the first 100 differing ones.
+	Egress []*EgressFlow `protobuf:"bytes,28,rep,name=egress,proto3" json:"egress,omitempty"`
+	// Flows that are not among them.
+	EgressMore    int64 `protobuf:"varint,29,opt,name=egress_more,json=egressMore,proto3" json:"egress_more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -660,6 +675,27 @@ func (x *Sandbox) GetIdleAction() string {
 		return x.IdleAction
 	}
 	return ""
+}
+
+func (x *Sandbox) GetNetwork() *SandboxNetwork {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+func (x *Sandbox) GetEgress() []*EgressFlow {
+	if x != nil {
+		return x.Egress
+	}
+	return nil
+}
+
+func (x *Sandbox) GetEgressMore() int64 {
+	if x != nil {
+		return x.EgressMore
+	}
+	return 0
 }
 
 // Usage is what a sandbox has consumed.
@@ -1480,6 +1516,137 @@ func (x *SetTimeoutRequest) GetExtendOnly() bool {
 	return false
 }
 
+// UpdateNetworkRequest has the fields of NetworkRules; none: nothing may be
+// reached any more.
+type UpdateNetworkRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Allow         []string               `protobuf:"bytes,2,rep,name=allow,proto3" json:"allow,omitempty"`
+	Policy        []string               `protobuf:"bytes,3,rep,name=policy,proto3" json:"policy,omitempty"`
+	Document      string                 `protobuf:"bytes,4,opt,name=document,proto3" json:"document,omitempty"`
+	Documents     map[string]string      `protobuf:"bytes,5,rep,name=documents,proto3" json:"documents,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateNetworkRequest) Reset() {
+	*x = UpdateNetworkRequest{}
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateNetworkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateNetworkRequest) ProtoMessage() {}
+
+func (x *UpdateNetworkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateNetworkRequest.ProtoReflect.Descriptor instead.
+func (*UpdateNetworkRequest) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *UpdateNetworkRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *UpdateNetworkRequest) GetAllow() []string {
+	if x != nil {
+		return x.Allow
+	}
+	return nil
+}
+
+func (x *UpdateNetworkRequest) GetPolicy() []string {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *UpdateNetworkRequest) GetDocument() string {
+	if x != nil {
+		return x.Document
+	}
+	return ""
+}
+
+func (x *UpdateNetworkRequest) GetDocuments() map[string]string {
+	if x != nil {
+		return x.Documents
+	}
+	return nil
+}
+
+type UpdateNetworkResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Network *SandboxNetwork        `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	// Connections of the policy before.
+	ClosedConnections int64 `protobuf:"varint,2,opt,name=closed_connections,json=closedConnections,proto3" json:"closed_connections,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *UpdateNetworkResponse) Reset() {
+	*x = UpdateNetworkResponse{}
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateNetworkResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateNetworkResponse) ProtoMessage() {}
+
+func (x *UpdateNetworkResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateNetworkResponse.ProtoReflect.Descriptor instead.
+func (*UpdateNetworkResponse) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *UpdateNetworkResponse) GetNetwork() *SandboxNetwork {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+func (x *UpdateNetworkResponse) GetClosedConnections() int64 {
+	if x != nil {
+		return x.ClosedConnections
+	}
+	return 0
+}
+
 // ExecRequest names either code or a command.
 type ExecRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1513,7 +1680,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[17]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1525,7 +1692,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[17]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1538,7 +1705,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{17}
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ExecRequest) GetId() string {
@@ -1643,7 +1810,7 @@ type Pty struct {
 
 func (x *Pty) Reset() {
 	*x = Pty{}
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[18]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1655,7 +1822,7 @@ func (x *Pty) String() string {
 func (*Pty) ProtoMessage() {}
 
 func (x *Pty) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[18]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1668,7 +1835,7 @@ func (x *Pty) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pty.ProtoReflect.Descriptor instead.
 func (*Pty) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{18}
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Pty) GetCols() int32 {
@@ -1710,7 +1877,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[19]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1722,7 +1889,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[19]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1735,7 +1902,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{19}
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ExecResponse) GetStdout() string {
@@ -1838,7 +2005,7 @@ type ExecEvent struct {
 
 func (x *ExecEvent) Reset() {
 	*x = ExecEvent{}
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[20]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1850,7 +2017,7 @@ func (x *ExecEvent) String() string {
 func (*ExecEvent) ProtoMessage() {}
 
 func (x *ExecEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[20]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1863,7 +2030,7 @@ func (x *ExecEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecEvent.ProtoReflect.Descriptor instead.
 func (*ExecEvent) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{20}
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ExecEvent) GetEvent() isExecEvent_Event {
@@ -1970,7 +2137,7 @@ type ProcessStarted struct {
 
 func (x *ProcessStarted) Reset() {
 	*x = ProcessStarted{}
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[21]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1982,7 +2149,7 @@ func (x *ProcessStarted) String() string {
 func (*ProcessStarted) ProtoMessage() {}
 
 func (x *ProcessStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[21]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1995,7 +2162,7 @@ func (x *ProcessStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessStarted.ProtoReflect.Descriptor instead.
 func (*ProcessStarted) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{21}
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ProcessStarted) GetPid() int64 {
@@ -2017,7 +2184,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[22]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2029,7 +2196,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[22]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2042,7 +2209,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{22}
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Output) GetText() string {
@@ -2072,7 +2239,7 @@ type ProcessExit struct {
 
 func (x *ProcessExit) Reset() {
 	*x = ProcessExit{}
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[23]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2084,7 +2251,7 @@ func (x *ProcessExit) String() string {
 func (*ProcessExit) ProtoMessage() {}
 
 func (x *ProcessExit) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[23]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2097,7 +2264,7 @@ func (x *ProcessExit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessExit.ProtoReflect.Descriptor instead.
 func (*ProcessExit) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{23}
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ProcessExit) GetExitCode() int32 {
@@ -2145,7 +2312,7 @@ type DialPortRequest struct {
 
 func (x *DialPortRequest) Reset() {
 	*x = DialPortRequest{}
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[24]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2157,7 +2324,7 @@ func (x *DialPortRequest) String() string {
 func (*DialPortRequest) ProtoMessage() {}
 
 func (x *DialPortRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[24]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2170,7 +2337,7 @@ func (x *DialPortRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DialPortRequest.ProtoReflect.Descriptor instead.
 func (*DialPortRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{24}
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DialPortRequest) GetId() string {
@@ -2195,7 +2362,7 @@ type DialPortResponse struct {
 
 func (x *DialPortResponse) Reset() {
 	*x = DialPortResponse{}
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[25]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2207,7 +2374,7 @@ func (x *DialPortResponse) String() string {
 func (*DialPortResponse) ProtoMessage() {}
 
 func (x *DialPortResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[25]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2220,7 +2387,7 @@ func (x *DialPortResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DialPortResponse.ProtoReflect.Descriptor instead.
 func (*DialPortResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{25}
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{27}
 }
 
 type WatchEventsRequest struct {
@@ -2236,7 +2403,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[26]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2248,7 +2415,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[26]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2261,7 +2428,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{26}
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *WatchEventsRequest) GetId() string {
@@ -2291,8 +2458,8 @@ type Event struct {
 	// Grows by one within a sandbox, from 1.
 	Id   int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
-	// state, started, stdout, stderr, pty, exit, result, artifact, limit, receipt,
-	// truncated; of contexts turn, display, exception, turn_end (text is JSON).
+	// state, started, stdout, stderr, pty, exit, result, artifact, limit, egress,
+	// receipt, truncated; of contexts turn, display, exception, turn_end (text is JSON).
 	Type string `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
 	// The process concerned.
 	Pid      int64  `protobuf:"varint,4,opt,name=pid,proto3" json:"pid,omitempty"`
@@ -2303,14 +2470,16 @@ type Event struct {
 	Detail   string `protobuf:"bytes,9,opt,name=detail,proto3" json:"detail,omitempty"`
 	ExitCode *int32 `protobuf:"varint,10,opt,name=exit_code,json=exitCode,proto3,oneof" json:"exit_code,omitempty"`
 	// Of an exit: the wall clock.
-	DurationMs    *float64 `protobuf:"fixed64,11,opt,name=duration_ms,json=durationMs,proto3,oneof" json:"duration_ms,omitempty"`
+	DurationMs *float64 `protobuf:"fixed64,11,opt,name=duration_ms,json=durationMs,proto3,oneof" json:"duration_ms,omitempty"`
+	// Of egress: what was wanted, and the decision.
+	Egress        *EgressFlow `protobuf:"bytes,12,opt,name=egress,proto3" json:"egress,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[27]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2322,7 +2491,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_sandbox_proto_msgTypes[27]
+	mi := &file_firebreak_v1_sandbox_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2335,7 +2504,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{27}
+	return file_firebreak_v1_sandbox_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Event) GetId() int64 {
@@ -2415,11 +2584,18 @@ func (x *Event) GetDurationMs() float64 {
 	return 0
 }
 
+func (x *Event) GetEgress() *EgressFlow {
+	if x != nil {
+		return x.Egress
+	}
+	return nil
+}
+
 var File_firebreak_v1_sandbox_proto protoreflect.FileDescriptor
 
 const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\n" +
-	"\x1afirebreak/v1/sandbox.proto\x12\ffirebreak.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1afirebreak/v1/options.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe5\x01\n" +
+	"\x1afirebreak/v1/sandbox.proto\x12\ffirebreak.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1afirebreak/v1/options.proto\x1a\x19firebreak/v1/policy.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe5\x01\n" +
 	"\x06Limits\x12/\n" +
 	"\fmemory_bytes\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02 \x00H\x00R\vmemoryBytes\x88\x01\x01\x12)\n" +
 	"\x04cpus\x18\x02 \x01(\x01B\x10\xbaH\r\x12\v@\x01!\x00\x00\x00\x00\x00\x00\x00\x00H\x01R\x04cpus\x88\x01\x01\x12 \n" +
@@ -2439,7 +2615,7 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\x04cpus\x18\x02 \x01(\v2\x1c.firebreak.v1.EffectiveLimitR\x04cpus\x120\n" +
 	"\x04pids\x18\x03 \x01(\v2\x1c.firebreak.v1.EffectiveLimitR\x04pids\x12;\n" +
 	"\n" +
-	"disk_bytes\x18\x04 \x01(\v2\x1c.firebreak.v1.EffectiveLimitR\tdiskBytes\"\xda\a\n" +
+	"disk_bytes\x18\x04 \x01(\v2\x1c.firebreak.v1.EffectiveLimitR\tdiskBytes\"\x90\b\n" +
 	"\x14CreateSandboxRequest\x129\n" +
 	"\x04name\x18\x01 \x01(\tB%\xbaH\"\xd8\x01\x01r\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,62}$R\x04name\x12$\n" +
 	"\btemplate\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\btemplate\x12!\n" +
@@ -2459,7 +2635,8 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\rlanguage_pack\x18\r \x01(\tB\a\xbaH\x04r\x02\x18 R\flanguagePack\x12?\n" +
 	"\bhostname\x18\x0e \x01(\tB#\xbaH \xd8\x01\x01r\x1b2\x19^[a-z0-9][a-z0-9-]{0,62}$R\bhostname\x12(\n" +
 	"\vidle_action\x18\x0f \x01(\tB\a\xbaH\x04r\x02\x18 R\n" +
-	"idleAction\x1a6\n" +
+	"idleAction\x124\n" +
+	"\anetwork\x18\x10 \x01(\v2\x1a.firebreak.v1.NetworkRulesR\anetwork\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a;\n" +
@@ -2467,7 +2644,7 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x12\n" +
 	"\x10_idle_timeout_msB\r\n" +
-	"\v_timeout_ms\"\x80\b\n" +
+	"\v_timeout_ms\"\x8b\t\n" +
 	"\aSandbox\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -2500,7 +2677,11 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\tprincipal\x18\x18 \x01(\tR\tprincipal\x12\x14\n" +
 	"\x05notes\x18\x19 \x03(\tR\x05notes\x12\x1f\n" +
 	"\vidle_action\x18\x1a \x01(\tR\n" +
-	"idleAction\x1a;\n" +
+	"idleAction\x126\n" +
+	"\anetwork\x18\x1b \x01(\v2\x1c.firebreak.v1.SandboxNetworkR\anetwork\x120\n" +
+	"\x06egress\x18\x1c \x03(\v2\x18.firebreak.v1.EgressFlowR\x06egress\x12\x1f\n" +
+	"\vegress_more\x18\x1d \x01(\x03R\n" +
+	"egressMore\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe4\x01\n" +
@@ -2577,7 +2758,21 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\xbaH\a\xc8\x01\x01\"\x02(\x00H\x00R\ttimeoutMs\x88\x01\x01\x12\x1f\n" +
 	"\vextend_only\x18\x03 \x01(\bR\n" +
 	"extendOnlyB\r\n" +
-	"\v_timeout_ms\"\xdf\x05\n" +
+	"\v_timeout_ms\"\xf0\x02\n" +
+	"\x14UpdateNetworkRequest\x12\x1a\n" +
+	"\x02id\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12(\n" +
+	"\x05allow\x18\x02 \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\x80\x02\"\ar\x05\x10\x01\x18\xac\x02R\x05allow\x12(\n" +
+	"\x06policy\x18\x03 \x03(\tB\x10\xbaH\r\x92\x01\n" +
+	"\x10 \"\x06r\x04\x10\x01\x18@R\x06policy\x12%\n" +
+	"\bdocument\x18\x04 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x10R\bdocument\x12\x82\x01\n" +
+	"\tdocuments\x18\x05 \x03(\v21.firebreak.v1.UpdateNetworkRequest.DocumentsEntryB1\xbaH.\x9a\x01+\x10 \"\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,63}$*\x06r\x04(\x80\x80\x10R\tdocuments\x1a<\n" +
+	"\x0eDocumentsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"~\n" +
+	"\x15UpdateNetworkResponse\x126\n" +
+	"\anetwork\x18\x01 \x01(\v2\x1c.firebreak.v1.SandboxNetworkR\anetwork\x12-\n" +
+	"\x12closed_connections\x18\x02 \x01(\x03R\x11closedConnections\"\xdf\x05\n" +
 	"\vExecRequest\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12\x17\n" +
@@ -2656,7 +2851,7 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12\"\n" +
 	"\bafter_id\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\aafterId\x12\x1b\n" +
-	"\tno_follow\x18\x03 \x01(\bR\bnoFollow\"\xc1\x02\n" +
+	"\tno_follow\x18\x03 \x01(\bR\bnoFollow\"\xf3\x02\n" +
 	"\x05Event\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x12\n" +
@@ -2670,10 +2865,11 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\texit_code\x18\n" +
 	" \x01(\x05H\x00R\bexitCode\x88\x01\x01\x12$\n" +
 	"\vduration_ms\x18\v \x01(\x01H\x01R\n" +
-	"durationMs\x88\x01\x01B\f\n" +
+	"durationMs\x88\x01\x01\x120\n" +
+	"\x06egress\x18\f \x01(\v2\x18.firebreak.v1.EgressFlowR\x06egressB\f\n" +
 	"\n" +
 	"_exit_codeB\x0e\n" +
-	"\f_duration_ms2\xdf\t\n" +
+	"\f_duration_ms2\x85\v\n" +
 	"\x0eSandboxService\x12\x98\x01\n" +
 	"\rCreateSandbox\x12\".firebreak.v1.CreateSandboxRequest\x1a\x15.firebreak.v1.Sandbox\"L\xca\xda\x18\x1f\n" +
 	"\rsandbox:write\x12\x0esandbox.create\x82\xd3\xe4\x93\x02#:\x01*Z\x0f:\x01*\"\n" +
@@ -2690,7 +2886,9 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\fsandbox:read\x82\xd3\xe4\x93\x02\x1c\x12\x1a/v1/sandboxes/{id}/metrics\x12\x8f\x01\n" +
 	"\n" +
 	"SetTimeout\x12\x1f.firebreak.v1.SetTimeoutRequest\x1a\x15.firebreak.v1.Sandbox\"I\xca\xda\x18 \n" +
-	"\rsandbox:write\x12\x0fsandbox.timeout\x82\xd3\xe4\x93\x02\x1f:\x01*\"\x1a/v1/sandboxes/{id}/timeout\x12\x93\x01\n" +
+	"\rsandbox:write\x12\x0fsandbox.timeout\x82\xd3\xe4\x93\x02\x1f:\x01*\"\x1a/v1/sandboxes/{id}/timeout\x12\xa3\x01\n" +
+	"\rUpdateNetwork\x12\".firebreak.v1.UpdateNetworkRequest\x1a#.firebreak.v1.UpdateNetworkResponse\"I\xca\xda\x18 \n" +
+	"\rsandbox:write\x12\x0fsandbox.network\x82\xd3\xe4\x93\x02\x1f:\x01*\x1a\x1a/v1/sandboxes/{id}/network\x12\x93\x01\n" +
 	"\x04Exec\x12\x19.firebreak.v1.ExecRequest\x1a\x17.firebreak.v1.ExecEvent\"U\xca\xda\x18\x14\n" +
 	"\x04exec\x12\fprocess.exec\x82\xd3\xe4\x93\x027:\x01*Z\x19:\x01*\"\x14/sandboxes/{id}/exec\"\x17/v1/sandboxes/{id}/exec0\x01\x12`\n" +
 	"\bDialPort\x12\x1d.firebreak.v1.DialPortRequest\x1a\x1e.firebreak.v1.DialPortResponse\"\x15\xca\xda\x18\x11\n" +
@@ -2710,7 +2908,7 @@ func file_firebreak_v1_sandbox_proto_rawDescGZIP() []byte {
 	return file_firebreak_v1_sandbox_proto_rawDescData
 }
 
-var file_firebreak_v1_sandbox_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_firebreak_v1_sandbox_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_firebreak_v1_sandbox_proto_goTypes = []any{
 	(*Limits)(nil),                 // 0: firebreak.v1.Limits
 	(*EffectiveLimit)(nil),         // 1: firebreak.v1.EffectiveLimit
@@ -2729,23 +2927,29 @@ var file_firebreak_v1_sandbox_proto_goTypes = []any{
 	(*DestroySandboxRequest)(nil),  // 14: firebreak.v1.DestroySandboxRequest
 	(*DestroySandboxResponse)(nil), // 15: firebreak.v1.DestroySandboxResponse
 	(*SetTimeoutRequest)(nil),      // 16: firebreak.v1.SetTimeoutRequest
-	(*ExecRequest)(nil),            // 17: firebreak.v1.ExecRequest
-	(*Pty)(nil),                    // 18: firebreak.v1.Pty
-	(*ExecResponse)(nil),           // 19: firebreak.v1.ExecResponse
-	(*ExecEvent)(nil),              // 20: firebreak.v1.ExecEvent
-	(*ProcessStarted)(nil),         // 21: firebreak.v1.ProcessStarted
-	(*Output)(nil),                 // 22: firebreak.v1.Output
-	(*ProcessExit)(nil),            // 23: firebreak.v1.ProcessExit
-	(*DialPortRequest)(nil),        // 24: firebreak.v1.DialPortRequest
-	(*DialPortResponse)(nil),       // 25: firebreak.v1.DialPortResponse
-	(*WatchEventsRequest)(nil),     // 26: firebreak.v1.WatchEventsRequest
-	(*Event)(nil),                  // 27: firebreak.v1.Event
-	nil,                            // 28: firebreak.v1.CreateSandboxRequest.EnvEntry
-	nil,                            // 29: firebreak.v1.CreateSandboxRequest.MetadataEntry
-	nil,                            // 30: firebreak.v1.Sandbox.MetadataEntry
-	nil,                            // 31: firebreak.v1.ListSandboxesRequest.MetadataEntry
-	nil,                            // 32: firebreak.v1.ExecRequest.EnvEntry
-	(*timestamppb.Timestamp)(nil),  // 33: google.protobuf.Timestamp
+	(*UpdateNetworkRequest)(nil),   // 17: firebreak.v1.UpdateNetworkRequest
+	(*UpdateNetworkResponse)(nil),  // 18: firebreak.v1.UpdateNetworkResponse
+	(*ExecRequest)(nil),            // 19: firebreak.v1.ExecRequest
+	(*Pty)(nil),                    // 20: firebreak.v1.Pty
+	(*ExecResponse)(nil),           // 21: firebreak.v1.ExecResponse
+	(*ExecEvent)(nil),              // 22: firebreak.v1.ExecEvent
+	(*ProcessStarted)(nil),         // 23: firebreak.v1.ProcessStarted
+	(*Output)(nil),                 // 24: firebreak.v1.Output
+	(*ProcessExit)(nil),            // 25: firebreak.v1.ProcessExit
+	(*DialPortRequest)(nil),        // 26: firebreak.v1.DialPortRequest
+	(*DialPortResponse)(nil),       // 27: firebreak.v1.DialPortResponse
+	(*WatchEventsRequest)(nil),     // 28: firebreak.v1.WatchEventsRequest
+	(*Event)(nil),                  // 29: firebreak.v1.Event
+	nil,                            // 30: firebreak.v1.CreateSandboxRequest.EnvEntry
+	nil,                            // 31: firebreak.v1.CreateSandboxRequest.MetadataEntry
+	nil,                            // 32: firebreak.v1.Sandbox.MetadataEntry
+	nil,                            // 33: firebreak.v1.ListSandboxesRequest.MetadataEntry
+	nil,                            // 34: firebreak.v1.UpdateNetworkRequest.DocumentsEntry
+	nil,                            // 35: firebreak.v1.ExecRequest.EnvEntry
+	(*NetworkRules)(nil),           // 36: firebreak.v1.NetworkRules
+	(*timestamppb.Timestamp)(nil),  // 37: google.protobuf.Timestamp
+	(*SandboxNetwork)(nil),         // 38: firebreak.v1.SandboxNetwork
+	(*EgressFlow)(nil),             // 39: firebreak.v1.EgressFlow
 }
 var file_firebreak_v1_sandbox_proto_depIdxs = []int32{
 	1,  // 0: firebreak.v1.EffectiveLimits.memory_bytes:type_name -> firebreak.v1.EffectiveLimit
@@ -2753,59 +2957,67 @@ var file_firebreak_v1_sandbox_proto_depIdxs = []int32{
 	1,  // 2: firebreak.v1.EffectiveLimits.pids:type_name -> firebreak.v1.EffectiveLimit
 	1,  // 3: firebreak.v1.EffectiveLimits.disk_bytes:type_name -> firebreak.v1.EffectiveLimit
 	0,  // 4: firebreak.v1.CreateSandboxRequest.limits:type_name -> firebreak.v1.Limits
-	28, // 5: firebreak.v1.CreateSandboxRequest.env:type_name -> firebreak.v1.CreateSandboxRequest.EnvEntry
-	29, // 6: firebreak.v1.CreateSandboxRequest.metadata:type_name -> firebreak.v1.CreateSandboxRequest.MetadataEntry
-	30, // 7: firebreak.v1.Sandbox.metadata:type_name -> firebreak.v1.Sandbox.MetadataEntry
-	2,  // 8: firebreak.v1.Sandbox.limits:type_name -> firebreak.v1.EffectiveLimits
-	33, // 9: firebreak.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
-	33, // 10: firebreak.v1.Sandbox.started_at:type_name -> google.protobuf.Timestamp
-	33, // 11: firebreak.v1.Sandbox.expires_at:type_name -> google.protobuf.Timestamp
-	33, // 12: firebreak.v1.Sandbox.ended_at:type_name -> google.protobuf.Timestamp
-	5,  // 13: firebreak.v1.Sandbox.usage:type_name -> firebreak.v1.Usage
-	6,  // 14: firebreak.v1.Sandbox.receipt:type_name -> firebreak.v1.Receipt
-	7,  // 15: firebreak.v1.Receipt.objects:type_name -> firebreak.v1.ReceiptObject
-	33, // 16: firebreak.v1.Receipt.time:type_name -> google.protobuf.Timestamp
-	33, // 17: firebreak.v1.ReceiptObject.checked_at:type_name -> google.protobuf.Timestamp
-	31, // 18: firebreak.v1.ListSandboxesRequest.metadata:type_name -> firebreak.v1.ListSandboxesRequest.MetadataEntry
-	4,  // 19: firebreak.v1.ListSandboxesResponse.sandboxes:type_name -> firebreak.v1.Sandbox
-	33, // 20: firebreak.v1.GetMetricsRequest.start:type_name -> google.protobuf.Timestamp
-	33, // 21: firebreak.v1.GetMetricsRequest.end:type_name -> google.protobuf.Timestamp
-	13, // 22: firebreak.v1.SandboxMetrics.samples:type_name -> firebreak.v1.MetricSample
-	2,  // 23: firebreak.v1.SandboxMetrics.limits:type_name -> firebreak.v1.EffectiveLimits
-	33, // 24: firebreak.v1.MetricSample.time:type_name -> google.protobuf.Timestamp
-	5,  // 25: firebreak.v1.DestroySandboxResponse.usage:type_name -> firebreak.v1.Usage
-	6,  // 26: firebreak.v1.DestroySandboxResponse.receipt:type_name -> firebreak.v1.Receipt
-	32, // 27: firebreak.v1.ExecRequest.env:type_name -> firebreak.v1.ExecRequest.EnvEntry
-	18, // 28: firebreak.v1.ExecRequest.pty:type_name -> firebreak.v1.Pty
-	21, // 29: firebreak.v1.ExecEvent.started:type_name -> firebreak.v1.ProcessStarted
-	22, // 30: firebreak.v1.ExecEvent.stdout:type_name -> firebreak.v1.Output
-	22, // 31: firebreak.v1.ExecEvent.stderr:type_name -> firebreak.v1.Output
-	23, // 32: firebreak.v1.ExecEvent.exit:type_name -> firebreak.v1.ProcessExit
-	22, // 33: firebreak.v1.ExecEvent.pty:type_name -> firebreak.v1.Output
-	33, // 34: firebreak.v1.Event.time:type_name -> google.protobuf.Timestamp
-	3,  // 35: firebreak.v1.SandboxService.CreateSandbox:input_type -> firebreak.v1.CreateSandboxRequest
-	8,  // 36: firebreak.v1.SandboxService.GetSandbox:input_type -> firebreak.v1.GetSandboxRequest
-	9,  // 37: firebreak.v1.SandboxService.ListSandboxes:input_type -> firebreak.v1.ListSandboxesRequest
-	14, // 38: firebreak.v1.SandboxService.DestroySandbox:input_type -> firebreak.v1.DestroySandboxRequest
-	11, // 39: firebreak.v1.SandboxService.GetMetrics:input_type -> firebreak.v1.GetMetricsRequest
-	16, // 40: firebreak.v1.SandboxService.SetTimeout:input_type -> firebreak.v1.SetTimeoutRequest
-	17, // 41: firebreak.v1.SandboxService.Exec:input_type -> firebreak.v1.ExecRequest
-	24, // 42: firebreak.v1.SandboxService.DialPort:input_type -> firebreak.v1.DialPortRequest
-	26, // 43: firebreak.v1.SandboxService.WatchEvents:input_type -> firebreak.v1.WatchEventsRequest
-	4,  // 44: firebreak.v1.SandboxService.CreateSandbox:output_type -> firebreak.v1.Sandbox
-	4,  // 45: firebreak.v1.SandboxService.GetSandbox:output_type -> firebreak.v1.Sandbox
-	10, // 46: firebreak.v1.SandboxService.ListSandboxes:output_type -> firebreak.v1.ListSandboxesResponse
-	15, // 47: firebreak.v1.SandboxService.DestroySandbox:output_type -> firebreak.v1.DestroySandboxResponse
-	12, // 48: firebreak.v1.SandboxService.GetMetrics:output_type -> firebreak.v1.SandboxMetrics
-	4,  // 49: firebreak.v1.SandboxService.SetTimeout:output_type -> firebreak.v1.Sandbox
-	20, // 50: firebreak.v1.SandboxService.Exec:output_type -> firebreak.v1.ExecEvent
-	25, // 51: firebreak.v1.SandboxService.DialPort:output_type -> firebreak.v1.DialPortResponse
-	27, // 52: firebreak.v1.SandboxService.WatchEvents:output_type -> firebreak.v1.Event
-	44, // [44:53] is the sub-list for method output_type
-	35, // [35:44] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	30, // 5: firebreak.v1.CreateSandboxRequest.env:type_name -> firebreak.v1.CreateSandboxRequest.EnvEntry
+	31, // 6: firebreak.v1.CreateSandboxRequest.metadata:type_name -> firebreak.v1.CreateSandboxRequest.MetadataEntry
+	36, // 7: firebreak.v1.CreateSandboxRequest.network:type_name -> firebreak.v1.NetworkRules
+	32, // 8: firebreak.v1.Sandbox.metadata:type_name -> firebreak.v1.Sandbox.MetadataEntry
+	2,  // 9: firebreak.v1.Sandbox.limits:type_name -> firebreak.v1.EffectiveLimits
+	37, // 10: firebreak.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
+	37, // 11: firebreak.v1.Sandbox.started_at:type_name -> google.protobuf.Timestamp
+	37, // 12: firebreak.v1.Sandbox.expires_at:type_name -> google.protobuf.Timestamp
+	37, // 13: firebreak.v1.Sandbox.ended_at:type_name -> google.protobuf.Timestamp
+	5,  // 14: firebreak.v1.Sandbox.usage:type_name -> firebreak.v1.Usage
+	6,  // 15: firebreak.v1.Sandbox.receipt:type_name -> firebreak.v1.Receipt
+	38, // 16: firebreak.v1.Sandbox.network:type_name -> firebreak.v1.SandboxNetwork
+	39, // 17: firebreak.v1.Sandbox.egress:type_name -> firebreak.v1.EgressFlow
+	7,  // 18: firebreak.v1.Receipt.objects:type_name -> firebreak.v1.ReceiptObject
+	37, // 19: firebreak.v1.Receipt.time:type_name -> google.protobuf.Timestamp
+	37, // 20: firebreak.v1.ReceiptObject.checked_at:type_name -> google.protobuf.Timestamp
+	33, // 21: firebreak.v1.ListSandboxesRequest.metadata:type_name -> firebreak.v1.ListSandboxesRequest.MetadataEntry
+	4,  // 22: firebreak.v1.ListSandboxesResponse.sandboxes:type_name -> firebreak.v1.Sandbox
+	37, // 23: firebreak.v1.GetMetricsRequest.start:type_name -> google.protobuf.Timestamp
+	37, // 24: firebreak.v1.GetMetricsRequest.end:type_name -> google.protobuf.Timestamp
+	13, // 25: firebreak.v1.SandboxMetrics.samples:type_name -> firebreak.v1.MetricSample
+	2,  // 26: firebreak.v1.SandboxMetrics.limits:type_name -> firebreak.v1.EffectiveLimits
+	37, // 27: firebreak.v1.MetricSample.time:type_name -> google.protobuf.Timestamp
+	5,  // 28: firebreak.v1.DestroySandboxResponse.usage:type_name -> firebreak.v1.Usage
+	6,  // 29: firebreak.v1.DestroySandboxResponse.receipt:type_name -> firebreak.v1.Receipt
+	34, // 30: firebreak.v1.UpdateNetworkRequest.documents:type_name -> firebreak.v1.UpdateNetworkRequest.DocumentsEntry
+	38, // 31: firebreak.v1.UpdateNetworkResponse.network:type_name -> firebreak.v1.SandboxNetwork
+	35, // 32: firebreak.v1.ExecRequest.env:type_name -> firebreak.v1.ExecRequest.EnvEntry
+	20, // 33: firebreak.v1.ExecRequest.pty:type_name -> firebreak.v1.Pty
+	23, // 34: firebreak.v1.ExecEvent.started:type_name -> firebreak.v1.ProcessStarted
+	24, // 35: firebreak.v1.ExecEvent.stdout:type_name -> firebreak.v1.Output
+	24, // 36: firebreak.v1.ExecEvent.stderr:type_name -> firebreak.v1.Output
+	25, // 37: firebreak.v1.ExecEvent.exit:type_name -> firebreak.v1.ProcessExit
+	24, // 38: firebreak.v1.ExecEvent.pty:type_name -> firebreak.v1.Output
+	37, // 39: firebreak.v1.Event.time:type_name -> google.protobuf.Timestamp
+	39, // 40: firebreak.v1.Event.egress:type_name -> firebreak.v1.EgressFlow
+	3,  // 41: firebreak.v1.SandboxService.CreateSandbox:input_type -> firebreak.v1.CreateSandboxRequest
+	8,  // 42: firebreak.v1.SandboxService.GetSandbox:input_type -> firebreak.v1.GetSandboxRequest
+	9,  // 43: firebreak.v1.SandboxService.ListSandboxes:input_type -> firebreak.v1.ListSandboxesRequest
+	14, // 44: firebreak.v1.SandboxService.DestroySandbox:input_type -> firebreak.v1.DestroySandboxRequest
+	11, // 45: firebreak.v1.SandboxService.GetMetrics:input_type -> firebreak.v1.GetMetricsRequest
+	16, // 46: firebreak.v1.SandboxService.SetTimeout:input_type -> firebreak.v1.SetTimeoutRequest
+	17, // 47: firebreak.v1.SandboxService.UpdateNetwork:input_type -> firebreak.v1.UpdateNetworkRequest
+	19, // 48: firebreak.v1.SandboxService.Exec:input_type -> firebreak.v1.ExecRequest
+	26, // 49: firebreak.v1.SandboxService.DialPort:input_type -> firebreak.v1.DialPortRequest
+	28, // 50: firebreak.v1.SandboxService.WatchEvents:input_type -> firebreak.v1.WatchEventsRequest
+	4,  // 51: firebreak.v1.SandboxService.CreateSandbox:output_type -> firebreak.v1.Sandbox
+	4,  // 52: firebreak.v1.SandboxService.GetSandbox:output_type -> firebreak.v1.Sandbox
+	10, // 53: firebreak.v1.SandboxService.ListSandboxes:output_type -> firebreak.v1.ListSandboxesResponse
+	15, // 54: firebreak.v1.SandboxService.DestroySandbox:output_type -> firebreak.v1.DestroySandboxResponse
+	12, // 55: firebreak.v1.SandboxService.GetMetrics:output_type -> firebreak.v1.SandboxMetrics
+	4,  // 56: firebreak.v1.SandboxService.SetTimeout:output_type -> firebreak.v1.Sandbox
+	18, // 57: firebreak.v1.SandboxService.UpdateNetwork:output_type -> firebreak.v1.UpdateNetworkResponse
+	22, // 58: firebreak.v1.SandboxService.Exec:output_type -> firebreak.v1.ExecEvent
+	27, // 59: firebreak.v1.SandboxService.DialPort:output_type -> firebreak.v1.DialPortResponse
+	29, // 60: firebreak.v1.SandboxService.WatchEvents:output_type -> firebreak.v1.Event
+	51, // [51:61] is the sub-list for method output_type
+	41, // [41:51] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_firebreak_v1_sandbox_proto_init() }
@@ -2814,25 +3026,26 @@ func file_firebreak_v1_sandbox_proto_init() {
 		return
 	}
 	file_firebreak_v1_options_proto_init()
+	file_firebreak_v1_policy_proto_init()
 	file_firebreak_v1_sandbox_proto_msgTypes[0].OneofWrappers = []any{}
 	file_firebreak_v1_sandbox_proto_msgTypes[3].OneofWrappers = []any{}
 	file_firebreak_v1_sandbox_proto_msgTypes[16].OneofWrappers = []any{}
-	file_firebreak_v1_sandbox_proto_msgTypes[17].OneofWrappers = []any{}
-	file_firebreak_v1_sandbox_proto_msgTypes[20].OneofWrappers = []any{
+	file_firebreak_v1_sandbox_proto_msgTypes[19].OneofWrappers = []any{}
+	file_firebreak_v1_sandbox_proto_msgTypes[22].OneofWrappers = []any{
 		(*ExecEvent_Started)(nil),
 		(*ExecEvent_Stdout)(nil),
 		(*ExecEvent_Stderr)(nil),
 		(*ExecEvent_Exit)(nil),
 		(*ExecEvent_Pty)(nil),
 	}
-	file_firebreak_v1_sandbox_proto_msgTypes[27].OneofWrappers = []any{}
+	file_firebreak_v1_sandbox_proto_msgTypes[29].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_firebreak_v1_sandbox_proto_rawDesc), len(file_firebreak_v1_sandbox_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   33,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -51,6 +51,9 @@ const (
 	// SandboxServiceSetTimeoutProcedure is the fully-qualified name of the SandboxService's SetTimeout
 	// RPC.
 	SandboxServiceSetTimeoutProcedure = "/firebreak.v1.SandboxService/SetTimeout"
+	// SandboxServiceUpdateNetworkProcedure is the fully-qualified name of the SandboxService's
+	// UpdateNetwork RPC.
+	SandboxServiceUpdateNetworkProcedure = "/firebreak.v1.SandboxService/UpdateNetwork"
 	// SandboxServiceExecProcedure is the fully-qualified name of the SandboxService's Exec RPC.
 	SandboxServiceExecProcedure = "/firebreak.v1.SandboxService/Exec"
 	// SandboxServiceDialPortProcedure is the fully-qualified name of the SandboxService's DialPort RPC.
@@ -80,6 +83,10 @@ type SandboxServiceClient interface {
 	GetMetrics(context.Context, *connect.Request[v1.GetMetricsRequest]) (*connect.Response[v1.SandboxMetrics], error)
 	// SetTimeout moves the moment the sandbox ends by itself.
 	SetTimeout(context.Context, *connect.Request[v1.SetTimeoutRequest]) (*connect.Response[v1.Sandbox], error)
+	// UpdateNetwork replaces what a sandbox may reach. Connections that the policy
+	// before had allowed are closed; whoever wants one asks again. A sandbox that
+	// began without a network device gets none.
+	UpdateNetwork(context.Context, *connect.Request[v1.UpdateNetworkRequest]) (*connect.Response[v1.UpdateNetworkResponse], error)
 	// Exec runs a command or a piece of code to its end and streams what it
 	// prints. REST callers get one ExecResponse, or the stream with
 	// "Accept: text/event-stream". Every exec is a fresh process: nothing
@@ -143,6 +150,12 @@ func NewSandboxServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(sandboxServiceMethods.ByName("SetTimeout")),
 			connect.WithClientOptions(opts...),
 		),
+		updateNetwork: connect.NewClient[v1.UpdateNetworkRequest, v1.UpdateNetworkResponse](
+			httpClient,
+			baseURL+SandboxServiceUpdateNetworkProcedure,
+			connect.WithSchema(sandboxServiceMethods.ByName("UpdateNetwork")),
+			connect.WithClientOptions(opts...),
+		),
 		exec: connect.NewClient[v1.ExecRequest, v1.ExecEvent](
 			httpClient,
 			baseURL+SandboxServiceExecProcedure,
@@ -172,6 +185,7 @@ type sandboxServiceClient struct {
 	destroySandbox *connect.Client[v1.DestroySandboxRequest, v1.DestroySandboxResponse]
 	getMetrics     *connect.Client[v1.GetMetricsRequest, v1.SandboxMetrics]
 	setTimeout     *connect.Client[v1.SetTimeoutRequest, v1.Sandbox]
+	updateNetwork  *connect.Client[v1.UpdateNetworkRequest, v1.UpdateNetworkResponse]
 	exec           *connect.Client[v1.ExecRequest, v1.ExecEvent]
 	dialPort       *connect.Client[v1.DialPortRequest, v1.DialPortResponse]
 	watchEvents    *connect.Client[v1.WatchEventsRequest, v1.Event]
@@ -205,6 +219,11 @@ func (c *sandboxServiceClient) GetMetrics(ctx context.Context, req *connect.Requ
 // SetTimeout calls firebreak.v1.SandboxService.SetTimeout.
 func (c *sandboxServiceClient) SetTimeout(ctx context.Context, req *connect.Request[v1.SetTimeoutRequest]) (*connect.Response[v1.Sandbox], error) {
 	return c.setTimeout.CallUnary(ctx, req)
+}
+
+// UpdateNetwork calls firebreak.v1.SandboxService.UpdateNetwork.
+func (c *sandboxServiceClient) UpdateNetwork(ctx context.Context, req *connect.Request[v1.UpdateNetworkRequest]) (*connect.Response[v1.UpdateNetworkResponse], error) {
+	return c.updateNetwork.CallUnary(ctx, req)
 }
 
 // Exec calls firebreak.v1.SandboxService.Exec.
@@ -242,6 +261,10 @@ type SandboxServiceHandler interface {
 	GetMetrics(context.Context, *connect.Request[v1.GetMetricsRequest]) (*connect.Response[v1.SandboxMetrics], error)
 	// SetTimeout moves the moment the sandbox ends by itself.
 	SetTimeout(context.Context, *connect.Request[v1.SetTimeoutRequest]) (*connect.Response[v1.Sandbox], error)
+	// UpdateNetwork replaces what a sandbox may reach. Connections that the policy
+	// before had allowed are closed; whoever wants one asks again. A sandbox that
+	// began without a network device gets none.
+	UpdateNetwork(context.Context, *connect.Request[v1.UpdateNetworkRequest]) (*connect.Response[v1.UpdateNetworkResponse], error)
 	// Exec runs a command or a piece of code to its end and streams what it
 	// prints. REST callers get one ExecResponse, or the stream with
 	// "Accept: text/event-stream". Every exec is a fresh process: nothing
@@ -301,6 +324,12 @@ func NewSandboxServiceHandler(svc SandboxServiceHandler, opts ...connect.Handler
 		connect.WithSchema(sandboxServiceMethods.ByName("SetTimeout")),
 		connect.WithHandlerOptions(opts...),
 	)
+	sandboxServiceUpdateNetworkHandler := connect.NewUnaryHandler(
+		SandboxServiceUpdateNetworkProcedure,
+		svc.UpdateNetwork,
+		connect.WithSchema(sandboxServiceMethods.ByName("UpdateNetwork")),
+		connect.WithHandlerOptions(opts...),
+	)
 	sandboxServiceExecHandler := connect.NewServerStreamHandler(
 		SandboxServiceExecProcedure,
 		svc.Exec,
@@ -333,6 +362,8 @@ func NewSandboxServiceHandler(svc SandboxServiceHandler, opts ...connect.Handler
 			sandboxServiceGetMetricsHandler.ServeHTTP(w, r)
 		case SandboxServiceSetTimeoutProcedure:
 			sandboxServiceSetTimeoutHandler.ServeHTTP(w, r)
+		case SandboxServiceUpdateNetworkProcedure:
+			sandboxServiceUpdateNetworkHandler.ServeHTTP(w, r)
 		case SandboxServiceExecProcedure:
 			sandboxServiceExecHandler.ServeHTTP(w, r)
 		case SandboxServiceDialPortProcedure:
@@ -370,6 +401,10 @@ func (UnimplementedSandboxServiceHandler) GetMetrics(context.Context, *connect.R
 
 func (UnimplementedSandboxServiceHandler) SetTimeout(context.Context, *connect.Request[v1.SetTimeoutRequest]) (*connect.Response[v1.Sandbox], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firebreak.v1.SandboxService.SetTimeout is not implemented"))
+}
+
+func (UnimplementedSandboxServiceHandler) UpdateNetwork(context.Context, *connect.Request[v1.UpdateNetworkRequest]) (*connect.Response[v1.UpdateNetworkResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firebreak.v1.SandboxService.UpdateNetwork is not implemented"))
 }
 
 func (UnimplementedSandboxServiceHandler) Exec(context.Context, *connect.Request[v1.ExecRequest], *connect.ServerStream[v1.ExecEvent]) error {

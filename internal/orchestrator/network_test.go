@@ -1,0 +1,778 @@
+package orchestrator
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/firebreak-dev/firebreak/internal/event"
+	"github.com/firebreak-dev/firebreak/internal/failpoint"
+	"github.com/firebreak-dev/firebreak/internal/store"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// wires is a Network that only notes what it is told. It outlives the
+// Orchestrators of a world, as namespaces do.
+type wires struct {
+	mu     sync.Mutex
+	open   map[sandbox.InstanceID]*wire
+	fail   map[string]error // by method
+	stuck  bool             // Close finds an object that resists
+	calls  []string
+	spec   map[sandbox.InstanceID]*sandbox.Wire // as the backend was given it
+	during func(method string)                  // called in each method, with nothing held
+}
+
+type wire struct {
+	Egress
+	served bool // by the process that is now
+	flows  int
+}
+
+func newWires() *wires {
+	return &wires{open: map[sandbox.InstanceID]*wire{}, fail: map[string]error{}, spec: map[sandbox.InstanceID]*sandbox.Wire{}}
+}
+
+func (n *wires) begin(method string, id sandbox.InstanceID) error {
+	n.mu.Lock()
+	n.calls = append(n.calls, method)
+	during := n.during
+	n.mu.Unlock()
+	if during != nil {
+		during(method)
+	}
+	n.mu.Lock()
+	err := n.fail[method]
+	n.mu.Unlock()
+	if !id.Valid() {
+		return fmt.Errorf("%q is no instance", id)
+	}
+	return err
+}
+
+func (n *wires) Open(ctx context.Context, id sandbox.InstanceID, p Egress) (*sandbox.Wire, error) {
+	if err := n.begin("open", id); err != nil {
+		return nil, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.open[id] != nil {
+		return nil, errors.New("it is open")
+	}
+	n.open[id] = &wire{Egress: p, served: true}
+	return &sandbox.Wire{NetNS: "/wires/" + string(id), Link: "eth0"}, nil
+}
+
+func (n *wires) Adopt(ctx context.Context, id sandbox.InstanceID, p Egress) error {
+	if err := n.begin("adopt", id); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	w := n.open[id]
+	if w == nil {
+		return sandbox.Errorf("adopt", sandbox.KindNotFound, "there is no wire")
+	}
+	if p.Epoch <= w.Epoch {
+		return fmt.Errorf("epoch %d after %d", p.Epoch, w.Epoch)
+	}
+	*w = wire{Egress: p, served: true, flows: w.flows}
+	return nil
+}
+
+func (n *wires) Update(ctx context.Context, id sandbox.InstanceID, p Egress) (uint64, int, error) {
+	if err := n.begin("update", id); err != nil {
+		return 0, 0, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	w := n.open[id]
+	if w == nil || !w.served {
+		return 0, 0, errors.New("nobody serves it")
+	}
+	closed := w.flows
+	w.Egress, w.flows = p, 0
+	return p.Generation, closed, nil
+}
+
+func (n *wires) Close(ctx context.Context, id sandbox.InstanceID) ([]sandbox.Object, error) {
+	if err := n.begin("close", id); err != nil {
+		return nil, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.open[id] == nil {
+		return nil, nil
+	}
+	o := sandbox.Object{Kind: "namespace", Name: "/wires/" + string(id), Gone: true, Check: "stat", Checked: time.Now().UTC()}
+	if n.stuck {
+		o.Gone, o.Detail = false, "busy"
+		return []sandbox.Object{o}, errors.New("a namespace is busy")
+	}
+	delete(n.open, id)
+	return []sandbox.Object{o}, nil
+}
+
+func (n *wires) List(context.Context) (ids []sandbox.InstanceID, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for id := range n.open {
+		ids = append(ids, id)
+	}
+	return ids, n.fail["list"]
+}
+
+func (n *wires) set(method string, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.fail[method] = err
+}
+
+func (n *wires) of(id sandbox.InstanceID) (wire, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if w := n.open[id]; w != nil {
+		return *w, true
+	}
+	return wire{}, false
+}
+
+func (n *wires) called(method string) (count int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, c := range n.calls {
+		if c == method {
+			count++
+		}
+	}
+	return count
+}
+
+// plugged is the model with a socket for wires, which it only remembers.
+type plugged struct {
+	sandbox.Backend
+	net *wires
+}
+
+func (b plugged) Info(ctx context.Context) (sandbox.Info, error) {
+	i, err := b.Backend.Info(ctx)
+	i.Capabilities.Wire = true
+	return i, err
+}
+
+func (b plugged) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Instance, error) {
+	b.net.mu.Lock()
+	b.net.spec[spec.Instance] = spec.Wire
+	b.net.mu.Unlock()
+	if spec.Wire != nil {
+		if _, open := b.net.of(spec.Instance); !open || spec.Wire.NetNS == "" {
+			return nil, errors.New("the wire is not there")
+		}
+	}
+	spec.Wire = nil
+	return b.Backend.Create(ctx, spec)
+}
+
+// newWiredWorld is a world with a Network. At its end no wire may be left.
+func newWiredWorld(t *testing.T) (*world, *wires) {
+	t.Helper()
+	w, n := newWorld(t), newWires()
+	w.cfg = n.config(w)
+	t.Cleanup(func() {
+		if left, _ := n.List(context.Background()); len(left) > 0 && !n.stuck {
+			t.Errorf("wires left: %v", left)
+		}
+	})
+	return w, n
+}
+
+func (n *wires) config(w *world) func(*Config) {
+	return func(c *Config) {
+		c.Network, c.Backends = n, []sandbox.Backend{plugged{w.sim, n}}
+	}
+}
+
+// kept is config for a process that others follow.
+func (n *wires) kept(w *world) func(*Config) {
+	return func(c *Config) {
+		n.config(w)(c)
+		c.DestroyOnClose = false
+	}
+}
+
+// policyOf is a policy of documents.
+func policyOf(texts ...string) *NetworkPolicy {
+	p := &NetworkPolicy{Mode: "enforce"}
+	for i, text := range texts {
+		p.Documents = append(p.Documents, PolicyDocument{Name: fmt.Sprint("p", i), Source: "request", Digest: fmt.Sprintf("%064x", len(text)), Text: text})
+	}
+	return p
+}
+
+// TestWire: from before the instance until after it, and in the receipt.
+func TestWire(t *testing.T) {
+	w, n := newWiredWorld(t)
+	o := w.start()
+	sb := mustCreate(t, o, alice, CreateRequest{Network: policyOf("allow: [a.example.com]")})
+	if got, open := n.of(sb.Instance); !open || string(got.Documents[0]) != "allow: [a.example.com]" || got.Generation != 1 || got.Epoch != 0 {
+		t.Errorf("%+v, %v", got, open)
+	}
+	if s := n.spec[sb.Instance]; s == nil || s.NetNS != "/wires/"+string(sb.Instance) {
+		t.Errorf("the backend got %+v", s)
+	}
+	if sb.Details.Network == nil || sb.Details.Network.Generation != 1 || sb.Details.Network.Documents[0].Text != "allow: [a.example.com]" {
+		t.Errorf("%+v", sb.Details.Network)
+	}
+	n.during = func(method string) {
+		if list, _ := w.sim.List(context.Background()); method == "close" && len(list) > 0 {
+			t.Errorf("the wire is closed before the instance is gone")
+		}
+	}
+	dead, err := o.Destroy(t.Context(), alice, string(sb.ID))
+	if err != nil || !dead.Receipt.Clean || !slices.ContainsFunc(dead.Receipt.Objects, func(x sandbox.Object) bool { return x.Kind == "namespace" && x.Gone }) {
+		t.Errorf("%+v, %v", dead.Receipt, err)
+	}
+	rec := w.audit.find(t, sb.ID, "sandbox.create allowed")
+	if rec.Digest != sb.Details.Network.Digest() || rec.Policy != 1 || rec.Detail["network"] != "policy" || rec.Detail["policies"] != "p0" {
+		t.Errorf("%+v", rec)
+	}
+	if rec := w.audit.find(t, sb.ID, "sandbox.receipt done"); rec.Digest != dead.Receipt.Digest() {
+		t.Errorf("%+v", rec)
+	}
+}
+
+// find returns the first record of "action outcome" about a sandbox.
+func (e *evidence) find(t *testing.T, id sandbox.ID, what string) sandbox.Record {
+	t.Helper()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, r := range e.records {
+		if r.Sandbox == id && r.Action+" "+string(r.Outcome) == what {
+			return r
+		}
+	}
+	t.Fatalf("no record %q", what)
+	return sandbox.Record{}
+}
+
+// TestNoRulesNoWire: nothing is made, asked or said.
+func TestNoRulesNoWire(t *testing.T) {
+	w, n := newWiredWorld(t)
+	o := w.start()
+	sb := mustCreate(t, o, alice, CreateRequest{})
+	if n.spec[sb.Instance] != nil || len(n.calls) != 0 || sb.Details.Network != nil {
+		t.Errorf("spec %+v, calls %q, %+v", n.spec[sb.Instance], n.calls, sb.Details.Network)
+	}
+	if rec := w.audit.find(t, sb.ID, "sandbox.create allowed"); rec.Detail["network"] != "none" || rec.Digest != "" || rec.Policy != 0 {
+		t.Errorf("%+v", rec)
+	}
+	_, _, err := o.UpdateNetwork(t.Context(), alice, string(sb.ID), *policyOf("allow: [a.example.com]"))
+	if e := wantKind(t, err, sandbox.KindUnsupported); e.Hint == "" {
+		t.Error(err)
+	}
+	if got, closed, err := o.UpdateNetwork(t.Context(), alice, string(sb.ID), NetworkPolicy{}); err != nil || closed != 0 || got.Details.Network != nil {
+		t.Errorf("nothing is what it has: %+v, %v", got, err)
+	}
+	if len(n.calls) != 0 {
+		t.Errorf("calls %q", n.calls)
+	}
+}
+
+// TestRefusedNetworks: nothing exists afterwards, not even a record.
+func TestRefusedNetworks(t *testing.T) {
+	w := newWorld(t)
+	o := w.start()
+	_, err := o.Create(t.Context(), alice, CreateRequest{Network: policyOf("allow: []")})
+	if e := wantKind(t, err, sandbox.KindUnsupported); !strings.Contains(e.Hint, "--allow") {
+		t.Errorf("no Network: %v", err)
+	}
+	_, err = o.CreateRun(t.Context(), alice, RunRequest{Sandbox: CreateRequest{Network: policyOf("allow: []")}, Exec: sh("true")})
+	wantKind(t, err, sandbox.KindUnsupported)
+	n := newWires()
+	w.cfg = func(c *Config) { c.Network = n } // and a backend without a socket
+	o = w.start()
+	_, err = o.Create(t.Context(), alice, CreateRequest{Network: policyOf("allow: []")})
+	if e := wantKind(t, err, sandbox.KindUnsupported); e.Hint == "" {
+		t.Errorf("no capability: %v", err)
+	}
+	w.cfg = n.config(w)
+	o = w.start()
+	_, err = o.Create(t.Context(), alice, CreateRequest{Network: policyOf(strings.Repeat("#", maxPolicyBytes), "x")})
+	wantKind(t, err, sandbox.KindTooLarge)
+	_, err = o.Create(t.Context(), alice, CreateRequest{Network: policyOf(make([]string, maxPolicyDocuments+1)...)})
+	wantKind(t, err, sandbox.KindTooLarge)
+	if list, _, err := o.List(t.Context(), alice.Tenant, store.Filter{States: []store.State{store.Creating, store.Running, store.Stopping, store.Ended}}, store.Page{}); err != nil || len(list) != 0 || len(n.calls) != 0 {
+		t.Errorf("%d records, calls %q, %v", len(list), n.calls, err)
+	}
+}
+
+// TestFailedWires: whatever part fails, the sandbox is not and its wire is gone.
+func TestFailedWires(t *testing.T) {
+	for _, c := range []string{"open", "boot"} {
+		w, n := newWiredWorld(t)
+		o := w.start()
+		switch c {
+		case "open":
+			n.set("open", sandbox.Errorf("open wire", sandbox.KindCapacity, "too many"))
+		case "boot":
+			w.roots.damaged = sandbox.Errorf("check", sandbox.KindInternal, "damaged") // found while it boots
+		}
+		_, err := o.Create(t.Context(), alice, CreateRequest{Network: policyOf("allow: []")})
+		if err == nil {
+			t.Fatalf("%s: no error", c)
+		}
+		list, _, _ := o.List(t.Context(), alice.Tenant, store.Filter{States: []store.State{store.Ended}}, store.Page{})
+		if len(list) != 1 || !list[0].Receipt.Clean || n.called("close") != 1 {
+			t.Errorf("%s: %+v, calls %q", c, list, n.calls)
+		}
+		if left, _ := n.List(t.Context()); len(left) > 0 {
+			t.Errorf("%s: %v", c, left)
+		}
+	}
+}
+
+// TestStuckWire: what resists is in the receipt, and tried again.
+func TestStuckWire(t *testing.T) {
+	bubble(t, func(w *world, o *Orchestrator) {
+		n := newWires()
+		w.cfg = n.config(w)
+		o = w.start()
+		sb := mustCreate(w.t, o, alice, CreateRequest{Network: policyOf("allow: []")})
+		n.stuck = true
+		_, err := o.Destroy(w.t.Context(), alice, string(sb.ID))
+		if err == nil {
+			w.t.Fatal("no error")
+		}
+		got, dead := ended(w.t, o, sb.ID)
+		if !dead || got.Receipt.Clean || got.Receipt.Objects[len(got.Receipt.Objects)-1].Detail != "busy" {
+			w.t.Errorf("%+v", got.Receipt)
+		}
+		n.mu.Lock()
+		n.stuck = false
+		n.mu.Unlock()
+		sleep(sweepEvery + time.Second)
+		if left, _ := n.List(w.t.Context()); len(left) > 0 {
+			w.t.Errorf("%v", left)
+		}
+	})
+}
+
+func TestUpdateNetwork(t *testing.T) {
+	w, n := newWiredWorld(t)
+	o := w.start()
+	sb := mustCreate(t, o, alice, CreateRequest{Network: policyOf("allow: [a.example.com]")})
+	n.open[sb.Instance].flows = 3
+	next := policyOf("allow: [b.example.com]")
+	n.during = func(method string) { // what is meant is written down before it is so
+		if rec, err := w.store.Tenant(alice.Tenant).Sandbox(context.Background(), sb.ID); method == "update" && (err != nil || !strings.Contains(string(rec.Extra), "b.example.com")) {
+			t.Errorf("%s, %v", rec.Extra, err)
+		}
+	}
+	got, closed, err := o.UpdateNetwork(t.Context(), alice, string(sb.ID), *next)
+	if err != nil || closed != 3 || got.Details.Network.Generation != 2 || got.Details.Network.Documents[0].Text != "allow: [b.example.com]" {
+		t.Fatalf("%+v, %d, %v", got.Details.Network, closed, err)
+	}
+	if wire, _ := n.of(sb.Instance); string(wire.Documents[0]) != "allow: [b.example.com]" || wire.Generation != 2 {
+		t.Errorf("%+v", wire)
+	}
+	before := w.audit.find(t, sb.ID, "sandbox.network allowed")
+	after := w.audit.find(t, sb.ID, "sandbox.network done")
+	if before.Class != sandbox.Gate || before.Digest != next.Digest() || before.Policy != 2 || after.Class != sandbox.Flow || after.Detail["closed"] != "3" || after.Policy != 2 {
+		t.Errorf("%+v, %+v", before, after)
+	}
+	n.during = nil
+	if _, _, err := o.UpdateNetwork(t.Context(), bob, string(sb.ID), *next); sandbox.KindOf(err) != sandbox.KindNotFound {
+		t.Errorf("another tenant: %v", err)
+	}
+	// Evidence that cannot be had: nothing changes.
+	w.audit.set(errors.New("full"))
+	if _, _, err := o.UpdateNetwork(t.Context(), alice, string(sb.ID), *policyOf("allow: [c.example.com]")); err == nil {
+		t.Error("it was updated without evidence")
+	}
+	w.audit.set(nil)
+	if wire, _ := n.of(sb.Instance); wire.Generation != 2 {
+		t.Errorf("%+v", wire)
+	}
+	// Everything taken away.
+	if got, _, err = o.UpdateNetwork(t.Context(), alice, string(sb.ID), NetworkPolicy{}); err != nil || got.Details.Network.Generation != 3 || len(got.Details.Network.Documents) != 0 {
+		t.Errorf("%+v, %v", got.Details.Network, err)
+	}
+	if _, err := o.Destroy(t.Context(), alice, string(sb.ID)); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = o.UpdateNetwork(t.Context(), alice, string(sb.ID), *next)
+	wantKind(t, err, sandbox.KindGone)
+}
+
+// TestUpdateFails: the policy before is in force again, in the store too.
+func TestUpdateFails(t *testing.T) {
+	w, n := newWiredWorld(t)
+	o := w.start()
+	sb := mustCreate(t, o, alice, CreateRequest{Network: policyOf("allow: [a.example.com]")})
+	tries := 0
+	n.during = func(method string) {
+		if method == "update" {
+			if tries++; tries > 1 {
+				n.set("update", nil)
+			}
+		}
+	}
+	n.set("update", sandbox.Errorf("update", sandbox.KindUnavailable, "the router is gone"))
+	_, _, err := o.UpdateNetwork(t.Context(), alice, string(sb.ID), *policyOf("allow: [b.example.com]"))
+	wantKind(t, err, sandbox.KindUnavailable)
+	now, err := o.Get(t.Context(), alice.Tenant, string(sb.ID))
+	rec, _ := w.store.Tenant(alice.Tenant).Sandbox(t.Context(), sb.ID)
+	if err != nil || now.Details.Network.Documents[0].Text != "allow: [a.example.com]" || now.Details.Network.Generation != 1 || strings.Contains(string(rec.Extra), "b.example.com") {
+		t.Errorf("%+v, %v", now.Details.Network, err)
+	}
+	w.audit.find(t, sb.ID, "sandbox.network failed")
+	if wire, _ := n.of(sb.Instance); string(wire.Documents[0]) != "allow: [a.example.com]" || tries != 2 || now.Details.Network.Problem != "" {
+		t.Errorf("%+v after %d tries, %+v", wire, tries, now.Details.Network)
+	}
+	// Where that cannot be known either, it counts as cut off until it is taken up.
+	n.during = nil
+	n.set("update", errors.New("no answer"))
+	if _, _, err := o.UpdateNetwork(t.Context(), alice, string(sb.ID), *policyOf("allow: [b.example.com]")); err == nil {
+		t.Error("no error")
+	}
+	if now, err := o.Get(t.Context(), alice.Tenant, string(sb.ID)); err != nil || !strings.Contains(now.Details.Network.Problem, "no answer") {
+		t.Errorf("%+v, %v", now.Details.Network, err)
+	}
+	if err := o.sweep(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if now, err := o.Get(t.Context(), alice.Tenant, string(sb.ID)); err != nil || now.Details.Network.Problem != "" || n.called("adopt") != 1 {
+		t.Errorf("%+v, %v", now.Details.Network, err)
+	}
+}
+
+// TestWireAfterRestart: what was meant is taken up, in another epoch.
+func TestWireAfterRestart(t *testing.T) {
+	w, n := newWiredWorld(t)
+	w.cfg = n.kept(w)
+	first := w.start()
+	sb := mustCreate(t, first, alice, CreateRequest{Network: policyOf("allow: [a.example.com]")})
+	plain := mustCreate(t, first, alice, CreateRequest{})
+	if _, _, err := first.UpdateNetwork(t.Context(), alice, string(sb.ID), *policyOf("allow: [b.example.com]")); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.RecordEgress(sb.Instance, EgressEvent{Kind: "connect", Host: "x.example.com", Port: 443, Decision: "deny", Reason: "no_rule"}); err != nil {
+		t.Fatal(err)
+	}
+	w.abandon(first)
+	stray := sandbox.NewInstanceID()
+	if _, err := n.Open(t.Context(), stray, Egress{}); err != nil {
+		t.Fatal(err)
+	}
+	w.cfg = n.config(w)
+	o := w.start()
+	wire, _ := n.of(sb.Instance)
+	if string(wire.Documents[0]) != "allow: [b.example.com]" || wire.Epoch != 1 || wire.Generation != 2 || n.called("adopt") != 1 {
+		t.Errorf("%+v, calls %q", wire, n.calls)
+	}
+	if _, left := n.of(stray); left {
+		t.Error("a wire of nobody is left")
+	}
+	now, err := o.Get(t.Context(), alice.Tenant, string(sb.ID))
+	if err != nil || now.Details.Network.Problem != "" || len(now.Details.Flows.Flows) != 1 || now.Details.Flows.Flows[0].Host != "x.example.com" {
+		t.Errorf("%+v, %v", now.Details, err)
+	}
+	if err := o.RecordEgress(sb.Instance, EgressEvent{Kind: "connect", Host: "x.example.com", Port: 443, Decision: "deny"}); err != nil {
+		t.Error(err)
+	}
+	for _, id := range []sandbox.ID{sb.ID, plain.ID} {
+		if dead, err := o.Destroy(t.Context(), alice, string(id)); err != nil || !dead.Receipt.Clean {
+			t.Errorf("%+v, %v", dead, err)
+		}
+	}
+}
+
+// TestWireCannotBeTakenUp: the sandbox lives, cut off, and says so; the reaper
+// tries again, and so does whoever updates its policy.
+func TestWireCannotBeTakenUp(t *testing.T) {
+	bubble(t, func(w *world, o *Orchestrator) {
+		n := newWires()
+		w.cfg = n.kept(w)
+		first := w.start()
+		sb := mustCreate(w.t, first, alice, CreateRequest{Network: policyOf("allow: [a.example.com]")})
+		other := mustCreate(w.t, first, alice, CreateRequest{Network: policyOf("allow: [a.example.com]")})
+		w.abandon(first)
+		n.set("adopt", sandbox.Errorf("adopt", sandbox.KindUnavailable, "no router"))
+		w.cfg = n.config(w)
+		o = w.start()
+		if now, err := o.Get(w.t.Context(), alice.Tenant, string(sb.ID)); err != nil || now.State != store.Running || !strings.Contains(now.Details.Network.Problem, "no router") {
+			w.t.Fatalf("%+v, %v", now.Details.Network, err)
+		}
+		n.set("adopt", nil)
+		if got, _, err := o.UpdateNetwork(w.t.Context(), alice, string(other.ID), *policyOf("allow: [b.example.com]")); err != nil || got.Details.Network.Problem != "" || n.called("update") != 0 {
+			w.t.Errorf("%+v, %v", got.Details.Network, err)
+		}
+		if wire, _ := n.of(other.Instance); string(wire.Documents[0]) != "allow: [b.example.com]" {
+			w.t.Errorf("%+v", wire)
+		}
+		sleep(sweepEvery + time.Second)
+		if now, err := o.Get(w.t.Context(), alice.Tenant, string(sb.ID)); err != nil || now.Details.Network.Problem != "" {
+			w.t.Errorf("%+v, %v", now.Details.Network, err)
+		}
+		for _, id := range []sandbox.ID{sb.ID, other.ID} {
+			if dead, err := o.Destroy(w.t.Context(), alice, string(id)); err != nil || !dead.Receipt.Clean {
+				w.t.Errorf("%+v, %v", dead, err)
+			}
+		}
+	})
+}
+
+// TestNetworkGone: a server that makes no networks any more cannot say that a
+// wire is gone, and does not.
+func TestNetworkGone(t *testing.T) {
+	w, n := newWiredWorld(t)
+	w.cfg = n.kept(w)
+	first := w.start()
+	sb := mustCreate(t, first, alice, CreateRequest{Network: policyOf("allow: []")})
+	w.abandon(first)
+	w.cfg = nil
+	o := w.start()
+	if now, err := o.Get(t.Context(), alice.Tenant, string(sb.ID)); err != nil || now.Details.Network.Problem == "" {
+		t.Errorf("%+v, %v", now.Details.Network, err)
+	}
+	_, _, err := o.UpdateNetwork(t.Context(), alice, string(sb.ID), NetworkPolicy{})
+	wantKind(t, err, sandbox.KindUnsupported)
+	if _, err := o.Destroy(t.Context(), alice, string(sb.ID)); err == nil {
+		t.Error("nobody looked for its wire, and it counts as gone")
+	}
+	if got, err := o.Get(t.Context(), alice.Tenant, string(sb.ID)); err != nil || got.State != store.Ended || got.Receipt.Clean || got.Receipt.Objects[len(got.Receipt.Objects)-1].Kind != "wire" {
+		t.Errorf("%+v", got.Receipt)
+	}
+	w.cfg = n.config(w)
+	w.start() // the next one that can removes it
+}
+
+// TestWireSurvivesCrashes kills a create, an update and an end with a wire at each
+// of their points: the next process finds the sandbox whole or removes it whole.
+func TestWireSurvivesCrashes(t *testing.T) {
+	scenario := func(o *Orchestrator, id sandbox.ID) {
+		ctx := context.Background()
+		if _, err := o.Create(ctx, alice, CreateRequest{ID: id, Network: policyOf("allow: [a.example.com]")}); err != nil {
+			return
+		}
+		if _, _, err := o.UpdateNetwork(ctx, alice, string(id), *policyOf("allow: [b.example.com]")); err != nil {
+			return
+		}
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second) // it may never answer
+		defer cancel()
+		_, _ = o.Destroy(ctx, alice, string(id))
+	}
+	var points []string
+	func() {
+		w, n := newWiredWorld(t)
+		w.cfg = n.kept(w)
+		o := w.start()
+		var mu sync.Mutex
+		restore := failpoint.Intercept(func(name string) {
+			mu.Lock()
+			defer mu.Unlock()
+			operation, _, _ := strings.Cut(name, "/")
+			if slices.Contains([]string{"create", "network", "end"}, operation) && !slices.Contains(points, name) {
+				points = append(points, name)
+			}
+		})
+		scenario(o, sandbox.NewID())
+		restore()
+	}()
+	for _, want := range []string{"create/before-wire", "create/after-wire", "create/after-boot", "network/after-intent", "network/after-effect", "end/after-wire"} {
+		if !slices.Contains(points, want) {
+			t.Fatalf("%q has no %s", points, want)
+		}
+	}
+	for _, point := range points {
+		t.Run(strings.ReplaceAll(point, "/", "-"), func(t *testing.T) {
+			w, n := newWiredWorld(t)
+			w.cfg = n.kept(w)
+			first := w.start()
+			id := sandbox.NewID()
+			if !crashAt(point, func() { scenario(first, id) }) {
+				t.Fatal("not hit")
+			}
+			w.abandon(first)
+			w.cfg = n.config(w)
+			o := w.start()
+			sb, err := o.Get(t.Context(), alice.Tenant, string(id))
+			wire, open := n.of(sb.Instance)
+			switch {
+			case sandbox.KindOf(err) == sandbox.KindNotFound: // before its intent
+			case err != nil:
+				t.Fatal(err)
+			case sb.State == store.Running:
+				if !open || string(wire.Documents[0]) != sb.Details.Network.Documents[0].Text || wire.Epoch != 1 || sb.Details.Network.Problem != "" {
+					t.Errorf("%+v, wire %+v (%v)", sb.Details.Network, wire, open)
+				}
+				if _, err := o.Destroy(t.Context(), alice, string(id)); err != nil {
+					t.Error(err)
+				}
+			case sb.State != store.Ended || !sb.Receipt.Clean || open:
+				t.Errorf("%+v, open %v", sb, open)
+			}
+			if left, _ := n.List(t.Context()); len(left) > 0 {
+				t.Errorf("wires left: %v", left)
+			}
+		})
+	}
+}
+
+// TestRecordEgress: evidence first, then whoever watches, the report and the
+// counts; and nothing of what cannot be recorded.
+func TestRecordEgress(t *testing.T) {
+	w, _ := newWiredWorld(t)
+	o := w.start()
+	sb := mustCreate(t, o, alice, CreateRequest{Network: policyOf("allow: [a.example.com]")})
+	record := func(e EgressEvent) {
+		t.Helper()
+		if err := o.RecordEgress(sb.Instance, e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	record(EgressEvent{Kind: "dns", Host: "a.example.com", Decision: "allow", Reason: "rule", Rule: "allow a.example.com:443", Generation: 1})
+	record(EgressEvent{Kind: "connect", Host: "a.example.com", Port: 443, Address: "93.184.216.34", Protocol: "tls", Decision: "allow", Reason: "rule", Rule: "allow a.example.com:443", Generation: 1})
+	record(EgressEvent{Kind: "close", Host: "a.example.com", Port: 443, Decision: "allow", Rule: "allow a.example.com:443", Upload: 10, Download: 20, Generation: 1})
+	record(EgressEvent{Kind: "connect", Host: "10.0.0.1", Port: 22, Decision: "deny", Reason: "private", Hint: "to permit it: …", Generation: 1, Count: 5})
+	record(EgressEvent{Kind: "dns", Host: "evil\xff\x1b[2J." + strings.Repeat("x", 1000), Decision: "deny", Reason: "no_rule", Generation: 1})
+	for what, e := range map[string]EgressEvent{"decision": {Kind: "connect", Decision: "maybe"}, "kind": {Kind: "wish", Decision: "allow"}} {
+		if err := o.RecordEgress(sb.Instance, e); sandbox.KindOf(err) != sandbox.KindInvalid {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if err := o.RecordEgress(sandbox.NewInstanceID(), EgressEvent{Kind: "connect", Decision: "allow"}); sandbox.KindOf(err) != sandbox.KindNotFound {
+		t.Errorf("nobody's: %v", err)
+	}
+	var got []string
+	for _, r := range w.audit.records {
+		if r.Action == "egress.decide" {
+			if r.Class != sandbox.Flow || r.Sandbox != sb.ID || r.Instance != sb.Instance || r.Tenant != alice.Tenant || r.Policy != 1 || r.Principal == "" {
+				t.Errorf("%+v", r)
+			}
+			got = append(got, fmt.Sprint(r.Outcome, " ", r.Object[:min(len(r.Object), 20)], " ", r.Detail["kind"], r.Detail["count"], r.Detail["upload"]))
+		}
+	}
+	want := []string{"allowed a.example.com dns", "allowed a.example.com:443 connect", "done a.example.com:443 close10", "denied 10.0.0.1:22 connect5", "denied evil\uFFFD\x1b[2J.xxxxxxxx dns"}
+	if !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	events := 0
+	for _, e := range w.told.of(sb.ID) {
+		var f FlowEvent
+		if e.Type != event.Egress {
+			continue
+		}
+		if events++; json.Unmarshal(e.Data, &f) != nil || f.Host == "" || len(f.Host) > maxFlowHost+3 || f.Decision == "" {
+			t.Errorf("%s", e.Data)
+		}
+	}
+	now, err := o.Get(t.Context(), alice.Tenant, string(sb.ID))
+	flows := now.Details.Flows.Flows
+	if err != nil || events != 5 || len(flows) != 3 || flows[0].Upload != 10 || flows[0].Download != 20 || flows[0].Address != "93.184.216.34" || flows[1].Count != 5 || flows[1].Hint == "" {
+		t.Errorf("%d events, %+v, %v", events, flows, err)
+	}
+	s := o.Egress()
+	if s.Flows[[2]string{"connect", "deny"}] != 5 || s.Flows[[2]string{"dns", "allow"}] != 1 || s.Upload != 10 || s.Download != 20 {
+		t.Errorf("%+v", s)
+	}
+	w.audit.set(errors.New("full"))
+	if err := o.RecordEgress(sb.Instance, EgressEvent{Kind: "connect", Host: "b.example.com", Port: 443, Decision: "allow"}); err == nil {
+		t.Error("it passes without evidence")
+	}
+	w.audit.set(nil)
+	if s := o.Egress(); s.Flows[[2]string{"connect", "allow"}] != 1 {
+		t.Errorf("it was counted: %+v", s)
+	}
+	dead, err := o.Destroy(t.Context(), alice, string(sb.ID))
+	if err != nil || len(dead.Details.Flows.Flows) != 3 {
+		t.Errorf("%+v, %v", dead.Details.Flows, err)
+	}
+	if err := o.RecordEgress(sb.Instance, EgressEvent{Kind: "connect", Decision: "allow"}); sandbox.KindOf(err) != sandbox.KindNotFound {
+		t.Errorf("after the end: %v", err)
+	}
+}
+
+// TestFlowReportIsBounded: neither what passed nor what was refused hides the
+// other, and what is left out is counted.
+func TestFlowReportIsBounded(t *testing.T) {
+	w, _ := newWiredWorld(t)
+	o := w.start()
+	sb := mustCreate(t, o, alice, CreateRequest{Network: policyOf("allow: []")})
+	var wg sync.WaitGroup
+	for i := range 200 {
+		wg.Go(func() {
+			for _, d := range []string{"deny", "allow"} {
+				if err := o.RecordEgress(sb.Instance, EgressEvent{Kind: "connect", Host: fmt.Sprintf("h%d.example.com", i), Port: 443, Decision: d}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	now, err := o.Get(t.Context(), alice.Tenant, string(sb.ID))
+	denied := 0
+	for _, f := range now.Details.Flows.Flows {
+		if f.Decision == "deny" {
+			denied++
+		}
+	}
+	if err != nil || len(now.Details.Flows.Flows) != 2*maxFlowsKept || denied != maxFlowsKept || now.Details.Flows.More != 400-2*maxFlowsKept {
+		t.Errorf("%d flows, %d denied, %d more, %v", len(now.Details.Flows.Flows), denied, now.Details.Flows.More, err)
+	}
+}
+
+// TestRunReportsEgress: what a run wanted is in its record.
+func TestRunReportsEgress(t *testing.T) {
+	w, n := newWiredWorld(t)
+	o := w.start()
+	r, err := o.CreateRun(t.Context(), alice, RunRequest{Sandbox: CreateRequest{Network: policyOf("allow: []")}, Exec: sh("true"), Await: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it awaits its inputs", func() bool {
+		got, err := o.GetRun(t.Context(), alice.Tenant, string(r.ID), 0)
+		return err == nil && got.Report.Phase == PhaseAwaiting
+	})
+	ids, _ := n.List(t.Context())
+	if err := o.RecordEgress(ids[0], EgressEvent{Kind: "connect", Host: "a.example.com", Port: 443, Decision: "deny", Reason: "no_rule", Hint: "to permit it: --allow a.example.com:443"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := o.StartRun(t.Context(), alice, string(r.ID)); err != nil {
+		t.Fatal(err)
+	}
+	got, err := o.GetRun(t.Context(), alice.Tenant, string(r.ID), time.Minute)
+	if err != nil || len(got.Report.Egress.Flows) != 1 || got.Report.Egress.Flows[0].Host != "a.example.com" || !got.Report.Receipt.Clean {
+		t.Errorf("%+v, %v", got.Report, err)
+	}
+}
+
+// TestUpdateDuringEnd: an end waits for an update that is under way, and an update
+// that comes too late changes nothing.
+func TestUpdateDuringEnd(t *testing.T) {
+	w, n := newWiredWorld(t)
+	o := w.start()
+	sb := mustCreate(t, o, alice, CreateRequest{Network: policyOf("allow: []")})
+	ended := make(chan struct{})
+	n.during = func(method string) {
+		if method == "update" {
+			go func() {
+				defer close(ended)
+				if dead, err := o.Destroy(context.Background(), alice, string(sb.ID)); err != nil || !dead.Receipt.Clean {
+					t.Errorf("%+v, %v", dead.Receipt, err)
+				}
+			}()
+			<-o.find(alice.Tenant, string(sb.ID)).dying
+		}
+	}
+	if _, _, err := o.UpdateNetwork(t.Context(), alice, string(sb.ID), *policyOf("allow: [a.example.com]")); err != nil && sandbox.KindOf(err) != sandbox.KindGone {
+		t.Error(err)
+	}
+	<-ended
+}
