@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -124,6 +125,11 @@ var Keys = append([]Key{
 		set: func(c *Config, v string) error { return setHosts(&c.RegistryInsecure, v) },
 		get: func(c *Config) string { return strings.Join(c.RegistryInsecure, ",") },
 	}, {
+		Name: "egress_private", Env: "FIREBREAK_EGRESS_PRIVATE",
+		Doc: "networks that are not public, 10.1.0.0/16 with commas between, to which rules may let sandboxes connect: a rule has to name them, too",
+		set: setNetworks,
+		get: func(c *Config) string { return joinNetworks(c.EgressPrivate) },
+	}, {
 		Name: "retain", Env: "FIREBREAK_RETAIN",
 		Doc:     "how long records, events and results of what has ended are kept: 7d, 12h",
 		Default: func(Source) string { return "7d" },
@@ -180,6 +186,29 @@ func setHosts(to *[]string, v string) error {
 		}
 	}
 	return nil
+}
+
+func setNetworks(c *Config, v string) error {
+	c.EgressPrivate = nil
+	for s := range strings.SplitSeq(v, ",") {
+		if s = strings.TrimSpace(s); s == "" {
+			continue
+		}
+		p, err := netip.ParsePrefix(s)
+		if err != nil || p != p.Masked() {
+			return fmt.Errorf("%q is not a network: write 10.1.0.0/16", s)
+		}
+		c.EgressPrivate = append(c.EgressPrivate, p)
+	}
+	return nil
+}
+
+func joinNetworks(list []netip.Prefix) string {
+	var s []string
+	for _, p := range list {
+		s = append(s, p.String())
+	}
+	return strings.Join(s, ",")
 }
 
 func setWitnesses(c *Config, v string) error {

@@ -141,7 +141,10 @@ func (w Wiring) open(ctx context.Context, o options) (n *node, err error) {
 	}
 	n.auth = auth.New(st, auth.Options{})
 	n.closers = append(n.closers, n.auth.Close)
+	network, stopNetwork := newNetwork(o, func(id sandbox.InstanceID, e orchestrator.EgressEvent) error { return n.orch.RecordEgress(id, e) })
+	n.closers = append(n.closers, stopNetwork)
 	n.orch, err = orchestrator.New(orchestrator.Config{
+		Network:  network,
 		Backends: n.backends, Store: st, Recorder: record, Events: events, Templates: templates, Log: o.log,
 		Runs:           filepath.Join(o.dir, "runs"),
 		Defaults:       orchestrator.Defaults{Backend: o.config.Backend},

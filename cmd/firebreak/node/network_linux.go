@@ -1,0 +1,187 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/firebreak-dev/firebreak/internal/egress"
+	"github.com/firebreak-dev/firebreak/internal/egress/control"
+	"github.com/firebreak-dev/firebreak/internal/egress/wire"
+	"github.com/firebreak-dev/firebreak/internal/orchestrator"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// network joins what makes wires and what has them served. The router begins with
+// the first wire: who needs none has no such process.
+type network struct {
+	dir     string // of the wires' namespaces
+	private []netip.Prefix
+	record  func(sandbox.InstanceID, orchestrator.EgressEvent) error
+	log     *slog.Logger
+
+	starting sync.Mutex // held while the router is started
+
+	mu     sync.Mutex
+	closed bool                          // guarded by mu
+	keeper *control.Keeper               // guarded by mu; nil before the first wire
+	ahead  map[sandbox.InstanceID]uint64 // guarded by mu; of the keeper's generations, ours
+}
+
+var _ orchestrator.Network = (*network)(nil)
+
+// newNetwork returns the wires of a node, and what ends their router.
+func newNetwork(o options, record func(sandbox.InstanceID, orchestrator.EgressEvent) error) (orchestrator.Network, func() error) {
+	n := &network{dir: filepath.Join(o.dir, "wires"), private: o.config.EgressPrivate, record: record, log: o.log,
+		ahead: map[sandbox.InstanceID]uint64{}}
+	return n, n.close
+}
+
+// router is the keeper, which is started if need be.
+func (n *network) router(ctx context.Context) (*control.Keeper, error) {
+	n.starting.Lock()
+	defer n.starting.Unlock()
+	n.mu.Lock()
+	k, closed := n.keeper, n.closed
+	n.mu.Unlock()
+	if closed {
+		return nil, sandbox.Errorf("egress", sandbox.KindUnavailable, "the router is being stopped")
+	}
+	if k != nil {
+		return k, nil
+	}
+	k, err := control.Start(ctx, control.Options{Logger: n.log, Private: n.private, Record: n.decided})
+	if err != nil {
+		return nil, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.keeper = k
+	return k, nil
+}
+
+// running is the keeper, nil if it was never needed.
+func (n *network) running() *control.Keeper {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.keeper
+}
+
+// decided hands a decision of the router's on.
+func (n *network) decided(e egress.Event) error {
+	id := sandbox.InstanceID(e.Wire)
+	n.mu.Lock()
+	generation := e.Generation + n.ahead[id]
+	n.mu.Unlock()
+	return n.record(id, orchestrator.EgressEvent{
+		Time: e.Time, Kind: e.Kind, Host: e.Host, Port: e.Port, Address: e.Address, Protocol: e.Protocol, Decision: e.Decision,
+		Rule: e.Rule, Reason: e.Reason, Hint: e.Hint, Generation: generation, Upload: e.Upload, Download: e.Download, Count: e.Count,
+	})
+}
+
+// Open implements orchestrator.Network.
+func (n *network) Open(ctx context.Context, id sandbox.InstanceID, p orchestrator.Egress) (*sandbox.Wire, error) {
+	k, err := n.router(ctx) // first: without one a wire is of no use
+	if err != nil {
+		return nil, err
+	}
+	link, err := wire.Open(n.dir, string(id))
+	if err != nil {
+		return nil, err
+	}
+	if err := n.attach(ctx, k, id, p, link); err != nil {
+		_, left := wire.Remove(n.dir, string(id))
+		return nil, errors.Join(err, left)
+	}
+	return &link.Wire, nil
+}
+
+// Adopt implements orchestrator.Network.
+func (n *network) Adopt(ctx context.Context, id sandbox.InstanceID, p orchestrator.Egress) error {
+	k, err := n.router(ctx)
+	if err != nil {
+		return err
+	}
+	if err := k.Detach(ctx, string(id)); err != nil { // an earlier attempt's
+		return err
+	}
+	link, err := wire.Reopen(n.dir, string(id))
+	if err != nil {
+		return err
+	}
+	return n.attach(ctx, k, id, p, link)
+}
+
+// attach has a wire served. The keeper has descriptors of its own afterwards.
+func (n *network) attach(ctx context.Context, k *control.Keeper, id sandbox.InstanceID, p orchestrator.Egress, link *wire.Link) error {
+	defer link.Tap.Close()
+	n.generation(id, p.Generation, 1)
+	return k.Attach(ctx, control.Wire{ID: string(id), Epoch: p.Epoch, Policies: control.Policies{Documents: p.Documents}}, link.Tap)
+}
+
+// generation notes that the keeper's generation is ours.
+func (n *network) generation(id sandbox.InstanceID, ours, keepers uint64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.ahead[id] = max(ours, keepers) - keepers
+}
+
+// Update implements orchestrator.Network.
+func (n *network) Update(ctx context.Context, id sandbox.InstanceID, p orchestrator.Egress) (generation uint64, closed int, err error) {
+	k := n.running()
+	if k == nil {
+		return 0, 0, sandbox.Errorf("egress update", sandbox.KindNotFound, "the wire is not attached").WithID(string(id))
+	}
+	its, closed, err := k.Update(ctx, string(id), control.Policies{Documents: p.Documents})
+	if err != nil {
+		return 0, 0, err
+	}
+	n.generation(id, p.Generation, its)
+	return max(p.Generation, its), closed, nil
+}
+
+// Close implements orchestrator.Network.
+func (n *network) Close(ctx context.Context, id sandbox.InstanceID) ([]sandbox.Object, error) {
+	ctx = context.WithoutCancel(ctx)
+	var err error
+	if k := n.running(); k != nil {
+		err = k.Detach(ctx, string(id))
+	}
+	n.mu.Lock()
+	delete(n.ahead, id)
+	n.mu.Unlock()
+	if _, missing := os.Lstat(filepath.Join(n.dir, string(id))); errors.Is(missing, os.ErrNotExist) {
+		return nil, err
+	}
+	objects, left := wire.Remove(n.dir, string(id))
+	return objects, errors.Join(err, left)
+}
+
+// List implements orchestrator.Network.
+func (n *network) List(context.Context) ([]sandbox.InstanceID, error) {
+	names, err := wire.List(n.dir)
+	ids := make([]sandbox.InstanceID, len(names))
+	for i, name := range names {
+		ids[i] = sandbox.InstanceID(name)
+	}
+	return ids, err
+}
+
+// close ends the router. The wires of sandboxes that live on stay, and nothing
+// passes them.
+func (n *network) close() error {
+	n.starting.Lock()
+	defer n.starting.Unlock()
+	n.mu.Lock()
+	k := n.keeper
+	n.closed = true
+	n.mu.Unlock()
+	if k == nil {
+		return nil
+	}
+	return k.Close()
+}
