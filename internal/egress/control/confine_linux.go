@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -75,7 +76,7 @@ func confined() (notes []string, err error) {
 		}
 	}
 	var sig int32
-	if err := unix.Prctl(unix.PR_GET_PDEATHSIG, uintptr(ptr(&sig)), 0, 0, 0); err != nil || sig != int32(unix.SIGKILL) {
+	if _, _, errno := unix.RawSyscall(unix.SYS_PRCTL, unix.PR_GET_PDEATHSIG, uintptr(unsafe.Pointer(&sig)), 0); errno != 0 || sig != int32(unix.SIGKILL) {
 		return nil, no
 	}
 	if landlockABI() == 0 {

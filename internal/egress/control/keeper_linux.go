@@ -85,11 +85,12 @@ func Start(ctx context.Context, o Options) (*Keeper, error) {
 
 // begin starts a router, gives it all wires and makes it the current one.
 func (k *Keeper) begin(ctx context.Context) (*session, error) {
+	begun := time.Now()
 	p, err := begin(k.o.Argv, k.log)
 	if err != nil {
 		return nil, err
 	}
-	s := newSession(p)
+	s := newSession(p, begun)
 	k.done.Go(func() { s.read(func(m *up) { k.hear(s, m) }) })
 	k.done.Go(func() { s.settle(k.keep) })
 	told := k.names()
@@ -112,6 +113,7 @@ func (k *Keeper) begin(ctx context.Context) (*session, error) {
 	defer k.mu.Unlock()
 	k.current, k.told = s, told
 	k.announce()
+	k.log.Info("the router serves", "pid", p.os.Pid, "wires", len(k.wires), "after", time.Since(begun))
 	return s, nil
 }
 

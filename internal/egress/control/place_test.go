@@ -89,7 +89,8 @@ func makeWire() (*os.File, error) {
 	}
 	addr, _ := netlink.ParseAddr(guest)
 	return tap, errors.Join(h.LinkSetHardwareAddr(eth, net.HardwareAddr{2, 0, 0, 0, 0, 2}), h.AddrAdd(eth, addr), h.LinkSetUp(eth),
-		h.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Gw: net.ParseIP(gateway)}))
+		h.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Gw: net.ParseIP(gateway)}),
+		h.NeighAdd(&netlink.Neigh{LinkIndex: eth.Attrs().Index, State: netlink.NUD_PERMANENT, IP: net.ParseIP(gateway), HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 1}}))
 }
 
 // in runs f in the namespace.
