@@ -4,7 +4,6 @@ package control
 
 import (
 	"fmt"
-	"log/slog"
 	"maps"
 	"net"
 	"os"
@@ -24,7 +23,7 @@ import (
 // and how it ended.
 func try(t *testing.T, args ...string) (said, end string) {
 	t.Helper()
-	p, err := begin(append([]string{filepath.Join(programs, "tries")}, args...), slog.New(slog.DiscardHandler))
+	p, err := begin(append([]string{filepath.Join(programs, "tries")}, args...), quiet)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		defer os.RemoveAll(dir)
-		build := exec.Command("go", "build", "-o", dir+string(filepath.Separator), "./testdata/router", "./testdata/tries")
+		build := exec.Command("go", "build", "-o", dir+string(filepath.Separator), "./testdata/router", "./testdata/tries", "./testdata/liar", "./testdata/keeper")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "%v\n%s", err, out)

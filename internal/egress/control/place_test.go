@@ -293,6 +293,9 @@ func startKeeper(t testing.TB, change func(*Options)) (*Keeper, *journal) {
 	return k, j
 }
 
+// quiet says nothing.
+var quiet = slog.New(slog.DiscardHandler)
+
 type testLog struct{}
 
 func (testLog) Write(b []byte) (int, error) {
@@ -322,5 +325,12 @@ func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+func needRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("not run: needs root")
 	}
 }
