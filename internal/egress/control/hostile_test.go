@@ -126,22 +126,20 @@ func TestStubborn(t *testing.T) {
 	}
 }
 
-// TestKeeperKilled: the router does not outlive who keeps it.
-func TestKeeperKilled(t *testing.T) {
-	needRoot(t)
-	cmd := exec.Command(filepath.Join(programs, "keeper"), routerProgram()...)
+// keeperProcess is a process that keeps a router, as somebody, and its router.
+func keeperProcess(t *testing.T, as *syscall.Credential) (cmd *exec.Cmd, pid int) {
+	t.Helper()
+	cmd = exec.Command(filepath.Join(programs, "keeper"), routerProgram()...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: as}
 	out, err := cmd.StdoutPipe()
 	must(t, err)
 	must(t, cmd.Start())
-	defer cmd.Wait()
-	defer cmd.Process.Kill()
-	line, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil || line != "ready\n" {
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "ready\n" {
 		t.Fatalf("%q %v", line, err)
 	}
 	children, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", cmd.Process.Pid))
 	must(t, err)
-	pid := 0
 	for _, f := range children {
 		b, _ := os.ReadFile(f)
 		fmt.Sscan(string(b), &pid)
@@ -149,12 +147,38 @@ func TestKeeperKilled(t *testing.T) {
 	if pid == 0 {
 		t.Skip("not run: this kernel does not list children")
 	}
+	return cmd, pid
+}
+
+// TestKeeperKilled: the router does not outlive who keeps it, and ends with nobody
+// else.
+func TestKeeperKilled(t *testing.T) {
+	needRoot(t)
+	cmd, pid := keeperProcess(t, nil)
 	if got := status(t, fmt.Sprintf("/proc/%d/status", pid))["Uid"]; !strings.HasPrefix(got, fmt.Sprint(routerID)) {
 		t.Fatalf("%d is not the router: %s", pid, got)
 	}
+	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP} {
+		must(t, syscall.Kill(pid, s))
+	}
+	time.Sleep(100 * time.Millisecond)
+	must(t, syscall.Kill(pid, 0))
 	must(t, cmd.Process.Kill())
 	_ = cmd.Wait()
 	eventually(t, "the router is gone", func() bool { return syscall.Kill(pid, 0) == syscall.ESRCH })
+}
+
+// TestUnprivileged: who is not root has a router that is confined as far as it
+// can be.
+func TestUnprivileged(t *testing.T) {
+	needRoot(t)
+	_, pid := keeperProcess(t, &syscall.Credential{Uid: 12345, Gid: 12345})
+	for _, file := range threads(t, pid) {
+		got := status(t, file)
+		if got["Uid"] != "12345 12345 12345 12345" || got["NoNewPrivs"] != "1" || got["Seccomp"] != "2" || got["CapPrm"] != "0000000000000000" {
+			t.Errorf("%s: %v", file, got)
+		}
+	}
 }
 
 // TestNothingLeaks: descriptors, goroutines and threads after many wires and

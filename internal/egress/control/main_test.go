@@ -30,6 +30,10 @@ func TestMain(m *testing.M) {
 			fmt.Fprintf(os.Stderr, "%v\n%s", err, out)
 			return 1
 		}
+		if err := os.Chmod(dir, 0o755); err != nil { // for who is not root
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
 		programs = dir
 		code := m.Run()
 		if code == 0 {

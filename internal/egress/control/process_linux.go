@@ -63,6 +63,9 @@ func begin(argv []string, log *slog.Logger) (_ *process, err error) {
 		return fail(err)
 	}
 	defer write.Close()
+	if argv[0] == self {
+		argv = append([]string{"firebreak"}, argv[1:]...) // for who lists processes
+	}
 	p := &process{conn: ours, said: listen(stderr, log), done: make(chan struct{})}
 	if err := p.fork(argv, rules, []*os.File{null, null, write, theirs, exe}); err != nil {
 		ours.Close()
