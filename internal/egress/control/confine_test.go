@@ -23,7 +23,7 @@ import (
 // and how it ended.
 func try(t *testing.T, args ...string) (said, end string) {
 	t.Helper()
-	p, err := begin(append([]string{filepath.Join(programs, "tries")}, args...), quiet)
+	p, err := begin(append([]string{binary(t, "tries")}, args...), quiet)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -201,7 +201,7 @@ func checkDescriptors(t *testing.T, pid int) {
 
 // TestByHand: a router that no keeper started does nothing.
 func TestByHand(t *testing.T) {
-	out, err := exec.Command(routerProgram()[0], "router").CombinedOutput()
+	out, err := exec.Command(routerProgram(t)[0], "router").CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "servers start it themselves") {
 		t.Errorf("%v\n%s", err, out)
 	}

@@ -21,7 +21,7 @@ import (
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
-func liar(lie string) []string { return []string{filepath.Join(programs, "liar"), lie} }
+func liar(t testing.TB, lie string) []string { return []string{binary(t, "liar"), lie} }
 
 // descriptors counts those of a process.
 func countDescriptors(t testing.TB, pid int) int {
@@ -39,7 +39,7 @@ func TestLies(t *testing.T) {
 		"debt", "large", "endless", "flood", "files", "kinds", "deep"} {
 		t.Run(lie, func(t *testing.T) {
 			before := countDescriptors(t, os.Getpid())
-			p, err := begin(liar(lie), quiet)
+			p, err := begin(liar(t, lie), quiet)
 			must(t, err)
 			s := newSession(p, time.Now())
 			heard, settled := make(chan struct{}), make(chan struct{})
@@ -76,7 +76,7 @@ func TestLiesAboutOthers(t *testing.T) {
 	needRoot(t)
 	for _, lie := range []string{"others", "talk", "usage"} {
 		t.Run(lie, func(t *testing.T) {
-			k, j := startKeeper(t, func(o *Options) { o.Argv = liar(lie); o.Logger = quiet })
+			k, j := startKeeper(t, func(o *Options) { o.Argv = liar(t, lie); o.Logger = quiet })
 			s, err := k.session(t.Context(), "test", "")
 			must(t, err)
 			w := &kept{id: "in1", one: make(chan struct{}, 1), rules: map[string]bool{"good": true}, used: map[string]policy.Used{}, generation: 1, by: s}
@@ -104,10 +104,10 @@ func TestStubborn(t *testing.T) {
 	needRoot(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
-	if _, err := Start(ctx, Options{Argv: liar("mute")}); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := Start(ctx, Options{Argv: liar(t, "mute")}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("mute: %v", err)
 	}
-	if _, err := Start(t.Context(), Options{Argv: liar("no such")}); sandbox.KindOf(err) != sandbox.KindUnavailable || !strings.Contains(err.Error(), "no such lie") {
+	if _, err := Start(t.Context(), Options{Argv: liar(t, "no such")}); sandbox.KindOf(err) != sandbox.KindUnavailable || !strings.Contains(err.Error(), "no such lie") {
 		t.Errorf("one that ends: %v", err)
 	}
 	if _, err := Start(t.Context(), Options{Argv: []string{"/no/such/program"}}); sandbox.KindOf(err) != sandbox.KindUnavailable {
@@ -129,7 +129,7 @@ func TestStubborn(t *testing.T) {
 // keeperProcess is a process that keeps a router, as somebody, and its router.
 func keeperProcess(t *testing.T, as *syscall.Credential) (cmd *exec.Cmd, pid int) {
 	t.Helper()
-	cmd = exec.Command(filepath.Join(programs, "keeper"), routerProgram()...)
+	cmd = exec.Command(binary(t, "keeper"), routerProgram(t)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: as}
 	out, err := cmd.StdoutPipe()
 	must(t, err)

@@ -175,7 +175,7 @@ func TestKilled(t *testing.T) {
 func TestNoRouter(t *testing.T) {
 	p, q, s := newPlace(t), newPlace(t), newSink(t)
 	file := filepath.Join(t.TempDir(), "router")
-	program, err := os.ReadFile(routerProgram()[0])
+	program, err := os.ReadFile(routerProgram(t)[0])
 	must(t, err)
 	must(t, os.WriteFile(file, program, 0o755))
 	k, _ := startKeeper(t, func(o *Options) { o.Argv = []string{file, "router"} })

@@ -270,13 +270,13 @@ func hostsFile(t testing.TB, text string) string {
 	return f
 }
 
-func routerProgram() []string { return []string{filepath.Join(programs, "router"), "router"} }
+func routerProgram(t testing.TB) []string { return []string{binary(t, "router"), "router"} }
 
 func startKeeper(t testing.TB, change func(*Options)) (*Keeper, *journal) {
 	t.Helper()
 	j := new(journal)
 	o := Options{
-		Argv: routerProgram(), Record: j.record, Private: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
+		Argv: routerProgram(t), Record: j.record, Private: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
 		Hosts:  hostsFile(t, "127.0.0.1 good.example other.example\n"),
 		Logger: slog.New(slog.NewTextHandler(testLog{}, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
