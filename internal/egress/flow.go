@@ -42,6 +42,7 @@ type flow struct {
 	mu       sync.Mutex
 	endpoint tcpip.Endpoint // guarded by mu until it is set; the sandbox's side
 	conn     *net.TCPConn   // guarded by mu until it is set; the other side
+	idle     *time.Timer    // guarded by mu
 	stopped  bool           // guarded by mu
 	reason   string         // guarded by mu; why, if stopped
 	cause    error          // guarded by mu

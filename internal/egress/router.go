@@ -1,10 +1,13 @@
 package egress
 
 import (
+	"io"
 	"log/slog"
 	"os"
 	"sync"
 	"time"
+
+	"gvisor.dev/gvisor/pkg/log"
 
 	"github.com/firebreak-dev/firebreak/internal/netaddr"
 	"github.com/firebreak-dev/firebreak/internal/policy"
@@ -83,8 +86,13 @@ type Router struct {
 	ending sync.WaitGroup   // of wires that are being detached
 }
 
+// quiet keeps the stack from writing to standard error what a sandbox made it
+// think.
+var quiet sync.Once
+
 // New makes a router that serves nothing yet.
 func New(c Config) *Router {
+	quiet.Do(func() { log.SetTarget(&log.GoogleEmitter{Writer: &log.Writer{Next: io.Discard}}) })
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}

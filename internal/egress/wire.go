@@ -47,7 +47,7 @@ func newWire(r *Router, w Wire, tap *os.File) (*wire, error) {
 	}
 	out.names = resolver{wire: out, answerer: dns.Answerer{Policy: out.live, Account: out.account, Pool: out.pool}, told: map[netaddr.Host]uint64{}}
 	var err error
-	out.link, err = newLink(tap, func(x refusal) { out.refuse(ctx, x) }, func(err error) { r.config.Logger.Warn("the wire's device is gone", "wire", w.ID, "err", err) })
+	out.link, err = newLink(tap, out.refuse, func(err error) { r.config.Logger.Warn("the wire's device is gone", "wire", w.ID, "err", err) })
 	if err == nil {
 		out.stack, err = newStack(out.link, limits.HalfOpen, func(req *tcp.ForwarderRequest) { out.serve(ctx, req) })
 	}
@@ -126,7 +126,7 @@ func (w *wire) end() map[string]policy.Used {
 }
 
 // refuse tells of a packet that the link dropped, without holding it up.
-func (w *wire) refuse(_ context.Context, x refusal) {
+func (w *wire) refuse(x refusal) {
 	e := w.event(KindConnect, netaddr.HostOf(x.to.Addr()), x.to.Port())
 	e.Protocol, e.Reason, e.Generation = x.protocol, policy.ReasonProtocol.String(), w.live.Table().Generation()
 	e.Hint = "only TCP leaves a sandbox, and what it asks the DNS at " + gatewayAddr.String()
