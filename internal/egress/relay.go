@@ -203,8 +203,10 @@ func (f *flow) deliver(ctx context.Context, b []byte, room <-chan struct{}) bool
 			return false
 		}
 	}
-	for left := bytes.NewReader(b); left.Len() > 0; {
-		n, err := f.endpoint.Write(left, tcpip.WriteOptions{})
+	for len(b) > 0 {
+		// Again from what it took: it may have read more than it keeps.
+		n, err := f.endpoint.Write(bytes.NewReader(b), tcpip.WriteOptions{})
+		b = b[n:]
 		f.downloaded.Add(n)
 		f.wire.router.total.download.Add(n)
 		f.active.Store(time.Now().UnixNano())

@@ -31,6 +31,7 @@ func newStack(l *link, halfOpen int, handler func(*tcp.ForwarderRequest)) (*stac
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol},
 	})
 	if err := setUp(s, l); err != nil {
+		l.shut()
 		s.Destroy()
 		return nil, err
 	}

@@ -41,7 +41,7 @@ func newWire(r *Router, w Wire, tap *os.File) (*wire, error) {
 	limits := &r.config.Limits
 	out := &wire{
 		router: r, id: w.ID, live: policy.NewLive(w.Table), account: policy.Restore(w.Used), pool: dns.NewPool(w.Epoch), cancel: cancel,
-		ledger: &ledger{log: r.config.Logger, record: r.config.Record, seen: map[alike]*Event{}, more: map[string]*Event{}},
+		ledger: newLedger(r.config.Logger, r.config.Record),
 		dials:  rate.NewLimiter(rate.Limit(limits.Rate), 2*limits.Rate),
 		flows:  map[*flow]struct{}{},
 	}
@@ -57,6 +57,7 @@ func newWire(r *Router, w Wire, tap *os.File) (*wire, error) {
 	if err != nil {
 		cancel()
 		if out.stack != nil {
+			out.link.shut()
 			out.stack.Destroy()
 		}
 		return nil, err
@@ -108,19 +109,22 @@ func (w *wire) end() map[string]policy.Used {
 		f.stop(ReasonDetached, nil)
 	}
 	w.names.close()
-	w.stack.RemoveNIC(nicID) // closes the device and waits for its reader
+	w.link.shut()
+	w.stack.RemoveNIC(nicID)
 	done := make(chan struct{})
-	go func() { w.work.Wait(); close(done) }()
+	go func() {
+		defer close(done)
+		w.work.Wait()
+		w.stack.Wait()
+	}()
 	for waiting := true; waiting; {
-		w.stack.Close() // handshakes that have begun since as well
+		w.stack.Close() // again for handshakes that began meanwhile
 		select {
 		case <-done:
 			waiting = false
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
-	w.stack.Close()
-	w.stack.Wait()
 	w.ledger.end()
 	return w.account.All()
 }
