@@ -108,7 +108,6 @@ func (f *flow) reach(ctx context.Context, fl policy.Flow, d policy.Decision, add
 	for i, a := range addrs {
 		e.Address, e.Time = a.String(), time.Now()
 		if err := w.router.config.Record(e); err != nil {
-			w.router.config.Logger.Warn("a connection is not recorded, and not made", "wire", w.id, "host", e.Host, "port", e.Port, "err", err)
 			f.deny(fl, ReasonUnrecorded, "what cannot be recorded does not happen")
 			f.stop(ReasonUnrecorded, err)
 			return false

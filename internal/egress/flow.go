@@ -28,6 +28,7 @@ type flow struct {
 	host  netaddr.Host
 	port  uint16
 	queue waiter.Queue
+	small bool   // its buffers are
 	first []byte // what the sandbox said before it was decided about
 
 	cancel context.CancelFunc
@@ -130,6 +131,10 @@ func (f *flow) accept(r *tcp.ForwarderRequest) bool {
 	}
 	o := ep.SocketOptions()
 	o.SetDelayOption(false)
+	if f.small { // and stay as they are
+		o.SetReceiveBufferSize(firstBuffer, true)
+		o.SetSendBufferSize(firstBuffer, true)
+	}
 	o.SetKeepAlive(true)
 	for _, k := range []tcpip.SettableSocketOption{new(tcpip.KeepaliveIdleOption(time.Minute)), new(tcpip.KeepaliveIntervalOption(30 * time.Second))} {
 		_ = ep.SetSockOpt(k) // cannot fail

@@ -100,6 +100,8 @@ func TestFrames(t *testing.T) {
 		packet(gatewayMAC, guestAddr, stranger, unix.IPPROTO_ICMP, []byte{8, 0, 0, 0, 0, 1, 0, 1, 's', 'e', 'c', 'r', 'e', 't'}),
 		packet(gatewayMAC, guestAddr, stranger, unix.IPPROTO_SCTP, make([]byte, 12)),
 		packet(gatewayMAC, guestAddr, gatewayAddr, unix.IPPROTO_UDP, datagram(53, "no query")),
+		append([]byte(gatewayMAC+guestMAC+"\x86\xdd\x60\x00\x00\x00\x00\x14\x06\x40"), make([]byte, 52)...), // IPv6
+		append([]byte(gatewayMAC+guestMAC+"\x81\x00\x00\x01"), whole[12:]...),                               // a VLAN
 	}
 	random := rand.New(rand.NewPCG(1, 2))
 	for range 20_000 {

@@ -18,7 +18,10 @@ import (
 
 // chunk is the most that is taken from one side at once, and charged to a budget
 // before the other side gets any of it.
-const chunk = 64 << 10
+const (
+	chunk      = 64 << 10
+	smallChunk = 8 << 10
+)
 
 // lastWords is how long a sandbox has to read what the other side said before it
 // took no more.
@@ -26,7 +29,17 @@ const lastWords = 15 * time.Second
 
 // chunks are buffers for one chunk each. They are held while there is one, so
 // that an idle connection has none.
-var chunks = sync.Pool{New: func() any { return new([chunk]byte) }}
+var (
+	chunks      = sync.Pool{New: func() any { b := make([]byte, chunk); return &b }}
+	smallChunks = sync.Pool{New: func() any { b := make([]byte, smallChunk); return &b }}
+)
+
+func (f *flow) chunks() *sync.Pool {
+	if f.small {
+		return &smallChunks
+	}
+	return &chunks
+}
 
 var (
 	errWait  = errors.New("there is nothing to read yet")
@@ -94,6 +107,7 @@ func (f *flow) upload(ctx context.Context) {
 	entry, more := waiter.NewChannelEntry(waiter.ReadableEvents | waiter.EventHUp | waiter.EventErr)
 	f.queue.EventRegister(&entry)
 	defer f.queue.EventUnregister(&entry)
+	pool := f.chunks()
 	taken := f.send(f.first)
 	f.first = nil
 	for last := (*time.Timer)(nil); ; {
@@ -101,12 +115,12 @@ func (f *flow) upload(ctx context.Context) {
 			last = time.AfterFunc(lastWords, func() { f.stop(ReasonReset, nil) })
 			defer last.Stop()
 		}
-		buf := chunks.Get().(*[chunk]byte)
-		n, err := readInto(f.endpoint, buf[:])
+		buf := pool.Get().(*[]byte)
+		n, err := readInto(f.endpoint, *buf)
 		if err == nil && taken {
-			taken = f.send(buf[:n])
+			taken = f.send((*buf)[:n])
 		}
-		chunks.Put(buf)
+		pool.Put(buf)
 		switch err {
 		case nil:
 		case errWait:
@@ -153,11 +167,12 @@ func (f *flow) download(ctx context.Context) {
 	entry, room := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventHUp | waiter.EventErr)
 	f.queue.EventRegister(&entry)
 	defer f.queue.EventUnregister(&entry)
+	pool := f.chunks()
 	for {
-		buf, n, err := readChunk(raw)
-		ok := err == nil && n > 0 && f.deliver(ctx, buf[:n], room)
+		buf, n, err := readChunk(raw, pool)
+		ok := err == nil && n > 0 && f.deliver(ctx, (*buf)[:n], room)
 		if buf != nil {
-			chunks.Put(buf)
+			pool.Put(buf)
 		}
 		switch {
 		case ok:
@@ -174,18 +189,18 @@ func (f *flow) download(ctx context.Context) {
 }
 
 // readChunk waits for bytes and only then takes a buffer, which is the caller's.
-func readChunk(raw syscall.RawConn) (buf *[chunk]byte, n int, err error) {
+func readChunk(raw syscall.RawConn, pool *sync.Pool) (buf *[]byte, n int, err error) {
 	rerr := raw.Read(func(fd uintptr) bool {
-		buf = chunks.Get().(*[chunk]byte)
+		buf = pool.Get().(*[]byte)
 		for {
-			if n, err = unix.Read(int(fd), buf[:]); err != unix.EINTR {
+			if n, err = unix.Read(int(fd), *buf); err != unix.EINTR {
 				break
 			}
 		}
 		if err != unix.EAGAIN {
 			return true
 		}
-		chunks.Put(buf)
+		pool.Put(buf)
 		buf = nil
 		return false
 	})

@@ -10,12 +10,14 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
 
+	"github.com/firebreak-dev/firebreak/internal/netaddr"
 	"github.com/firebreak-dev/firebreak/internal/policy"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -361,6 +363,138 @@ func TestObserve(t *testing.T) {
 	}
 	if code, _ := p.ask("udp4", "bad.example", dnsmessage.TypeA); code != dnsmessage.RCodeNameError {
 		t.Error(code)
+	}
+}
+
+// TestOwn: an address of this machine is dialled only if the operator names it,
+// also where the policy does not know that it is one.
+func TestOwn(t *testing.T) {
+	var own netip.Addr
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range list {
+		if a, _ := netip.AddrFromSlice(x.(*net.IPNet).IP); a.Unmap().Is4() && netaddr.Classify(a).Openable() && !a.IsLoopback() {
+			own = a.Unmap()
+		}
+	}
+	if !own.IsValid() {
+		t.Skip("not run: the machine has no private address")
+	}
+	l, err := net.Listen("tcp4", own.String()+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	reached := make(chan struct{}, 10)
+	var done sync.WaitGroup
+	done.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			reached <- struct{}{}
+			_, _ = c.Write([]byte("x"))
+			c.Close()
+		}
+	})
+	defer done.Wait()
+	defer l.Close()
+	wide, err := own.Prefix(24)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newPlace(t)
+	r, j := attached(t, p, "allow: [a.example]", nil)
+	update := func(private, rule netip.Prefix, known func(netip.Addr) bool) {
+		d, err := policy.Parse("p.yaml", []byte("allow: [{cidr: "+rule.String()+", ports: 1024-65535, protocol: tcp}]"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		next, err := policy.Compile(policy.Options{Private: []netip.Prefix{private}, Own: known}, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := r.Update("one", next); err != nil {
+			t.Fatal(err)
+		}
+	}
+	machine := new(netaddr.Machine)
+	single := netip.PrefixFrom(own, 32)
+	update(wide, wide, nil)
+	p.denied(l.Addr().String(), "x")
+	if e := j.wait(t, "the denial", func(e Event) bool { return e.Decision == Deny }); e.Reason != "private" || e.Hint == "" {
+		t.Errorf("%+v", e)
+	}
+	update(wide, single, machine.Own)
+	p.denied(l.Addr().String(), "x")
+	if len(reached) != 0 {
+		t.Error("it was dialled")
+	}
+	update(single, single, machine.Own)
+	c := p.mustDial(l.Addr().String())
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestReset: who breaks off on one side is seen to on the other.
+func TestReset(t *testing.T) {
+	p := newPlace(t)
+	seen := make(chan error, 1)
+	s := serve(t, func(c net.Conn) {
+		tcp := c.(*counted).Conn.(*net.TCPConn)
+		switch b := make([]byte, 1); {
+		case readOne(c, b) != nil:
+		case b[0] == 'r':
+			_ = tcp.SetLinger(0) // what is said last is a reset
+		default:
+			seen <- readOne(c, b)
+		}
+	})
+	_, j := attached(t, p, raw, nil)
+	to := p.addr("good.example") + ":" + s.port
+	c := p.mustDial(to)
+	_, _ = io.WriteString(c, "r")
+	if err := readOne(c, make([]byte, 1)); !reset(err) {
+		t.Error(err)
+	}
+	c = p.mustDial(to)
+	_, _ = io.WriteString(c, "x")
+	eventually(t, "the server reads", func() bool { return s.bytes.Load() == 2 })
+	_ = c.(*net.TCPConn).SetLinger(0)
+	c.Close()
+	if err := <-seen; !reset(err) {
+		t.Error(err)
+	}
+	ended := func(e Event) bool { return e.Kind == KindClose }
+	if e := j.wait(t, "the end", ended); e.Reason != ReasonReset {
+		t.Errorf("%+v", e)
+	}
+}
+
+func readOne(r io.Reader, b []byte) error {
+	_, err := io.ReadFull(r, b)
+	return err
+}
+
+// TestLastWords: a server that answers and ends while it is still being sent to
+// is heard.
+func TestLastWords(t *testing.T) {
+	p := newPlace(t)
+	s := serve(t, func(c net.Conn) {
+		_ = readOne(c, make([]byte, 1))
+		_, _ = io.WriteString(c, "413 enough")
+		_ = c.(*counted).CloseWrite()
+		time.Sleep(200 * time.Millisecond) // so that it is read before the reset
+	})
+	attached(t, p, raw, nil)
+	c := p.mustDial(p.addr("good.example") + ":" + s.port)
+	go func() { _, _ = c.Write(make([]byte, 64<<20)) }()
+	buf := make([]byte, 10)
+	if err := readOne(c, buf); err != nil || string(buf) != "413 enough" {
+		t.Errorf("%q %v", buf, err)
 	}
 }
 

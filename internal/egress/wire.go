@@ -16,6 +16,10 @@ import (
 	"github.com/firebreak-dev/firebreak/internal/policy"
 )
 
+// generous is how many connections of a wire may have large buffers. Those beyond
+// do with little, so that thousands that are never read from cost megabytes.
+const generous = 64
+
 // wire is one that is served.
 type wire struct {
 	router  *Router
@@ -83,6 +87,7 @@ func (w *wire) enter(f *flow) (ok bool) {
 	if w.ended || len(w.flows) >= w.router.config.Limits.Connections {
 		return false
 	}
+	f.small = len(w.flows) >= generous
 	w.flows[f] = struct{}{}
 	w.router.total.connections.Add(1)
 	return true
