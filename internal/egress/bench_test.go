@@ -3,8 +3,12 @@ package egress
 import (
 	"io"
 	"net"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // raw is a policy that lets the loopback pass without a look at what is said.
@@ -106,5 +110,55 @@ func BenchmarkRequest(b *testing.B) {
 		if _, err := io.ReadFull(c, buf); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// BenchmarkNeighbour is what a connection costs beside a sandbox that makes
+// connections as fast as it can; compare p99-ms with and without it.
+func BenchmarkNeighbour(b *testing.B) {
+	for _, flood := range []bool{false, true} {
+		b.Run(map[bool]string{false: "quiet", true: "flood"}[flood], func(b *testing.B) {
+			p, q := newPlace(b), newPlace(b)
+			s := serve(b, echo)
+			r, _ := attached(b, p, raw, nil)
+			if err := r.Attach(Wire{ID: "two", Table: table(b, raw)}, q.tap); err != nil {
+				b.Fatal(err)
+			}
+			to, at := p.addr("good.example")+":"+s.port, q.addr("good.example")+":"+s.port
+			var stop atomic.Bool
+			var work sync.WaitGroup
+			if flood {
+				work.Go(func() {
+					q.in(func() {
+						for !stop.Load() {
+							if c, err := net.Dial("tcp4", at); err == nil {
+								c.Close()
+							}
+						}
+					})
+				})
+			}
+			var took []time.Duration
+			one := []byte("x")
+			for b.Loop() {
+				begin := time.Now()
+				c, err := p.dial(to)
+				if err == nil {
+					_, _ = c.Write(one)
+					_, err = io.ReadFull(c, one)
+					c.Close()
+				}
+				if err != nil {
+					b.Fatal(err)
+				}
+				took = append(took, time.Since(begin))
+				time.Sleep(time.Millisecond)
+			}
+			stop.Store(true)
+			work.Wait()
+			slices.Sort(took)
+			b.ReportMetric(float64(took[len(took)/2].Microseconds())/1e3, "p50-ms")
+			b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1e3, "p99-ms")
+		})
 	}
 }

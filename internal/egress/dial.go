@@ -106,7 +106,7 @@ func (f *flow) reach(ctx context.Context, fl policy.Flow, d policy.Decision, add
 	}
 	var last error
 	for i, a := range addrs {
-		e.Address, e.Time = a.String(), time.Now()
+		e.Address, e.Time = a.String(), time.Now().UTC()
 		if err := w.router.config.Record(e); err != nil {
 			f.deny(fl, ReasonUnrecorded, "what cannot be recorded does not happen")
 			f.stop(ReasonUnrecorded, err)

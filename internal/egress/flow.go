@@ -205,7 +205,7 @@ func (f *flow) finish() {
 
 func (f *flow) recordEnd(reason string, cause error) {
 	e := f.event
-	e.Kind, e.Time, e.Reason, e.Hint = KindClose, time.Now(), reason, ""
+	e.Kind, e.Time, e.Reason, e.Hint = KindClose, time.Now().UTC(), reason, ""
 	e.Upload, e.Download = f.uploaded.Load(), f.downloaded.Load()
 	if cause != nil {
 		e.Hint = cause.Error()

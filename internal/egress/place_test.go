@@ -274,6 +274,7 @@ var names = map[string][]netip.Addr{
 	"other.example":    {netip.MustParseAddr("127.0.0.1")},
 	"metadata.example": {netip.MustParseAddr("169.254.169.254")},
 	"mixed.example":    {netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("169.254.169.254")},
+	"two.example":      {netip.MustParseAddr("127.0.0.9"), netip.MustParseAddr("127.0.0.1")},
 	"private.example":  {netip.MustParseAddr("10.9.8.7")},
 }
 

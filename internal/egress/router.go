@@ -1,6 +1,7 @@
 package egress
 
 import (
+	"errors"
 	"io"
 	"log/slog"
 	"os"
@@ -23,7 +24,7 @@ type Config struct {
 	// Record takes each decision before it has an effect, and the end of each
 	// connection. An error denies: what cannot be recorded does not happen. It is
 	// called from many goroutines and may block; what it holds up is the sandbox
-	// concerned.
+	// concerned. Nil denies everything.
 	Record func(Event) error
 	Limits Limits
 }
@@ -98,6 +99,9 @@ func New(c Config) *Router {
 	}
 	if c.Dialer.Machine == nil {
 		c.Dialer.Machine = new(netaddr.Machine)
+	}
+	if c.Record == nil {
+		c.Record = func(Event) error { return errors.New("there is nothing to record with") }
 	}
 	c.Limits = c.Limits.withDefaults()
 	return &Router{config: c, wires: map[string]*wire{}}

@@ -151,7 +151,7 @@ func (w *wire) refuse(x refusal) {
 }
 
 func (w *wire) event(kind string, h netaddr.Host, port uint16) Event {
-	return Event{Wire: w.id, Time: time.Now(), Kind: kind, Host: h.String(), Port: port, Count: 1}
+	return Event{Wire: w.id, Time: time.Now().UTC(), Kind: kind, Host: h.String(), Port: port, Count: 1}
 }
 
 // deny tells of something that is denied.
