@@ -42,7 +42,7 @@ func (f *flow) dial(ctx context.Context, p policy.Protocol, claimed netaddr.Host
 				return false
 			}
 		}
-		return f.reach(ctx, fl, d, addrs)
+		return f.reach(ctx, fl, d, addrs, f.dialer(t, fl))
 	}
 	f.deny(fl, ReasonStale, "the policy changed while it was asked; try again")
 	return false
@@ -97,19 +97,17 @@ func (f *flow) dialer(t *policy.Table, fl policy.Flow) *netaddr.Dialer {
 }
 
 // reach dials addrs, one after the other, each after it was recorded.
-func (f *flow) reach(ctx context.Context, fl policy.Flow, d policy.Decision, addrs []netip.Addr) bool {
+func (f *flow) reach(ctx context.Context, fl policy.Flow, d policy.Decision, addrs []netip.Addr, dialer *netaddr.Dialer) bool {
 	w := f.wire
 	e := w.event(KindConnect, f.host, f.port)
 	e.Protocol, e.Decision, e.Reason, e.Generation = fl.Protocol.String(), verdict(d), d.Reason.String(), d.Generation
 	if d.Rule != nil {
 		e.Rule = d.Rule.ID
 	}
-	dialer := f.dialer(w.live.Table(), fl)
 	var last error
 	for i, a := range addrs {
-		e.Address, e.Time = a.String(), time.Now()
+		e.Address, e.Time = a.String(), time.Now().UTC()
 		if err := w.router.config.Record(e); err != nil {
-			w.router.config.Logger.Warn("a connection is not recorded, and not made", "wire", w.id, "host", e.Host, "port", e.Port, "err", err)
 			f.deny(fl, ReasonUnrecorded, "what cannot be recorded does not happen")
 			f.stop(ReasonUnrecorded, err)
 			return false

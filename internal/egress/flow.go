@@ -28,6 +28,7 @@ type flow struct {
 	host  netaddr.Host
 	port  uint16
 	queue waiter.Queue
+	small bool   // its buffers are
 	first []byte // what the sandbox said before it was decided about
 
 	cancel context.CancelFunc
@@ -42,6 +43,7 @@ type flow struct {
 	mu       sync.Mutex
 	endpoint tcpip.Endpoint // guarded by mu until it is set; the sandbox's side
 	conn     *net.TCPConn   // guarded by mu until it is set; the other side
+	idle     *time.Timer    // guarded by mu
 	stopped  bool           // guarded by mu
 	reason   string         // guarded by mu; why, if stopped
 	cause    error          // guarded by mu
@@ -129,6 +131,10 @@ func (f *flow) accept(r *tcp.ForwarderRequest) bool {
 	}
 	o := ep.SocketOptions()
 	o.SetDelayOption(false)
+	if f.small { // and stay as they are
+		o.SetReceiveBufferSize(firstBuffer, true)
+		o.SetSendBufferSize(firstBuffer, true)
+	}
 	o.SetKeepAlive(true)
 	for _, k := range []tcpip.SettableSocketOption{new(tcpip.KeepaliveIdleOption(time.Minute)), new(tcpip.KeepaliveIntervalOption(30 * time.Second))} {
 		_ = ep.SetSockOpt(k) // cannot fail
@@ -199,7 +205,7 @@ func (f *flow) finish() {
 
 func (f *flow) recordEnd(reason string, cause error) {
 	e := f.event
-	e.Kind, e.Time, e.Reason, e.Hint = KindClose, time.Now(), reason, ""
+	e.Kind, e.Time, e.Reason, e.Hint = KindClose, time.Now().UTC(), reason, ""
 	e.Upload, e.Download = f.uploaded.Load(), f.downloaded.Load()
 	if cause != nil {
 		e.Hint = cause.Error()

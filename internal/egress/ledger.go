@@ -30,6 +30,10 @@ type ledger struct {
 	ended bool              // guarded by mu
 }
 
+func newLedger(log *slog.Logger, record func(Event) error) *ledger {
+	return &ledger{log: log, record: record, seen: map[alike]*Event{}, more: map[string]*Event{}}
+}
+
 // alike is what folded events have in common.
 type alike struct {
 	kind, protocol, host, reason string

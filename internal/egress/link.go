@@ -84,20 +84,24 @@ func newLink(tap *os.File, refused func(refusal), failed func(error)) (*link, er
 	return l, nil
 }
 
-// Attach implements stack.LinkEndpoint: nil closes the device and waits.
+// Attach implements stack.LinkEndpoint. Of nil it only takes note: the stack calls
+// it with locks held for which the loop may be waiting.
 func (l *link) Attach(d stack.NetworkDispatcher) {
 	l.mu.Lock()
 	was := l.dispatcher
 	l.dispatcher = d
 	l.mu.Unlock()
-	switch {
-	case d != nil && was == nil:
+	if d != nil && was == nil {
 		l.loop.Go(l.read)
-	case d == nil:
-		l.closing.Store(true)
-		l.tap.Close()
-		l.loop.Wait()
 	}
+}
+
+// shut closes the device and waits for the loop. Call it before the stack lets go
+// of the link, and from no goroutine of the stack's. Again: nothing.
+func (l *link) shut() {
+	l.closing.Store(true)
+	l.tap.Close()
+	l.loop.Wait()
 }
 
 // frames are buffers for one frame each. They are held while there is one, so

@@ -244,7 +244,7 @@ func serve(t testing.TB, handle func(net.Conn)) *server {
 			s.conns.Add(1)
 			s.done.Go(func() {
 				defer conn.Close()
-				handle(&counted{conn.(*net.TCPConn), s})
+				handle(&counted{conn, s})
 			})
 		}
 	})
@@ -253,18 +253,20 @@ func serve(t testing.TB, handle func(net.Conn)) *server {
 }
 
 type counted struct {
-	*net.TCPConn
+	net.Conn
 	s *server
 }
 
 func (c *counted) Read(b []byte) (int, error) {
-	n, err := c.TCPConn.Read(b)
+	n, err := c.Conn.Read(b)
 	c.s.bytes.Add(int64(n))
 	return n, err
 }
 
+func (c *counted) CloseWrite() error { return c.Conn.(*net.TCPConn).CloseWrite() }
+
 // echo sends back what it reads, and an end for an end.
-func echo(c net.Conn) { _, _ = io.Copy(struct{ io.Writer }{c}, c) }
+func echo(c net.Conn) { _, _ = io.Copy(c, c) }
 
 // names are what the resolver of the machine would say.
 var names = map[string][]netip.Addr{
@@ -272,6 +274,7 @@ var names = map[string][]netip.Addr{
 	"other.example":    {netip.MustParseAddr("127.0.0.1")},
 	"metadata.example": {netip.MustParseAddr("169.254.169.254")},
 	"mixed.example":    {netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("169.254.169.254")},
+	"two.example":      {netip.MustParseAddr("127.0.0.9"), netip.MustParseAddr("127.0.0.1")},
 	"private.example":  {netip.MustParseAddr("10.9.8.7")},
 }
 
@@ -279,6 +282,12 @@ var lookups atomic.Int64
 
 func lookup(_ context.Context, name string) ([]netip.Addr, error) {
 	lookups.Add(1)
+	if name == "public.good.example" {
+		return []netip.Addr{netip.MustParseAddr("1.0.0.1")}, nil // and never dialled
+	}
+	if strings.HasSuffix(name, ".good.example") {
+		name = "good.example"
+	}
 	if a := names[name]; a != nil {
 		return append([]netip.Addr(nil), a...), nil
 	}

@@ -18,11 +18,28 @@ import (
 
 // chunk is the most that is taken from one side at once, and charged to a budget
 // before the other side gets any of it.
-const chunk = 64 << 10
+const (
+	chunk      = 64 << 10
+	smallChunk = 8 << 10
+)
+
+// lastWords is how long a sandbox has to read what the other side said before it
+// took no more.
+const lastWords = 15 * time.Second
 
 // chunks are buffers for one chunk each. They are held while there is one, so
 // that an idle connection has none.
-var chunks = sync.Pool{New: func() any { return new([chunk]byte) }}
+var (
+	chunks      = sync.Pool{New: func() any { b := make([]byte, chunk); return &b }}
+	smallChunks = sync.Pool{New: func() any { b := make([]byte, smallChunk); return &b }}
+)
+
+func (f *flow) chunks() *sync.Pool {
+	if f.small {
+		return &smallChunks
+	}
+	return &chunks
+}
 
 var (
 	errWait  = errors.New("there is nothing to read yet")
@@ -37,6 +54,7 @@ func readInto(ep tcpip.Endpoint, b []byte) (int, error) {
 	res, err := ep.Read(&into, tcpip.ReadOptions{})
 	switch err.(type) {
 	case nil:
+		ep.ModerateRecvBuf(res.Count)
 		return res.Count, nil
 	case *tcpip.ErrWouldBlock:
 		return 0, errWait
@@ -49,48 +67,69 @@ func readInto(ep tcpip.Endpoint, b []byte) (int, error) {
 // relay carries bytes both ways until both sides have said all, one of them
 // breaks off, a budget is used up, or nothing is said for long.
 func (f *flow) relay(ctx context.Context) {
-	idle := f.wire.router.config.Limits.Idle
 	f.active.Store(time.Now().UnixNano())
-	var t *time.Timer
-	t = time.AfterFunc(idle, func() {
-		if left := idle - time.Since(time.Unix(0, f.active.Load())); left > 0 {
-			t.Reset(left)
-			return
-		}
-		f.stop(ReasonIdle, nil)
-	})
-	defer t.Stop()
+	f.watch(f.wire.router.config.Limits.Idle)
+	defer f.unwatch()
 	var other sync.WaitGroup
 	other.Go(func() { f.download(ctx) })
 	f.upload(ctx)
 	other.Wait()
 }
 
-// upload carries what the sandbox says.
+// watch stops the connection when nothing is said for the time of idle.
+func (f *flow) watch(idle time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.idle = time.AfterFunc(idle, func() {
+		left := idle - time.Since(time.Unix(0, f.active.Load()))
+		if left <= 0 {
+			f.stop(ReasonIdle, nil)
+			return
+		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.idle != nil {
+			f.idle.Reset(left)
+		}
+	})
+}
+
+func (f *flow) unwatch() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.idle.Stop()
+	f.idle = nil
+}
+
+// upload carries what the sandbox says. Once the other side takes nothing any
+// more, the rest is thrown away while the sandbox reads what it still got.
 func (f *flow) upload(ctx context.Context) {
 	entry, more := waiter.NewChannelEntry(waiter.ReadableEvents | waiter.EventHUp | waiter.EventErr)
 	f.queue.EventRegister(&entry)
 	defer f.queue.EventUnregister(&entry)
-	if len(f.first) > 0 && !f.send(f.first) {
-		return
-	}
+	pool := f.chunks()
+	taken := f.send(f.first)
 	f.first = nil
-	for {
-		buf := chunks.Get().(*[chunk]byte)
-		n, err := readInto(f.endpoint, buf[:])
-		ok := err != nil || f.send(buf[:n])
-		chunks.Put(buf)
-		switch {
-		case !ok:
-			return
-		case err == nil:
-		case err == errWait:
+	for last := (*time.Timer)(nil); ; {
+		if !taken && last == nil {
+			last = time.AfterFunc(lastWords, func() { f.stop(ReasonReset, nil) })
+			defer last.Stop()
+		}
+		buf := pool.Get().(*[]byte)
+		n, err := readInto(f.endpoint, *buf)
+		if err == nil && taken {
+			taken = f.send((*buf)[:n])
+		}
+		pool.Put(buf)
+		switch err {
+		case nil:
+		case errWait:
 			select {
 			case <-more:
 			case <-ctx.Done():
 				return
 			}
-		case err == io.EOF:
+		case io.EOF:
 			_ = f.conn.CloseWrite() // fails if the other side is gone, which download sees
 			return
 		default:
@@ -100,8 +139,11 @@ func (f *flow) upload(ctx context.Context) {
 	}
 }
 
-// send charges b and sends it to the other side.
+// send charges b and sends it to the other side. Not ok: that takes no more.
 func (f *flow) send(b []byte) bool {
+	if len(b) == 0 {
+		return true
+	}
 	if f.meter != nil {
 		if err := f.meter.Upload(len(b)); err != nil {
 			f.stop(policy.ReasonBudget.String(), err)
@@ -112,7 +154,7 @@ func (f *flow) send(b []byte) bool {
 	f.uploaded.Add(int64(n))
 	f.wire.router.total.upload.Add(int64(n))
 	f.active.Store(time.Now().UnixNano())
-	return err == nil // what the other side still has to say is carried until it ends
+	return err == nil
 }
 
 // download carries what the other side says.
@@ -125,11 +167,12 @@ func (f *flow) download(ctx context.Context) {
 	entry, room := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventHUp | waiter.EventErr)
 	f.queue.EventRegister(&entry)
 	defer f.queue.EventUnregister(&entry)
+	pool := f.chunks()
 	for {
-		buf, n, err := readChunk(raw)
-		ok := err == nil && n > 0 && f.deliver(ctx, buf[:n], room)
+		buf, n, err := readChunk(raw, pool)
+		ok := err == nil && n > 0 && f.deliver(ctx, (*buf)[:n], room)
 		if buf != nil {
-			chunks.Put(buf)
+			pool.Put(buf)
 		}
 		switch {
 		case ok:
@@ -146,18 +189,18 @@ func (f *flow) download(ctx context.Context) {
 }
 
 // readChunk waits for bytes and only then takes a buffer, which is the caller's.
-func readChunk(raw syscall.RawConn) (buf *[chunk]byte, n int, err error) {
+func readChunk(raw syscall.RawConn, pool *sync.Pool) (buf *[]byte, n int, err error) {
 	rerr := raw.Read(func(fd uintptr) bool {
-		buf = chunks.Get().(*[chunk]byte)
+		buf = pool.Get().(*[]byte)
 		for {
-			if n, err = unix.Read(int(fd), buf[:]); err != unix.EINTR {
+			if n, err = unix.Read(int(fd), *buf); err != unix.EINTR {
 				break
 			}
 		}
 		if err != unix.EAGAIN {
 			return true
 		}
-		chunks.Put(buf)
+		pool.Put(buf)
 		buf = nil
 		return false
 	})
@@ -175,8 +218,10 @@ func (f *flow) deliver(ctx context.Context, b []byte, room <-chan struct{}) bool
 			return false
 		}
 	}
-	for left := bytes.NewReader(b); left.Len() > 0; {
-		n, err := f.endpoint.Write(left, tcpip.WriteOptions{})
+	for len(b) > 0 {
+		// Again from what it took: it may have read more than it keeps.
+		n, err := f.endpoint.Write(bytes.NewReader(b), tcpip.WriteOptions{})
+		b = b[n:]
 		f.downloaded.Add(n)
 		f.wire.router.total.download.Add(n)
 		f.active.Store(time.Now().UnixNano())

@@ -121,7 +121,8 @@ func (r *resolver) answer(query []byte) []byte {
 	e.Address, e.Decision = o.Address.String(), verdict(o.Decision)
 	if err := w.router.config.Record(e); err != nil {
 		r.forget(o.Host)
-		w.router.config.Logger.Warn("an answer is not recorded, and not given", "wire", w.id, "host", e.Host, "err", err)
+		e.Reason, e.Hint = ReasonUnrecorded, "what cannot be recorded does not happen"
+		w.deny(e)
 		return nil
 	}
 	return reply

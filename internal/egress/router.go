@@ -1,10 +1,14 @@
 package egress
 
 import (
+	"errors"
+	"io"
 	"log/slog"
 	"os"
 	"sync"
 	"time"
+
+	"gvisor.dev/gvisor/pkg/log"
 
 	"github.com/firebreak-dev/firebreak/internal/netaddr"
 	"github.com/firebreak-dev/firebreak/internal/policy"
@@ -20,7 +24,7 @@ type Config struct {
 	// Record takes each decision before it has an effect, and the end of each
 	// connection. An error denies: what cannot be recorded does not happen. It is
 	// called from many goroutines and may block; what it holds up is the sandbox
-	// concerned.
+	// concerned. Nil denies everything.
 	Record func(Event) error
 	Limits Limits
 }
@@ -83,13 +87,21 @@ type Router struct {
 	ending sync.WaitGroup   // of wires that are being detached
 }
 
+// quiet keeps the stack from writing to standard error what a sandbox made it
+// think.
+var quiet sync.Once
+
 // New makes a router that serves nothing yet.
 func New(c Config) *Router {
+	quiet.Do(func() { log.SetTarget(&log.GoogleEmitter{Writer: &log.Writer{Next: io.Discard}}) })
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	if c.Dialer.Machine == nil {
 		c.Dialer.Machine = new(netaddr.Machine)
+	}
+	if c.Record == nil {
+		c.Record = func(Event) error { return errors.New("there is nothing to record with") }
 	}
 	c.Limits = c.Limits.withDefaults()
 	return &Router{config: c, wires: map[string]*wire{}}

@@ -20,7 +20,7 @@ const nicID = tcpip.NICID(1)
 // code can make us keep for each of its connections.
 const (
 	firstBuffer = 32 << 10
-	lastBuffer  = 2 << 20
+	lastBuffer  = 512 << 10
 )
 
 // newStack makes the TCP/IP stack of one wire: IPv4, TCP for every address,
@@ -31,6 +31,7 @@ func newStack(l *link, halfOpen int, handler func(*tcp.ForwarderRequest)) (*stac
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol},
 	})
 	if err := setUp(s, l); err != nil {
+		l.shut()
 		s.Destroy()
 		return nil, err
 	}

@@ -16,6 +16,10 @@ import (
 	"github.com/firebreak-dev/firebreak/internal/policy"
 )
 
+// generous is how many connections of a wire may have large buffers. Those beyond
+// do with little, so that thousands that are never read from cost megabytes.
+const generous = 64
+
 // wire is one that is served.
 type wire struct {
 	router  *Router
@@ -41,13 +45,13 @@ func newWire(r *Router, w Wire, tap *os.File) (*wire, error) {
 	limits := &r.config.Limits
 	out := &wire{
 		router: r, id: w.ID, live: policy.NewLive(w.Table), account: policy.Restore(w.Used), pool: dns.NewPool(w.Epoch), cancel: cancel,
-		ledger: &ledger{log: r.config.Logger, record: r.config.Record, seen: map[alike]*Event{}, more: map[string]*Event{}},
+		ledger: newLedger(r.config.Logger, r.config.Record),
 		dials:  rate.NewLimiter(rate.Limit(limits.Rate), 2*limits.Rate),
 		flows:  map[*flow]struct{}{},
 	}
 	out.names = resolver{wire: out, answerer: dns.Answerer{Policy: out.live, Account: out.account, Pool: out.pool}, told: map[netaddr.Host]uint64{}}
 	var err error
-	out.link, err = newLink(tap, func(x refusal) { out.refuse(ctx, x) }, func(err error) { r.config.Logger.Warn("the wire's device is gone", "wire", w.ID, "err", err) })
+	out.link, err = newLink(tap, out.refuse, func(err error) { r.config.Logger.Warn("the wire's device is gone", "wire", w.ID, "err", err) })
 	if err == nil {
 		out.stack, err = newStack(out.link, limits.HalfOpen, func(req *tcp.ForwarderRequest) { out.serve(ctx, req) })
 	}
@@ -57,6 +61,7 @@ func newWire(r *Router, w Wire, tap *os.File) (*wire, error) {
 	if err != nil {
 		cancel()
 		if out.stack != nil {
+			out.link.shut()
 			out.stack.Destroy()
 		}
 		return nil, err
@@ -82,6 +87,7 @@ func (w *wire) enter(f *flow) (ok bool) {
 	if w.ended || len(w.flows) >= w.router.config.Limits.Connections {
 		return false
 	}
+	f.small = len(w.flows) >= generous
 	w.flows[f] = struct{}{}
 	w.router.total.connections.Add(1)
 	return true
@@ -108,25 +114,28 @@ func (w *wire) end() map[string]policy.Used {
 		f.stop(ReasonDetached, nil)
 	}
 	w.names.close()
-	w.stack.RemoveNIC(nicID) // closes the device and waits for its reader
+	w.link.shut()
+	w.stack.RemoveNIC(nicID)
 	done := make(chan struct{})
-	go func() { w.work.Wait(); close(done) }()
+	go func() {
+		defer close(done)
+		w.work.Wait()
+		w.stack.Wait()
+	}()
 	for waiting := true; waiting; {
-		w.stack.Close() // handshakes that have begun since as well
+		w.stack.Close() // again for handshakes that began meanwhile
 		select {
 		case <-done:
 			waiting = false
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
-	w.stack.Close()
-	w.stack.Wait()
 	w.ledger.end()
 	return w.account.All()
 }
 
 // refuse tells of a packet that the link dropped, without holding it up.
-func (w *wire) refuse(_ context.Context, x refusal) {
+func (w *wire) refuse(x refusal) {
 	e := w.event(KindConnect, netaddr.HostOf(x.to.Addr()), x.to.Port())
 	e.Protocol, e.Reason, e.Generation = x.protocol, policy.ReasonProtocol.String(), w.live.Table().Generation()
 	e.Hint = "only TCP leaves a sandbox, and what it asks the DNS at " + gatewayAddr.String()
@@ -142,7 +151,7 @@ func (w *wire) refuse(_ context.Context, x refusal) {
 }
 
 func (w *wire) event(kind string, h netaddr.Host, port uint16) Event {
-	return Event{Wire: w.id, Time: time.Now(), Kind: kind, Host: h.String(), Port: port, Count: 1}
+	return Event{Wire: w.id, Time: time.Now().UTC(), Kind: kind, Host: h.String(), Port: port, Count: 1}
 }
 
 // deny tells of something that is denied.

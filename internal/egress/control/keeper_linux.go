@@ -50,11 +50,14 @@ type Keeper struct {
 	told    names            // guarded by mu; what current knows
 }
 
+// self is the program of this process, also when its file has been replaced.
+const self = "/proc/self/exe"
+
 // Start starts a router. When it returns, the router serves. Errors:
 // KindUnavailable with what is in the way, ctx's.
 func Start(ctx context.Context, o Options) (*Keeper, error) {
 	if len(o.Argv) == 0 {
-		o.Argv = []string{"/proc/self/exe", "router"}
+		o.Argv = []string{self, "router"}
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -85,11 +88,12 @@ func Start(ctx context.Context, o Options) (*Keeper, error) {
 
 // begin starts a router, gives it all wires and makes it the current one.
 func (k *Keeper) begin(ctx context.Context) (*session, error) {
+	begun := time.Now()
 	p, err := begin(k.o.Argv, k.log)
 	if err != nil {
 		return nil, err
 	}
-	s := newSession(p)
+	s := newSession(p, begun)
 	k.done.Go(func() { s.read(func(m *up) { k.hear(s, m) }) })
 	k.done.Go(func() { s.settle(k.keep) })
 	told := k.names()
@@ -112,6 +116,7 @@ func (k *Keeper) begin(ctx context.Context) (*session, error) {
 	defer k.mu.Unlock()
 	k.current, k.told = s, told
 	k.announce()
+	k.log.Info("the router serves", "pid", p.os.Pid, "wires", len(k.wires), "after", time.Since(begun))
 	return s, nil
 }
 
@@ -191,7 +196,7 @@ func (k *Keeper) hear(s *session, m *up) {
 			e.Wire = "" // nobody's: not recorded
 			return
 		}
-		e.Time = near(e.Time, time.Now())
+		e.Time = near(e.Time, time.Now()).UTC()
 		e.Generation = min(max(e.Generation, 1)+w.base, w.generation)
 	}
 	for id, used := range m.Usage {

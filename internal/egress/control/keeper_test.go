@@ -9,9 +9,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
 
 	"github.com/firebreak-dev/firebreak/internal/egress"
 	"github.com/firebreak-dev/firebreak/sandbox"
@@ -172,7 +175,7 @@ func TestKilled(t *testing.T) {
 func TestNoRouter(t *testing.T) {
 	p, q, s := newPlace(t), newPlace(t), newSink(t)
 	file := filepath.Join(t.TempDir(), "router")
-	program, err := os.ReadFile(routerProgram()[0])
+	program, err := os.ReadFile(routerProgram(t)[0])
 	must(t, err)
 	must(t, os.WriteFile(file, program, 0o755))
 	k, _ := startKeeper(t, func(o *Options) { o.Argv = []string{file, "router"} })
@@ -354,4 +357,86 @@ func TestHangs(t *testing.T) {
 	eventually(t, "another router serves", func() bool { return router(t, k) != pid })
 	_, err := k.Stats(t.Context())
 	must(t, err)
+}
+
+// TestWireGone: a wire whose device is gone is served no more, and the others are.
+func TestWireGone(t *testing.T) {
+	p, q, s := newPlace(t), newPlace(t), newSink(t)
+	k, _ := startKeeper(t, nil)
+	ctx := t.Context()
+	must(t, k.Attach(ctx, Wire{ID: "in1", Policies: rules(s.port, "")}, p.tap))
+	must(t, k.Attach(ctx, Wire{ID: "in2", Policies: rules(s.port, "")}, q.tap))
+	p.in(func() {
+		eth, err := netlink.LinkByName("eth0")
+		if err == nil {
+			err = netlink.LinkDel(eth)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	pid := router(t, k)
+	must(t, syscall.Kill(pid, syscall.SIGKILL))
+	eventually(t, "another router serves", func() bool { return router(t, k) != pid })
+	q.mustEcho("good.example", s.port).Close()
+	if _, _, err := k.Update(ctx, "in1", rules(s.port, "")); err == nil {
+		t.Error("a wire without a device has a new policy")
+	}
+	if st, err := k.Stats(ctx); err != nil || st.Wires != 1 {
+		t.Errorf("%+v, %v", st, err)
+	}
+	must(t, k.Detach(ctx, "in1"))
+	must(t, k.Detach(ctx, "in2"))
+}
+
+// TestAtOnce: wires come, change and go while routers die, and what is left is what
+// was attached last.
+func TestAtOnce(t *testing.T) {
+	s := newSink(t)
+	k, _ := startKeeper(t, nil)
+	ctx, stop := context.WithCancel(t.Context())
+	var all, killer sync.WaitGroup
+	for i := range 4 {
+		p := newPlace(t)
+		all.Go(func() {
+			id := fmt.Sprint("in", i)
+			for range 25 {
+				must(t, k.Attach(ctx, Wire{ID: id, Policies: rules(s.port, "")}, p.tap))
+				if _, _, err := k.Update(ctx, id, rules(s.port, ", note: x")); err != nil {
+					t.Error(err)
+				}
+				short, cancel := context.WithTimeout(ctx, time.Millisecond)
+				_ = k.Detach(short, id) // in time or not
+				cancel()
+				if err := k.Detach(ctx, id); err != nil {
+					t.Error(err)
+				}
+			}
+			must(t, k.Attach(ctx, Wire{ID: id, Policies: rules(s.port, "")}, p.tap))
+		})
+	}
+	killer.Go(func() {
+		for ctx.Err() == nil {
+			k.mu.Lock()
+			c := k.current
+			k.mu.Unlock()
+			if c != nil {
+				c.process.kill()
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+	})
+	all.Wait()
+	stop()
+	killer.Wait()
+	eventually(t, "all wires are served, and no other", func() bool {
+		st, err := k.Stats(t.Context())
+		return err == nil && st.Wires == 4
+	})
+	for i := range 4 {
+		must(t, k.Detach(t.Context(), fmt.Sprint("in", i)))
+	}
+	if st, err := k.Stats(t.Context()); err != nil || st.Wires != 0 {
+		t.Errorf("%+v, %v", st, err)
+	}
 }

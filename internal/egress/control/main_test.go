@@ -7,37 +7,56 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"go.uber.org/goleak"
 )
 
-// programs is the directory of the programs below testdata, built as the product
-// is: without cgo, whatever the tests are built with.
-var programs string
+// built is where the programs below testdata are, and how it went.
+var built struct {
+	once sync.Once
+	dir  string
+	err  error
+}
 
-func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		dir, err := os.MkdirTemp("", "router")
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
+// binary is one of those below testdata, built as the product is: without cgo,
+// whatever the tests are built with.
+func binary(t testing.TB, name string) string {
+	t.Helper()
+	built.once.Do(func() {
+		if built.dir, built.err = os.MkdirTemp("", "router"); built.err != nil {
+			return
 		}
-		defer os.RemoveAll(dir)
-		build := exec.Command("go", "build", "-o", dir+string(filepath.Separator), "./testdata/router", "./testdata/tries")
+		if built.err = os.Chmod(built.dir, 0o755); built.err != nil { // for who is not root
+			return
+		}
+		build := exec.Command("go", "build", "-o", built.dir+string(filepath.Separator),
+			"./testdata/router", "./testdata/tries", "./testdata/liar", "./testdata/keeper")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "%v\n%s", err, out)
-			return 1
+			built.err = fmt.Errorf("%w\n%s", err, out)
 		}
-		programs = dir
-		code := m.Run()
-		if code == 0 {
-			if err := goleak.Find(); err != nil {
-				fmt.Fprintln(os.Stderr, err)
-				return 1
-			}
+	})
+	if built.err != nil {
+		t.Fatal(built.err)
+	}
+	return filepath.Join(built.dir, name)
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if built.dir != "" {
+		if err := os.RemoveAll(built.dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
 		}
-		return code
-	}())
+	}
+	if code == 0 {
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
 }

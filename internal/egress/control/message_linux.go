@@ -104,9 +104,10 @@ func (f *failure) err(op, id string) error {
 }
 
 const (
-	maxText  = 2 << 10 // bytes of a message or a hint
-	maxNotes = 16
-	maxWires = 4096
+	maxText   = 2 << 10 // bytes of a message or a hint
+	maxNotes  = 16
+	maxWires  = 4096
+	maxClosed = 1 << 20 // connections of one wire
 )
 
 func cut(s string, n int) string {
@@ -197,7 +198,7 @@ func (m *up) bare() bool {
 }
 
 func (m *up) checkAnswer() error {
-	if m.Closed < 0 || len(m.Notes) > maxNotes {
+	if m.Closed < 0 || m.Closed > maxClosed || len(m.Notes) > maxNotes {
 		return errors.New("an answer that cannot be")
 	}
 	if e := m.Error; e != nil && (!knownKind(e.Kind) || len(e.Message) > maxText || len(e.Hint) > maxText) {

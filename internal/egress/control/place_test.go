@@ -89,7 +89,8 @@ func makeWire() (*os.File, error) {
 	}
 	addr, _ := netlink.ParseAddr(guest)
 	return tap, errors.Join(h.LinkSetHardwareAddr(eth, net.HardwareAddr{2, 0, 0, 0, 0, 2}), h.AddrAdd(eth, addr), h.LinkSetUp(eth),
-		h.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Gw: net.ParseIP(gateway)}))
+		h.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Gw: net.ParseIP(gateway)}),
+		h.NeighAdd(&netlink.Neigh{LinkIndex: eth.Attrs().Index, State: netlink.NUD_PERMANENT, IP: net.ParseIP(gateway), HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 1}}))
 }
 
 // in runs f in the namespace.
@@ -269,13 +270,13 @@ func hostsFile(t testing.TB, text string) string {
 	return f
 }
 
-func routerProgram() []string { return []string{filepath.Join(programs, "router"), "router"} }
+func routerProgram(t testing.TB) []string { return []string{binary(t, "router"), "router"} }
 
 func startKeeper(t testing.TB, change func(*Options)) (*Keeper, *journal) {
 	t.Helper()
 	j := new(journal)
 	o := Options{
-		Argv: routerProgram(), Record: j.record, Private: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
+		Argv: routerProgram(t), Record: j.record, Private: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
 		Hosts:  hostsFile(t, "127.0.0.1 good.example other.example\n"),
 		Logger: slog.New(slog.NewTextHandler(testLog{}, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
@@ -291,6 +292,9 @@ func startKeeper(t testing.TB, change func(*Options)) (*Keeper, *journal) {
 	t.Cleanup(func() { k.Close() })
 	return k, j
 }
+
+// quiet says nothing.
+var quiet = slog.New(slog.DiscardHandler)
 
 type testLog struct{}
 
@@ -321,5 +325,12 @@ func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+func needRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("not run: needs root")
 	}
 }

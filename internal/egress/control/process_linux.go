@@ -9,7 +9,6 @@ import (
 	"runtime"
 	"strconv"
 	"syscall"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -64,6 +63,9 @@ func begin(argv []string, log *slog.Logger) (_ *process, err error) {
 		return fail(err)
 	}
 	defer write.Close()
+	if argv[0] == self {
+		argv = append([]string{"firebreak"}, argv[1:]...) // for who lists processes
+	}
 	p := &process{conn: ours, said: listen(stderr, log), done: make(chan struct{})}
 	if err := p.fork(argv, rules, []*os.File{null, null, write, theirs, exe}); err != nil {
 		ours.Close()
@@ -207,5 +209,3 @@ func pair() (*net.UnixConn, *os.File, error) {
 	}
 	return conn.(*net.UnixConn), theirs, nil
 }
-
-func ptr[T any](p *T) uintptr { return uintptr(unsafe.Pointer(p)) }

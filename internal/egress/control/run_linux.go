@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 
 	"golang.org/x/sys/unix"
 
@@ -17,6 +18,9 @@ import (
 // started it, KindProtocol.
 func Run(ctx context.Context) error {
 	const hint = "servers start it themselves, where a sandbox has a policy"
+	// Signals are for the keeper, which asks the router to stop: those that a terminal
+	// or an init system sends to all processes of a service come to both.
+	signal.Ignore(unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	notes, err := Confine()
 	if err != nil {
 		return sandbox.Errorf("router", sandbox.KindUnsupported, "%w", err).WithHint(hint)

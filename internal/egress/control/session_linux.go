@@ -30,9 +30,9 @@ type session struct {
 	cause error         // why; before lost is closed
 }
 
-func newSession(p *process) *session {
+func newSession(p *process, begun time.Time) *session {
 	return &session{
-		process: p, link: newLink(p.conn, false), begun: time.Now(), pending: map[uint64]chan *up{},
+		process: p, link: newLink(p.conn, false), begun: begun, pending: map[uint64]chan *up{},
 		events: make(chan egress.Event, maxLag), lost: make(chan struct{}),
 	}
 }

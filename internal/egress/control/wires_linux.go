@@ -186,7 +186,7 @@ func (k *Keeper) remove(ctx context.Context, w *kept) error {
 	s := w.by
 	k.mu.Unlock()
 	if s != nil {
-		a, err := s.call(ctx, &down{Op: opDetach, ID: w.id}, -1, detachWait)
+		a, err := k.part(ctx, s, w.id)
 		switch {
 		case errors.Is(err, errLost): // and with it the wire
 		case err != nil:
@@ -201,6 +201,26 @@ func (k *Keeper) remove(ctx context.Context, w *kept) error {
 	defer k.mu.Unlock()
 	delete(k.wires, w.id)
 	return nil
+}
+
+// part has a router detach a wire, after it has answered that it serves it: one
+// that is just given its wires would otherwise be told so in the wrong order.
+func (k *Keeper) part(ctx context.Context, s *session, id string) (*up, error) {
+	for {
+		k.mu.Lock()
+		current, changed := k.current, k.changed
+		k.mu.Unlock()
+		if current == s {
+			return s.call(ctx, &down{Op: opDetach, ID: id}, -1, detachWait)
+		}
+		select {
+		case <-changed:
+		case <-s.lost:
+			return nil, errLost
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 }
 
 // Close ends all wires and the router. When it returns, nothing of them is left.
