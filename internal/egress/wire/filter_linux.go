@@ -2,10 +2,12 @@ package wire
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
+	"sync"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -36,9 +38,22 @@ const (
 // filter puts the rules on the TAP of the namespace this thread is in, in place of
 // what may be there: in one transaction, so that no frame passes between.
 func filter() error {
-	c, err := nftables.New()
+	b, err := ruleset()
 	if err != nil {
 		return fmt.Errorf("nftables: %w", err)
+	}
+	if err := b.send(); err != nil {
+		return fmt.Errorf("%w: %w", errNoFilter, err)
+	}
+	return nil
+}
+
+// ruleset is the transaction, which is the same for every wire.
+var ruleset = sync.OnceValues(func() (*batch, error) {
+	b := &batch{}
+	c, err := nftables.New(nftables.WithTestDial(b.take))
+	if err != nil {
+		return nil, err
 	}
 	table := &nftables.Table{Name: filterTable, Family: nftables.TableFamilyNetdev}
 	c.AddTable(table) // exists, so that it can be deleted
@@ -57,11 +72,11 @@ func filter() error {
 	for _, rule := range rules(end{GatewayMAC, Gateway}, end{GuestMAC, Guest}, atIPTarget, atFromPort) {
 		c.AddRule(&nftables.Rule{Table: table, Chain: in, Exprs: rule})
 	}
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("%w: %w", errNoFilter, err)
+	if err := c.Flush(); !errors.Is(err, errTaken) {
+		return nil, err
 	}
-	return nil
-}
+	return b, nil
+})
 
 // end is one of the two that a wire connects.
 type end struct {
