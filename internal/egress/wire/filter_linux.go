@@ -35,10 +35,18 @@ const (
 	atARPTarget    = 38 // IP
 )
 
-// filter puts the rules on the TAP of the namespace this thread is in, in place of
-// what may be there: in one transaction, so that no frame passes between.
-func filter() error {
-	b, err := ruleset()
+// The transactions that put the rules on the TAP of the namespace a thread is in,
+// the same for every wire: the first where there are none, the second in place of
+// what is there, so that no frame passes between. That has the kernel wait for all
+// who may still see the old ones.
+var (
+	filterNew     = sync.OnceValues(func() (*batch, error) { return ruleset(false) })
+	filterReplace = sync.OnceValues(func() (*batch, error) { return ruleset(true) })
+)
+
+// filter carries out one of the transactions.
+func filter(rules func() (*batch, error)) error {
+	b, err := rules()
 	if err != nil {
 		return fmt.Errorf("nftables: %w", err)
 	}
@@ -48,16 +56,17 @@ func filter() error {
 	return nil
 }
 
-// ruleset is the transaction, which is the same for every wire.
-var ruleset = sync.OnceValues(func() (*batch, error) {
+func ruleset(replace bool) (*batch, error) {
 	b := &batch{}
 	c, err := nftables.New(nftables.WithTestDial(b.take))
 	if err != nil {
 		return nil, err
 	}
 	table := &nftables.Table{Name: filterTable, Family: nftables.TableFamilyNetdev}
-	c.AddTable(table) // exists, so that it can be deleted
-	c.DelTable(table)
+	if replace {
+		c.AddTable(table) // exists now, so that it can be deleted
+		c.DelTable(table)
+	}
 	c.AddTable(table)
 	drop := nftables.ChainPolicyDrop
 	chain := func(name string, hook *nftables.ChainHook) *nftables.Chain {
@@ -76,7 +85,7 @@ var ruleset = sync.OnceValues(func() (*batch, error) {
 		return nil, err
 	}
 	return b, nil
-})
+}
 
 // end is one of the two that a wire connects.
 type end struct {

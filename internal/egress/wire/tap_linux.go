@@ -62,7 +62,7 @@ func build(id string) (tap *os.File, err error) {
 		}
 	}()
 	step("after-tap")
-	if err := filter(); err != nil { // before the first frame can pass
+	if err := filter(filterNew); err != nil { // before the first frame can pass
 		return nil, err
 	}
 	step("after-filter")
@@ -141,7 +141,7 @@ func reattach(id string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = filter() // this version's, whole, in one step
+	err = filter(filterReplace) // this version's, whole, in one step
 	if err == nil {
 		// The kernel notices a carrier at its leisure and drops what is sent until
 		// then, unless somebody asks.
