@@ -62,7 +62,7 @@ const patience = 2 * time.Second
 
 // Reopen returns a wire that is there with a new descriptor of its far end, and
 // its filter put in again. It waits up to two seconds for whoever has the last
-// one. What the guest set up on the link stays.
+// one. The link stays as it is: with a gVisor sandbox on it, without an address.
 //
 // Errors: KindNotFound when there is no wire of that name, or one whose maker
 // died over it, or whose namespace went with the machine: Remove it. KindConflict
