@@ -20,7 +20,7 @@ type Config struct {
 	Cgroup string
 	// Wires says why no wires can be made on this host; nil when they can be. It
 	// is called once, by the first Info. Without it the backend takes none.
-	Wires func() error
+	Wires func() error `json:"-"`
 	// BootTimeout bounds Create when its context has no deadline. It defaults
 	// to 30 s.
 	BootTimeout time.Duration

@@ -36,6 +36,7 @@ type helper struct {
 	Destroy bool
 
 	Explicit sandbox.LimitSet
+	Wire     *sandbox.Wire
 }
 
 // runHelper says "ready" once the instance is made, and ends when it may.
@@ -48,7 +49,7 @@ func runHelper(arg string) error {
 	if err != nil {
 		return err
 	}
-	inst, err := b.Create(context.Background(), sandbox.Spec{Instance: h.ID, Root: h.Root, Explicit: h.Explicit})
+	inst, err := b.Create(context.Background(), sandbox.Spec{Instance: h.ID, Root: h.Root, Explicit: h.Explicit, Wire: h.Wire})
 	if err != nil {
 		return err
 	}
@@ -413,6 +414,10 @@ func TestRootless(t *testing.T) {
 	h.ID, h.Explicit = sandbox.NewInstanceID(), sandbox.LimitMemory
 	if out, err := run(h); err == nil || !strings.Contains(out, "cannot enforce the memory limit") {
 		t.Errorf("an explicit memory limit: %v: %s", err, out)
+	}
+	h.ID, h.Explicit, h.Wire = sandbox.NewInstanceID(), 0, &sandbox.Wire{}
+	if out, err := run(h); err == nil || !strings.Contains(out, "networks for root only") {
+		t.Errorf("a wire: %v: %s", err, out)
 	}
 	for _, f := range residue.Of(residue.Scope{Dirs: []string{own}}, string(h.ID)) {
 		t.Errorf("left behind: %s", f)

@@ -91,8 +91,8 @@ func admit(s sandbox.Spec, p probed) (sandbox.Spec, error) {
 	if err := s.Limits.Validate(); err != nil {
 		return s, err
 	}
-	if s.Wire != nil && p.noWires != nil {
-		return s, p.noWires
+	if s.Wire != nil && p.noWires != nil && p.info.Available {
+		return s, p.refuseWire(s)
 	}
 	if err := p.info.Check(s); err != nil {
 		return s, err

@@ -25,6 +25,7 @@
 //	config.json    the OCI bundle
 //	in, out        FIFOs: the agent's stdin and stdout, see Dial
 //	processes      who was running when the agent first answered
+//	resolv.conf    and hosts, of one with a wire: bound read-only over the root's
 //	runsc/         runsc's own state and control socket
 //	runsc.log      what runsc said when it failed
 //	panic.log      the sentry's last words, if it had any
@@ -44,6 +45,12 @@
 // beyond descriptors the gofer gave it. There is no network device, no host
 // socket, no host FIFO but its own two, no set-user-id. The root file system
 // is mounted read-only on the host side as well.
+//
+// With Spec.Wire the sentry is in the wire's namespace instead and has a packet
+// socket of its one link, which runsc opened: it cannot open another, and has no
+// rights over the namespace, which belongs to the host's user namespace. Its
+// filter and its capabilities are the same. The namespace is not the instance's:
+// its receipt does not list it, and Destroy leaves it.
 //
 // # Teardown
 //

@@ -22,7 +22,7 @@ type probed struct {
 	info    sandbox.Info
 	cgroups cgroupHost // without trees when they cannot be used
 	root    bool
-	noWires error // why no sandbox can have a network; nil when it can
+	noWires error // why no sandbox can have a network, with a hint; nil when it can
 }
 
 // Info implements sandbox.Backend. It looks (programs present, namespaces,
@@ -70,22 +70,9 @@ func (b *Backend) probeHost() (probed, error) {
 	p.noWires = b.probeWires(p.root)
 	p.info.Capabilities.Wire = p.noWires == nil
 	if p.noWires != nil && b.cfg.Wires != nil {
-		p.info.Notes = append(p.info.Notes, "no network: "+p.noWires.Error())
+		p.info.Notes = append(p.info.Notes, "no network for sandboxes: "+p.noWires.Error())
 	}
 	return p, nil
-}
-
-// probeWires says why no sandbox can be put on a wire.
-func (b *Backend) probeWires(root bool) error {
-	switch {
-	case !root:
-		return sandbox.Errorf("create", sandbox.KindUnsupported, "only a server that runs as root can give sandboxes a network").
-			WithHint("run it as root, or leave the network rules out")
-	case b.cfg.Wires == nil:
-		return sandbox.Errorf("create", sandbox.KindUnsupported, "this server gives sandboxes no network").
-			WithHint("leave the network rules out")
-	}
-	return b.cfg.Wires()
 }
 
 // probeCgroups fills in p.cgroups and what they enforce.

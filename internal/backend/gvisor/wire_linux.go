@@ -26,6 +26,35 @@ var wireFiles = []struct{ name, target string }{
 	{fileHosts, "/etc/hosts"},
 }
 
+// probeWires says why no sandbox can be put on a wire.
+func (b *Backend) probeWires(root bool) error {
+	refuse := func(hint, format string, args ...any) error {
+		return sandbox.Errorf("", sandbox.KindUnsupported, format, args...).WithHint("%s", hint)
+	}
+	switch {
+	case !root:
+		return refuse("run the server as root, or leave the network rules out", "gVisor attaches networks for root only")
+	case b.cfg.Wires == nil:
+		return refuse("leave the network rules out", "this server attaches none")
+	}
+	err := b.cfg.Wires()
+	var e *sandbox.Error
+	if errors.As(err, &e) {
+		return refuse(e.Hint, "%s", e.Message())
+	}
+	return err
+}
+
+// refuseWire is the error of a sandbox that needs a network and cannot have one.
+func (p probed) refuseWire(s sandbox.Spec) error {
+	e := sandbox.Errorf("create", sandbox.KindUnsupported, "the sandbox cannot have a network here: %w", p.noWires).WithID(string(s.Sandbox))
+	var why *sandbox.Error
+	if errors.As(p.noWires, &why) {
+		e.Err, e.Hint = fmt.Errorf("the sandbox cannot have a network here: %s", why.Message()), why.Hint
+	}
+	return e
+}
+
 // checkWire refuses a wire that cannot be plugged in.
 func checkWire(s sandbox.Spec) error {
 	if s.Wire == nil {

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/firebreak-dev/firebreak/internal/egress/wire"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -109,7 +111,7 @@ func TestWireWithoutTheMeans(t *testing.T) {
 		wires func() error
 		want  []string
 	}{
-		"not asked": {nil, []string{"no network"}},
+		"not asked": {nil, []string{"cannot have a network", "attaches none"}},
 		"missing":   {func() error { return why }, []string{"no such thing", "buy one"}},
 	} {
 		b := open(t, t.TempDir())
@@ -118,7 +120,7 @@ func TestWireWithoutTheMeans(t *testing.T) {
 		if err != nil || info.Capabilities.Wire {
 			t.Errorf("%s: %+v, %v", name, info, err)
 		}
-		noted := strings.Contains(strings.Join(info.Notes, "\n"), "no network: ")
+		noted := strings.Contains(strings.Join(info.Notes, "\n"), "no network for sandboxes: ")
 		if noted != (c.wires != nil) {
 			t.Errorf("%s: notes %q", name, info.Notes)
 		}
@@ -131,5 +133,29 @@ func TestWireWithoutTheMeans(t *testing.T) {
 				t.Errorf("%s: %v does not say %q", name, err, s)
 			}
 		}
+	}
+}
+
+// TestNumbersOfNamespacesAreUsedAgain: a wire may have the number that a namespace
+// of an instance had, and does not make a liar of its receipt. Another mount does.
+func TestNumbersOfNamespacesAreUsedAgain(t *testing.T) {
+	l, _ := openWire(t)
+	number, err := wireNamespace(l.Wire)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bound(number) {
+		t.Error("a wire holds another instance's namespace")
+	}
+	other := filepath.Join(t.TempDir(), "kept")
+	put(t, other, "")
+	if err := unix.Mount(l.Wire.NetNS, other, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	if !bound(number) {
+		t.Error("a mount does not hold it")
+	}
+	if err := unix.Unmount(other, unix.MNT_DETACH); err != nil {
+		t.Error(err)
 	}
 }

@@ -2,10 +2,12 @@ package wire
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
+	"sync"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -33,16 +35,38 @@ const (
 	atARPTarget    = 38 // IP
 )
 
-// filter puts the rules on the TAP of the namespace this thread is in, in place of
-// what may be there: in one transaction, so that no frame passes between.
-func filter() error {
-	c, err := nftables.New()
+// The transactions that put the rules on the TAP of the namespace a thread is in,
+// the same for every wire: the first where there are none, the second in place of
+// what is there, so that no frame passes between. That has the kernel wait for all
+// who may still see the old ones.
+var (
+	filterNew     = sync.OnceValues(func() (*batch, error) { return ruleset(false) })
+	filterReplace = sync.OnceValues(func() (*batch, error) { return ruleset(true) })
+)
+
+// filter carries out one of the transactions.
+func filter(rules func() (*batch, error)) error {
+	b, err := rules()
 	if err != nil {
 		return fmt.Errorf("nftables: %w", err)
 	}
+	if err := b.send(); err != nil {
+		return fmt.Errorf("%w: %w", errNoFilter, err)
+	}
+	return nil
+}
+
+func ruleset(replace bool) (*batch, error) {
+	b := &batch{}
+	c, err := nftables.New(nftables.WithTestDial(b.take))
+	if err != nil {
+		return nil, err
+	}
 	table := &nftables.Table{Name: filterTable, Family: nftables.TableFamilyNetdev}
-	c.AddTable(table) // exists, so that it can be deleted
-	c.DelTable(table)
+	if replace {
+		c.AddTable(table) // exists now, so that it can be deleted
+		c.DelTable(table)
+	}
 	c.AddTable(table)
 	drop := nftables.ChainPolicyDrop
 	chain := func(name string, hook *nftables.ChainHook) *nftables.Chain {
@@ -57,10 +81,10 @@ func filter() error {
 	for _, rule := range rules(end{GatewayMAC, Gateway}, end{GuestMAC, Guest}, atIPTarget, atFromPort) {
 		c.AddRule(&nftables.Rule{Table: table, Chain: in, Exprs: rule})
 	}
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("%w: %w", errNoFilter, err)
+	if err := c.Flush(); !errors.Is(err, errTaken) {
+		return nil, err
 	}
-	return nil
+	return b, nil
 }
 
 // end is one of the two that a wire connects.

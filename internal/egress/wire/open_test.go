@@ -172,6 +172,30 @@ func ping(port int) error {
 	return unix.Sendto(s, []byte("x"), 0, &unix.SockaddrInet4{Port: port, Addr: Gateway.As4()})
 }
 
+// TestQueue: what waits for a router that does not read is bounded.
+func TestQueue(t *testing.T) {
+	l := open(t, wiresIn(t), newID())
+	inside(t, l.Wire, func() error {
+		for range 2 * queue {
+			if err := ping(DNSPort); err != nil && !errors.Is(err, unix.ENOBUFS) {
+				return err
+			}
+		}
+		return nil
+	})
+	waiting := 0
+	fd, buf := int(tapFD(t, l)), make([]byte, 2000)
+	for {
+		if _, err := unix.Read(fd, buf); err != nil {
+			break
+		}
+		waiting++
+	}
+	if waiting != queue {
+		t.Errorf("%d frames wait, want %d", waiting, queue)
+	}
+}
+
 // TestReopenRestoresTheFilter: also where somebody took it away.
 func TestReopenRestoresTheFilter(t *testing.T) {
 	dir := wiresIn(t)

@@ -71,13 +71,14 @@ func Remove(dir, id string) ([]sandbox.Object, error) {
 func empty(ns *os.File, path string) ([]sandbox.Object, error) {
 	link, inode, trouble := cut(ns)
 	failpoint.Hit("wire.remove/after-link")
-	if o := inhabited(inode); !o.Gone {
-		return []sandbox.Object{link, o}, trouble
+	space := inhabited(inode)
+	if !space.Gone {
+		return []sandbox.Object{link, space}, trouble
 	}
 	if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
 		trouble = errors.Join(trouble, &fs.PathError{Op: "unmount", Path: path, Err: err})
 	}
-	return []sandbox.Object{link, inhabited(inode)}, trouble
+	return []sandbox.Object{link, space}, trouble
 }
 
 // cut deletes the link of a namespace.

@@ -18,28 +18,31 @@ const queue = 256
 
 // openTap attaches to the TAP of the namespace this thread is in, and makes it
 // where there is none. Errors: EBUSY while somebody else is attached.
-func openTap() (fd int, err error) {
-	fd, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+func openTap() (int, error) {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, &fs.PathError{Op: "open", Path: "/dev/net/tun", Err: err}
 	}
-	defer func() {
-		if err != nil {
-			unix.Close(fd)
-		}
-	}()
+	if err := attach(fd); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+func attach(fd int) error {
 	req, err := unix.NewIfreq(LinkName)
 	if err != nil {
-		return -1, err
+		return err
 	}
 	req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
-		return -1, fmt.Errorf("attach to the tap: %w", err)
+		return fmt.Errorf("attach to the tap: %w", err)
 	}
 	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4); err != nil {
-		return -1, fmt.Errorf("set the tap's offloads: %w", err)
+		return fmt.Errorf("set the tap's offloads: %w", err)
 	}
-	return fd, nil
+	return nil
 }
 
 // build makes the link in the fresh namespace this thread is in and returns its
@@ -59,7 +62,7 @@ func build(id string) (tap *os.File, err error) {
 		}
 	}()
 	step("after-tap")
-	if err := filter(); err != nil { // before the first frame can pass
+	if err := filter(filterNew); err != nil { // before the first frame can pass
 		return nil, err
 	}
 	step("after-filter")
@@ -138,7 +141,7 @@ func reattach(id string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = filter() // this version's, whole, in one step
+	err = filter(filterReplace) // this version's, whole, in one step
 	if err == nil {
 		// The kernel notices a carrier at its leisure and drops what is sent until
 		// then, unless somebody asks.

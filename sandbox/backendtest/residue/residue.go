@@ -3,7 +3,7 @@
 //
 // A receipt says what a backend believes it removed. This package is the
 // second opinion: it reads /proc, mount tables, control groups, network
-// namespaces, links, sockets, loop devices, temporary directories, the file
+// namespaces with those that a mount keeps, links, sockets, loop devices, temporary directories, the file
 // tree and the descriptors of the calling process, and reports whatever
 // belongs to the scope and is still there.
 //

@@ -223,6 +223,38 @@ func TestNamespaces(t *testing.T) {
 	clean(t, base)
 }
 
+// TestNetnsOfAMount: a namespace nobody is in, kept as a wire is.
+func TestNetnsOfAMount(t *testing.T) {
+	id := string(sandbox.NewInstanceID())
+	file := filepath.Join(t.TempDir(), id)
+	base := take(t, Scope{})
+	base.Track(id)
+	write(t, file)
+	if out, err := exec.Command("unshare", "--net="+file, "true").CombinedOutput(); err != nil {
+		t.Skipf("not run: cannot keep a network namespace: %v %s", err, out)
+	}
+	unmount := func() { syscall.Unmount(file, syscall.MNT_DETACH) }
+	defer unmount()
+	found(t, base, "netns", "net:[")
+	found(t, base, "mount", file)
+	unmount()
+	os.Remove(file)
+	clean(t, base)
+}
+
+// TestTap: a descriptor that keeps a link.
+func TestTap(t *testing.T) {
+	base := take(t, Scope{})
+	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
+	if err != nil {
+		t.Skipf("not run: %v", err)
+	}
+	defer f.Close()
+	found(t, base, "descriptor", "")
+	f.Close()
+	clean(t, base)
+}
+
 func TestNetnsOfAProcess(t *testing.T) {
 	base := take(t, Scope{})
 	cmd := exec.Command("cat")

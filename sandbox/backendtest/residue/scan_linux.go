@@ -192,6 +192,12 @@ func scanMounts(m matcher) ([]object, error) {
 				o.ours = true
 			}
 			objs = append(objs, o)
+			if strings.HasPrefix(f[3], "net:[") && pid == own { // a namespace that a mount keeps
+				objs = append(objs, object{
+					Finding: Finding{Kind: "netns", Name: f[3], Detail: "held by mount " + point},
+					key:     "netns:" + f[3] + ":" + point, ours: o.ours, alien: true,
+				})
+			}
 		}
 	}
 	if len(seen) == 0 {
@@ -325,6 +331,10 @@ func scanDescriptors(scope Scope, m matcher) ([]object, error) {
 			o.ours, o.Detail = true, m.why(to, to)
 		case strings.HasPrefix(to, "net:["), strings.HasPrefix(to, "mnt:["):
 			o.ours, o.Detail = true, "open namespace "+to
+		case to == "/dev/net/tun":
+			info, _ := os.ReadFile("/proc/self/fdinfo/" + e.Name())
+			_, iff, _ := strings.Cut(string(info), "iff:")
+			o.ours, o.Detail = true, "far end of the link "+strings.TrimSpace(iff)
 		case scope.Descriptors && !runtimeOwned(to):
 			o.ours, o.Detail = true, "open "+to
 		}
