@@ -58,6 +58,9 @@ type options struct {
 	// progress, if not nil, is told about work that takes long.
 	progress func(string)
 	hosts    []string
+	// network makes what gives sandboxes their wires; it reports each decision to
+	// record, before that takes effect. Nil: no sandbox has a network.
+	network func(o options, record func(sandbox.InstanceID, orchestrator.EgressEvent) error) (orchestrator.Network, func() error, error)
 	// authenticate wraps the authenticator, if not nil.
 	authenticate func(*auth.Authenticator) server.Authenticator
 }
@@ -141,7 +144,12 @@ func (w Wiring) open(ctx context.Context, o options) (n *node, err error) {
 	}
 	n.auth = auth.New(st, auth.Options{})
 	n.closers = append(n.closers, n.auth.Close)
+	network, err := n.openNetwork(o)
+	if err != nil {
+		return n, err
+	}
 	n.orch, err = orchestrator.New(orchestrator.Config{
+		Network:  network,
 		Backends: n.backends, Store: st, Recorder: record, Events: events, Templates: templates, Log: o.log,
 		Runs:           filepath.Join(o.dir, "runs"),
 		Defaults:       orchestrator.Defaults{Backend: o.config.Backend},
@@ -174,7 +182,7 @@ func (w Wiring) open(ctx context.Context, o options) (n *node, err error) {
 		a = o.authenticate(n.auth)
 	}
 	n.server, err = server.New(server.Config{API: svc, Auth: a, Log: o.log, Hosts: o.hosts, States: states(st),
-		Rates: n.rates, Load: n.orch.Load, Ready: n.ready})
+		Rates: n.rates, Load: n.orch.Load, Egress: n.orch.Egress, Ready: n.ready})
 	if err != nil {
 		return n, err
 	}
@@ -183,6 +191,21 @@ func (w Wiring) open(ctx context.Context, o options) (n *node, err error) {
 
 // ready says what keeps the node from its work. It cannot do without evidence.
 func (n *node) ready(context.Context) error { return n.orch.Recording() }
+
+// openNetwork makes the node's network, if it has one. It is closed after the
+// orchestrator, which closes the wires.
+func (n *node) openNetwork(o options) (orchestrator.Network, error) {
+	if o.network == nil {
+		return nil, nil
+	}
+	network, closeNetwork, err := o.network(o, func(id sandbox.InstanceID, e orchestrator.EgressEvent) error {
+		return n.orch.RecordEgress(id, e) // set before the first wire is opened or adopted
+	})
+	if err == nil {
+		n.closers = append(n.closers, closeNetwork)
+	}
+	return network, err
+}
 
 // openTemplates opens the store all nodes of a data directory share.
 func openTemplates(o options) (*template.Store, error) {
