@@ -64,6 +64,7 @@ type Client struct {
 	processes firebreakv1connect.ProcessServiceClient
 	contexts  firebreakv1connect.ContextServiceClient
 	system    firebreakv1connect.SystemServiceClient
+	policies  firebreakv1connect.PolicyServiceClient
 	keys      firebreakv1connect.KeyServiceClient
 	audit     firebreakv1connect.AuditServiceClient
 }
@@ -89,6 +90,7 @@ func New(o Options) (*Client, error) {
 	c.processes = firebreakv1connect.NewProcessServiceClient(c.http, base, opts)
 	c.contexts = firebreakv1connect.NewContextServiceClient(c.http, base, opts)
 	c.system = firebreakv1connect.NewSystemServiceClient(c.http, base, opts)
+	c.policies = firebreakv1connect.NewPolicyServiceClient(c.http, base, opts)
 	c.keys = firebreakv1connect.NewKeyServiceClient(c.http, base, opts)
 	c.audit = firebreakv1connect.NewAuditServiceClient(c.http, base, opts)
 	return c, nil

@@ -46,6 +46,8 @@ type CreateOptions struct {
 
 	// IdempotencyKey makes a repeated Create return the first one's sandbox.
 	IdempotencyKey string
+	// Network is where the sandbox may connect; nil: it has no network device.
+	Network *Network
 }
 
 func (o CreateOptions) request() *v1.CreateSandboxRequest {
@@ -54,6 +56,7 @@ func (o CreateOptions) request() *v1.CreateSandboxRequest {
 		LanguagePack: o.Language, Env: o.Env, Metadata: o.Metadata, Tier: o.Tier, Hostname: o.Hostname,
 		ReadonlyRoot: o.ReadonlyRoot, AcceptWeaker: o.AcceptWeaker,
 		TimeoutMs: millis(o.Timeout), IdleTimeoutMs: millis(o.IdleTimeout), IdleAction: o.IdleAction,
+		Network: o.Network.rules(),
 	}
 	l := &v1.Limits{
 		MemoryBytes: optional(o.Memory), Cpus: optional(o.CPUs), Pids: optional(o.PIDs), DiskBytes: optional(o.Disk),

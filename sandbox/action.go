@@ -67,8 +67,8 @@ func Actions() []Action {
 		{Name: "template.remove", When: "before a template is removed", Object: "template"},
 		{Name: "template.collect", Then: Gate, When: "before and after what nothing uses is removed; by the server itself only after", Detail: "templates, layers, bytes, template_N"},
 
-		{Name: "policy.set", Then: Flow, When: "before a policy is stored under a name", Object: "name", Digest: "its text", Detail: "bytes, replaces (digest)"},
-		{Name: "policy.remove", Then: Flow, When: "before a policy is forgotten", Object: "name", Detail: "digest"},
+		{Name: "policy.set", Then: Flow, When: "before a policy is stored under a name", Object: "name", Digest: "its text"},
+		{Name: "policy.remove", Then: Flow, When: "before a policy is forgotten", Object: "name"},
 
 		{Name: "key.create", Then: Gate, When: "before and after a key is made", Object: "name, then key id", Detail: "role"},
 		{Name: "key.delete", When: "before a key is revoked", Object: "key id"},

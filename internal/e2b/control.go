@@ -46,6 +46,7 @@ func (s *Server) controlRoutes() http.Handler {
 	mux.HandleFunc("DELETE /sandboxes/{id}", s.keyed(s.kill))
 	mux.HandleFunc("POST /sandboxes/{id}/timeout", s.keyed(s.setTimeout))
 	mux.HandleFunc("POST /sandboxes/{id}/refreshes", s.keyed(s.refresh))
+	mux.HandleFunc("PUT /sandboxes/{id}/network", s.keyed(s.updateNetwork))
 	mux.HandleFunc("GET /sandboxes/{id}/metrics", s.keyed(s.metrics))
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	s.registerNotYet(mux)
@@ -169,6 +170,12 @@ func (s *Server) create(w http.ResponseWriter, r *http.Request) error {
 		timeout = time.Duration(*c.Timeout) * time.Second
 	}
 	req := &v1.CreateSandboxRequest{Env: c.EnvVars, Metadata: c.Metadata, TimeoutMs: proto.Int64(timeout.Milliseconds()), IdleTimeoutMs: proto.Int64(0)}
+	if c.Network != nil {
+		var err error
+		if req.Network, err = c.Network.rules(); err != nil {
+			return err
+		}
+	}
 	if !defaultTemplates[c.TemplateID] {
 		req.Template = c.TemplateID
 	}

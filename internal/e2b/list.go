@@ -75,8 +75,9 @@ func (s *Server) info(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	answer(w, http.StatusOK, detailed{listed: toListed(sb), Domain: s.toldDomain(),
-		Network: networkDetail{AllowOut: []string{}, DenyOut: []string{"0.0.0.0/0"}}, Lifecycle: lifecycleDetail{OnTimeout: "kill"}})
+	network, open := toNetwork(sb.GetNetwork())
+	answer(w, http.StatusOK, detailed{listed: toListed(sb), Domain: s.toldDomain(), AllowInternetAccess: open,
+		Network: network, Lifecycle: lifecycleDetail{OnTimeout: "kill"}})
 	return nil
 }
 

@@ -16,7 +16,6 @@ var notYetRoutes = map[string]string{
 	"POST /sandboxes/{id}/fork":      "forking a sandbox",
 	"POST /sandboxes/{id}/snapshots": "making snapshots",
 	"/snapshots":                     "listing snapshots",
-	"PUT /sandboxes/{id}/network":    "changing a sandbox's network",
 	"/secrets":                       "keeping secrets",
 	"/secrets/{rest...}":             "keeping secrets",
 	"/volumes":                       "keeping volumes",
@@ -63,8 +62,8 @@ func (c *createRequest) notYetFields() error {
 
 func (n *networkRequest) notYetFields() error {
 	switch {
-	case len(n.AllowOut) > 0 || given(n.Rules):
-		return notYet("a network that reaches something")
+	case given(n.Rules):
+		return notYet("changing what is sent to a host (rules)")
 	case given(n.EgressProxy):
 		return notYet("an egress proxy")
 	case n.MaskRequestHost != "" || len(n.HTTPSPorts) > 0:
@@ -73,5 +72,5 @@ func (n *networkRequest) notYetFields() error {
 		return sandbox.Errorf("create", sandbox.KindUnsupported, "traffic to a sandbox's ports always needs its token").
 			WithHint("leave allowPublicTraffic out; the header e2b-traffic-access-token carries trafficAccessToken")
 	}
-	return nil // denyOut asks for what everybody gets: nothing is reachable
+	return nil
 }

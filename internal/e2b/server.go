@@ -36,6 +36,7 @@ type Sandboxes interface {
 	ListSandboxes(context.Context, *v1.ListSandboxesRequest) (*v1.ListSandboxesResponse, error)
 	DestroySandbox(context.Context, *v1.DestroySandboxRequest) (*v1.DestroySandboxResponse, error)
 	SetTimeout(context.Context, *v1.SetTimeoutRequest) (*v1.Sandbox, error)
+	UpdateNetwork(context.Context, *v1.UpdateNetworkRequest) (*v1.UpdateNetworkResponse, error)
 }
 
 // Holders is who acts with a sandbox's own token.

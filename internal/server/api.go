@@ -29,6 +29,7 @@ type API interface {
 	Contents
 	Runs
 	Templates
+	Policies
 	Quotas
 	System
 	Evidence
@@ -58,6 +59,7 @@ type Sandboxes interface {
 	ListSandboxes(context.Context, *v1.ListSandboxesRequest) (*v1.ListSandboxesResponse, error)
 	DestroySandbox(context.Context, *v1.DestroySandboxRequest) (*v1.DestroySandboxResponse, error)
 	SetTimeout(context.Context, *v1.SetTimeoutRequest) (*v1.Sandbox, error)
+	UpdateNetwork(context.Context, *v1.UpdateNetworkRequest) (*v1.UpdateNetworkResponse, error)
 }
 
 // Streams is the operations that answer with a stream of messages.
@@ -148,6 +150,14 @@ type Templates interface {
 	CollectTemplates(context.Context, *v1.CollectTemplatesRequest) (*v1.CollectTemplatesResponse, error)
 	// UploadArchive stores r for a build.
 	UploadArchive(ctx context.Context, r io.Reader) (*v1.UploadArchiveResponse, error)
+}
+
+// Policies is where sandboxes may connect, by name.
+type Policies interface {
+	ListPolicies(context.Context, *v1.ListPoliciesRequest) (*v1.ListPoliciesResponse, error)
+	GetPolicy(context.Context, *v1.GetPolicyRequest) (*v1.Policy, error)
+	SetPolicy(context.Context, *v1.SetPolicyRequest) (*v1.Policy, error)
+	RemovePolicy(context.Context, *v1.RemovePolicyRequest) (*v1.RemovePolicyResponse, error)
 }
 
 // Quotas is what tenants may have.

@@ -257,7 +257,12 @@ var calls = map[string]func(*real){
 	"SandboxService.DestroySandbox": func(r *real) {
 		r.did("DELETE", "/v1/sandboxes/"+member(r.t, r.did("POST", "/v1/sandboxes", `{}`), "id"), "")
 	},
-	"SandboxService.SetTimeout":  func(r *real) { r.did("POST", r.path("/timeout"), `{"timeout_ms":3600000}`) },
+	"SandboxService.SetTimeout": func(r *real) { r.did("POST", r.path("/timeout"), `{"timeout_ms":3600000}`) },
+	"SandboxService.UpdateNetwork": func(r *real) {
+		if got := r.did("PUT", r.path("/network"), `{}`); strings.TrimSpace(got) != `{"closed_connections":0}` {
+			r.t.Error(got)
+		}
+	},
 	"SandboxService.Exec":        func(r *real) { r.did("POST", r.path("/exec"), `{"code":"true","language_pack":"shell"}`) },
 	"SandboxService.WatchEvents": func(r *real) { r.did("GET", r.path("/events?no_follow=true"), "") },
 
@@ -361,6 +366,14 @@ var calls = map[string]func(*real){
 	"AuditService.WatchEntries":   func(r *real) { r.did("GET", "/v1/audit/entries/watch?no_follow=true", "") },
 	"AuditService.ExportEvidence": func(r *real) { r.did("GET", "/v1/audit/evidence?sandbox_id="+r.id, "") },
 	"AuditService.GetProof":       func(r *real) { r.did("GET", "/v1/audit/proof?position=1", "") },
+
+	"PolicyService.ListPolicies": func(r *real) { r.did("GET", "/v1/policies", "") },
+	"PolicyService.GetPolicy":    func(r *real) { r.did("GET", "/v1/policies/pypi", "") },
+	"PolicyService.SetPolicy":    func(r *real) { r.did("PUT", "/v1/policies/build", `{"text":"allow: [a.example.com]"}`) },
+	"PolicyService.RemovePolicy": func(r *real) {
+		r.did("PUT", "/v1/policies/gone", `{"text":"allow: []"}`)
+		r.did("DELETE", "/v1/policies/gone", "")
+	},
 
 	"KeyService.CreateKey": func(r *real) { r.did("POST", "/v1/keys", `{"name":"k"}`) },
 	"KeyService.ListKeys":  func(r *real) { r.did("GET", "/v1/keys", "") },

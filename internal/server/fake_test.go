@@ -21,6 +21,7 @@ import (
 
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
 	"github.com/firebreak-dev/firebreak/internal/auth"
+	"github.com/firebreak-dev/firebreak/internal/orchestrator"
 	"github.com/firebreak-dev/firebreak/internal/service"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -385,6 +386,21 @@ func (f *fake) RemoveTemplate(context.Context, *v1.RemoveTemplateRequest) (*v1.R
 func (f *fake) ListBackends(context.Context, *v1.ListBackendsRequest) (*v1.ListBackendsResponse, error) {
 	return &v1.ListBackendsResponse{}, nil
 }
+func (f *fake) UpdateNetwork(_ context.Context, r *v1.UpdateNetworkRequest) (*v1.UpdateNetworkResponse, error) {
+	return &v1.UpdateNetworkResponse{Network: &v1.SandboxNetwork{Generation: 2, Mode: r.GetId()}}, nil
+}
+func (f *fake) ListPolicies(context.Context, *v1.ListPoliciesRequest) (*v1.ListPoliciesResponse, error) {
+	return &v1.ListPoliciesResponse{}, nil
+}
+func (f *fake) GetPolicy(_ context.Context, r *v1.GetPolicyRequest) (*v1.Policy, error) {
+	return &v1.Policy{Name: r.GetName()}, nil
+}
+func (f *fake) SetPolicy(_ context.Context, r *v1.SetPolicyRequest) (*v1.Policy, error) {
+	return &v1.Policy{Name: r.GetName(), Text: r.GetText()}, nil
+}
+func (f *fake) RemovePolicy(context.Context, *v1.RemovePolicyRequest) (*v1.RemovePolicyResponse, error) {
+	return &v1.RemovePolicyResponse{}, nil
+}
 func (f *fake) GetQuota(context.Context, *v1.GetQuotaRequest) (*v1.GetQuotaResponse, error) {
 	return &v1.GetQuotaResponse{}, nil
 }
@@ -467,6 +483,9 @@ func start(t testing.TB, f *fake) *world {
 		API: f, Auth: keys{}, Log: slog.New(slog.NewJSONHandler(w.log, &slog.HandlerOptions{Level: level})),
 		Hosts: []string{"api.example"}, Drain: 300 * time.Millisecond,
 		States: func(context.Context) (map[string]int, error) { return map[string]int{"running": 2}, nil },
+		Egress: func() orchestrator.EgressStats {
+			return orchestrator.EgressStats{Flows: map[[2]string]int64{{"connect", "deny"}: 7}, Upload: 5, Download: 6}
+		},
 	})
 	if err != nil {
 		t.Fatal(err)

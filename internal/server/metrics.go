@@ -9,6 +9,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/firebreak-dev/firebreak/internal/orchestrator"
 )
 
 // metrics are the server's own, in a registry of their own.
@@ -18,7 +20,7 @@ type metrics struct {
 	handler  http.Handler
 }
 
-func newMetrics(states func(context.Context) (map[string]int, error), load func() (waiting, refused map[string]int64)) *metrics {
+func newMetrics(states func(context.Context) (map[string]int, error), load func() (waiting, refused map[string]int64), egress func() orchestrator.EgressStats) *metrics {
 	m := &metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "firebreak_requests_total",
@@ -38,6 +40,9 @@ func newMetrics(states func(context.Context) (map[string]int, error), load func(
 	}
 	if load != nil {
 		reg.MustRegister(loadCollector(load))
+	}
+	if egress != nil {
+		reg.MustRegister(egressCollector(egress))
 	}
 	m.handler = promhttp.HandlerFor(reg, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 20 * time.Second})
 	return m
@@ -104,4 +109,29 @@ func (c loadCollector) Collect(ch chan<- prometheus.Metric) {
 	for name, n := range refused {
 		ch <- prometheus.MustNewConstMetric(refusedDesc, prometheus.CounterValue, float64(n), name)
 	}
+}
+
+// egressCollector asks for what sandboxes wanted to reach. It names no tenant,
+// host or rule.
+type egressCollector func() orchestrator.EgressStats
+
+var (
+	egressFlowsDesc = prometheus.NewDesc("firebreak_egress_flows_total", "Names that sandboxes asked for (dns) and connections they wanted (connect), by decision.", []string{"kind", "decision"}, nil)
+	egressBytesDesc = prometheus.NewDesc("firebreak_egress_bytes_total", "Bytes of connections that are over, by direction.", []string{"direction"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (c egressCollector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- egressFlowsDesc
+	ch <- egressBytesDesc
+}
+
+// Collect implements prometheus.Collector.
+func (c egressCollector) Collect(ch chan<- prometheus.Metric) {
+	s := c()
+	for k, n := range s.Flows {
+		ch <- prometheus.MustNewConstMetric(egressFlowsDesc, prometheus.CounterValue, float64(n), k[0], k[1])
+	}
+	ch <- prometheus.MustNewConstMetric(egressBytesDesc, prometheus.CounterValue, float64(s.Upload), "upload")
+	ch <- prometheus.MustNewConstMetric(egressBytesDesc, prometheus.CounterValue, float64(s.Download), "download")
 }

@@ -25,6 +25,7 @@ func register(g *registry, api API) {
 	unary(g, rpc.SandboxServiceListSandboxesProcedure, api.ListSandboxes)
 	unary(g, rpc.SandboxServiceDestroySandboxProcedure, api.DestroySandbox, deadline(2*time.Minute), emptyOn("/sandboxes/{id}"))
 	unary(g, rpc.SandboxServiceSetTimeoutProcedure, api.SetTimeout)
+	unary(g, rpc.SandboxServiceUpdateNetworkProcedure, api.UpdateNetwork)
 	serverStream(g, rpc.SandboxServiceExecProcedure, api.Exec, aggregated(newExecAggregator, &v1.ExecResponse{}))
 	serverStream(g, rpc.SandboxServiceWatchEventsProcedure, api.WatchEvents, follows)
 	g.registerPorts(api)
@@ -72,6 +73,11 @@ func register(g *registry, api API) {
 	unary(g, rpc.SystemServiceGetQuotaProcedure, api.GetQuota)
 	unary(g, rpc.SystemServiceCollectTemplatesProcedure, api.CollectTemplates, deadline(10*time.Minute))
 	unary(g, rpc.SystemServiceGetVersionProcedure, api.GetVersion)
+
+	unary(g, rpc.PolicyServiceListPoliciesProcedure, api.ListPolicies)
+	unary(g, rpc.PolicyServiceGetPolicyProcedure, api.GetPolicy)
+	unary(g, rpc.PolicyServiceSetPolicyProcedure, api.SetPolicy)
+	unary(g, rpc.PolicyServiceRemovePolicyProcedure, api.RemovePolicy)
 
 	unary(g, rpc.KeyServiceCreateKeyProcedure, api.CreateKey, created)
 	unary(g, rpc.KeyServiceListKeysProcedure, api.ListKeys)
@@ -143,11 +149,13 @@ func (g *registry) add(procedure string, opts []option) *operation {
 	return o
 }
 
-var knownScopes = map[auth.Scope]bool{
-	auth.SandboxRead: true, auth.SandboxWrite: true, auth.Exec: true, auth.FilesRead: true, auth.FilesWrite: true,
-	auth.TemplateRead: true, auth.TemplateWrite: true, auth.KeyRead: true, auth.KeyWrite: true,
-	auth.AuditRead: true, auth.SystemRead: true,
-}
+var knownScopes = func() map[auth.Scope]bool {
+	known := map[auth.Scope]bool{}
+	for _, s := range auth.Scopes() {
+		known[s] = true
+	}
+	return known
+}()
 
 // findMethod resolves "/package.Service/Method".
 func findMethod(procedure string) (protoreflect.MethodDescriptor, error) {

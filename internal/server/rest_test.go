@@ -41,13 +41,13 @@ func TestGoldenJSON(t *testing.T) {
 			`"idle_timeout_ms":0,"timeout_ms":9007199254740993,"created_at":"2026-03-04T05:06:07.89Z","ended_at":"1970-01-01T00:00:00Z",` +
 			`"usage":{"cpu_ms":12.5,"memory_bytes":0,"memory_peak_bytes":1099511627776,"overhead_bytes":0,"disk_bytes":0,"pids":0,"oom_kills":0},` +
 			`"receipt":{"objects":[{"kind":"mount","name":"/x","gone":true,"detail":"","check":""}],"clean":true,"time":"2026-03-04T05:06:07.89Z","instance":""},` +
-			`"readonly_root":false,"create_ms":1e-07,"principal":"","notes":[],"idle_action":""}`},
+			`"readonly_root":false,"create_ms":1e-07,"principal":"","notes":[],"idle_action":"","egress":[],"egress_more":0}`},
 		{"GET", "/v1/sandboxes", "", `{"sandboxes":[],"next_page_token":""}`},
 		{"POST", "/v1/sandboxes/x/exec", `{"code":"print(6*7)"}`, `{"stdout":"42\n","stderr":"","exit_code":0,"duration_ms":13,"reason":"done","detail":"",` +
 			`"stdout_truncated":false,"stderr_truncated":false,"stdout_data":"","stderr_data":"","result":{"ok":1}}`},
 		{"GET", "/v1/runs/rn1", "", `{"id":"rn1","sandbox_id":"","state":"ended","backend":"","isolation":"","template_digest":"","stdout":"hi","stderr":"",` +
 			`"stdout_data":"","stderr_data":"","stdout_truncated":false,"stderr_truncated":false,"exit_code":3,"reason":"","detail":"",` +
-			`"result":[1,{"a":"b"}],"artifacts":[],"notes":[]}`},
+			`"result":[1,{"a":"b"}],"artifacts":[],"notes":[],"egress":[],"egress_more":0}`},
 	} {
 		a := w.do(c.method, c.path, c.body)
 		if a.status != 200 || a.body != c.want+"\n" {
@@ -99,7 +99,8 @@ func TestStatuses(t *testing.T) {
 	w.do("GET", "/healthz", "", "Authorization", "").want(t, 200, "ok")
 	w.do("GET", "/readyz", "", "Authorization", "").want(t, 200, "ready")
 	w.do("GET", "/metrics", "", "Authorization", "").want(t, 401)
-	w.do("GET", "/metrics", "").want(t, 200, `firebreak_sandboxes{state="running"} 2`,
+	w.do("GET", "/metrics", "").want(t, 200, `firebreak_sandboxes{state="running"} 2`, `firebreak_egress_flows_total{decision="deny",kind="connect"} 7`,
+		`firebreak_egress_bytes_total{direction="upload"} 5`,
 		`firebreak_requests_total{code="201",operation="CreateKey"} 1`, `firebreak_request_duration_seconds_count{operation="Exec"} 0`)
 	if a := w.do("HEAD", "/v1/sandboxes/"+testID, ""); a.status != 200 || a.body != "" || a.header.Get("Content-Length") == "" {
 		t.Errorf("HEAD: %+v", a)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/firebreak-dev/firebreak/api"
 	"github.com/firebreak-dev/firebreak/internal/auth"
+	"github.com/firebreak-dev/firebreak/internal/orchestrator"
 	"github.com/firebreak-dev/firebreak/internal/service"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -36,6 +37,9 @@ type Config struct {
 	// Load reports, for /metrics, how many wait by what they wait for, and how
 	// many were refused by what was used up; nil leaves that out.
 	Load func() (waiting, refused map[string]int64)
+	// Egress reports, for /metrics, what sandboxes wanted to reach; nil leaves that
+	// out.
+	Egress func() orchestrator.EgressStats
 	// Hosts are names callers may use besides loopback ones, such as the one a
 	// reverse proxy is reached by.
 	Hosts []string
@@ -86,7 +90,7 @@ func New(cfg Config) (*Server, error) {
 		s.hosts[strings.ToLower(h)] = true
 	}
 	s.draining, s.drain = context.WithCancel(context.Background())
-	s.metrics = newMetrics(cfg.States, cfg.Load)
+	s.metrics = newMetrics(cfg.States, cfg.Load, cfg.Egress)
 	s.builtins()
 	if err := g.build(cfg.API); err != nil {
 		return nil, err

@@ -116,6 +116,11 @@ func toEvent(e *event.Event) *v1.Event {
 				out.Detail = "not clean"
 			}
 		}
+	case event.Egress:
+		var b orchestrator.FlowEvent
+		if json.Unmarshal(e.Data, &b) == nil {
+			out.Egress, out.Reason, out.Detail = toFlow(&b), text(b.Reason), text(b.Hint)
+		}
 	case event.Started: // the process id says it all
 	default: // result, truncated and what is to come: JSON or words
 		out.Text = text(string(e.Data))

@@ -22,7 +22,7 @@ func (s *Service) CreateRun(ctx context.Context, req *v1.CreateRunRequest) (*v1.
 	if err != nil {
 		return nil, err
 	}
-	r, err := runRequest(req)
+	r, err := s.runRequest(ctx, who.Tenant, req)
 	if err != nil {
 		return nil, err
 	}
@@ -37,7 +37,7 @@ func (s *Service) CreateRun(ctx context.Context, req *v1.CreateRunRequest) (*v1.
 	return s.run(ctx, who, id)
 }
 
-func runRequest(req *v1.CreateRunRequest) (r orchestrator.RunRequest, err error) {
+func (s *Service) runRequest(ctx context.Context, tenant sandbox.TenantID, req *v1.CreateRunRequest) (r orchestrator.RunRequest, err error) {
 	p := req.GetProgram()
 	if p == nil {
 		return r, sandbox.Errorf("run", sandbox.KindInvalid, "program is missing")
@@ -46,7 +46,7 @@ func runRequest(req *v1.CreateRunRequest) (r orchestrator.RunRequest, err error)
 	if sb == nil {
 		sb = &v1.CreateSandboxRequest{}
 	}
-	if r.Sandbox, err = createRequest(sb); err != nil {
+	if r.Sandbox, err = s.createRequest(ctx, tenant, sb); err != nil {
 		return r, err
 	}
 	r.Exec = orchestrator.ExecRequest{Code: p.Code, Command: p.Command, Args: p.GetArgs(), Pack: p.GetLanguagePack(),
@@ -87,17 +87,29 @@ func runSpec(req *v1.CreateRunRequest) (json.RawMessage, error) {
 	kept := proto.CloneOf(req)
 	if kept.Sandbox != nil {
 		blank(kept.Sandbox.Env)
+		if n := kept.Sandbox.Network; n != nil { // the sandbox's record has the policy
+			blank(n.Documents)
+			n.Document = head(n.Document)
+		}
 	}
 	blank(kept.Program.Env)
 	kept.Program.Stdin, kept.Program.StdinData = "", nil
-	if n := len(kept.Program.GetCode()); n > 4<<10 {
-		kept.Program.Code = proto.String(strings.ToValidUTF8(kept.Program.GetCode()[:4<<10], ""))
+	if kept.Program.Code != nil {
+		kept.Program.Code = proto.String(head(kept.Program.GetCode()))
 	}
 	for _, in := range kept.Inputs {
 		in.Text, in.Data = "", nil
 	}
 	b, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(kept)
 	return b, sandbox.Wrap("run", "", err)
+}
+
+// head is as much of a text as a record keeps.
+func head(s string) string {
+	if len(s) > 4<<10 {
+		s = strings.ToValidUTF8(s[:4<<10], "")
+	}
+	return s
 }
 
 func blank(env map[string]string) {
@@ -187,6 +199,7 @@ func (s *Service) toRun(r orchestrator.Run) (*v1.Run, error) {
 		CreatedAt: stamp(r.Created), EndedAt: stamp(r.Ended), Notes: rep.Notes,
 		Audit: &v1.AuditRange{First: int64(rep.First), Last: int64(rep.Last)},
 	}
+	out.Egress, out.EgressMore = toFlows(rep.Egress)
 	if rep.Backend != "" {
 		out.Isolation = rep.Isolation.String()
 	}

@@ -27,7 +27,7 @@ func (s *Service) CreateSandbox(ctx context.Context, req *v1.CreateSandboxReques
 	if err != nil {
 		return nil, err
 	}
-	c, err := createRequest(req)
+	c, err := s.createRequest(ctx, who.Tenant, req)
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +87,7 @@ func (s *Service) once(ctx context.Context, who orchestrator.Caller, op string, 
 }
 
 // createRequest converts and checks what a rule in the proto cannot say.
-func createRequest(req *v1.CreateSandboxRequest) (c orchestrator.CreateRequest, err error) {
+func (s *Service) createRequest(ctx context.Context, tenant sandbox.TenantID, req *v1.CreateSandboxRequest) (c orchestrator.CreateRequest, err error) {
 	c = orchestrator.CreateRequest{Name: req.GetName(), Template: req.GetTemplate(), Backend: req.GetBackend(), Env: req.GetEnv(),
 		Metadata: req.GetMetadata(), Tier: req.GetTier(), ReadonlyRoot: req.GetReadonlyRoot(), AcceptWeaker: req.GetAcceptWeaker(),
 		Pack: req.GetLanguagePack(), Hostname: req.GetHostname(), IdleAction: orchestrator.IdleAction(req.GetIdleAction())}
@@ -102,7 +102,10 @@ func createRequest(req *v1.CreateSandboxRequest) (c orchestrator.CreateRequest, 
 	if c.Timeout, err = optionalMillis("create", "timeout_ms", req.TimeoutMs); err != nil {
 		return c, err
 	}
-	c.Limits, err = limits(req.GetLimits())
+	if c.Limits, err = limits(req.GetLimits()); err != nil {
+		return c, err
+	}
+	c.Network, err = s.networkPolicy(ctx, tenant, req.GetNetwork())
 	return c, err
 }
 
@@ -196,7 +199,12 @@ func (s *Service) ListSandboxes(ctx context.Context, req *v1.ListSandboxesReques
 	}
 	resp := &v1.ListSandboxesResponse{NextPageToken: next, Sandboxes: make([]*v1.Sandbox, len(list))}
 	for i, sb := range list {
-		resp.Sandboxes[i] = toSandbox(sb)
+		out := toSandbox(sb)
+		out.Egress, out.EgressMore = nil, 0 // large, as texts are
+		for _, d := range out.GetNetwork().GetDocuments() {
+			d.Text = ""
+		}
+		resp.Sandboxes[i] = out
 	}
 	return resp, nil
 }

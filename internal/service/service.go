@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
+	"runtime"
 	"sync"
 	"time"
 
@@ -22,7 +24,7 @@ import (
 )
 
 // Config joins a Service to the rest. All fields are needed but Version, Log,
-// Tokens and Evidence.
+// Tokens, Private and Evidence.
 type Config struct {
 	Orchestrator *orchestrator.Orchestrator
 	Store        *store.Store
@@ -35,7 +37,10 @@ type Config struct {
 	EvidenceDir string
 	Templates   Templates
 	// Tokens makes the tokens that open one sandbox each; nil: there are none.
-	Tokens  *auth.Tokens
+	Tokens *auth.Tokens
+	// Private are the networks that are not public and that policies may open, for
+	// warnings about those that may not.
+	Private []netip.Prefix
 	Version *v1.GetVersionResponse
 	Log     *slog.Logger
 }
@@ -63,6 +68,8 @@ type Service struct {
 	access   map[string]*v1.Access // by "Service.Method"
 	refusals *refusals
 	readers  chan struct{} // holds as many as read the log
+	// compilers holds as many as compile policies.
+	compilers chan struct{}
 
 	mu       sync.Mutex
 	watchers map[sandbox.TenantID]int // guarded by mu; who follows the log
@@ -82,7 +89,7 @@ func New(c Config) (*Service, error) {
 		return nil, err
 	}
 	return &Service{Config: c, access: access, refusals: newRefusals(c.Recorder, c.Log),
-		readers: make(chan struct{}, entryReaders), watchers: map[sandbox.TenantID]int{}}, nil
+		readers: make(chan struct{}, entryReaders), compilers: make(chan struct{}, max(1, runtime.NumCPU()/2)), watchers: map[sandbox.TenantID]int{}}, nil
 }
 
 // Close records what is left to be recorded. Nobody calls the Service any more,
@@ -96,7 +103,8 @@ func (s *Service) Close() error {
 func declaredAccess() (map[string]*v1.Access, error) {
 	access := map[string]*v1.Access{}
 	for _, file := range []protoreflect.FileDescriptor{v1.File_firebreak_v1_sandbox_proto, v1.File_firebreak_v1_file_proto,
-		v1.File_firebreak_v1_run_proto, v1.File_firebreak_v1_process_proto, v1.File_firebreak_v1_context_proto, v1.File_firebreak_v1_system_proto, v1.File_firebreak_v1_audit_proto} {
+		v1.File_firebreak_v1_run_proto, v1.File_firebreak_v1_process_proto, v1.File_firebreak_v1_context_proto, v1.File_firebreak_v1_system_proto, v1.File_firebreak_v1_audit_proto,
+		v1.File_firebreak_v1_policy_proto} {
 		for i := range file.Services().Len() {
 			sv := file.Services().Get(i)
 			for j := range sv.Methods().Len() {

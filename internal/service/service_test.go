@@ -88,6 +88,11 @@ func newRig(t *testing.T) *rig {
 
 func newRigOver(t *testing.T, b *sim.Backend) *rig {
 	t.Helper()
+	return newRigWith(t, b, func(*orchestrator.Config) {})
+}
+
+func newRigWith(t *testing.T, b *sim.Backend, change func(*orchestrator.Config)) *rig {
+	t.Helper()
 	r := &rig{t: t, dir: t.TempDir(), templates: &templates{}, sim: b}
 	quiet := slog.New(slog.DiscardHandler)
 	must := func(err error) {
@@ -107,9 +112,11 @@ func newRigOver(t *testing.T, b *sim.Backend) *rig {
 	t.Cleanup(func() { check(t, hub.Close()) })
 	keys := auth.New(st, auth.Options{})
 	t.Cleanup(func() { check(t, keys.Close()) })
-	o, err := orchestrator.New(orchestrator.Config{Backends: []sandbox.Backend{r.sim}, Store: st, Recorder: r.log, Events: hub, Templates: r.templates,
+	c := orchestrator.Config{Backends: []sandbox.Backend{r.sim}, Store: st, Recorder: r.log, Events: hub, Templates: r.templates,
 		Runs: filepath.Join(r.dir, "runs"), Defaults: orchestrator.Defaults{Backend: "sim"}, DestroyOnClose: true, Log: quiet,
-		Memory: func() (int64, int64) { return 64 << 30, 48 << 30 }})
+		Memory: func() (int64, int64) { return 64 << 30, 48 << 30 }}
+	change(&c)
+	o, err := orchestrator.New(c)
 	must(err)
 	must(o.Start(t.Context()))
 	t.Cleanup(func() {
@@ -248,6 +255,20 @@ func TestEveryMethodAsksForItsScope(t *testing.T) {
 		},
 		"SandboxService.DestroySandbox": func(ctx context.Context) error {
 			_, err := r.DestroySandbox(ctx, &v1.DestroySandboxRequest{})
+			return err
+		},
+		"SandboxService.UpdateNetwork": func(ctx context.Context) error {
+			_, err := r.UpdateNetwork(ctx, &v1.UpdateNetworkRequest{})
+			return err
+		},
+		"PolicyService.ListPolicies": func(ctx context.Context) error {
+			_, err := r.ListPolicies(ctx, &v1.ListPoliciesRequest{})
+			return err
+		},
+		"PolicyService.GetPolicy": func(ctx context.Context) error { _, err := r.GetPolicy(ctx, &v1.GetPolicyRequest{}); return err },
+		"PolicyService.SetPolicy": func(ctx context.Context) error { _, err := r.SetPolicy(ctx, &v1.SetPolicyRequest{}); return err },
+		"PolicyService.RemovePolicy": func(ctx context.Context) error {
+			_, err := r.RemovePolicy(ctx, &v1.RemovePolicyRequest{})
 			return err
 		},
 		"SandboxService.SetTimeout":  func(ctx context.Context) error { _, err := r.SetTimeout(ctx, &v1.SetTimeoutRequest{}); return err },

@@ -61,7 +61,7 @@ func (a *App) eventsCommand() *cobra.Command {
 		Use:   "events ID",
 		Short: "Print what happened in and to a sandbox",
 		Long: `Events prints one line for each event: state changes, programs started and ended,
-output, limits, the receipt. With -f it goes on until the sandbox has ended.`,
+output, limits, what it wanted to reach, the receipt. With -f it goes on until the sandbox has ended.`,
 		Example:           "  firebreak events $id\n  firebreak events -f --json --after 12 $id",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeSandboxes(1),
@@ -98,12 +98,13 @@ type eventOut struct {
 	Reason   string    `json:"reason"`
 	Detail   string    `json:"detail"`
 	ExitCode *int32    `json:"exit_code"`
+	Egress   *flowOut  `json:"egress,omitempty"`
 }
 
 func (a *App) printEvent(e *v1.Event, asJSON bool) error {
 	if asJSON {
 		line, err := json.Marshal(eventOut{e.GetId(), e.GetTime().AsTime(), e.GetType(), e.GetPid(), e.GetText(), e.GetData(),
-			e.GetState(), e.GetReason(), e.GetDetail(), e.ExitCode})
+			e.GetState(), e.GetReason(), e.GetDetail(), e.ExitCode, flowJSON(e.GetEgress())})
 		if err != nil {
 			return err
 		}
@@ -113,6 +114,9 @@ func (a *App) printEvent(e *v1.Event, asJSON bool) error {
 	fmt.Fprintf(&b, "%s %5d  %-9s", e.GetTime().AsTime().Local().Format("15:04:05.000"), e.GetId(), e.GetType())
 	if e.GetPid() != 0 {
 		fmt.Fprintf(&b, " pid %d", e.GetPid())
+	}
+	if f := e.GetEgress(); f != nil {
+		fmt.Fprintf(&b, " %s %s %s", f.GetKind(), flowTo(f), f.GetDecision())
 	}
 	for _, s := range []string{e.GetState(), e.GetReason(), e.GetDetail()} {
 		if s != "" {

@@ -78,7 +78,9 @@ func TestUsageErrors(t *testing.T) {
 	for _, args := range [][]string{
 		{"nonsense"}, {"--nonsense"}, {"run"}, {"run", "--"}, {"run", "--nonsense", "-c", "1"}, {"run", "--memory", "lots", "-c", "1"},
 		{"run", "--cpus", "-1", "-c", "1"}, {"run", "--cpus", "NaN", "-c", "1"}, {"run", "--pids", "0", "-c", "1"}, {"run", "--timeout", "soon", "-c", "1"},
-		{"run", "--timeout", "-1s", "-c", "1"}, {"run", "--allow", "example.com", "-c", "1"}, {"run", "--policy", "p.rego", "-c", "1"}, {"run", "--git", "u", "-c", "1"}, {"run", "--git", "", "x"},
+		{"run", "--timeout", "-1s", "-c", "1"}, {"run", "--allow", "https://example.com", "-c", "1"}, {"run", "--policy", "no-such.yaml", "-c", "1"}, {"run", "--policy", "No Name", "-c", "1"},
+		{"create", "--allow", "*.com"}, {"network"}, {"network", "x", "--allow", "a.example.com", "--none"}, {"network", "x", "--allow", ":443"}, {"policy", "set", "x"},
+		{"policy", "set", "../x", "-"}, {"policy", "set", "x", "-"}, {"run", "--git", "u", "-c", "1"}, {"run", "--git", "", "x"},
 		{"run", "no-such-file.py"}, {"run", "testdata"}, {"run", "--language", "cobol", "-c", "1"}, {"run", "--language", "node", "--", "ls"},
 		{"run", "--env", "1=2", "-c", "1"}, {"run", "--input", "no-such-file", "-c", "1"}, {"run", "--input", "", "-c", "1"}, {"run", "--stdin", "-"},
 		{"run", "help_test.go"}, {"exec"}, {"exec", "id"}, {"exec", "id", "cmd"}, {"exec", "--", "ls"}, {"cp", "a", "b"}, {"cp", "x:a", "y:b"}, {"cp", "a"},
@@ -146,7 +148,7 @@ func TestFullOutput(t *testing.T) {
 }
 
 func TestNeedsServer(t *testing.T) {
-	for _, args := range [][]string{{"create"}, {"ls"}, {"inspect", "x"}, {"exec", "x", "--", "ls"}, {"eval", "x", "-c", "1"}, {"rm", "x"}, {"logs", "x"}, {"events", "x"}, {"cp", "x:a", "b"}, {"key", "ls"}} {
+	for _, args := range [][]string{{"create"}, {"ls"}, {"inspect", "x"}, {"exec", "x", "--", "ls"}, {"eval", "x", "-c", "1"}, {"rm", "x"}, {"logs", "x"}, {"events", "x"}, {"cp", "x:a", "b"}, {"key", "ls"}, {"network", "x"}, {"policy", "ls"}, {"policy", "rm", "x"}, {"create", "--allow", "a.example.com"}} {
 		var out, errs bytes.Buffer
 		app := &App{Out: &out, Err: &errs, Lookup: func(k string) (string, bool) {
 			return filepath.Join(t.TempDir(), "none.sock"), k == "FIREBREAK_SOCKET"

@@ -75,7 +75,8 @@ type runOut struct {
 	Usage           usageOut        `json:"usage"`
 	Limits          map[string]any  `json:"limits"`
 	Timings         timingsOut      `json:"timings_ms"`
-	Egress          []struct{}      `json:"egress"` // nothing has a network yet
+	Egress          []flowOut       `json:"egress"`
+	EgressMore      int64           `json:"egress_more"`
 	Receipt         *receiptOut     `json:"receipt"`
 	Audit           auditOut        `json:"audit"`
 	Git             *gitOut         `json:"git"` // null without --git
@@ -152,7 +153,7 @@ func runJSON(r *v1.Run, saved map[string]string) runOut {
 		Stdout:         r.GetStdout(), Stderr: r.GetStderr(), StdoutData: r.GetStdoutData(), StderrData: r.GetStderrData(),
 		StdoutTruncated: r.GetStdoutTruncated(), StderrTruncated: r.GetStderrTruncated(),
 		ExitCode: exitCode(r.GetReason(), int(r.GetExitCode())), Reason: r.GetReason(), Detail: r.GetDetail(),
-		Artifacts: []artifactOut{}, Egress: []struct{}{}, Notes: append([]string{}, r.GetNotes()...),
+		Artifacts: []artifactOut{}, Egress: flowsJSON(r.GetEgress()), EgressMore: r.GetEgressMore(), Notes: append([]string{}, r.GetNotes()...),
 		Usage: usageJSON(r.GetUsage()), Limits: limitsJSON(r.GetLimits()), Receipt: receiptJSON(r.GetReceipt()),
 		Timings: timingsOut{r.GetTimingsMs().GetCreate(), r.GetTimingsMs().GetExecute(), r.GetTimingsMs().GetDestroy()},
 		Audit:   auditOut{r.GetAudit().GetFirst(), r.GetAudit().GetLast()},

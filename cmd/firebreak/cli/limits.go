@@ -23,8 +23,8 @@ type makeFlags struct {
 	metadata           []string
 	tier               string
 	readonly, weaker   bool
-	allow              []string
-	policy, git        string
+	net                networkFlags
+	git                string
 }
 
 func (f *makeFlags) add(fs *pflag.FlagSet, timeoutDoc string) {
@@ -43,12 +43,7 @@ func (f *makeFlags) add(fs *pflag.FlagSet, timeoutDoc string) {
 	fs.BoolVar(&f.readonly, "readonly-root", false, "nothing but /tmp and the home is writable")
 	fs.BoolVar(&f.weaker, "accept-weaker", false, "run even if a limit given here cannot be enforced (recorded)")
 	fs.StringVar(&f.git, "git", "", "bring the files of a commit: REPO[#REF[:SUBPATH]], a repository of this machine")
-	// Known, so that the answer says more than "unknown flag".
-	fs.StringArrayVar(&f.allow, "allow", nil, "")
-	fs.StringVar(&f.policy, "policy", "", "")
-	for _, n := range []string{"allow", "policy"} {
-		fs.Lookup(n).Hidden = true
-	}
+	f.net.add(fs)
 }
 
 // options checks the flags and turns them into a request. Whether a limit was
@@ -57,12 +52,6 @@ func (f *makeFlags) options(cmd *cobra.Command, lookup func(string) (string, boo
 	given := cmd.Flags().Changed
 	invalid := func(flag, format string, args ...any) error {
 		return sandbox.Errorf("--"+flag, sandbox.KindInvalid, format, args...)
-	}
-	for _, n := range []string{"allow", "policy"} {
-		if given(n) {
-			return client.CreateOptions{}, &sandbox.Error{Op: "--" + n, Kind: sandbox.KindInvalid, Err: errNoNetwork,
-				Hint: "leave it out; bring what the code needs with --input"}
-		}
 	}
 	switch {
 	case given("cpus") && !(f.cpus > 0 && !math.IsInf(f.cpus, 0)):
@@ -80,14 +69,17 @@ func (f *makeFlags) options(cmd *cobra.Command, lookup func(string) (string, boo
 	if err != nil {
 		return client.CreateOptions{}, err
 	}
+	network, err := f.net.network()
+	if err != nil {
+		return client.CreateOptions{}, err
+	}
 	return client.CreateOptions{
 		Template: f.template, Backend: f.backend, MinIsolation: f.isolation,
 		Memory: f.memory.bytes, Disk: f.disk.bytes, CPUs: f.cpus, PIDs: f.pids,
 		Env: env, Metadata: meta, Tier: f.tier, ReadonlyRoot: f.readonly, AcceptWeaker: f.weaker,
+		Network: network,
 	}, nil
 }
-
-var errNoNetwork = sandbox.Errorf("", sandbox.KindUnsupported, "not available yet: a sandbox has no network at all")
 
 // never maps a duration flag to the SDK's: an explicit 0 means never, a flag
 // that was not given the server's default.

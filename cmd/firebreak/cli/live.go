@@ -39,6 +39,8 @@ type liveRun struct {
 	exit      client.Exit
 	destroyed *v1.DestroySandboxResponse
 	destroyMS float64
+	flows     []*v1.EgressFlow // what it wanted to reach
+	more      int64
 }
 
 func (a *App) runLive(ctx context.Context, s *session, o client.RunOptions, keep artifacts, verbose bool) (end func() error, err error) {
@@ -63,8 +65,12 @@ func (a *App) runLive(ctx context.Context, s *session, o client.RunOptions, keep
 	if sandbox.KindOf(err) == sandbox.KindGone && r.destroyed.GetReason() != "" {
 		err = r.diedBefore() // the sandbox did, before or between our calls
 	}
+	if o.Sandbox.Network != nil {
+		r.report(ctx)
+	}
 	if err != nil {
 		r.tail.newline()
+		r.app.tellDenied(r.flows, r.more)
 		return nil, err
 	}
 	return func() error { return r.end(verbose) }, nil
@@ -120,6 +126,16 @@ func (r *liveRun) destroy(ctx context.Context) (err error) {
 	return err
 }
 
+// report asks what the program wanted to reach, now that all of it has been told.
+// Without an answer there is nothing to say about it.
+func (r *liveRun) report(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), destroyWait)
+	defer cancel()
+	if sb, err := r.sb.Info(ctx); err == nil {
+		r.flows, r.more = sb.GetEgress(), sb.GetEgressMore()
+	}
+}
+
 // diedBefore takes the sandbox's own end for the program's.
 func (r *liveRun) diedBefore() error {
 	reason := r.destroyed.GetReason()
@@ -141,6 +157,10 @@ func (r *liveRun) end(verbose bool) error {
 		for _, n := range sb.GetNotes() {
 			r.app.say("note: %s", n)
 		}
+	}
+	if len(r.flows) > 0 {
+		r.tail.newline()
+		r.app.tellDenied(r.flows, r.more)
 	}
 	if line := endLine(string(r.exit.Reason), r.exit.Detail, code); line != "" {
 		r.tail.newline()

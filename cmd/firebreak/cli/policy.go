@@ -20,7 +20,8 @@ import (
 )
 
 func (a *App) policyCommand() *cobra.Command {
-	return group("policy", "Check, explain and suggest policies of where a sandbox may connect", a.policyCheck(), a.policyExplain(), a.policySuggest())
+	return group("policy", "Check, explain, suggest and keep policies of where a sandbox may connect", a.policyCheck(), a.policyExplain(), a.policySuggest(),
+		a.policySet(), a.policyLs(), a.policyShow(), a.policyRm())
 }
 
 // maxPolicyFile is more than a document may have, so that one that is too long is

@@ -11,8 +11,8 @@ func (a *App) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "firebreak",
 		Short: "Run code that nobody reviewed, so that it cannot hurt this machine",
-		Long: `Firebreak runs untrusted code in a sandbox with its own kernel, no network and
-hard limits, shows what it prints, and proves that nothing of it is left.
+		Long: `Firebreak runs untrusted code in a sandbox with its own kernel, no network
+(unless --allow or --policy names what it may reach) and hard limits, shows what it prints, and proves that nothing of it is left.
 
 Commands talk to the server in FIREBREAK_URL (with FIREBREAK_API_KEY), else to
 the one on the local socket. Without either, run and demo start what they need
@@ -44,7 +44,7 @@ in this process and leave nothing running.`,
 	}
 	add("run", a.runCommand(), a.demoCommand())
 	add("sandbox", a.createCommand(), a.execCommand(), a.evalCommand(), a.shellCommand(), a.psCommand(), a.attachCommand(), a.killCommand(), a.cpCommand(), a.watchCommand(), a.lsCommand(), a.inspectCommand(), a.statsCommand(),
-		a.portForwardCommand(), a.logsCommand(), a.eventsCommand(), a.rmCommand())
+		a.networkCommand(), a.portForwardCommand(), a.logsCommand(), a.eventsCommand(), a.rmCommand())
 	add("admin", a.serveCommand(), a.doctorCommand(), a.auditCommand(), a.templateCommand(), a.policyCommand(), a.keyCommand(), a.quotaCommand(), a.configCommand(), a.versionCommand(),
 		a.backupCommand(), a.restoreCommand(), a.uninstallCommand(), a.routerCommand())
 	root.SetHelpCommandGroupID("admin")

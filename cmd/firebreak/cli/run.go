@@ -57,6 +57,9 @@ be executed, or is not in the sandbox; 2 wrong usage; 130 Ctrl-C.
 home, where the program starts. --artifact PATH[:DST] keeps a file or directory;
 it is saved as its base name in the current directory, or as DST.
 
+Without --allow or --policy there is no network device. What is denied is said on
+stderr at the end, with the --allow that would permit it; --json lists all in egress.
+
 --git REPO[#REF[:SUBPATH]] brings the files of a commit into the home: of a branch,
 a tag or a commit of a repository of this machine, HEAD by default. FILE is then
 one of them. The commit that REF was is the label git.commit, and in --json.
@@ -69,6 +72,7 @@ by writing JSON to the file named in $FIREBREAK_RESULT; --json prints it.`,
   firebreak run --input data.csv --artifact plot.png analyse.py data.csv
   cat words.txt | firebreak run --stdin -- sort -u
   firebreak run --json job.py | jq .result
+  firebreak run --allow api.example.com --policy pypi job.py
   firebreak run --git ./project#v1.2:tools check.py --strict
   firebreak run --image docker.io/library/golang:1.26 -- go version`,
 		RunE: func(cmd *cobra.Command, args []string) error {

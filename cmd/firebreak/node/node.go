@@ -177,7 +177,7 @@ func (w Wiring) open(ctx context.Context, o options) (n *node, err error) {
 		a = o.authenticate(n.auth)
 	}
 	n.server, err = server.New(server.Config{API: svc, Auth: a, Log: o.log, Hosts: o.hosts, States: states(st),
-		Rates: n.rates, Load: n.orch.Load, Ready: n.ready})
+		Rates: n.rates, Load: n.orch.Load, Egress: n.orch.Egress, Ready: n.ready})
 	if err != nil {
 		return n, err
 	}

@@ -457,7 +457,8 @@ type Sandbox struct {
 	IdleAction string `protobuf:"bytes,26,opt,name=idle_action,json=idleAction,proto3" json:"idle_action,omitempty"`
 	// Absent: it has no network device.
 	Network *SandboxNetwork `protobuf:"bytes,27,opt,name=network,proto3" json:"network,omitempty"`
-	// What it wanted to reach, the first 100 differing ones.
+	// What it wanted to reach, the first 100 differing ones. Left out where
+	// sandboxes are listed.
 	Egress []*EgressFlow `protobuf:"bytes,28,rep,name=egress,proto3" json:"egress,omitempty"`
 	// Flows that are not among them.
 	EgressMore    int64 `protobuf:"varint,29,opt,name=egress_more,json=egressMore,proto3" json:"egress_more,omitempty"`
