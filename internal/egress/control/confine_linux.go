@@ -18,8 +18,9 @@ import (
 const routerID = 1_879_060_000
 
 // maxFiles is how many descriptors a router may have: one for each wire and each
-// connection.
-const maxFiles = 1 << 16
+// connection, of which a wire has at most 1024. A keeper that may raises the limit
+// to that.
+const maxFiles = 1 << 18
 
 // Confine takes from this process what a router does not need, for good. What has
 // to be taken before a program begins (uid, capabilities, files) was: it looks

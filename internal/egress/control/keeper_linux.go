@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/firebreak-dev/firebreak/internal/egress"
 	"github.com/firebreak-dev/firebreak/internal/netaddr"
 	"github.com/firebreak-dev/firebreak/internal/policy"
@@ -105,6 +107,7 @@ func (k *Keeper) begin(ctx context.Context) (*session, error) {
 		}
 		return nil, err
 	}
+	k.raise(p.os.Pid)
 	for _, note := range a.Notes {
 		k.log.Warn("the router is confined, but", "note", note)
 	}
@@ -118,6 +121,18 @@ func (k *Keeper) begin(ctx context.Context) (*session, error) {
 	k.announce()
 	k.log.Info("the router serves", "pid", p.os.Pid, "wires", len(k.wires), "after", time.Since(begun))
 	return s, nil
+}
+
+// raise raises the limit of a router's descriptors to what it may have, which its
+// starter may not be allowed to.
+func (k *Keeper) raise(pid int) {
+	var files unix.Rlimit
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &files); err != nil || files.Max >= maxFiles {
+		return // of one that is gone: nothing
+	}
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: maxFiles, Max: maxFiles}, nil); err != nil {
+		k.log.Warn("the router has fewer descriptors than all wires may have connections", "limit", files.Max, "error", err)
+	}
 }
 
 // announce tells whoever waits that current, or closed, has changed. The caller
