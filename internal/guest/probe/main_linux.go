@@ -57,7 +57,6 @@ var verbs = map[string]struct {
 	"links":       {0, links},
 	"resolve":     {1, resolve},
 	"connect":     {2, connect},
-	"datagram":    {2, datagram},
 	"mounts":      {0, func([]string) error { return read([]string{"/proc/self/mountinfo"}) }},
 	"serve":       {1, serve},
 	"tasks":       {0, tasks},

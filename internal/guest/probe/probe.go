@@ -30,9 +30,9 @@
 //	write PATH TEXT | read PATH | ls PATH
 //	net                   interfaces, and whether 169.254.169.254:80 answers, as JSON
 //	links                 every link with its addresses, as JSON
-//	resolve NAME          the name's addresses, a line each
-//	connect ADDR TEXT     connect by TCP, send the text and no more, print what comes back
-//	datagram ADDR TEXT    send the text by UDP, print the answer
+//	resolve NAME          the name's address, as the name server of the sandbox says
+//	connect HOST:PORT TEXT
+//	                      connect by TCP, send the text and no more, print what comes back
 //	mounts                the mount table
 //	terminal [N]          size and TERM of the terminal it must have, again after each of N changes
 //	ptmx                  open terminals until there are no more, print "full", hold them
