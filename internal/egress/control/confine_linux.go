@@ -61,6 +61,16 @@ func Confine() (notes []string, err error) {
 	return notes, filter()
 }
 
+// deathSignal is what the kernel sends when the keeper ends. It is an attribute of
+// the thread that was made by it: packages are initialised on that one.
+var deathSignal = func() unix.Signal {
+	var sig int32
+	if _, _, errno := unix.RawSyscall(unix.SYS_PRCTL, unix.PR_GET_PDEATHSIG, uintptr(unsafe.Pointer(&sig)), 0); errno != 0 {
+		return 0
+	}
+	return unix.Signal(sig)
+}()
+
 // confined looks whether this process has lost what its keeper should have taken.
 func confined() (notes []string, err error) {
 	no := errors.New("a router is started by a server, which takes its privileges first")
@@ -85,8 +95,7 @@ func confined() (notes []string, err error) {
 			return nil, no
 		}
 	}
-	var sig int32
-	if _, _, errno := unix.RawSyscall(unix.SYS_PRCTL, unix.PR_GET_PDEATHSIG, uintptr(unsafe.Pointer(&sig)), 0); errno != 0 || sig != int32(unix.SIGKILL) {
+	if deathSignal != unix.SIGKILL {
 		return nil, no
 	}
 	if landlockABI() == 0 {
