@@ -34,8 +34,8 @@
 // Where the router fails to refuse, the kernel does: nftables chains on the TAP,
 // in the guest's direction and in the other, drop every frame that is not ARP
 // between guest and gateway, or IPv4 without options and fragments, between the
-// two MAC addresses and with the guest's own address, that carries TCP, or UDP
-// of a DNS server's port. They look at fixed offsets of the frame, as it goes over
+// two MAC addresses and with the guest's own address, that carries TCP or UDP, or
+// ICMP of the guest's; to the guest, UDP of a DNS server's port only. They look at fixed offsets of the frame, as it goes over
 // the wire, never at what the kernel made of it. The chains are there before the
 // link is up, and a kernel without them gets no wire at all.
 //

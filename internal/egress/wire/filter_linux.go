@@ -27,7 +27,6 @@ const (
 	atIPSource  = 26
 	atIPTarget  = 30
 	atFromPort  = 34
-	atToPort    = 36
 
 	atARP          = 14
 	atARPOperation = 20
@@ -75,10 +74,13 @@ func ruleset(replace bool) (*batch, error) {
 	}
 	out := chain("from-guest", nftables.ChainHookEgress)
 	in := chain("to-guest", nftables.ChainHookIngress)
-	for _, rule := range rules(end{GuestMAC, Guest}, end{GatewayMAC, Gateway}, atIPSource, atToPort) {
+	// What a guest sends by UDP and ICMP the router refuses, but for queries. It is
+	// let through to be told of.
+	for _, rule := range rules(end{GuestMAC, Guest}, end{GatewayMAC, Gateway}, atIPSource, protocol(unix.IPPROTO_UDP), protocol(unix.IPPROTO_ICMP)) {
 		c.AddRule(&nftables.Rule{Table: table, Chain: out, Exprs: rule})
 	}
-	for _, rule := range rules(end{GatewayMAC, Gateway}, end{GuestMAC, Guest}, atIPTarget, atFromPort) {
+	for _, rule := range rules(end{GatewayMAC, Gateway}, end{GuestMAC, Guest}, atIPTarget,
+		slices.Concat(protocol(unix.IPPROTO_UDP), is(atFromPort, u16(DNSPort)))) {
 		c.AddRule(&nftables.Rule{Table: table, Chain: in, Exprs: rule})
 	}
 	if err := c.Flush(); !errors.Is(err, errTaken) {
@@ -93,9 +95,9 @@ type end struct {
 	ip  netip.Addr
 }
 
-// rules accept what may go from one end to the other. The guest's address stands
-// at guestAt in an IPv4 packet, the port of DNS at dnsAt in a datagram.
-func rules(from, to end, guestAt, dnsAt int) [][]expr.Any {
+// rules accept what may go from one end to the other: ARP, TCP, and what else is
+// said of an IPv4 packet. The guest's address stands in it at guestAt.
+func rules(from, to end, guestAt int, others ...[]expr.Any) [][]expr.Any {
 	ipv4 := slices.Concat(
 		is(0, slices.Concat(to.mac, from.mac, u16(unix.ETH_P_IP))),
 		is(atVersion, []byte{0x45}),                   // without options: what follows is at fixed offsets
@@ -110,12 +112,15 @@ func rules(from, to end, guestAt, dnsAt int) [][]expr.Any {
 		is(atARPTarget, to.ip.AsSlice()),
 	)
 	accept := []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}
-	return [][]expr.Any{
-		slices.Concat(ipv4, is(atProtocol, []byte{unix.IPPROTO_TCP}), accept),
-		slices.Concat(ipv4, is(atProtocol, []byte{unix.IPPROTO_UDP}), is(dnsAt, u16(DNSPort)), accept),
-		slices.Concat(arp, accept),
+	list := [][]expr.Any{slices.Concat(arp, accept)}
+	for _, other := range append([][]expr.Any{protocol(unix.IPPROTO_TCP)}, others...) {
+		list = append(list, slices.Concat(ipv4, other, accept))
 	}
+	return list
 }
+
+// protocol demands one of IPv4's.
+func protocol(p byte) []expr.Any { return is(atProtocol, []byte{p}) }
 
 // load puts bytes of the frame into a register. A frame that ends before matches
 // nothing.

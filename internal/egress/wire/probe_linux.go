@@ -1,7 +1,6 @@
 package wire
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -9,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Probe makes a wire without a name, sends two datagrams over it, one allowed and
+// Probe makes a wire without a name, sends two packets over it, one allowed and
 // one not, and looks which arrives. Nil means that wires can be made here, and
 // that their filter holds. It leaves nothing.
 //
@@ -44,18 +43,18 @@ func Probe() error {
 	return nil
 }
 
-// filters sends a datagram that the filter drops and one that it lets through. The
+// filters sends a packet that the filter drops and one that it lets through. The
 // first that comes out at the other end must be the second.
 func filters(tap *os.File) error {
-	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open a socket: %w", err)
-	}
-	defer unix.Close(s)
-	for _, port := range []int{DNSPort + 1, DNSPort} {
+	for _, s := range []struct{ kind, protocol int }{{unix.SOCK_RAW, experimental}, {unix.SOCK_DGRAM, unix.IPPROTO_UDP}} {
+		fd, err := unix.Socket(unix.AF_INET, s.kind|unix.SOCK_CLOEXEC, s.protocol)
+		if err != nil {
+			return fmt.Errorf("open a socket: %w", err)
+		}
 		// What is dropped may be an error, and what is not an error may be dropped:
 		// what arrives says it.
-		_ = unix.Sendto(s, nil, 0, &unix.SockaddrInet4{Port: port, Addr: Gateway.As4()})
+		_ = unix.Sendto(fd, make([]byte, 8), 0, &unix.SockaddrInet4{Port: DNSPort, Addr: Gateway.As4()})
+		unix.Close(fd)
 	}
 	rc, err := tap.SyscallConn()
 	if err != nil {
@@ -71,15 +70,18 @@ func filters(tap *os.File) error {
 			return fmt.Errorf("%w: a datagram that it must let through did not arrive: %w", errNoFilter, err)
 		}
 		frame := buf[min(n, headerSize):n]
-		if len(frame) < atToPort+2 || frame[atProtocol] != unix.IPPROTO_UDP {
-			continue // the kernel's own
+		switch {
+		case len(frame) <= atProtocol: // the kernel's own
+		case frame[atProtocol] == experimental:
+			return fmt.Errorf("%w: a packet of protocol %d passes", errNoFilter, experimental)
+		case frame[atProtocol] == unix.IPPROTO_UDP:
+			return nil
 		}
-		if port := binary.BigEndian.Uint16(frame[atToPort:]); port != DNSPort {
-			return fmt.Errorf("%w: a datagram to port %d passes", errNoFilter, port)
-		}
-		return nil
 	}
 }
+
+// experimental is a protocol over IPv4 that no wire lets through (RFC 3692).
+const experimental = 253
 
 // headerSize is the size of the virtio-net header in front of each frame.
 const headerSize = 10

@@ -14,7 +14,7 @@ const LinkName = "eth0"
 // MTU of every wire.
 const MTU = 1500
 
-// DNSPort is the only UDP port a wire lets through.
+// DNSPort is the only UDP port from which something comes to a guest.
 const DNSPort = 53
 
 // The addresses of every wire. They are constant, do not change them.
