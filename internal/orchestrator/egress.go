@@ -18,7 +18,7 @@ import (
 type EgressEvent struct {
 	Time     time.Time
 	Kind     string // "dns": a name was asked for; "connect": a connection; "close": its end
-	Host     string
+	Host     string // empty: Count different ones, no longer told one by one
 	Port     uint16 // 0 of a name that was asked for
 	Address  string // what will be dialled, or was
 	Protocol string
