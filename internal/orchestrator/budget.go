@@ -22,28 +22,38 @@ type Accounts interface {
 // more, over its updates, keeps those it used most.
 const maxUsed = 2000
 
-// keepUsed writes down what the sandbox has used of its budgets, if that has
-// changed: every few seconds, and at a stop. A server that is killed forgets as
-// much.
-func (l *live) keepUsed(ctx context.Context) {
-	a, ok := l.o.Network.(Accounts)
-	if !ok || l.network() == nil || !l.wiring.TryLock() { // who holds it changes the wire: next time
+// keepFlows writes down what the sandbox wanted and what it used of its budgets,
+// if that has changed: every few seconds, and at a stop. A server that is killed
+// forgets as much. It is not done as flows come: all sandboxes' are recorded one
+// after the other, and none should wait for a database.
+func (l *live) keepFlows(ctx context.Context) {
+	if l.network() == nil || !l.wiring.TryLock() { // who holds it changes the wire: next time
 		return
 	}
 	defer l.wiring.Unlock()
-	used, n := bounded(a.Used(l.instance)), l.network()
-	if len(used) == 0 || maps.Equal(used, n.Used) || l.dead() {
-		return
-	}
+	n := l.network()
 	next := *n
-	next.Used = used
-	if err := l.editDetails(ctx, func(d *Details) { d.Network = &next }); err != nil {
-		l.o.Log.Warn("what a sandbox used of its budgets could not be kept", "sandbox", l.id, "error", err)
-		return
+	if a, ok := l.o.Network.(Accounts); ok {
+		if used := bounded(a.Used(l.instance)); len(used) > 0 {
+			next.Used = used
+		}
 	}
 	l.mu.Lock()
-	l.sb.Details.Network = &next
+	changed, report := l.kept.changed, l.kept.report()
+	l.kept.changed = false
 	l.mu.Unlock()
+	if l.dead() || !changed && maps.Equal(next.Used, n.Used) {
+		return
+	}
+	err := l.editDetails(ctx, func(d *Details) { d.Network, d.Flows = &next, report })
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err != nil {
+		l.kept.changed = l.kept.changed || changed
+		l.o.Log.Warn("what a sandbox wanted and used could not be kept; it is tried again", "sandbox", l.id, "error", err)
+		return
+	}
+	l.sb.Details.Network = &next
 }
 
 func bounded(used map[string]policy.Used) map[string]policy.Used {

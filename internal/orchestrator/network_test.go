@@ -476,6 +476,7 @@ func TestWireAfterRestart(t *testing.T) {
 	if err := first.RecordEgress(sb.Instance, EgressEvent{Kind: "connect", Host: "x.example.com", Port: 443, Decision: "deny", Reason: "no_rule"}); err != nil {
 		t.Fatal(err)
 	}
+	first.find(alice.Tenant, string(sb.ID)).keepFlows(t.Context())
 	w.abandon(first)
 	stray := sandbox.NewInstanceID()
 	if _, err := n.Open(t.Context(), stray, Egress{}); err != nil {

@@ -146,7 +146,7 @@ func (o *Orchestrator) Close(ctx context.Context) error {
 		}
 	}
 	for _, l := range lives {
-		l.keepUsed(ctx)
+		l.keepFlows(ctx)
 	}
 	o.mu.Lock()
 	o.silent = true
