@@ -18,7 +18,7 @@ import (
 type EgressEvent struct {
 	Time     time.Time
 	Kind     string // "dns": a name was asked for; "connect": a connection; "close": its end
-	Host     string
+	Host     string // empty: Count different ones, no longer told one by one
 	Port     uint16 // 0 of a name that was asked for
 	Address  string // what will be dialled, or was
 	Protocol string
@@ -117,14 +117,7 @@ func (o *Orchestrator) RecordEgress(id sandbox.InstanceID, e EgressEvent) error 
 		o.flows.flows[kind][decision].Add(int64(e.Count))
 	}
 	o.publishJSON(l.id, event.Egress, "", e.flow(), false)
-	if l.keepFlow(&e) {
-		// So that the next server's report knows it. It is no evidence: where it
-		// cannot be kept now, it is in memory.
-		l.mu.Lock()
-		kept := l.kept.report()
-		l.mu.Unlock()
-		_ = l.editDetails(ctx, func(d *Details) { d.Flows = kept })
-	}
+	l.noteFlow(&e)
 	return nil
 }
 
@@ -207,10 +200,11 @@ type FlowReport struct {
 
 // flowsKept collects a FlowReport.
 type flowsKept struct {
-	list   []FlowEvent
-	index  map[flowKey]int
-	passed int // of list
-	more   int64
+	list    []FlowEvent
+	index   map[flowKey]int
+	passed  int // of list
+	more    int64
+	changed bool // since it was written down
 }
 
 // flowKey tells flows apart.
@@ -233,16 +227,16 @@ func (k *flowsKept) restore(r FlowReport) {
 	k.more += r.More
 }
 
-func (k *flowsKept) enter(f FlowEvent) bool {
+func (k *flowsKept) enter(f FlowEvent) {
 	key := flowKey{f.Host, f.Port, f.Decision, f.Rule}
 	if i, known := k.index[key]; known {
 		k.list[i].Count += f.Count
-		return false
+		return
 	}
 	denied := f.Decision == "deny"
 	if room := maxFlowsKept; denied && len(k.list)-k.passed >= room || !denied && k.passed >= room {
 		k.more += f.Count
-		return false
+		return
 	}
 	if !denied {
 		k.passed++
@@ -252,23 +246,22 @@ func (k *flowsKept) enter(f FlowEvent) bool {
 	}
 	k.index[key] = len(k.list)
 	k.list = append(k.list, f)
-	return true
 }
 
-// keepFlow adds an event to the sandbox's report and tells whether it is new
-// there. A name that may be asked for is not: the connection says more.
-func (l *live) keepFlow(e *EgressEvent) bool {
+// noteFlow adds an event to the sandbox's report. A name that may be asked for is
+// not in it: the connection says more.
+func (l *live) noteFlow(e *EgressEvent) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.kept.changed = true
 	switch {
 	case e.Kind == flowClose:
 		if i, known := l.kept.index[flowKey{e.Host, e.Port, e.Decision, e.Rule}]; known {
 			l.kept.list[i].Upload += e.Upload
 			l.kept.list[i].Download += e.Download
 		}
-		return false
 	case e.Kind == "dns" && e.Decision != "deny":
-		return false
+	default:
+		l.kept.enter(e.flow())
 	}
-	return l.kept.enter(e.flow())
 }

@@ -136,6 +136,7 @@ func (o *Orchestrator) measure() {
 			if l.unmeasured() {
 				l.take(o.ctx)
 			}
+			l.keepFlows(o.ctx)
 		}
 	}
 }

@@ -4,11 +4,13 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"maps"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/firebreak-dev/firebreak/internal/failpoint"
+	"github.com/firebreak-dev/firebreak/internal/policy"
 	"github.com/firebreak-dev/firebreak/internal/store"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -45,6 +47,8 @@ type Egress struct {
 	Epoch int
 	// Generation is what decisions by these documents are to name.
 	Generation uint64
+	// Used is what was used of budgets before, by the ids of rules; see Accounts.
+	Used map[string]policy.Used
 }
 
 // NetworkPolicy is where a sandbox may connect: all that a table is made of.
@@ -67,6 +71,8 @@ type NetworkState struct {
 	NetworkPolicy
 	Generation uint64 `json:"generation"`
 	Epoch      int    `json:"epoch"`
+	// Used is what was used of the budgets of rules, by their ids.
+	Used map[string]policy.Used `json:"used,omitempty"`
 	// Problem says why the wire is cut off at present. It is not kept.
 	Problem string `json:"-"`
 }
@@ -115,7 +121,7 @@ func (p *NetworkPolicy) about() map[string]string {
 }
 
 func (n *NetworkState) egress() Egress {
-	e := Egress{Epoch: n.Epoch, Generation: n.Generation}
+	e := Egress{Epoch: n.Epoch, Generation: n.Generation, Used: maps.Clone(n.Used)}
 	for _, d := range n.Documents {
 		e.Documents = append(e.Documents, []byte(d.Text))
 	}
@@ -263,7 +269,7 @@ func (o *Orchestrator) UpdateNetwork(ctx context.Context, who Caller, ref string
 	}
 	next := &NetworkState{NetworkPolicy: p, Generation: 1}
 	if old != nil {
-		next.Generation, next.Epoch = old.Generation+1, old.Epoch
+		next.Generation, next.Epoch, next.Used = old.Generation+1, old.Epoch, old.Used
 		if old.Problem != "" { // it will be taken up
 			next.Epoch++
 		}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/firebreak-dev/firebreak/internal/event"
 	"github.com/firebreak-dev/firebreak/internal/failpoint"
+	"github.com/firebreak-dev/firebreak/internal/policy"
 	"github.com/firebreak-dev/firebreak/internal/store"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -117,6 +119,15 @@ func (n *wires) Close(ctx context.Context, id sandbox.InstanceID) ([]sandbox.Obj
 	}
 	delete(n.open, id)
 	return []sandbox.Object{o}, nil
+}
+
+func (n *wires) Used(id sandbox.InstanceID) map[string]policy.Used {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if w := n.open[id]; w != nil && w.served {
+		return maps.Clone(w.Used)
+	}
+	return nil
 }
 
 func (n *wires) List(context.Context) (ids []sandbox.InstanceID, err error) {
@@ -465,6 +476,7 @@ func TestWireAfterRestart(t *testing.T) {
 	if err := first.RecordEgress(sb.Instance, EgressEvent{Kind: "connect", Host: "x.example.com", Port: 443, Decision: "deny", Reason: "no_rule"}); err != nil {
 		t.Fatal(err)
 	}
+	first.find(alice.Tenant, string(sb.ID)).keepFlows(t.Context())
 	w.abandon(first)
 	stray := sandbox.NewInstanceID()
 	if _, err := n.Open(t.Context(), stray, Egress{}); err != nil {
@@ -490,6 +502,56 @@ func TestWireAfterRestart(t *testing.T) {
 		if dead, err := o.Destroy(t.Context(), alice, string(id)); err != nil || !dead.Receipt.Clean {
 			t.Errorf("%+v, %v", dead, err)
 		}
+	}
+}
+
+// TestBudgetsAfterRestart: what was used is used, after a stop and, but for some
+// seconds, after a kill; and over updates.
+func TestBudgetsAfterRestart(t *testing.T) {
+	bubble(t, func(w *world, o *Orchestrator) {
+		n := newWires()
+		w.cfg = n.kept(w)
+		o = w.start()
+		sb := mustCreate(w.t, o, alice, CreateRequest{Network: policyOf("allow: [a.example.com]")})
+		use := func(upload int64) {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			n.open[sb.Instance].Used = map[string]policy.Used{"r": {Upload: upload, Connections: 1, Concurrent: 1}}
+		}
+		use(5)
+		sleep(2 * measureEvery)
+		w.abandon(o)
+		w.cfg = n.kept(w)
+		o = w.start()
+		if wire, _ := n.of(sb.Instance); wire.Used["r"] != (policy.Used{Upload: 5, Connections: 1}) {
+			w.t.Errorf("after a kill: %+v", wire.Used)
+		}
+		use(9)
+		if err := o.Close(w.t.Context()); err != nil {
+			w.t.Error(err)
+		}
+		w.cfg = n.config(w)
+		o = w.start()
+		if wire, _ := n.of(sb.Instance); wire.Used["r"].Upload != 9 || wire.Epoch != 2 {
+			w.t.Errorf("after a stop: %+v", wire)
+		}
+		got, _, err := o.UpdateNetwork(w.t.Context(), alice, string(sb.ID), *policyOf("allow: [b.example.com]"))
+		if err != nil || got.Details.Network.Used["r"].Upload != 9 {
+			w.t.Errorf("after an update: %+v, %v", got.Details.Network, err)
+		}
+		if _, err := o.Destroy(w.t.Context(), alice, string(sb.ID)); err != nil {
+			w.t.Error(err)
+		}
+	})
+}
+
+func TestUsedIsBounded(t *testing.T) {
+	used := map[string]policy.Used{}
+	for i := range 3 * maxUsed {
+		used[fmt.Sprint(i)] = policy.Used{Connections: int64(i)}
+	}
+	if got := bounded(used); len(got) != maxUsed || got[fmt.Sprint(3*maxUsed-1)].Connections == 0 {
+		t.Errorf("%d kept", len(got))
 	}
 }
 

@@ -145,6 +145,9 @@ func (o *Orchestrator) Close(ctx context.Context) error {
 			errs = append(errs, err)
 		}
 	}
+	for _, l := range lives {
+		l.keepFlows(ctx)
+	}
 	o.mu.Lock()
 	o.silent = true
 	o.mu.Unlock()

@@ -303,9 +303,13 @@ func (a *App) showText(text string) error {
 	return sandbox.Wrap("print", "", err)
 }
 
-// flowTo is what a flow was to.
+// flowTo is what a flow was to. One without a host stands for many that were no
+// longer told one by one.
 func flowTo(f *v1.EgressFlow) string {
-	if f.GetPort() == 0 {
+	switch {
+	case f.GetHost() == "":
+		return "other hosts"
+	case f.GetPort() == 0:
 		return f.GetHost()
 	}
 	return net.JoinHostPort(f.GetHost(), strconv.Itoa(int(f.GetPort())))

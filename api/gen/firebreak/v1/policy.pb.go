@@ -258,7 +258,8 @@ func (x *NetworkDocument) GetText() string {
 // EgressFlow is a connection that a sandbox wanted, or several alike.
 type EgressFlow struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Host  string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	// Empty: many, that were no longer told one by one.
+	Host string `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
 	// 0 where only the name was asked for.
 	Port int32 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
 	// What the name stood for.
@@ -270,7 +271,7 @@ type EgressFlow struct {
 	// The rule that decided, if one did.
 	Rule string `protobuf:"bytes,6,opt,name=rule,proto3" json:"rule,omitempty"`
 	// Why: rule, observed, denied, no_rule, port, protocol, address, private, claim,
-	// rego, rego_failed, budget, invalid.
+	// rego, rego_failed, budget, invalid; limit, silent, unresolved, unrecorded, stale.
 	Reason string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
 	// What would permit it.
 	Hint string `protobuf:"bytes,8,opt,name=hint,proto3" json:"hint,omitempty"`
