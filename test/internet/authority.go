@@ -84,7 +84,7 @@ func (a *Authority) Pool() *x509.CertPool {
 // its certificate is at path.
 func (a *Authority) Trust(path string) map[string]string {
 	env := map[string]string{}
-	for _, name := range []string{"SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "NODE_EXTRA_CA_CERTS", "GIT_SSL_CAINFO"} {
+	for _, name := range []string{"SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "NODE_EXTRA_CA_CERTS", "npm_config_cafile", "GIT_SSL_CAINFO"} {
 		env[name] = path
 	}
 	return env

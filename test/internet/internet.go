@@ -62,8 +62,38 @@ func Open() (_ *Internet, err error) {
 	if err := n.serve(); err != nil {
 		return nil, err
 	}
-	n.Local, err = n.openLocal()
-	return n, err
+	if n.Local, err = n.openLocal(); err != nil {
+		return nil, err
+	}
+	return n, n.settle()
+}
+
+// settle waits until packets arrive, both ways: a kernel throws some away just
+// after a link has come up, and only TCP sends those again. What it sends for that
+// is not counted.
+func (n *Internet) settle() error {
+	query := []byte{0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1} // for the root's address
+	for _, to := range []string{"192.0.2.53:53", "[2001:db8::53]:53"} {
+		conn, err := n.dial(context.Background(), "udp", to)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		for try := 0; ; try++ {
+			if _, err := conn.Write(query); err != nil {
+				return err
+			}
+			_ = conn.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
+			if _, err = conn.Read(make([]byte, 512)); err == nil {
+				break
+			}
+			if try == 60 {
+				return fmt.Errorf("no packets come back from %s: %w", to, err)
+			}
+		}
+	}
+	n.Names.reset()
+	return n.Sink.reset()
 }
 
 // New is Open for a test, which ends with it.

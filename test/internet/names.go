@@ -197,30 +197,44 @@ func resource(v string, kind dnsmessage.Type) dnsmessage.ResourceBody {
 	return nil
 }
 
-// serveUDP answers each query from the address it was sent to.
-func (n *Names) serveUDP(conn net.PacketConn) {
-	p4, p6 := ipv4.NewPacketConn(conn), ipv6.NewPacketConn(conn)
-	six := conn.LocalAddr().(*net.UDPAddr).IP.To4() == nil
-	if six {
-		_ = p6.SetControlMessage(ipv6.FlagDst, true)
-	} else {
-		_ = p4.SetControlMessage(ipv4.FlagDst, true)
+// packets are what a server of UDP reads and writes: with the address of its own
+// that a packet was sent to, from which the answer has to come.
+type packets struct {
+	read  func(b []byte) (size int, to net.IP, from net.Addr, err error)
+	write func(b []byte, from net.IP, to net.Addr)
+}
+
+// newPackets prepares a socket. No packet may be read before.
+func newPackets(conn net.PacketConn) (packets, error) {
+	if conn.LocalAddr().(*net.UDPAddr).IP.To4() != nil {
+		p := ipv4.NewPacketConn(conn)
+		return packets{func(b []byte) (size int, to net.IP, from net.Addr, err error) {
+			size, cm, from, err := p.ReadFrom(b)
+			if cm != nil {
+				to = cm.Dst
+			}
+			return size, to, from, err
+		}, func(b []byte, from net.IP, to net.Addr) {
+			_, _ = p.WriteTo(b, &ipv4.ControlMessage{Src: from}, to)
+		}}, p.SetControlMessage(ipv4.FlagDst, true)
 	}
+	p := ipv6.NewPacketConn(conn)
+	return packets{func(b []byte) (size int, to net.IP, from net.Addr, err error) {
+		size, cm, from, err := p.ReadFrom(b)
+		if cm != nil {
+			to = cm.Dst
+		}
+		return size, to, from, err
+	}, func(b []byte, from net.IP, to net.Addr) {
+		_, _ = p.WriteTo(b, &ipv6.ControlMessage{Src: from}, to)
+	}}, p.SetControlMessage(ipv6.FlagDst, true)
+}
+
+// serveUDP answers each query from the address it was sent to.
+func (n *Names) serveUDP(p packets) {
 	buf := make([]byte, 65535)
 	for {
-		var size int
-		var from net.Addr
-		var err error
-		var reply func(b []byte)
-		if six {
-			var cm *ipv6.ControlMessage
-			size, cm, from, err = p6.ReadFrom(buf)
-			reply = func(b []byte) { _, _ = p6.WriteTo(b, &ipv6.ControlMessage{Src: cm.Dst}, from) }
-		} else {
-			var cm *ipv4.ControlMessage
-			size, cm, from, err = p4.ReadFrom(buf)
-			reply = func(b []byte) { _, _ = p4.WriteTo(b, &ipv4.ControlMessage{Src: cm.Dst}, from) }
-		}
+		size, to, from, err := p.read(buf)
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
@@ -228,7 +242,7 @@ func (n *Names) serveUDP(conn net.PacketConn) {
 			continue // an ICMP error that somebody's reply met
 		}
 		if out := n.answer(buf[:size], "udp"); out != nil {
-			reply(out)
+			p.write(out, to, from)
 		}
 	}
 }
@@ -253,6 +267,13 @@ func (n *Names) serveStream(conn net.Conn, transport string) {
 			return
 		}
 	}
+}
+
+// reset forgets all questions.
+func (n *Names) reset() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.queries = nil
 }
 
 // nameServers are those of the machine's /etc/resolv.conf.

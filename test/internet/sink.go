@@ -153,7 +153,7 @@ func (s *Sink) run() {
 				if errors.Is(err, unix.EAGAIN) {
 					return false
 				}
-				if ll, ok := from.(*unix.SockaddrLinklayer); err == nil && ok && ll.Pkttype != unix.PACKET_OUTGOING {
+				if ll, ok := from.(*unix.SockaddrLinklayer); err == nil && ok && ll.Pkttype < unix.PACKET_OUTGOING { // not what this end sends, to itself or out
 					s.count(ll.Protocol, head[:min(n, len(head))], n)
 				}
 			}
@@ -238,6 +238,17 @@ func (s *Sink) Counts(t testing.TB) Counts {
 		t.Fatal(err)
 	}
 	return c
+}
+
+// reset forgets what was sent until now.
+func (s *Sink) reset() error {
+	if _, err := s.Read(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.counts)
+	return nil
 }
 
 // sent is how many packets the kernel has brought to this end.

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -136,13 +137,33 @@ func join(host, far *space, watch func() error) error {
 	if err := host.in(routeOut); err != nil {
 		return fmt.Errorf("set up the host's side: %w", err)
 	}
-	return nil
+	return errors.Join(far.in(func() error { return carries(farLink) }), host.in(func() error { return carries(hostLink) }))
+}
+
+// carries waits until a link is up for the kernel, too: before, it throws away what
+// is sent, and only TCP sends it again.
+func carries(name string) error {
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		if link.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("the link is %v", link.Attrs().OperState)
+		}
+	}
 }
 
 // answerAll makes every address local, but for those of the link. Both routes are
 // in the table that the kernel asks first, also about where an answer may come from.
 func answerAll() error {
 	link, err := raise(farLink, farAddr, farAddr6)
+	if err == nil {
+		err = sysctl("ipv6/ip_nonlocal_bind", "1") // an answer may come from an address that is on no link
+	}
 	if err != nil {
 		return err
 	}

@@ -208,15 +208,18 @@ func (n *Internet) serveRaw(secure *tls.Config) error {
 // servePackets answers DNS by UDP.
 func (n *Internet) servePackets(s *space, network, address string) error {
 	var conn net.PacketConn
+	var p packets
 	err := s.in(func() (err error) {
-		conn, err = net.ListenPacket(network, address)
+		if conn, err = net.ListenPacket(network, address); err == nil {
+			p, err = newPackets(conn)
+		}
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("listen at %s: %w", address, err)
 	}
 	n.closers = append(n.closers, func() { conn.Close() })
-	n.work.Go(func() { n.Names.serveUDP(conn) })
+	n.work.Go(func() { n.Names.serveUDP(p) })
 	return nil
 }
 
