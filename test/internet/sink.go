@@ -213,19 +213,23 @@ func flowOf(ether uint16, b []byte) (f Flow, quiet bool) {
 // error says that the kernel's counter of the link disagrees: nobody can tell what
 // was sent then.
 func (s *Sink) Read() (Counts, error) {
-	for end := time.Now().Add(s.patience); ; time.Sleep(2 * time.Millisecond) {
-		sent, err := s.sent()
+	for end := time.Now().Add(s.patience); ; time.Sleep(time.Millisecond) {
+		before, err := s.sent()
 		if err != nil {
 			return nil, err
 		}
 		s.mu.Lock()
 		seen, counts := s.seen, maps.Clone(s.counts)
 		s.mu.Unlock()
-		if seen >= sent {
+		after, err := s.sent()
+		if err != nil {
+			return nil, err
+		}
+		if before == after && seen == after {
 			return counts, nil
 		}
 		if time.Now().After(end) {
-			return nil, fmt.Errorf("the sink saw %d packets, the kernel sent %d", seen, sent)
+			return nil, fmt.Errorf("the sink saw %d packets, the kernel sent %d", seen, after)
 		}
 	}
 }
