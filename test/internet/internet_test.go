@@ -86,8 +86,8 @@ func TestEverythingAnswers(t *testing.T) {
 	if got := n.Requests(site); len(got) != 3 || got[0].Host == "" {
 		t.Errorf("the requests are %+v", got)
 	}
-	if got := n.Hellos(site); len(got) != 2 || got[0] != "api.example" {
-		t.Errorf("the starts of TLS were for %q", got)
+	if got := n.Starts(site); len(got) != 2 || got[0].Name != "api.example" {
+		t.Errorf("the starts of TLS were for %+v", got)
 	}
 	if got := n.Local.Connections(); got != 2 {
 		t.Errorf("%d connections to the host itself, want 2: %v", got, n.Local)

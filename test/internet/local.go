@@ -30,7 +30,7 @@ func (n *Internet) openLocal() (*Local, error) {
 		n.accept(s, l.serve)
 	}
 	// A name server on loopback is not beyond the link.
-	for _, a := range nameServers() {
+	for _, a := range NameServers() {
 		if !a.IsLoopback() {
 			continue
 		}

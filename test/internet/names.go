@@ -276,8 +276,8 @@ func (n *Names) reset() {
 	n.queries = nil
 }
 
-// nameServers are those of the machine's /etc/resolv.conf.
-func nameServers() (list []netip.Addr) {
+// NameServers are those of the machine's /etc/resolv.conf, which is the host's too.
+func NameServers() (list []netip.Addr) {
 	text, _ := os.ReadFile("/etc/resolv.conf")
 	for line := range strings.Lines(string(text)) {
 		if f := strings.Fields(line); len(f) >= 2 && f[0] == "nameserver" {
@@ -298,7 +298,7 @@ func (n *Internet) Lookup(ctx context.Context, name string) ([]netip.Addr, error
 		return []netip.Addr{a}, nil
 	}
 	r := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
-		return n.dial(ctx, network, netip.AddrPortFrom(nameServers()[0], 53).String())
+		return n.dial(ctx, network, netip.AddrPortFrom(NameServers()[0], 53).String())
 	}}
 	list, err := r.LookupNetIP(ctx, "ip4", strings.TrimSuffix(name, ".")+".")
 	if err != nil {

@@ -25,12 +25,18 @@ type Request struct {
 	Authorization, ContentType, UserAgent string
 }
 
+// Start is a start of TLS: the address, and the name that it was for.
+type Start struct {
+	To   netip.AddrPort
+	Name string
+}
+
 // web is all web servers.
 type web struct {
 	mu       sync.Mutex
 	sites    map[netip.Addr]http.Handler // guarded by mu
 	requests []Request                   // guarded by mu
-	hellos   []string                    // guarded by mu; "address SNI" of each start of TLS
+	starts   []Start                     // guarded by mu
 	next     uint32                      // guarded by mu
 }
 
@@ -71,16 +77,16 @@ func (n *Internet) Requests(to ...netip.Addr) (list []Request) {
 	return list
 }
 
-// Hellos are the names that starts of TLS to an address were for.
-func (n *Internet) Hellos(to netip.Addr) (names []string) {
+// Starts are the starts of TLS, to some addresses; all if none is named.
+func (n *Internet) Starts(to ...netip.Addr) (list []Start) {
 	n.web.mu.Lock()
 	defer n.web.mu.Unlock()
-	for _, h := range n.web.hellos {
-		if a, name, _ := strings.Cut(h, " "); a == to.String() {
-			names = append(names, name)
+	for _, s := range n.web.starts {
+		if len(to) == 0 || slices.Contains(to, s.To.Addr()) {
+			list = append(list, s)
 		}
 	}
-	return names
+	return list
 }
 
 // Reached answers with where a request has arrived, and what it brought.
@@ -147,12 +153,12 @@ func (n *Internet) serve() error {
 // certify gives a start of TLS the certificate of the name it is for, or of the
 // address.
 func (n *Internet) certify(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-	at := addrPort(hello.Conn.LocalAddr()).Addr().String()
+	at := addrPort(hello.Conn.LocalAddr())
 	n.web.mu.Lock()
-	n.web.hellos = append(n.web.hellos, at+" "+hello.ServerName)
+	n.web.starts = append(n.web.starts, Start{at, hello.ServerName})
 	n.web.mu.Unlock()
 	if hello.ServerName == "" {
-		return n.Authority.leaf(at)
+		return n.Authority.leaf(at.Addr().String())
 	}
 	return n.Authority.leaf(hello.ServerName)
 }
