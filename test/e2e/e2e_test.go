@@ -52,6 +52,25 @@ type world struct {
 	env []string
 	see func(output string) // notes the instances it names
 	as  []string            // what starts the program as somebody else, if not empty
+
+	begin     func(*exec.Cmd) error // starts it somewhere else, if not nil
+	transport *http.Transport       // reaches it there
+}
+
+// start starts a command of the world.
+func (w *world) start(cmd *exec.Cmd) error {
+	if w.begin != nil {
+		return w.begin(cmd)
+	}
+	return cmd.Start()
+}
+
+// client asks servers of the world.
+func (w *world) client() *http.Client {
+	if w.transport != nil {
+		return &http.Client{Transport: w.transport}
+	}
+	return http.DefaultClient
 }
 
 // command prepares firebreak with args.
@@ -91,7 +110,7 @@ func (w *world) run(stdin string, args ...string) result {
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	start := time.Now()
-	err := cmd.Start()
+	err := w.start(cmd)
 	if err == nil {
 		late := time.AfterFunc(2*time.Minute, func() { cmd.Process.Kill() })
 		err = cmd.Wait()
@@ -132,12 +151,12 @@ func (w *world) serve(args ...string) *server {
 	defer log.Close()
 	s.cmd = w.command(append([]string{"serve", "--listen", addr, "--socket", s.socket, "--stop-sandboxes"}, args...)...)
 	s.cmd.Stdout, s.cmd.Stderr = log, log
-	if err := s.cmd.Start(); err != nil {
+	if err := w.start(s.cmd); err != nil {
 		w.t.Fatal(err)
 	}
 	w.t.Cleanup(s.stop)
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		if resp, err := http.Get(s.url + "/readyz"); err == nil {
+		if resp, err := w.client().Get(s.url + "/readyz"); err == nil {
 			resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {
 				break
@@ -191,7 +210,7 @@ func (s *server) do(method, path, body string, header ...string) (int, string, h
 	for i := 0; i < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := s.client().Do(req)
 	if err != nil {
 		s.t.Fatalf("%s %s: %v", method, path, err)
 	}

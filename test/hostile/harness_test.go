@@ -35,10 +35,16 @@ type attack struct {
 
 	// A program of programs, its arguments, and what must come of it.
 	run     []string
+	with    []string // further files that it needs
 	timeout time.Duration
 	reasons string // that it may end for, as a pattern
 	prints  string // a pattern of its output
 	check   func(t *testing.T, w *world, id string, r reply, took time.Duration)
+
+	// What the sandbox may reach, as a request says it; what it wanted must be in the
+	// evidence, each as a pattern of "KIND HOST:PORT DECISION REASON".
+	network string
+	wants   []string
 
 	// Or what is done to the sandbox, in place of a program.
 	act func(t *testing.T, w *world, id string)
@@ -58,6 +64,7 @@ var attacks = map[string][]attack{
 	"TestPrograms": programs,
 	"TestFiles":    fileAttacks,
 	"TestSurface":  surfaceAttacks,
+	"TestEgress":   egressAttacks,
 }
 
 // carryOut makes a sandbox, attacks from it, and asserts what holds of every case:
@@ -71,7 +78,11 @@ func (w *world) carryOut(t *testing.T, n *neighbours, a attack) {
 			limits = regexp.MustCompile(name+`:[^,]*`).ReplaceAllLiteralString(limits, l)
 		}
 	}
-	id := w.create(t, `"limits":{`+limits+`}`)
+	fields := `"limits":{` + limits + `}`
+	if a.network != "" {
+		fields += `,"network":` + a.network
+	}
+	id := w.create(t, fields)
 	instance := w.watch(t, id)
 	want := []string{"sandbox.create", "sandbox.destroy", "sandbox.receipt"}
 	if a.act != nil {
@@ -82,7 +93,28 @@ func (w *world) carryOut(t *testing.T, n *neighbours, a attack) {
 	if status, after := w.exec(id, 20*time.Second, "true"); status != http.StatusOK && status != http.StatusGone {
 		t.Errorf("afterwards: %d %s", status, after.body)
 	}
+	w.wanted(t, id, a.wants)
 	w.end(t, n, id, instance, want...)
+}
+
+// wanted checks that the evidence has what a sandbox wanted to reach, and what was
+// decided.
+func (w *world) wanted(t *testing.T, id string, patterns []string) {
+	t.Helper()
+	var flows string
+	for e, err := range audit.Scan(w.evidence(), 0) {
+		if err != nil {
+			t.Fatalf("the evidence cannot be read: %v", err)
+		}
+		if r := e.Record; string(r.Sandbox) == id && r.Action == "egress.decide" {
+			flows += strings.TrimSpace(r.Detail["kind"]+" "+r.Object+" "+r.Detail["decision"]+" "+r.Detail["reason"]) + "\n"
+		}
+	}
+	for _, p := range patterns {
+		if !regexp.MustCompile(`(?m)^` + p + `$`).MatchString(flows) {
+			t.Errorf("the evidence has no %q; it has\n%s", p, flows)
+		}
+	}
 }
 
 // watch finds the instance of a sandbox, and sees it alive on the host.
@@ -109,7 +141,9 @@ func (w *world) end(t *testing.T, n *neighbours, id, instance string, want ...st
 // runProgram runs the attack's program, judges how it ended, and returns the
 // records there must be of it.
 func (w *world) runProgram(t *testing.T, a attack, id string) []string {
-	w.upload(t, id, a.run[0])
+	for _, name := range append([]string{a.run[0]}, a.with...) {
+		w.upload(t, id, name)
+	}
 	if a.timeout == 0 {
 		a.timeout = 20 * time.Second
 	}

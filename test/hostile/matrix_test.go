@@ -122,7 +122,7 @@ var rows = []row{
 
 // own are this package's own tests of a case in a column, with their verdicts.
 func own(number int, c column) (list []string) {
-	for _, test := range []string{"TestPrograms", "TestFiles", "TestSurface"} {
+	for _, test := range []string{"TestPrograms", "TestFiles", "TestSurface", "TestEgress"} {
 		for _, a := range attacks[test] {
 			if a.number != number && !slices.Contains(a.also, number) || c != onGVisor && !(c == onModel && a.sim) {
 				continue

@@ -96,10 +96,19 @@ type world struct {
 	url, key string
 	cmd      *exec.Cmd
 	wait     func() error
+	start    func(*exec.Cmd) error // the server
+	// transport reaches it.
+	transport *http.Transport
 
 	mu   sync.Mutex
 	base *residue.Baseline // guarded by mu
 	log  bytes.Buffer      // guarded by mu
+}
+
+// place is a machine that servers run on and are asked on.
+type place interface {
+	Start(cmd *exec.Cmd) error
+	Transport() *http.Transport
 }
 
 var instanceID = regexp.MustCompile(`\bin[a-z2-7]{18}\b`)
@@ -114,7 +123,24 @@ func serve(t *testing.T, bin string) *world {
 // serveOn is serve on a backend of one's choice.
 func serveOn(t *testing.T, bin, backend string) *world {
 	t.Helper()
-	w := &world{t: t, bin: bin, dir: t.TempDir(), backend: backend}
+	w := &world{t: t, bin: bin, dir: t.TempDir(), backend: backend, start: (*exec.Cmd).Start, transport: http.DefaultTransport.(*http.Transport)}
+	w.up()
+	return w
+}
+
+// serveIn is serve on another machine than this.
+func serveIn(t *testing.T, bin string, p place) *world {
+	t.Helper()
+	w := &world{t: t, bin: bin, dir: t.TempDir(), backend: "gvisor", start: p.Start, transport: p.Transport()}
+	t.Cleanup(w.transport.CloseIdleConnections)
+	w.up()
+	return w
+}
+
+// up starts the server.
+func (w *world) up() {
+	t := w.t
+	t.Helper()
 	for _, d := range []string{"run", "instances"} {
 		if err := os.MkdirAll(filepath.Join(w.dir, "data", d), 0o700); err != nil {
 			t.Fatal(err)
@@ -130,9 +156,9 @@ func serveOn(t *testing.T, bin, backend string) *world {
 			t.Errorf("left behind: %v", f)
 		}
 	})
-	w.cmd = w.command("serve", "--listen", "127.0.0.1:0", "--stop-sandboxes", "--backend", backend)
+	w.cmd = w.command("serve", "--listen", "127.0.0.1:0", "--stop-sandboxes", "--backend", w.backend)
 	w.cmd.Stdout, w.cmd.Stderr = w, w
-	if err := w.cmd.Start(); err != nil {
+	if err := w.start(w.cmd); err != nil {
 		t.Fatal(err)
 	}
 	w.wait = sync.OnceValue(w.cmd.Wait)
@@ -148,7 +174,6 @@ func serveOn(t *testing.T, bin, backend string) *world {
 		t.Fatal(err)
 	}
 	w.key = strings.TrimSpace(string(key))
-	return w
 }
 
 // scope is where the world's host objects are looked for, and what a server
@@ -247,7 +272,7 @@ func (w *world) doContext(ctx context.Context, method, path, body string) (statu
 		return 0, r
 	}
 	req.Header.Set("Authorization", "Bearer "+w.key)
-	resp, err := (&http.Client{Timeout: 2 * time.Minute}).Do(req)
+	resp, err := (&http.Client{Timeout: 2 * time.Minute, Transport: w.transport}).Do(req)
 	if err != nil {
 		r.Error.Message = err.Error()
 		return 0, r
@@ -335,7 +360,7 @@ func (w *world) quiet(t *testing.T, goroutines, fds float64) {
 	const slack = 6
 	var g, f float64
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
-		http.DefaultTransport.(*http.Transport).CloseIdleConnections()
+		w.transport.CloseIdleConnections()
 		if g, f = w.metric("go_goroutines"), w.metric("process_open_fds"); g <= goroutines+slack && f <= fds+slack {
 			return
 		}

@@ -1,0 +1,195 @@
+package e2e
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/firebreak-dev/firebreak/test/internet"
+)
+
+// on makes the world's commands run on a machine of a test's internet.
+func (w *world) on(t *testing.T, n *internet.Internet) *world {
+	t.Helper()
+	enforcing(t)
+	w.begin = n.Start
+	w.transport = n.Transport()
+	t.Cleanup(w.transport.CloseIdleConnections)
+	return w
+}
+
+// flow is what a report says of something that was wanted.
+type flow struct {
+	Host, Decision, Rule, Reason, Hint, Kind string
+	Port                                     int
+	Count                                    int64
+	Upload                                   int64 `json:"upload_bytes"`
+	Download                                 int64 `json:"download_bytes"`
+}
+
+// ran is what `run --json` prints of a run with a network.
+type ran struct {
+	Stdout, Stderr, Reason string
+	Sandbox                string `json:"sandbox_id"`
+	ExitCode               int    `json:"exit_code"`
+	Egress                 []flow
+	Receipt                struct{ Clean bool }
+}
+
+// TestNetworkPrograms: programs that know nothing of proxies or sandboxes work, with
+// the rules that say where they may go, and each connection is in the report.
+func TestNetworkPrograms(t *testing.T) {
+	n := internet.New(t)
+	w := newWorld(t).on(t, n)
+	const ca = "/home/user/ca.pem"
+	programs, err := n.Programs(ca)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wheels := internet.Wheels(t, "../../bin/network-clients")
+	w.serve()
+	for _, p := range programs {
+		t.Run(p.Name, func(t *testing.T) {
+			args := []string{"run", "--json", "--timeout", "90s", "--memory", "1GiB", "--disk", "1GiB", "--input", n.Authority.File + ":ca.pem"}
+			if p.Wheels {
+				args = append(args, "--input", wheels+":wheels")
+			}
+			for _, a := range p.Allow {
+				args = append(args, "--allow", a)
+			}
+			for k, v := range p.Env {
+				args = append(args, "--env", k+"="+v)
+			}
+			r := w.run("", append(args, "--", "sh", "-c", p.Script)...)
+			var out ran
+			if err := json.Unmarshal([]byte(r.stdout), &out); err != nil || r.code != 0 || !regexp.MustCompile(p.Prints).MatchString(out.Stdout) || !out.Receipt.Clean {
+				t.Fatalf("%v: %d %q %q %s, want %s", err, r.code, out.Stdout, out.Stderr, r.stderr, p.Prints)
+			}
+			for _, a := range p.Allow {
+				host, port, _ := strings.Cut(a, ":")
+				if !slices.ContainsFunc(out.Egress, func(f flow) bool {
+					return f.Host == host && f.Decision == "allow" && f.Rule != "" && (f.Port == 443 || port != "") && f.Upload > 0 && f.Download > 0
+				}) {
+					t.Errorf("the report has no connection to %s: %+v", a, out.Egress)
+				}
+			}
+		})
+	}
+}
+
+// TestNetworkRun: a run in which everything is wanted, without a server: what no
+// rule allows sends nothing, not a query, and says how to permit it.
+func TestNetworkRun(t *testing.T) {
+	n := internet.New(t)
+	w := newWorld(t).on(t, n)
+	site, other := n.Site("api.example", internet.Reached), n.Site("other.example", internet.Reached)
+	n.Names.Set("*.tunnel.example", "txt:answer", "5.5.5.5")
+	script := `curl -sS -m 10 -k https://api.example/ && curl -sS -m 10 -k https://other.example/; curl -sS -m 10 http://api.example/; curl -sS -m 10 -k https://1.2.3.4/
+/usr/bin/python3 -c "import socket; socket.getaddrinfo('what-was-found.tunnel.example', 443)" 2>/dev/null; exit 7`
+	before := n.Sink.Counts(t)
+	r := w.run("", "run", "--json", "--allow", "api.example", "--", "sh", "-c", script)
+	var out ran
+	if err := json.Unmarshal([]byte(r.stdout), &out); err != nil || r.code != 7 || !strings.Contains(out.Stdout, "reached "+site.String()) || strings.Count(out.Stdout, "reached") != 1 {
+		t.Fatalf("%v: %+v", err, r)
+	}
+	for _, want := range []struct {
+		host     string
+		port     int
+		decision string
+	}{{"api.example", 443, "allow"}, {"api.example", 80, "deny"}, {"1.2.3.4", 443, "deny"}, {"other.example", 0, "deny"}, {"what-was-found.tunnel.example", 0, "deny"}} {
+		if !slices.ContainsFunc(out.Egress, func(f flow) bool {
+			return f.Host == want.host && f.Port == want.port && f.Decision == want.decision && (f.Decision == "allow" || f.Hint != "" && f.Reason != "")
+		}) {
+			t.Errorf("the report lacks %+v: %+v", want, out.Egress)
+		}
+	}
+	sent := n.Sink.Counts(t).Since(before)
+	if to := sent.To(other, netip.MustParseAddr("1.2.3.4")).Total(); to.Packets != 0 {
+		t.Errorf("what is denied got %d bytes: %v", to.Bytes, sent)
+	}
+	for f := range sent {
+		if asks := f.To.Port() == 53 && slices.Contains(internet.NameServers(), f.To.Addr()); !asks && f.To != netip.AddrPortFrom(site, 443) {
+			t.Errorf("packets went to %v", f)
+		}
+	}
+	for _, q := range n.Names.Queries() {
+		if !strings.EqualFold(q.Name, "api.example") {
+			t.Errorf("a name server was asked %+v", q)
+		}
+	}
+	// For people: why, and what to type.
+	r = w.run("", "run", "--allow", "api.example", "--", "curl", "-sS", "-m", "10", "-k", "https://other.example/")
+	if r.code == 0 || !strings.Contains(r.stderr, "--allow other.example") {
+		t.Errorf("the hint is missing: %+v", r)
+	}
+	if r := w.run("", "run", "--allow", "api.example", "--allow", "other.example", "--", "curl", "-sS", "-m", "10", "-k", "https://other.example/"); r.code != 0 || !strings.Contains(r.stdout, "reached "+other.String()) {
+		t.Errorf("with what the hint says: %+v", r)
+	}
+	// Without rules there is no device at all.
+	if r := w.run("", "run", "--", "sh", "-c", "ls /sys/class/net; curl -sS -m 5 -k https://api.example/"); r.code == 0 || strings.Contains(r.stdout, "eth0") {
+		t.Errorf("a sandbox without rules: %+v", r)
+	}
+}
+
+// TestNetworkRaw: protocols that are neither TLS nor HTTP, and servers that speak
+// first, where a policy says so; and a policy that changes ends what it no longer
+// allows.
+func TestNetworkRaw(t *testing.T) {
+	n := internet.New(t)
+	w := newWorld(t).on(t, n)
+	n.Site("ftp.example", internet.Reached)
+	s := w.serve()
+	doc, _ := json.Marshal(map[string]any{"network": map[string]string{"document": "allow: [{host: ftp.example, ports: [7, 21], protocol: tcp}]"}})
+	status, body, _ := s.do("POST", "/v1/sandboxes", string(doc))
+	var sb struct{ ID string }
+	if err := json.Unmarshal([]byte(body), &sb); err != nil || status != http.StatusCreated {
+		t.Fatalf("%d %s", status, body)
+	}
+	talk := `import socket, sys
+s = socket.create_connection(('ftp.example', 21), 20)
+print(s.recv(100), flush=True)
+e = socket.create_connection(('ftp.example', 7), 20)
+for size in (1, 1000, 300000):
+    e.sendall(b'x' * size)
+    got = 0
+    while got < size:
+        got += len(e.recv(65536))
+    print('echo', got, flush=True)
+s.settimeout(60)
+print('end', s.recv(100), flush=True)`
+	done := make(chan string, 1)
+	go func() {
+		cmd, _ := json.Marshal(map[string]any{"command": "python3", "args": []string{"-c", talk}, "timeout_ms": 90_000})
+		_, body, _ := s.do("POST", "/v1/sandboxes/"+sb.ID+"/exec", string(cmd))
+		done <- body
+	}()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		_, body, _ := s.do("GET", "/v1/sandboxes/"+sb.ID+"/events?follow=false", "")
+		if strings.Contains(body, "echo 300000") {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("no echo: %s", body)
+		}
+	}
+	status, body, _ = s.do("PUT", "/v1/sandboxes/"+sb.ID+"/network", `{"allow":["api.example"]}`)
+	var update struct {
+		Closed int64 `json:"closed_connections"`
+	}
+	if err := json.Unmarshal([]byte(body), &update); err != nil || status != http.StatusOK || update.Closed != 2 {
+		t.Errorf("update: %d %s", status, body)
+	}
+	got := <-done
+	mustContain(t, "the program", got, "220 reached", "echo 300000")
+	if !strings.Contains(got, "ConnectionReset") && !strings.Contains(got, "end b''") {
+		t.Errorf("its connection outlived its rule: %s", got)
+	}
+	if status, body, _ := s.do("DELETE", "/v1/sandboxes/"+sb.ID, ""); status != http.StatusOK || !strings.Contains(body, `"clean":true`) {
+		t.Errorf("%d %s", status, body)
+	}
+}
