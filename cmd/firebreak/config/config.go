@@ -54,6 +54,7 @@ type Config struct {
 	RegistryAuthFile string
 	RegistryPrivate  []string
 	RegistryInsecure []string
+	GitPrivate       []string
 
 	// File is the file that was read, or would have been.
 	File string
