@@ -33,9 +33,9 @@ func noise(n int) string {
 
 func pkt(text string) string { return fmt.Sprintf("%04x%s", len(text)+4, text) }
 
-const (
-	greeting = "000eversion 2\n000dls-refs\n0012fetch=shallow\n0000"
-	packfile = "000dpackfile\n"
+var (
+	greeting = pkt("version 2\n") + pkt("ls-refs\n") + pkt("fetch=shallow\n") + "0000"
+	packfile = pkt("packfile\n")
 )
 
 // stranger is a server that answers what a test says: the greeting, ls-refs, fetch.
@@ -159,9 +159,9 @@ func TestHostileServers(t *testing.T) {
 		"unknown channel":    {ok, refs, says(packfile + pkt("\x07x") + "0000"), sandbox.KindProtocol, ""},
 		"empty packet":       {ok, refs, says(packfile + "0004" + "0000"), sandbox.KindProtocol, ""},
 		"dies":               {ok, refs, says(packfile + side(good[:30]) + pkt("\x03\x1b]0;oops")), sandbox.KindUnavailable, `\x1b]0;oops`},
-		"endless sections":   {ok, refs, forever("", pkt("shallow-info\n")+"0001", 0), sandbox.KindTooLarge, "1.0 MiB"},
-		"endless progress":   {ok, refs, forever(packfile, pkt("\x02\x1b[2J"+strings.Repeat("x", 1000)), 0), sandbox.KindTooLarge, "1.0 MiB"},
-		"endless pack":       {ok, refs, forever(packfile, side("PACK\x00\x00\x00\x02\x00\x00\x00\x01\xb5"+noise(50000)), 0), sandbox.KindTooLarge, "1.0 MiB"},
+		"endless sections":   {ok, refs, forever("", pkt("shallow-info\n")+"0001", 0), sandbox.KindTooLarge, "more than 1 MiB"},
+		"endless progress":   {ok, refs, forever(packfile, pkt("\x02\x1b[2J"+strings.Repeat("x", 1000)), 0), sandbox.KindTooLarge, "more than 1 MiB"},
+		"endless pack":       {ok, refs, forever(packfile+side(large), side(stored+noise(65535)), 0), sandbox.KindTooLarge, "more than 1 MiB"},
 		"more than a pack":   {ok, refs, sent(good + noise(800000)), sandbox.KindInvalid, ""},
 		"a bomb of a delta":  {ok, refs, sent(bomb(300 << 20)), sandbox.KindTooLarge, "memory"},
 		"missing delta base": {ok, refs, sent(orphan()), sandbox.KindInvalid, "damaged"},
@@ -181,6 +181,13 @@ func manyFeatures() string {
 	}
 	return b.String() + "0000"
 }
+
+// large begins a pack of one file of nearly 2 GiB, whose content is blocks that
+// begin with stored and have 65535 bytes.
+var (
+	large  = packOf(packed(3, 1<<31-1, "", ""))[:12+5] + "\x78\x01"
+	stored = "\x00\xff\xff\x00\x00"
+)
 
 // packed is an object of a pack: its type and size, perhaps a base, its content.
 func packed(kind byte, size int, base, content string) string {
@@ -240,7 +247,7 @@ func TestSlowServers(t *testing.T) {
 	}
 	mute := func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 	trickle := forever("", "0", 20*time.Millisecond)
-	pack := forever(packfile+side("PACK\x00\x00\x00\x02\x00\x00\x00\x01\xb0\x0a"), pkt("\x01x"), 20*time.Millisecond)
+	pack := forever(packfile+side(large+stored), pkt("\x01x"), 20*time.Millisecond)
 	for name, s := range map[string]struct {
 		greet, refs, fetch http.HandlerFunc
 		words              string
@@ -278,26 +285,28 @@ func TestSlowServers(t *testing.T) {
 func TestFetchInterrupted(t *testing.T) {
 	dir := empty(t)
 	id := strings.Repeat("ab", 20)
-	slow := forever(packfile+side("PACK\x00\x00\x00\x02\x00\x00\x00\x01\xb0\x0a"), pkt("\x02x"), 20*time.Millisecond)
+	slow := forever(packfile+side(large+stored), pkt("\x01x"), 20*time.Millisecond)
 	st := newStranger(t, says(greeting), says(pkt(id+" HEAD\n")+"0000"), slow)
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	ctx, cancel := context.WithCancelCause(context.Background())
 	pids := make(chan []string, 1)
 	go func() {
-		for { // until git is at it
-			if in := processesIn(dir); len(in) > 0 {
-				pids <- in
-				cancel(errors.New("enough"))
-				return
-			}
-			time.Sleep(10 * time.Millisecond)
+		var in []string
+		for end := time.Now().Add(time.Minute); len(in) == 0 && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+			in = processesIn(dir) // git is at it
 		}
+		pids <- in
+		cancel(errors.New("enough"))
 	}()
 	_, err := st.net.Read(ctx, Spec{Repo: st.URL + "/r", Ref: "HEAD"})
 	if err == nil || !strings.Contains(err.Error(), "enough") {
 		t.Errorf("%v", err)
 	}
-	for _, pid := range <-pids {
+	in := <-pids
+	if len(in) == 0 {
+		t.Error("git was never started")
+	}
+	for _, pid := range in {
 		if exists("/proc/" + pid) {
 			t.Errorf("process %s lives on", pid)
 		}

@@ -318,7 +318,12 @@ func (s *server) isID(id string) bool { return len(id) == s.digits && isHex(id) 
 
 // fetch brings the object id, a commit or a tag of one, without history.
 // exact: id was asked for, and not what a name stands for.
-func (s *server) fetch(ctx context.Context, id string, exact bool, to *kept) error {
+func (s *server) fetch(ctx context.Context, id string, exact bool, to *kept) (err error) {
+	defer func() {
+		if errors.Is(err, errTooLarge) {
+			err = s.errorf(sandbox.KindTooLarge, "the commit has more than %s, packed", sandbox.FormatSize(s.limits.pack))
+		}
+	}()
 	p, a, err := s.ask(ctx, s.limits.pack, "fetch", "no-progress", "ofs-delta", "deepen 1", "want "+id, "done")
 	if err != nil {
 		return err
@@ -348,11 +353,7 @@ func (s *server) fetch(ctx context.Context, id string, exact bool, to *kept) err
 			section = line
 		}
 	}
-	err = to.index(ctx, s, &sideband{p: p})
-	if errors.Is(err, errTooLarge) {
-		return s.errorf(sandbox.KindTooLarge, "the commit is more than %s, packed", sandbox.FormatSize(s.limits.pack))
-	}
-	return err
+	return to.index(ctx, s, &sideband{p: p})
 }
 
 // sideband is the pack in the packets of an answer. A server's words about its

@@ -5,6 +5,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/cgi"
@@ -35,12 +37,14 @@ func newRemote(t *testing.T, args ...string) *remote {
 	r := &remote{repo: newRepo(t, args...)}
 	h := &cgi.Handler{Path: filepath.Join(r.git("--exec-path"), "git-http-backend"), Root: "/", Stderr: testWriter{t},
 		Env: []string{"GIT_PROJECT_ROOT=" + filepath.Dir(r.dir), "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_NOSYSTEM=1", "HOME=/nonexistent"}}
-	r.server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+	r.server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		r.asked.Add(1)
 		if r.before == nil || !r.before(w, req) {
 			h.ServeHTTP(w, req)
 		}
 	}))
+	r.server.Config.ErrorLog = log.New(io.Discard, "", 0) // of certificates that are refused
+	r.server.StartTLS()
 	t.Cleanup(r.server.Close)
 	r.net = reaching(r.server)
 	r.url = r.server.URL + "/repo/.git"
@@ -284,7 +288,7 @@ func TestMovedRef(t *testing.T) {
 			return false
 		}
 		if posts++; posts%2 == 0 { // between ls-refs and fetch
-			r.write("f", "two")
+			r.write("f", fmt.Sprint("moved ", posts))
 			r.git("add", "-A")
 			r.git("commit", "-q", "--amend", "-m", "two")
 			if gone {
