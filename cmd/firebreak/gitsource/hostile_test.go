@@ -19,8 +19,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -279,50 +277,6 @@ func TestSlowServers(t *testing.T) {
 			}
 		})
 	}
-}
-
-// TestFetchInterrupted: who gives up leaves no file, no process and no goroutine.
-func TestFetchInterrupted(t *testing.T) {
-	dir := empty(t)
-	id := strings.Repeat("ab", 20)
-	slow := forever(packfile+side(large+stored), pkt("\x01x"), 20*time.Millisecond)
-	st := newStranger(t, says(greeting), says(pkt(id+" HEAD\n")+"0000"), slow)
-	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
-	ctx, cancel := context.WithCancelCause(context.Background())
-	pids := make(chan []string, 1)
-	go func() {
-		var in []string
-		for end := time.Now().Add(time.Minute); len(in) == 0 && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-			in = processesIn(dir) // git is at it
-		}
-		pids <- in
-		cancel(errors.New("enough"))
-	}()
-	_, err := st.net.Read(ctx, Spec{Repo: st.URL + "/r", Ref: "HEAD"})
-	if err == nil || !strings.Contains(err.Error(), "enough") {
-		t.Errorf("%v", err)
-	}
-	in := <-pids
-	if len(in) == 0 {
-		t.Error("git was never started")
-	}
-	for _, pid := range in {
-		if exists("/proc/" + pid) {
-			t.Errorf("process %s lives on", pid)
-		}
-	}
-	st.Close()
-}
-
-// processesIn are those whose working directory is below dir.
-func processesIn(dir string) (pids []string) {
-	links, _ := filepath.Glob("/proc/[0-9]*/cwd")
-	for _, l := range links {
-		if to, err := os.Readlink(l); err == nil && strings.HasPrefix(to, dir+"/") {
-			pids = append(pids, filepath.Base(filepath.Dir(l)))
-		}
-	}
-	return pids
 }
 
 // TestSweep: what killed processes have left goes with the next fetch, what others

@@ -98,9 +98,10 @@ func sweep() {
 	}
 }
 
-// allocLimit is what git may ask for at once while it reads a stranger's pack:
-// more than the largest delta that a sound one has.
-const allocLimit = "256m"
+// allocLimit is what git may ask for at once while it reads a stranger's pack: the
+// size of the largest object that may be a delta. Others it reads in pieces. It
+// needs four times that for the worst of packs.
+const allocLimit = "128m"
 
 // index has git take a pack apart: it resolves deltas, computes the digest of each
 // object and looks for collisions. Nothing is checked out and no content is

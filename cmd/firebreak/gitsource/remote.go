@@ -251,6 +251,7 @@ func (s *server) redirected(to *http.Request, via []*http.Request) error {
 	case !strings.HasSuffix(to.URL.Path, refsPath) || to.URL.RawQuery != refsQuery:
 		return refuse("that is not a repository, or asks who you are")
 	}
+	to.Header.Del("Referer") // where one came from is nobody's business
 	return nil
 }
 

@@ -254,7 +254,7 @@ func TestFetchUsesNothingOfThisMachine(t *testing.T) {
 	t.Setenv("GIT_TRACE", witness)
 	r.before = func(_ http.ResponseWriter, req *http.Request) bool {
 		for name := range req.Header {
-			if name == "Authorization" || name == "Cookie" || name == "X-Secret" || name == "Proxy-Authorization" {
+			if name == "Referer" || name == "Authorization" || name == "Cookie" || name == "X-Secret" || name == "Proxy-Authorization" {
 				t.Errorf("the server is told %s", name)
 			}
 		}

@@ -82,8 +82,8 @@ func Read(ctx context.Context, spec Spec) (*Tree, error) { return new(Network).R
 // Read resolves spec and copies the files of its commit to a temporary file, which
 // costs their size on disk and, by Go and git together, some MiB of memory. What is
 // not committed is not read. What is on another machine is fetched before, without
-// history: its pack takes its size on disk meanwhile, and git some hundred MiB of
-// memory at most.
+// history: its pack takes its size on disk meanwhile, and git half a GiB of
+// memory at worst.
 //
 // Errors: KindUnsupported (no git here, objects elsewhere, symbolic links),
 // KindNotFound (ref, subpath), KindTooLarge, KindInvalid (everything wrong with the
