@@ -245,9 +245,6 @@ func TestFetchUsesNothingOfThisMachine(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Setenv("HOME", home)
-	for _, name := range []string{"http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"} {
-		t.Setenv(name, "http://"+proxy)
-	}
 	t.Setenv("GIT_PROXY_COMMAND", "touch "+witness)
 	t.Setenv("GIT_ASKPASS", "touch")
 	t.Setenv("GIT_DIR", "/nonexistent")
@@ -261,6 +258,12 @@ func TestFetchUsesNothingOfThisMachine(t *testing.T) {
 		return false
 	}
 	r.net.want(t, r.url, c, "f", "x")
+	// By a name, which proxies of the environment would be used for (see TestMain).
+	_, port, _ := net.SplitHostPort(r.server.Listener.Addr().String())
+	named := &Network{roots: r.net.roots, Private: []string{"example.com"}, lookup: func(context.Context, string) ([]netip.Addr, error) {
+		return []netip.Addr{netip.MustParseAddr("127.0.0.1")}, nil
+	}}
+	named.want(t, "https://example.com:"+port+"/repo/.git", c, "f", "x")
 	r.before = func(w http.ResponseWriter, _ *http.Request) bool {
 		w.Header().Set("WWW-Authenticate", `Basic realm="\x1b[2J"`)
 		w.WriteHeader(http.StatusUnauthorized)
