@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -53,10 +54,10 @@ func TestGitRemote(t *testing.T) {
 	write("app/data", "second")
 	git("commit", "-q", "-a", "-m", "two")
 
-	asked := false
+	var asked atomic.Bool
 	backend := &cgi.Handler{Path: filepath.Join(git("--exec-path"), "git-http-backend"), Root: "/", Stderr: io.Discard,
 		Env: []string{"GIT_PROJECT_ROOT=" + w.dir, "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_NOSYSTEM=1", "HOME=/nonexistent"}}
-	srv := httptest.NewTLSServer(http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) { asked = true; backend.ServeHTTP(rw, req) }))
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) { asked.Store(true); backend.ServeHTTP(rw, req) }))
 	defer srv.Close()
 	ca := filepath.Join(w.dir, "ca.pem")
 	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw}), 0o600); err != nil {
@@ -67,7 +68,7 @@ func TestGitRemote(t *testing.T) {
 	url, host := srv.URL+"/repo/.git", srv.Listener.Addr().String()
 
 	if r := w.run("", "run", "--json", "--git", url+"#v1:app", "main.py"); r.code != 125 || !strings.Contains(r.stdout, `"kind":"denied"`) ||
-		!strings.Contains(r.stdout, "--git-private "+host) || asked {
+		!strings.Contains(r.stdout, "--git-private "+host) || asked.Load() {
 		t.Errorf("this machine was fetched from without a word of permission: %+v", r)
 	}
 	type source struct{ Repo, Ref, Commit, Subpath string }
@@ -99,11 +100,18 @@ func TestGitRemote(t *testing.T) {
 }
 
 // TestGitRemoteInterrupted: Ctrl-C while a server dawdles leaves no file and no
-// process; kill -9 leaves files that the next fetch removes.
+// process; kill -9 leaves files that the next fetch removes. What the server says
+// about its work is not shown.
 func TestGitRemoteInterrupted(t *testing.T) {
 	w := newWorld(t)
 	pkt := func(s string) string { return fmt.Sprintf("%04x%s", len(s)+4, s) }
+	var locked atomic.Bool
 	srv := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
+		if locked.Load() {
+			rw.Header().Set("WWW-Authenticate", "Basic realm=x")
+			rw.WriteHeader(http.StatusUnauthorized)
+			return
+		}
 		body, _ := io.ReadAll(req.Body)
 		kind, text := "result", pkt("packfile\n")+pkt("\x01PACK\x00\x00\x00\x02\x00\x00\x00\x01")
 		switch {
@@ -117,7 +125,7 @@ func TestGitRemoteInterrupted(t *testing.T) {
 		for err == nil && req.Method != http.MethodGet && !strings.HasSuffix(text, "0000") {
 			_ = http.NewResponseController(rw).Flush()
 			time.Sleep(20 * time.Millisecond)
-			_, err = io.WriteString(rw, pkt("\x02x"))
+			_, err = io.WriteString(rw, pkt("\x02\x1b[2J"))
 		}
 	}))
 	defer srv.Close()
@@ -162,6 +170,21 @@ func TestGitRemoteInterrupted(t *testing.T) {
 	}
 	if interrupt(syscall.SIGTERM); len(fetched()) > 0 {
 		t.Errorf("left: %v", fetched())
+	}
+
+	// On a terminal progress is seen, Ctrl-C is the same, and a server that wants a
+	// password does not get anybody asked.
+	p := w.sit(t, 0, "run", "--git", srv.URL+"/r", "x.py")
+	p.expect("fetch  ")
+	p.types("\x03")
+	if code := p.code(); code != 130 || len(fetched()) > 0 || strings.Contains(string(p.screen()), "\x1b[2J") {
+		t.Errorf("%d; left: %v", code, fetched())
+	}
+	locked.Store(true)
+	p = w.sit(t, 0, "run", "--git", srv.URL+"/r", "x.py")
+	p.expect("asks who you are")
+	if code := p.code(); code != 125 || strings.Contains(string(p.screen()), "sername") {
+		t.Errorf("%d", code)
 	}
 }
 
