@@ -31,7 +31,8 @@ labels git.repo, git.ref, git.commit and git.subpath say which.`,
 		Example: `  id=$(firebreak create --timeout 1h --memory 512MiB)
   firebreak exec $id -c 'print(6*7)'
   firebreak create --name build --idle-timeout 10m --template node
-  firebreak create --git ./project#v1.2:src`,
+  firebreak create --git ./project#v1.2:src
+  firebreak create --git https://github.com/o/project.git#v1.2:src`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o, err := f.options(cmd, a.Lookup)
@@ -59,6 +60,7 @@ labels git.repo, git.ref, git.commit and git.subpath say which.`,
 	}
 	fs := cmd.Flags()
 	f.add(fs, "end the sandbox this long after its creation; 0: never (default: the server's)")
+	a.configFlags(fs, "git_private")
 	fs.StringVar(&name, "name", "", "name, unique among live sandboxes; good wherever an id is")
 	fs.StringVarP(&language, "language", "l", "", "what exec -c runs: python, node or shell")
 	fs.StringVar(&hostname, "hostname", "", "host name inside")

@@ -26,8 +26,10 @@ func (a *App) gitTree(cmd *cobra.Command, arg string, o *client.CreateOptions) (
 	if err != nil {
 		return nil, err
 	}
-	if spec.Repo, err = filepath.Abs(spec.Repo); err != nil {
-		return nil, sandbox.Wrap("--git", spec.Repo, err)
+	if !spec.Remote() {
+		if spec.Repo, err = filepath.Abs(spec.Repo); err != nil {
+			return nil, sandbox.Wrap("--git", spec.Repo, err)
+		}
 	}
 	labels := map[string]string{"git.repo": spec.Repo, "git.ref": spec.Ref, "git.subpath": spec.Subpath, "git.commit": ""}
 	for k, v := range labels {
@@ -38,7 +40,12 @@ func (a *App) gitTree(cmd *cobra.Command, arg string, o *client.CreateOptions) (
 			return nil, sandbox.Errorf("--git", sandbox.KindTooLarge, "%s has more than %d bytes", k, maxLabel).WithHint("name a shorter path")
 		}
 	}
-	t, err := gitsource.Read(cmd.Context(), spec)
+	n, end, err := a.gitNetwork()
+	if err != nil {
+		return nil, err
+	}
+	t, err := n.Read(cmd.Context(), spec)
+	end()
 	if err != nil {
 		return nil, err
 	}
@@ -50,6 +57,9 @@ func (a *App) gitTree(cmd *cobra.Command, arg string, o *client.CreateOptions) (
 	}
 	if terminal(a.Err) {
 		a.say("git: %s is commit %s", t.Ref, t.Commit)
+	}
+	if t.From != "" {
+		a.say("git: %s redirects to %s", t.Repo, t.From)
 	}
 	if n := len(t.Submodules); n > 0 {
 		a.say("git: submodules are left out: %d, the first is %s", n, t.Submodules[0])

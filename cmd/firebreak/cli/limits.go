@@ -42,7 +42,7 @@ func (f *makeFlags) add(fs *pflag.FlagSet, timeoutDoc string) {
 	fs.StringVar(&f.tier, "tier", "", "risk tier, L0 to L5; recorded")
 	fs.BoolVar(&f.readonly, "readonly-root", false, "nothing but /tmp and the home is writable")
 	fs.BoolVar(&f.weaker, "accept-weaker", false, "run even if a limit given here cannot be enforced (recorded)")
-	fs.StringVar(&f.git, "git", "", "bring the files of a commit: REPO[#REF[:SUBPATH]], a repository of this machine")
+	fs.StringVar(&f.git, "git", "", "bring the files of a commit: REPO[#REF[:SUBPATH]], a repository of this machine or an https:// URL")
 	f.net.add(fs)
 }
 

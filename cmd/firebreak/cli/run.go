@@ -61,8 +61,10 @@ Without --allow or --policy there is no network device. What is denied is said o
 stderr at the end, with the --allow that would permit it; --json lists all in egress.
 
 --git REPO[#REF[:SUBPATH]] brings the files of a commit into the home: of a branch,
-a tag or a commit of a repository of this machine, HEAD by default. FILE is then
-one of them. The commit that REF was is the label git.commit, and in --json.
+a tag or a commit, HEAD by default, of a repository of this machine or behind an
+https:// URL (http:// if that is written). FILE is then one of them. The commit that
+REF was is the label git.commit, and in --json. Fetched are public addresses, without
+credentials; --git-private names servers that are yours.
 
 Code reports a result with firebreak.result({...}) (Python: import firebreak) or
 by writing JSON to the file named in $FIREBREAK_RESULT; --json prints it.`,
@@ -74,6 +76,7 @@ by writing JSON to the file named in $FIREBREAK_RESULT; --json prints it.`,
   firebreak run --json job.py | jq .result
   firebreak run --allow api.example.com --policy pypi job.py
   firebreak run --git ./project#v1.2:tools check.py --strict
+  firebreak run --git https://github.com/o/project.git#v1.2 check.py
   firebreak run --image docker.io/library/golang:1.26 -- go version`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.run(cmd, args, &f)
@@ -87,6 +90,7 @@ by writing JSON to the file named in $FIREBREAK_RESULT; --json prints it.`,
 	fs.StringVarP(&f.code, "code", "c", "", "run CODE itself")
 	fs.StringVarP(&f.language, "language", "l", "", "python, node or shell")
 	f.add(fs, "wall-clock limit of the program, such as 30s; 0: none (default: the server's)")
+	a.configFlags(fs, "git_private")
 	fs.StringArrayVarP(&f.inputs, "input", "i", nil, "bring SRC[:DST], a file or directory (repeatable)")
 	fs.StringArrayVarP(&f.artifacts, "artifact", "a", nil, "keep PATH[:DST], a file or directory (repeatable)")
 	fs.StringVar(&f.user, "user", "", "user inside the sandbox (default user, uid 1000)")

@@ -55,6 +55,7 @@ type Config struct {
 	RegistryAuthFile string
 	RegistryPrivate  []string
 	RegistryInsecure []string
+	GitPrivate       []string
 
 	EgressPrivate []netip.Prefix
 

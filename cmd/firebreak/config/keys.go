@@ -130,6 +130,11 @@ var Keys = append([]Key{
 		set: setNetworks,
 		get: func(c *Config) string { return joinNetworks(c.EgressPrivate) },
 	}, {
+		Name: "git_private", Env: "FIREBREAK_GIT_PRIVATE",
+		Doc: "servers, HOST or HOST:PORT with commas between, that --git fetches from though they are on this machine or a private network",
+		set: func(c *Config, v string) error { return setHosts(&c.GitPrivate, v) },
+		get: func(c *Config) string { return strings.Join(c.GitPrivate, ",") },
+	}, {
 		Name: "retain", Env: "FIREBREAK_RETAIN",
 		Doc:     "how long records, events and results of what has ended are kept: 7d, 12h",
 		Default: func(Source) string { return "7d" },

@@ -29,6 +29,11 @@ type repository struct {
 	common string // the git directory that has the objects; dir but in a worktree
 	info   *batch
 	data   *batch
+
+	// Of one that was fetched:
+	kept   *kept
+	wanted string // the id that was asked for
+	from   string // where its URL redirected to, if it did
 }
 
 // open finds the git directory of path and starts reading it. Only path itself is
@@ -65,11 +70,16 @@ func open(ctx context.Context, path string) (*repository, error) {
 func (r *repository) close() {
 	r.info.close()
 	r.data.close()
+	r.kept.remove()
 }
 
 // errorf has a hint for what is wrong inside a repository; other errors set theirs.
 func (r *repository) errorf(kind sandbox.Kind, format string, a ...any) *sandbox.Error {
-	return sandbox.Errorf("--git", kind, format, a...).WithID(r.path).WithHint("`git fsck` there may tell more; be careful with this repository")
+	hint := "`git fsck` there may tell more; be careful with this repository"
+	if r.kept != nil {
+		hint = "be careful with this repository, and with its server"
+	}
+	return sandbox.Errorf("--git", kind, format, a...).WithID(r.path).WithHint("%s", hint)
 }
 
 func (r *repository) find(top string) error {
@@ -178,6 +188,9 @@ func (r *repository) command(ctx context.Context, args ...string) (*exec.Cmd, er
 	cmd.Env = []string{"GIT_DIR=" + r.dir, "GIT_COMMON_DIR=" + r.common, "GIT_CONFIG_NOSYSTEM=1", "GIT_CONFIG_GLOBAL=" + os.DevNull,
 		"GIT_ATTR_NOSYSTEM=1", "GIT_ALLOW_PROTOCOL=", "GIT_NO_LAZY_FETCH=1", "GIT_NO_REPLACE_OBJECTS=1", "GIT_OPTIONAL_LOCKS=0",
 		"GIT_TERMINAL_PROMPT=0", "LC_ALL=C", "PATH=" + os.Getenv("PATH")}
+	if r.kept != nil {
+		cmd.Env = append(cmd.Env, "GIT_ALLOC_LIMIT="+allocLimit)
+	}
 	return cmd, nil
 }
 

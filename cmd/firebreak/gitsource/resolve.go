@@ -20,6 +20,9 @@ const maxCandidates = 64
 //
 // Errors: KindNotFound, KindInvalid if ref is ambiguous.
 func (r *repository) resolve(ctx context.Context, ref string) (string, error) {
+	if r.wanted != "" {
+		return r.arrived(ref)
+	}
 	names := []string{"refs/heads/" + ref, "refs/tags/" + ref, "refs/remotes/" + ref}
 	digits := isHex(ref)
 	switch {

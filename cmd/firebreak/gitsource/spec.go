@@ -1,7 +1,8 @@
-// Package gitsource reads the files of one commit of a repository on this
-// machine. The repository may be hostile: nothing of it is executed, nothing
-// outside of it is read, and every object is checked against its name, so that
-// the commit that is reported is the commit that was read.
+// Package gitsource reads the files of one commit of a repository, on this
+// machine or behind an https URL. The repository and its server may be hostile:
+// nothing of it is executed, nothing outside of it is read, no address is
+// reached that is not public, and every object is checked against its name, so
+// that the commit that is reported is the commit that was read.
 package gitsource
 
 import (
@@ -16,12 +17,12 @@ import (
 
 // Spec is what somebody asks for.
 type Spec struct {
-	Repo    string // a path of this machine
+	Repo    string // a path of this machine, or an https or http URL
 	Ref     string // HEAD, a branch, a tag, a commit or an abbreviation of one
 	Subpath string // a directory of the tree; "" is all of it
 }
 
-const usage = "write --git REPO[#REF[:SUBPATH]], REPO being a directory or a file:// URL"
+const usage = "write --git REPO[#REF[:SUBPATH]], REPO being a directory, or a URL that begins with https://, http:// or file://"
 
 // Parse reads REPO[#REF[:SUBPATH]]. The last # counts: a directory with one in
 // its name is written with another behind it.
@@ -58,19 +59,21 @@ func Parse(s string) (Spec, error) {
 		}
 	}
 	var err error
-	spec.Repo, err = local(spec.Repo)
+	spec.Repo, err = location(spec.Repo)
 	return spec, err
 }
 
-// local is the path that repo names on this machine.
-func local(repo string) (string, error) {
+// location is the path that repo names on this machine, or a URL.
+func location(repo string) (string, error) {
 	elsewhere := func() (string, error) {
-		return "", sandbox.Errorf("--git", sandbox.KindUnsupported, "%q is not on this machine", repo).
-			WithHint("the router that would fetch it does not exist yet; clone it, and name the directory of the clone (./%s, if it is one)", repo)
+		return "", sandbox.Errorf("--git", sandbox.KindUnsupported, "%q is not on this machine, and only https:// and http:// are fetched", repo).
+			WithHint("write its https:// URL; or clone it, and name the directory of the clone (./%s, if it is one)", repo)
 	}
 	scheme, _, isURL := strings.Cut(repo, "://")
 	colon := strings.IndexByte(repo, ':')
 	switch {
+	case isURL && (strings.EqualFold(scheme, "https") || strings.EqualFold(scheme, "http")):
+		return parseURL(repo)
 	case strings.Contains(repo, "::"): // a program that fetches: ext::sh -c …
 		return elsewhere()
 	case isURL && strings.EqualFold(scheme, "file"):

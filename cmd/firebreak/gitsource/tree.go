@@ -32,6 +32,7 @@ const lfsPointer = "version https://git-lfs.github.com/spec/v1\n"
 type Tree struct {
 	Repo, Ref, Subpath string
 	Commit             string // in full
+	From               string // where the URL that is Repo redirected to; "" if it did not
 	Files              []File // in the order of the tree
 
 	Submodules []string // left out: their commits are in other repositories
@@ -75,20 +76,26 @@ func (t *Tree) Close() {
 	}
 }
 
+// Read reads with the zero Network.
+func Read(ctx context.Context, spec Spec) (*Tree, error) { return new(Network).Read(ctx, spec) }
+
 // Read resolves spec and copies the files of its commit to a temporary file, which
 // costs their size on disk and, by Go and git together, some MiB of memory. What is
-// not committed is not read.
+// not committed is not read. What is on another machine is fetched before, without
+// history: its pack takes its size on disk meanwhile, and git half a GiB of
+// memory at worst.
 //
 // Errors: KindUnsupported (no git here, objects elsewhere, symbolic links),
 // KindNotFound (ref, subpath), KindTooLarge, KindInvalid (everything wrong with the
-// repository and the names in its trees).
-func Read(ctx context.Context, spec Spec) (t *Tree, err error) {
-	r, err := open(ctx, spec.Repo)
+// repository and the names in its trees); of a server also KindDenied (its address,
+// or it asks who one is), KindTimeout, KindUnavailable and KindProtocol.
+func (n *Network) Read(ctx context.Context, spec Spec) (t *Tree, err error) {
+	r, err := n.open(ctx, spec)
 	if err != nil {
 		return nil, err
 	}
 	defer r.close()
-	t = &Tree{Repo: spec.Repo, Ref: spec.Ref, Subpath: spec.Subpath}
+	t = &Tree{Repo: spec.Repo, Ref: spec.Ref, Subpath: spec.Subpath, From: r.from}
 	if t.contents, err = os.CreateTemp("", "firebreak-git-"); err != nil {
 		return nil, sandbox.Wrap("--git", spec.Repo, err)
 	}
