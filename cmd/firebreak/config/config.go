@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sort"
@@ -54,6 +55,8 @@ type Config struct {
 	RegistryAuthFile string
 	RegistryPrivate  []string
 	RegistryInsecure []string
+	// EgressPrivate are the networks that are not public and that policies may open.
+	EgressPrivate []netip.Prefix
 
 	// File is the file that was read, or would have been.
 	File string

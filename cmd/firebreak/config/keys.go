@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -124,6 +125,17 @@ var Keys = append([]Key{
 		set: func(c *Config, v string) error { return setHosts(&c.RegistryInsecure, v) },
 		get: func(c *Config) string { return strings.Join(c.RegistryInsecure, ",") },
 	}, {
+		Name: "egress_private", Env: "FIREBREAK_EGRESS_PRIVATE",
+		Doc: "networks that are not public, in CIDR notation with commas between, that policies of sandboxes may open; an address of this machine has to be named by itself",
+		set: func(c *Config, v string) error { return setNetworks(&c.EgressPrivate, v) },
+		get: func(c *Config) string {
+			var list []string
+			for _, p := range c.EgressPrivate {
+				list = append(list, p.String())
+			}
+			return strings.Join(list, ",")
+		},
+	}, {
 		Name: "retain", Env: "FIREBREAK_RETAIN",
 		Doc:     "how long records, events and results of what has ended are kept: 7d, 12h",
 		Default: func(Source) string { return "7d" },
@@ -178,6 +190,25 @@ func setHosts(to *[]string, v string) error {
 		if h != "" {
 			*to = append(*to, h)
 		}
+	}
+	return nil
+}
+
+// setNetworks reads networks, or addresses for the network of them alone.
+func setNetworks(to *[]netip.Prefix, v string) error {
+	*to = nil
+	for s := range strings.SplitSeq(v, ",") {
+		if s = strings.TrimSpace(s); s == "" {
+			continue
+		}
+		p, err := netip.ParsePrefix(s)
+		if a, aerr := netip.ParseAddr(s); aerr == nil && a.Zone() == "" {
+			p, err = netip.PrefixFrom(a, a.BitLen()), nil
+		}
+		if err != nil || p != p.Masked() || p.Addr().Is4In6() {
+			return fmt.Errorf("%q is not a network: write 10.1.0.0/16", s)
+		}
+		*to = append(*to, p)
 	}
 	return nil
 }

@@ -170,6 +170,7 @@ func (w Wiring) open(ctx context.Context, o options) (n *node, err error) {
 	svc, err := service.New(service.Config{
 		Orchestrator: n.orch, Store: st, Auth: n.auth, Events: events, Recorder: record, Evidence: record, EvidenceDir: o.audit, Templates: templates,
 		Tokens:  tokens,
+		Private: o.config.EgressPrivate,
 		Version: w.version(ctx, n.backends), Log: o.log,
 	})
 	if err != nil {
