@@ -24,6 +24,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -43,7 +44,23 @@ import (
 )
 
 // Wiring is what all nodes of this program have in common.
-type Wiring struct{ Build cli.Build }
+type Wiring struct {
+	Build cli.Build
+	// Network makes what gives a node's sandboxes their wires, and says how it is
+	// closed once nothing uses it any more; wires live on. Nil: no sandbox has a
+	// network.
+	Network func(NetworkOptions) (n orchestrator.Network, closed func() error, err error)
+}
+
+// NetworkOptions says for which node a network is made.
+type NetworkOptions struct {
+	Dir     string         // the node's own
+	Private []netip.Prefix // networks that are not public and that policies may open
+	Log     *slog.Logger
+	// Record takes each decision before it has an effect; an error denies. It may be
+	// called once the node asks for something.
+	Record func(sandbox.InstanceID, orchestrator.EgressEvent) error
+}
 
 // options says what a node is made of.
 type options struct {
@@ -58,9 +75,6 @@ type options struct {
 	// progress, if not nil, is told about work that takes long.
 	progress func(string)
 	hosts    []string
-	// network makes what gives sandboxes their wires; it reports each decision to
-	// record, before that takes effect. Nil: no sandbox has a network.
-	network func(o options, record func(sandbox.InstanceID, orchestrator.EgressEvent) error) (orchestrator.Network, func() error, error)
 	// authenticate wraps the authenticator, if not nil.
 	authenticate func(*auth.Authenticator) server.Authenticator
 }
@@ -144,7 +158,7 @@ func (w Wiring) open(ctx context.Context, o options) (n *node, err error) {
 	}
 	n.auth = auth.New(st, auth.Options{})
 	n.closers = append(n.closers, n.auth.Close)
-	network, err := n.openNetwork(o)
+	network, err := w.openNetwork(n, o)
 	if err != nil {
 		return n, err
 	}
@@ -195,15 +209,14 @@ func (n *node) ready(context.Context) error { return n.orch.Recording() }
 
 // openNetwork makes the node's network, if it has one. It is closed after the
 // orchestrator, which closes the wires.
-func (n *node) openNetwork(o options) (orchestrator.Network, error) {
-	if o.network == nil {
+func (w Wiring) openNetwork(n *node, o options) (orchestrator.Network, error) {
+	if w.Network == nil {
 		return nil, nil
 	}
-	network, closeNetwork, err := o.network(o, func(id sandbox.InstanceID, e orchestrator.EgressEvent) error {
-		return n.orch.RecordEgress(id, e) // set before the first wire is opened or adopted
-	})
+	network, closed, err := w.Network(NetworkOptions{Dir: o.dir, Private: o.config.EgressPrivate, Log: o.log,
+		Record: func(id sandbox.InstanceID, e orchestrator.EgressEvent) error { return n.orch.RecordEgress(id, e) }})
 	if err == nil {
-		n.closers = append(n.closers, closeNetwork)
+		n.closers = append(n.closers, closed)
 	}
 	return network, err
 }
