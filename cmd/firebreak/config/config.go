@@ -57,6 +57,7 @@ type Config struct {
 	RegistryInsecure []string
 	GitPrivate       []string
 
+	// EgressPrivate are the networks that are not public and that policies may open.
 	EgressPrivate []netip.Prefix
 
 	// File is the file that was read, or would have been.

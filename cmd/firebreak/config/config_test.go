@@ -64,6 +64,8 @@ func TestStrict(t *testing.T) {
 		"audit_witness: https://w.example":  "no witness",
 		"audit_witness: https://w x+00+AA":  "no public key",
 		"a: b: c":                           "mapping values",
+		"egress_private: 10.1.2.3/16":       "is not a network",
+		"egress_private: everything":        "is not a network",
 		"tenant_memory: much":               "not a size",
 		"tenant_execs: -1":                  "not a number from 0",
 		"tenants: [acme]":                   "write {name:",

@@ -126,9 +126,15 @@ var Keys = append([]Key{
 		get: func(c *Config) string { return strings.Join(c.RegistryInsecure, ",") },
 	}, {
 		Name: "egress_private", Env: "FIREBREAK_EGRESS_PRIVATE",
-		Doc: "networks that are not public, 10.1.0.0/16 with commas between, to which rules may let sandboxes connect: a rule has to name them, too",
-		set: setNetworks,
-		get: func(c *Config) string { return joinNetworks(c.EgressPrivate) },
+		Doc: "networks that are not public, in CIDR notation with commas between, that policies of sandboxes may open; an address of this machine has to be named by itself",
+		set: func(c *Config, v string) error { return setNetworks(&c.EgressPrivate, v) },
+		get: func(c *Config) string {
+			var list []string
+			for _, p := range c.EgressPrivate {
+				list = append(list, p.String())
+			}
+			return strings.Join(list, ",")
+		},
 	}, {
 		Name: "git_private", Env: "FIREBREAK_GIT_PRIVATE",
 		Doc: "servers, HOST or HOST:PORT with commas between, that --git fetches from though they are on this machine or a private network",
@@ -193,27 +199,23 @@ func setHosts(to *[]string, v string) error {
 	return nil
 }
 
-func setNetworks(c *Config, v string) error {
-	c.EgressPrivate = nil
+// setNetworks reads networks, or addresses for the network of them alone.
+func setNetworks(to *[]netip.Prefix, v string) error {
+	*to = nil
 	for s := range strings.SplitSeq(v, ",") {
 		if s = strings.TrimSpace(s); s == "" {
 			continue
 		}
 		p, err := netip.ParsePrefix(s)
-		if err != nil || p != p.Masked() {
+		if a, aerr := netip.ParseAddr(s); aerr == nil && a.Zone() == "" {
+			p, err = netip.PrefixFrom(a, a.BitLen()), nil
+		}
+		if err != nil || p != p.Masked() || p.Addr().Is4In6() {
 			return fmt.Errorf("%q is not a network: write 10.1.0.0/16", s)
 		}
-		c.EgressPrivate = append(c.EgressPrivate, p)
+		*to = append(*to, p)
 	}
 	return nil
-}
-
-func joinNetworks(list []netip.Prefix) string {
-	var s []string
-	for _, p := range list {
-		s = append(s, p.String())
-	}
-	return strings.Join(s, ",")
 }
 
 func setWitnesses(c *Config, v string) error {
