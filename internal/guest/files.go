@@ -235,7 +235,7 @@ func (s *Session) Stat(ctx context.Context, path, user string) (FileInfo, error)
 // file makes a call that is one question and one answer about a path.
 func (s *Session) file(ctx context.Context, op Op, f *FileCall) (Reply, error) {
 	paths := []string{f.Path}
-	if op == OpMove {
+	if op == OpMove || op == OpSymlink {
 		paths = append(paths, f.To)
 	}
 	if err := checkPath(op, paths...); err != nil {
@@ -325,6 +325,14 @@ func cleanInfo(f FileInfo) FileInfo {
 // and an existing directory is fine; else KindExists.
 func (s *Session) Mkdir(ctx context.Context, path, user string, perm fs.FileMode, parents bool) error {
 	_, err := s.file(ctx, OpMkdir, &FileCall{Path: path, User: user, Mode: perm.Perm(), Parents: parents})
+	return err
+}
+
+// Symlink makes a symbolic link at path, which replaces a file or link there, and
+// missing directories. Whether there is something at target, and where, is nobody's
+// concern. Errors: also KindUnsupported, by an agent older than this.
+func (s *Session) Symlink(ctx context.Context, target, path, user string) error {
+	_, err := s.file(ctx, OpSymlink, &FileCall{Path: path, To: target, User: user})
 	return err
 }
 

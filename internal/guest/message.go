@@ -48,6 +48,7 @@ const (
 	OpStat      Op = "stat"
 	OpList      Op = "list"
 	OpMkdir     Op = "mkdir"
+	OpSymlink   Op = "symlink"
 	OpMove      Op = "move"
 	OpRemove    Op = "remove"
 	OpWatch     Op = "watch"
@@ -113,7 +114,7 @@ type ProcCall struct {
 // FileCall is a file operation.
 type FileCall struct {
 	Path    string      `json:"path"`
-	To      string      `json:"to,omitempty"` // move
+	To      string      `json:"to,omitempty"` // move; symlink: what it holds
 	User    string      `json:"user,omitempty"`
 	Offset  int64       `json:"offset,omitempty"` // read
 	Length  int64       `json:"length,omitempty"` // read; 0: to the end

@@ -84,6 +84,36 @@ func (s *Service) WriteFile(ctx context.Context, id, path, mode, user string, r 
 	return toFile(info), nil
 }
 
+// WriteArchive unpacks a tar file into the directory path, which is made; the
+// user's home if that is empty.
+func (s *Service) WriteArchive(ctx context.Context, id, path, user string, r io.Reader) (*v1.WrittenArchive, error) {
+	who, _, err := s.allow(ctx, "FileService.WriteArchive")
+	if err != nil {
+		return nil, err
+	}
+	if err := needs("unpack", "id", id); err != nil {
+		return nil, err
+	}
+	n, err := s.Orchestrator.WriteArchive(ctx, who, id, path, user, r)
+	if err != nil {
+		return nil, err
+	}
+	return &v1.WrittenArchive{Files: n.Files, Directories: n.Directories, Links: n.Links, Bytes: n.Bytes}, nil
+}
+
+// ReadArchive writes the directory that req names to w as a tar file, and tells
+// left what is not in it, and why.
+func (s *Service) ReadArchive(ctx context.Context, req *v1.ReadArchiveRequest, w io.Writer, left func(string) error) error {
+	who, _, err := s.allow(ctx, "FileService.ReadArchive")
+	if err != nil {
+		return err
+	}
+	if err := needs("pack", "id", req.GetId()); err != nil {
+		return err
+	}
+	return s.Orchestrator.ReadArchive(ctx, who, req.GetId(), req.GetPath(), req.GetUser(), w, left)
+}
+
 // parseMode reads octal permission bits. Set-id bits are no business of a file
 // that comes from outside.
 func parseMode(mode string) (fs.FileMode, error) {

@@ -138,6 +138,15 @@ func (s *suite) testTree(t *testing.T) {
 	if err != nil || !st.IsDir() {
 		t.Errorf("Stat of a directory: %+v, %v", st, err)
 	}
+	check(x.Symlink(ctx, "../a/1", "links/deep/to", "")) // makes what is missing above it
+	check(x.Symlink(ctx, "nowhere", "links/to", ""))
+	check(x.Symlink(ctx, "../a/1", "links/to", "")) // replaces
+	if st, err := x.Stat(ctx, "links/to", ""); err != nil || st.Target != "../a/1" {
+		t.Errorf("a link: %+v, %v", st, err)
+	}
+	if got, err := x.read("links/to"); err != nil || got != "a/b/c/3" {
+		t.Errorf("through the link: %q, %v", got, err)
+	}
 	check(x.Remove(ctx, "moved", guest.RemoveOptions{Recursive: true}))
 	check(x.Remove(ctx, "moved", guest.RemoveOptions{Force: true}))
 	if _, err := x.Stat(ctx, "moved", ""); sandbox.KindOf(err) != sandbox.KindNotFound {
@@ -178,6 +187,9 @@ func (s *suite) testFileErrors(t *testing.T) {
 		{"move of nothing", x.Move(ctx, "none", "f2", ""), kinds(sandbox.KindNotFound)},
 		{"move into itself", x.Move(ctx, "d", "d/e", ""), kinds(sandbox.KindInvalid)},
 		{"move of a file over a directory", x.Move(ctx, "f", "d", ""), kinds(sandbox.KindIsDirectory, sandbox.KindExists)},
+		{"link over a directory", x.Symlink(ctx, "f", "d", ""), kinds(sandbox.KindIsDirectory, sandbox.KindExists)},
+		{"link in /etc", x.Symlink(ctx, "f", "/etc/planted", ""), kinds(sandbox.KindDenied)},
+		{"link to the empty path", x.Symlink(ctx, "", "l", ""), kinds(sandbox.KindInvalid)},
 		{"remove of nothing", x.Remove(ctx, "none", guest.RemoveOptions{}), kinds(sandbox.KindNotFound)},
 		{"remove of a full directory", x.Remove(ctx, "d", guest.RemoveOptions{}), kinds(sandbox.KindConflict, sandbox.KindExists, sandbox.KindInvalid)},
 		{"list of a file", listErr(x, "f"), kinds(sandbox.KindNotDirectory)},

@@ -127,6 +127,22 @@ func (f files) Mkdir(name string, perm fs.FileMode, parents bool) error {
 	return typed("mkdir", f.fs.Mkdir(f.c, f.abs(name), perm))
 }
 
+// Symlink implements agent.FileChanger.
+func (f files) Symlink(target, name string) error {
+	name = path.Clean(f.abs(name))
+	err := f.fs.MkdirAll(f.c, path.Dir(name), 0o755)
+	temp := path.Join(path.Dir(name), tempPrefix+f.fs.unique())
+	if err == nil {
+		err = f.fs.Symlink(f.c, target, temp)
+	}
+	if err == nil {
+		if err = f.fs.Rename(f.c, temp, name); err != nil {
+			_ = f.fs.Remove(f.c, temp, false) // it is ours and was just made
+		}
+	}
+	return typed("symlink", err)
+}
+
 // Move implements agent.FileChanger.
 func (f files) Move(from, to string) error {
 	return typed("move", f.fs.Rename(f.c, f.abs(from), f.abs(to)))

@@ -355,6 +355,27 @@ func makeAll(p string, perm fs.FileMode) error {
 	return err
 }
 
+// Symlink implements FileChanger. It is made beside path and renamed over it.
+func (u *userFiles) Symlink(target, p string) error {
+	p = u.path(p)
+	return u.do(guest.OpSymlink, func() error {
+		if err := makeAll(path.Dir(p), 0o755); err != nil {
+			return err
+		}
+		_, err := os.Lstat(p)
+		temp := path.Join(path.Dir(p), randomName(path.Base(p)))
+		u.temps.add(path.Base(temp), err == nil)
+		if err := os.Symlink(target, temp); err != nil {
+			return err
+		}
+		if err := os.Rename(temp, p); err != nil {
+			_ = os.Remove(temp)
+			return err
+		}
+		return nil
+	})
+}
+
 // Move implements FileChanger. Between file systems it copies a regular file;
 // a directory cannot be moved there.
 func (u *userFiles) Move(from, to string) error {

@@ -132,6 +132,9 @@ type FileChanger interface {
 	// Mkdir makes a directory. With parents it makes what is missing on the
 	// way and an existing directory is fine.
 	Mkdir(path string, perm fs.FileMode, parents bool) error
+	// Symlink makes a symbolic link, replacing a file or link at path, and
+	// missing directories.
+	Symlink(target, path string) error
 	// Move renames, replacing a file at to.
 	Move(from, to string) error
 	// Remove removes a file or an empty directory, or a tree. With force, a
