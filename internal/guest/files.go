@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -144,6 +145,8 @@ type WriteOptions struct {
 	Parents bool        // make missing directories
 	Append  bool        // to an existing file, in place
 	MaxSize int64       // KindTooLarge beyond it; 0: no cap
+	// Attributes take the place of those of the file replaced. Not with Append.
+	Attributes map[string]string
 }
 
 // WriteFile writes what r yields to a file. Without Append the content appears
@@ -155,9 +158,15 @@ func (s *Session) WriteFile(ctx context.Context, path string, r io.Reader, o Wri
 	if err := checkPath(OpWrite, path); err != nil {
 		return FileInfo{}, err
 	}
+	if err := CheckAttributes(o.Attributes); err != nil {
+		return FileInfo{}, err
+	}
+	if len(o.Attributes) > 0 && !slices.Contains(s.agent.Capabilities, CapabilityAttributes) {
+		return FileInfo{}, unsupported("write", "keeps no metadata of files")
+	}
 	c := &call{up: newOutflow(s, TypeFile, FileWindow)}
 	id, err := s.start(ctx, OpWrite, Call{File: &FileCall{Path: path, User: o.User, Mode: o.Mode.Perm(),
-		Parents: o.Parents, Append: o.Append, MaxSize: o.MaxSize}}, c, func(id uint32) { c.up.id = id })
+		Parents: o.Parents, Append: o.Append, MaxSize: o.MaxSize, Attributes: o.Attributes}}, c, func(id uint32) { c.up.id = id })
 	if err != nil {
 		return FileInfo{}, err
 	}
@@ -317,7 +326,7 @@ func decodeListing(r io.Reader, most int) ([]FileInfo, error) {
 func cleanInfo(f FileInfo) FileInfo {
 	f.Path = strings.ToValidUTF8(f.Path[:min(len(f.Path), MaxPath)], "\uFFFD")
 	f.Target = strings.ToValidUTF8(f.Target[:min(len(f.Target), MaxPath)], "\uFFFD")
-	f.Size = max(0, f.Size)
+	f.Size, f.Attributes = max(0, f.Size), cleanAttributes(f.Attributes)
 	return f
 }
 

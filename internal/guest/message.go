@@ -126,6 +126,9 @@ type FileCall struct {
 	Max     int         `json:"max,omitempty"`       // list: entries
 	Force   bool        `json:"force,omitempty"`     // remove: a missing path is fine
 	Tree    bool        `json:"recursive,omitempty"` // remove, watch
+	// What else is kept of the file, names without AttributePrefix; only for an agent
+	// with CapabilityAttributes: others do not know the field.
+	Attributes map[string]string `json:"attributes,omitempty"` // write
 }
 
 // DialCall opens a connection to a port of the sandbox's own loopback. After
@@ -180,6 +183,8 @@ type FileInfo struct {
 	UID     int         `json:"uid"`
 	GID     int         `json:"gid"`
 	Target  string      `json:"target,omitempty"` // of a symbolic link
+	// Attributes are those of AttributePrefix, without it.
+	Attributes map[string]string `json:"attributes,omitempty"`
 }
 
 // IsDir reports whether it is a directory.

@@ -360,7 +360,7 @@ func (f *fake) WriteArchive(_ context.Context, id, path, user string, r io.Reade
 	return &v1.WrittenArchive{Files: 1, Bytes: int64(len(b))}, nil
 }
 
-func (f *fake) WriteFile(_ context.Context, id, path, mode, user string, r io.Reader) (*v1.FileInfo, error) {
+func (f *fake) WriteFile(_ context.Context, req *v1.WriteFileRequest, r io.Reader) (*v1.FileInfo, error) {
 	if f.write != nil {
 		return &v1.FileInfo{}, f.write(r)
 	}
@@ -370,8 +370,10 @@ func (f *fake) WriteFile(_ context.Context, id, path, mode, user string, r io.Re
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.files[path] = b
-	return f.info(path, b), nil
+	f.files[req.Path] = b
+	info := f.info(req.Path, b)
+	info.Metadata = req.Metadata
+	return info, nil
 }
 
 func (f *fake) OpenArtifact(_ context.Context, run, path string) (io.ReadCloser, *v1.Artifact, error) {

@@ -99,7 +99,7 @@ func (f *files) writeStream(ctx context.Context, receive func() (*v1.WriteFileRe
 	if first.Id == "" || first.Path == "" {
 		return nil, invalidf("the first message must name id and path")
 	}
-	return f.api.WriteFile(ctx, first.Id, first.Path, first.Mode, first.User, &dataReader[*v1.WriteFileRequest]{first.Data, receive})
+	return f.api.WriteFile(ctx, first, &dataReader[*v1.WriteFileRequest]{first.Data, receive})
 }
 
 // dataReader reads the data of a stream of messages.
@@ -214,7 +214,7 @@ func (f *files) put(x *exchange) error {
 		return err
 	}
 	return f.g.guard(x.r.Context(), x.op, req, func(ctx context.Context) error {
-		info, err := f.api.WriteFile(ctx, req.Id, req.Path, req.Mode, req.User, in)
+		info, err := f.api.WriteFile(ctx, req, in)
 		if err != nil {
 			return err
 		}

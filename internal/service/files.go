@@ -63,21 +63,21 @@ func (s *Service) OpenFile(ctx context.Context, id, path, user string, offset, l
 	return f, toFile(f.Info), nil
 }
 
-// WriteFile stores r as a file, whole or not at all, and makes missing parent
-// directories. mode is octal, empty for 644.
-func (s *Service) WriteFile(ctx context.Context, id, path, mode, user string, r io.Reader) (*v1.FileInfo, error) {
+// WriteFile stores r as the file that req names, whole or not at all, and makes
+// missing parent directories. The data of req is none of it.
+func (s *Service) WriteFile(ctx context.Context, req *v1.WriteFileRequest, r io.Reader) (*v1.FileInfo, error) {
 	who, _, err := s.allow(ctx, "FileService.WriteFile")
 	if err != nil {
 		return nil, err
 	}
-	if err := needs("write", "id", id, "path", path); err != nil {
+	if err := needs("write", "id", req.GetId(), "path", req.GetPath()); err != nil {
 		return nil, err
 	}
-	perm, err := parseMode(mode)
+	perm, err := parseMode(req.GetMode())
 	if err != nil {
 		return nil, err
 	}
-	info, err := s.Orchestrator.WriteFile(ctx, who, id, path, user, perm, r)
+	info, err := s.Orchestrator.WriteFile(ctx, who, req.GetId(), req.GetPath(), guest.WriteOptions{User: req.GetUser(), Mode: perm, Attributes: req.GetMetadata()}, r)
 	if err != nil {
 		return nil, err
 	}

@@ -297,8 +297,11 @@ func TestEveryMethodAsksForItsScope(t *testing.T) {
 		"ProcessService.StreamProcess": func(ctx context.Context) error {
 			return r.StreamProcess(ctx, &v1.StreamProcessRequest{}, nil)
 		},
-		"FileService.ReadFile":  func(ctx context.Context) error { return r.ReadFile(ctx, &v1.ReadFileRequest{Id: "x", Path: "y"}, nil) },
-		"FileService.WriteFile": func(ctx context.Context) error { _, err := r.WriteFile(ctx, "x", "y", "", "", nil); return err },
+		"FileService.ReadFile": func(ctx context.Context) error { return r.ReadFile(ctx, &v1.ReadFileRequest{Id: "x", Path: "y"}, nil) },
+		"FileService.WriteFile": func(ctx context.Context) error {
+			_, err := r.WriteFile(ctx, &v1.WriteFileRequest{Id: "x", Path: "y"}, nil)
+			return err
+		},
 		"FileService.ReadArchive": func(ctx context.Context) error {
 			return r.ReadArchive(ctx, &v1.ReadArchiveRequest{Id: "x"}, nil, nil)
 		},

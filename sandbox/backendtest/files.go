@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -138,6 +139,20 @@ func (s *suite) testTree(t *testing.T) {
 	if err != nil || !st.IsDir() {
 		t.Errorf("Stat of a directory: %+v, %v", st, err)
 	}
+	attributes := map[string]string{"kind": "report", "empty": ""}
+	if st, err := x.WriteFile(ctx, "kept", strings.NewReader("x"), guest.WriteOptions{Attributes: attributes}); err != nil || !maps.Equal(st.Attributes, attributes) {
+		t.Errorf("a file with attributes: %+v, %v", st, err)
+	}
+	check(x.Move(ctx, "kept", "kept too", ""))
+	if st, err := x.Stat(ctx, "kept too", ""); err != nil || !maps.Equal(st.Attributes, attributes) {
+		t.Errorf("after moving it: %+v, %v", st, err)
+	}
+	x.write("kept too", "y")
+	if st, err := x.Stat(ctx, "kept too", ""); err != nil || len(st.Attributes) != 0 {
+		t.Errorf("after replacing it: %+v, %v", st, err)
+	}
+	_, err = x.WriteFile(ctx, "none", strings.NewReader("x"), guest.WriteOptions{Attributes: map[string]string{"a": "\n"}})
+	wantKind(t, "an attribute that is none", err, sandbox.KindInvalid)
 	check(x.Symlink(ctx, "../a/1", "links/deep/to", "")) // makes what is missing above it
 	check(x.Symlink(ctx, "nowhere", "links/to", ""))
 	check(x.Symlink(ctx, "../a/1", "links/to", "")) // replaces

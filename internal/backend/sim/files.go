@@ -46,7 +46,7 @@ func (f files) abs(name string) string {
 }
 
 func info(name string, s stat) guest.FileInfo {
-	return guest.FileInfo{Path: name, Size: s.size, Mode: s.mode, ModTime: s.mtime, UID: s.uid, GID: s.gid, Target: s.target}
+	return guest.FileInfo{Path: name, Size: s.size, Mode: s.mode, ModTime: s.mtime, UID: s.uid, GID: s.gid, Target: s.target, Attributes: s.attrs}
 }
 
 // Open implements agent.FileReader.
@@ -183,6 +183,11 @@ func (f files) Create(name string, o agent.CreateOptions) (agent.Writer, error) 
 	}
 	if w.h, err = f.fs.Open(f.c, w.temp, flags, perm); err != nil {
 		return nil, typed("write", err)
+	}
+	if !o.Append {
+		f.fs.mu.Lock()
+		w.h.n.attrs = o.Attributes
+		f.fs.mu.Unlock()
 	}
 	return w, nil
 }

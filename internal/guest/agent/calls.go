@@ -214,7 +214,7 @@ func (l *link) file(id uint32, op guest.Op, c *guest.FileCall) {
 
 // write stores what the host sends.
 func (l *link) write(fs Files, t *transfer, c *guest.FileCall) (guest.Reply, error) {
-	w, err := fs.Create(c.Path, CreateOptions{Perm: c.Mode.Perm(), Parents: c.Parents, Append: c.Append})
+	w, err := fs.Create(c.Path, CreateOptions{Perm: c.Mode.Perm(), Parents: c.Parents, Append: c.Append, Attributes: c.Attributes})
 	if err != nil {
 		return guest.Reply{}, err
 	}

@@ -231,8 +231,11 @@ func lstat(p, shown string) (guest.FileInfo, error) {
 		return guest.FileInfo{}, &fs.PathError{Op: "stat", Path: p, Err: err}
 	}
 	info := infoOf(shown, &st)
-	if info.Mode&fs.ModeSymlink != 0 {
+	switch info.Mode.Type() {
+	case fs.ModeSymlink:
 		info.Target, _ = os.Readlink(p) // it may just have gone
+	case 0, fs.ModeDir:
+		info.Attributes = attributes(p)
 	}
 	return info, nil
 }

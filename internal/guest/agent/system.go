@@ -147,6 +147,8 @@ type CreateOptions struct {
 	Perm    fs.FileMode // 0: 0644, or the existing file's
 	Parents bool
 	Append  bool
+	// Attributes, names without their prefix, are the file's, and no others.
+	Attributes map[string]string
 }
 
 // Writer is a file being written. Exactly one of Commit and Abort ends it.

@@ -32,11 +32,14 @@ type FileInfo struct {
 	Type string `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
 	Size int64  `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`
 	// Permission bits, octal, such as "644".
-	Mode          string                 `protobuf:"bytes,5,opt,name=mode,proto3" json:"mode,omitempty"`
-	ModifiedAt    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=modified_at,json=modifiedAt,proto3" json:"modified_at,omitempty"`
-	Uid           int64                  `protobuf:"varint,7,opt,name=uid,proto3" json:"uid,omitempty"`
-	Gid           int64                  `protobuf:"varint,8,opt,name=gid,proto3" json:"gid,omitempty"`
-	LinkTarget    string                 `protobuf:"bytes,9,opt,name=link_target,json=linkTarget,proto3" json:"link_target,omitempty"`
+	Mode       string                 `protobuf:"bytes,5,opt,name=mode,proto3" json:"mode,omitempty"`
+	ModifiedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=modified_at,json=modifiedAt,proto3" json:"modified_at,omitempty"`
+	Uid        int64                  `protobuf:"varint,7,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid        int64                  `protobuf:"varint,8,opt,name=gid,proto3" json:"gid,omitempty"`
+	LinkTarget string                 `protobuf:"bytes,9,opt,name=link_target,json=linkTarget,proto3" json:"link_target,omitempty"`
+	// What was given with the file when it was written, or set in the sandbox as
+	// extended attributes user.e2b.*.
+	Metadata      map[string]string `protobuf:"bytes,10,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -132,6 +135,13 @@ func (x *FileInfo) GetLinkTarget() string {
 		return x.LinkTarget
 	}
 	return ""
+}
+
+func (x *FileInfo) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
 }
 
 type ReadFileRequest struct {
@@ -269,9 +279,12 @@ type WriteFileRequest struct {
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Path  string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
 	// Octal permission bits; default 644.
-	Mode          string `protobuf:"bytes,3,opt,name=mode,proto3" json:"mode,omitempty"`
-	User          string `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
-	Data          []byte `protobuf:"bytes,5,opt,name=data,proto3" json:"data,omitempty"`
+	Mode string `protobuf:"bytes,3,opt,name=mode,proto3" json:"mode,omitempty"`
+	User string `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
+	Data []byte `protobuf:"bytes,5,opt,name=data,proto3" json:"data,omitempty"`
+	// Kept beside the file, in place of that of a file replaced: printable ASCII, 4096
+	// bytes in all.
+	Metadata      map[string]string `protobuf:"bytes,6,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -337,6 +350,13 @@ func (x *WriteFileRequest) GetUser() string {
 func (x *WriteFileRequest) GetData() []byte {
 	if x != nil {
 		return x.Data
+	}
+	return nil
+}
+
+func (x *WriteFileRequest) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
 	}
 	return nil
 }
@@ -1579,7 +1599,7 @@ var File_firebreak_v1_file_proto protoreflect.FileDescriptor
 
 const file_firebreak_v1_file_proto_rawDesc = "" +
 	"\n" +
-	"\x17firebreak/v1/file.proto\x12\ffirebreak.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1afirebreak/v1/options.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf0\x01\n" +
+	"\x17firebreak/v1/file.proto\x12\ffirebreak.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1afirebreak/v1/options.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xef\x02\n" +
 	"\bFileInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
@@ -1591,7 +1611,12 @@ const file_firebreak_v1_file_proto_rawDesc = "" +
 	"\x03uid\x18\a \x01(\x03R\x03uid\x12\x10\n" +
 	"\x03gid\x18\b \x01(\x03R\x03gid\x12\x1f\n" +
 	"\vlink_target\x18\t \x01(\tR\n" +
-	"linkTarget\"\xac\x01\n" +
+	"linkTarget\x12@\n" +
+	"\bmetadata\x18\n" +
+	" \x03(\v2$.firebreak.v1.FileInfo.MetadataEntryR\bmetadata\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xac\x01\n" +
 	"\x0fReadFileRequest\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12\x1e\n" +
@@ -1602,13 +1627,17 @@ const file_firebreak_v1_file_proto_rawDesc = "" +
 	"\x04user\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04user\"K\n" +
 	"\tFileChunk\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12*\n" +
-	"\x04info\x18\x02 \x01(\v2\x16.firebreak.v1.FileInfoR\x04info\"\xa9\x01\n" +
+	"\x04info\x18\x02 \x01(\v2\x16.firebreak.v1.FileInfoR\x04info\"\xca\x02\n" +
 	"\x10WriteFileRequest\x12\x18\n" +
 	"\x02id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x02id\x12\x1c\n" +
 	"\x04path\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x04path\x12,\n" +
 	"\x04mode\x18\x03 \x01(\tB\x18\xbaH\x15\xd8\x01\x01r\x102\x0e^0?[0-7]{3,4}$R\x04mode\x12\x1b\n" +
 	"\x04user\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04user\x12\x12\n" +
-	"\x04data\x18\x05 \x01(\fR\x04data\"k\n" +
+	"\x04data\x18\x05 \x01(\fR\x04data\x12b\n" +
+	"\bmetadata\x18\x06 \x03(\v2,.firebreak.v1.WriteFileRequest.MetadataEntryB\x18\xbaH\x15\x9a\x01\x12\x10@\"\ar\x05\x10\x01\x18\xf6\x01*\x05r\x03\x18\x80 R\bmetadata\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"k\n" +
 	"\x12ReadArchiveRequest\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12\x1c\n" +
@@ -1765,7 +1794,7 @@ func file_firebreak_v1_file_proto_rawDescGZIP() []byte {
 	return file_firebreak_v1_file_proto_rawDescData
 }
 
-var file_firebreak_v1_file_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_firebreak_v1_file_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_firebreak_v1_file_proto_goTypes = []any{
 	(*FileInfo)(nil),                 // 0: firebreak.v1.FileInfo
 	(*ReadFileRequest)(nil),          // 1: firebreak.v1.ReadFileRequest
@@ -1792,47 +1821,51 @@ var file_firebreak_v1_file_proto_goTypes = []any{
 	(*RemoveWatcherResponse)(nil),    // 22: firebreak.v1.RemoveWatcherResponse
 	(*SignFileRequest)(nil),          // 23: firebreak.v1.SignFileRequest
 	(*SignedURL)(nil),                // 24: firebreak.v1.SignedURL
-	(*timestamppb.Timestamp)(nil),    // 25: google.protobuf.Timestamp
+	nil,                              // 25: firebreak.v1.FileInfo.MetadataEntry
+	nil,                              // 26: firebreak.v1.WriteFileRequest.MetadataEntry
+	(*timestamppb.Timestamp)(nil),    // 27: google.protobuf.Timestamp
 }
 var file_firebreak_v1_file_proto_depIdxs = []int32{
-	25, // 0: firebreak.v1.FileInfo.modified_at:type_name -> google.protobuf.Timestamp
-	0,  // 1: firebreak.v1.FileChunk.info:type_name -> firebreak.v1.FileInfo
-	0,  // 2: firebreak.v1.ListFilesResponse.files:type_name -> firebreak.v1.FileInfo
-	16, // 3: firebreak.v1.GetWatcherEventsResponse.events:type_name -> firebreak.v1.FileEvent
-	25, // 4: firebreak.v1.SignedURL.expires_at:type_name -> google.protobuf.Timestamp
-	1,  // 5: firebreak.v1.FileService.ReadFile:input_type -> firebreak.v1.ReadFileRequest
-	3,  // 6: firebreak.v1.FileService.WriteFile:input_type -> firebreak.v1.WriteFileRequest
-	4,  // 7: firebreak.v1.FileService.ReadArchive:input_type -> firebreak.v1.ReadArchiveRequest
-	6,  // 8: firebreak.v1.FileService.WriteArchive:input_type -> firebreak.v1.WriteArchiveRequest
-	8,  // 9: firebreak.v1.FileService.StatFile:input_type -> firebreak.v1.StatFileRequest
-	9,  // 10: firebreak.v1.FileService.ListFiles:input_type -> firebreak.v1.ListFilesRequest
-	15, // 11: firebreak.v1.FileService.WatchFiles:input_type -> firebreak.v1.WatchFilesRequest
-	17, // 12: firebreak.v1.FileService.CreateWatcher:input_type -> firebreak.v1.CreateWatcherRequest
-	19, // 13: firebreak.v1.FileService.GetWatcherEvents:input_type -> firebreak.v1.GetWatcherEventsRequest
-	21, // 14: firebreak.v1.FileService.RemoveWatcher:input_type -> firebreak.v1.RemoveWatcherRequest
-	23, // 15: firebreak.v1.FileService.SignFile:input_type -> firebreak.v1.SignFileRequest
-	11, // 16: firebreak.v1.FileService.MakeDirectory:input_type -> firebreak.v1.MakeDirectoryRequest
-	12, // 17: firebreak.v1.FileService.MoveFile:input_type -> firebreak.v1.MoveFileRequest
-	13, // 18: firebreak.v1.FileService.RemoveFile:input_type -> firebreak.v1.RemoveFileRequest
-	2,  // 19: firebreak.v1.FileService.ReadFile:output_type -> firebreak.v1.FileChunk
-	0,  // 20: firebreak.v1.FileService.WriteFile:output_type -> firebreak.v1.FileInfo
-	5,  // 21: firebreak.v1.FileService.ReadArchive:output_type -> firebreak.v1.ArchiveChunk
-	7,  // 22: firebreak.v1.FileService.WriteArchive:output_type -> firebreak.v1.WrittenArchive
-	0,  // 23: firebreak.v1.FileService.StatFile:output_type -> firebreak.v1.FileInfo
-	10, // 24: firebreak.v1.FileService.ListFiles:output_type -> firebreak.v1.ListFilesResponse
-	16, // 25: firebreak.v1.FileService.WatchFiles:output_type -> firebreak.v1.FileEvent
-	18, // 26: firebreak.v1.FileService.CreateWatcher:output_type -> firebreak.v1.Watcher
-	20, // 27: firebreak.v1.FileService.GetWatcherEvents:output_type -> firebreak.v1.GetWatcherEventsResponse
-	22, // 28: firebreak.v1.FileService.RemoveWatcher:output_type -> firebreak.v1.RemoveWatcherResponse
-	24, // 29: firebreak.v1.FileService.SignFile:output_type -> firebreak.v1.SignedURL
-	0,  // 30: firebreak.v1.FileService.MakeDirectory:output_type -> firebreak.v1.FileInfo
-	0,  // 31: firebreak.v1.FileService.MoveFile:output_type -> firebreak.v1.FileInfo
-	14, // 32: firebreak.v1.FileService.RemoveFile:output_type -> firebreak.v1.RemoveFileResponse
-	19, // [19:33] is the sub-list for method output_type
-	5,  // [5:19] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	27, // 0: firebreak.v1.FileInfo.modified_at:type_name -> google.protobuf.Timestamp
+	25, // 1: firebreak.v1.FileInfo.metadata:type_name -> firebreak.v1.FileInfo.MetadataEntry
+	0,  // 2: firebreak.v1.FileChunk.info:type_name -> firebreak.v1.FileInfo
+	26, // 3: firebreak.v1.WriteFileRequest.metadata:type_name -> firebreak.v1.WriteFileRequest.MetadataEntry
+	0,  // 4: firebreak.v1.ListFilesResponse.files:type_name -> firebreak.v1.FileInfo
+	16, // 5: firebreak.v1.GetWatcherEventsResponse.events:type_name -> firebreak.v1.FileEvent
+	27, // 6: firebreak.v1.SignedURL.expires_at:type_name -> google.protobuf.Timestamp
+	1,  // 7: firebreak.v1.FileService.ReadFile:input_type -> firebreak.v1.ReadFileRequest
+	3,  // 8: firebreak.v1.FileService.WriteFile:input_type -> firebreak.v1.WriteFileRequest
+	4,  // 9: firebreak.v1.FileService.ReadArchive:input_type -> firebreak.v1.ReadArchiveRequest
+	6,  // 10: firebreak.v1.FileService.WriteArchive:input_type -> firebreak.v1.WriteArchiveRequest
+	8,  // 11: firebreak.v1.FileService.StatFile:input_type -> firebreak.v1.StatFileRequest
+	9,  // 12: firebreak.v1.FileService.ListFiles:input_type -> firebreak.v1.ListFilesRequest
+	15, // 13: firebreak.v1.FileService.WatchFiles:input_type -> firebreak.v1.WatchFilesRequest
+	17, // 14: firebreak.v1.FileService.CreateWatcher:input_type -> firebreak.v1.CreateWatcherRequest
+	19, // 15: firebreak.v1.FileService.GetWatcherEvents:input_type -> firebreak.v1.GetWatcherEventsRequest
+	21, // 16: firebreak.v1.FileService.RemoveWatcher:input_type -> firebreak.v1.RemoveWatcherRequest
+	23, // 17: firebreak.v1.FileService.SignFile:input_type -> firebreak.v1.SignFileRequest
+	11, // 18: firebreak.v1.FileService.MakeDirectory:input_type -> firebreak.v1.MakeDirectoryRequest
+	12, // 19: firebreak.v1.FileService.MoveFile:input_type -> firebreak.v1.MoveFileRequest
+	13, // 20: firebreak.v1.FileService.RemoveFile:input_type -> firebreak.v1.RemoveFileRequest
+	2,  // 21: firebreak.v1.FileService.ReadFile:output_type -> firebreak.v1.FileChunk
+	0,  // 22: firebreak.v1.FileService.WriteFile:output_type -> firebreak.v1.FileInfo
+	5,  // 23: firebreak.v1.FileService.ReadArchive:output_type -> firebreak.v1.ArchiveChunk
+	7,  // 24: firebreak.v1.FileService.WriteArchive:output_type -> firebreak.v1.WrittenArchive
+	0,  // 25: firebreak.v1.FileService.StatFile:output_type -> firebreak.v1.FileInfo
+	10, // 26: firebreak.v1.FileService.ListFiles:output_type -> firebreak.v1.ListFilesResponse
+	16, // 27: firebreak.v1.FileService.WatchFiles:output_type -> firebreak.v1.FileEvent
+	18, // 28: firebreak.v1.FileService.CreateWatcher:output_type -> firebreak.v1.Watcher
+	20, // 29: firebreak.v1.FileService.GetWatcherEvents:output_type -> firebreak.v1.GetWatcherEventsResponse
+	22, // 30: firebreak.v1.FileService.RemoveWatcher:output_type -> firebreak.v1.RemoveWatcherResponse
+	24, // 31: firebreak.v1.FileService.SignFile:output_type -> firebreak.v1.SignedURL
+	0,  // 32: firebreak.v1.FileService.MakeDirectory:output_type -> firebreak.v1.FileInfo
+	0,  // 33: firebreak.v1.FileService.MoveFile:output_type -> firebreak.v1.FileInfo
+	14, // 34: firebreak.v1.FileService.RemoveFile:output_type -> firebreak.v1.RemoveFileResponse
+	21, // [21:35] is the sub-list for method output_type
+	7,  // [7:21] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_firebreak_v1_file_proto_init() }
@@ -1847,7 +1880,7 @@ func file_firebreak_v1_file_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_firebreak_v1_file_proto_rawDesc), len(file_firebreak_v1_file_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
