@@ -67,7 +67,7 @@ labels git.repo, git.ref, git.commit and git.subpath say which.`,
 					return err
 				}
 				if asJSON {
-					return a.printSandbox(cmd, s, sb.ID())
+					return a.printSandbox(cmd, s, sb.ID(), sourceJSON(tree))
 				}
 				_, err = fmt.Fprintln(a.Out, sb.ID())
 				return err
