@@ -21,6 +21,7 @@ import (
 var byREST = map[string]string{
 	"FileService.ReadFile":        "s.c.raw(ctx, http.MethodGet",
 	"FileService.WriteFile":       "s.c.raw(ctx, http.MethodPut",
+	"FileService.WriteArchive":    `s.filesPath()+"/archive"`,
 	"SystemService.UploadArchive": `"/v1/templates/uploads"`,
 	"SandboxService.DialPort":     `"/ports/"`,
 }

@@ -14,6 +14,7 @@ import (
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
 	"github.com/firebreak-dev/firebreak/sandbox"
@@ -33,20 +34,62 @@ func (s *Sandbox) WriteFile(ctx context.Context, path string, r io.Reader, mode 
 	if mode != 0 {
 		q.Set("mode", strconv.FormatUint(uint64(mode.Perm()), 8))
 	}
-	res, err := s.c.raw(ctx, http.MethodPut, s.filesPath(), q, r)
+	info := new(v1.FileInfo)
+	return info, s.put(ctx, s.filesPath(), q, r, info)
+}
+
+// put sends a body and reads the answer.
+func (s *Sandbox) put(ctx context.Context, path string, q url.Values, r io.Reader, to proto.Message) error {
+	res, err := s.c.raw(ctx, http.MethodPut, path, q, r)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer res.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
 	if err != nil {
-		return nil, unreachable(err)
+		return unreachable(err)
 	}
-	info := new(v1.FileInfo)
-	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(answer, info); err != nil {
-		return nil, sandbox.Errorf("write", sandbox.KindProtocol, "the server's answer cannot be read: %w", err).WithID(s.id)
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(answer, to); err != nil {
+		return sandbox.Errorf("write", sandbox.KindProtocol, "the server's answer cannot be read: %w", err).WithID(s.id)
 	}
-	return info, nil
+	return nil
+}
+
+// WriteArchive unpacks the tar file that r yields into the directory path, which is
+// made; files there of the same names are replaced. It streams. Symbolic links have
+// to stay in the directory. Errors: also KindDenied and KindUnsupported for what an
+// archive may not hold; what came before the entry that failed is stored.
+func (s *Sandbox) WriteArchive(ctx context.Context, path string, r io.Reader) (*v1.WrittenArchive, error) {
+	n := new(v1.WrittenArchive)
+	return n, s.put(ctx, s.filesPath()+"/archive", url.Values{"path": {path}}, r, n)
+}
+
+// ReadArchive writes the directory path to w as a tar file, and tells left, if it
+// is not nil, each path in it that is left out, and why: devices, links that lead
+// out, names that are none elsewhere, what may not be read. It streams. After an
+// error the archive is not whole.
+func (s *Sandbox) ReadArchive(ctx context.Context, path string, w io.Writer, left func(string)) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	st, err := s.c.files.ReadArchive(ctx, connect.NewRequest(&v1.ReadArchiveRequest{Id: s.id, Path: path}))
+	if err != nil {
+		return fromConnect(ctx, err)
+	}
+	defer func() {
+		cancel() // first: Close would otherwise wait for the rest
+		_ = st.Close()
+	}()
+	for st.Receive() {
+		for _, what := range st.Msg().GetLeftOut() {
+			if left != nil {
+				left(what)
+			}
+		}
+		if _, err := w.Write(st.Msg().GetData()); err != nil {
+			return sandbox.Wrap("read archive", s.id, err)
+		}
+	}
+	return fromConnect(ctx, st.Err())
 }
 
 // ReadFile copies path to w and returns how many bytes it copied. It streams.

@@ -1,10 +1,13 @@
 package client
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"iter"
+	"path"
 	"time"
 
 	"connectrpc.com/connect"
@@ -13,13 +16,18 @@ import (
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
-// Input is a file put into the sandbox before a run's program starts.
+// Input is a file put into the sandbox before a run's program starts, or a
+// symbolic link.
 type Input struct {
 	Path string // in the sandbox; relative ones start at the home
 	Mode uint32 // permission bits; zero 0644
 	// Open yields the content; it is called once, when it is needed.
 	Open func() (io.ReadCloser, error)
 	Size int64
+	// Link is what a symbolic link holds, which stays in the home, or below the root of
+	// an absolute Path;
+	// then there is no content.
+	Link string
 }
 
 // RunOptions says what to run and in what. Sandbox.Timeout bounds the whole
@@ -80,10 +88,12 @@ func (c *Client) startRun(ctx context.Context, o RunOptions) (*v1.Run, error) {
 	}
 	req := &v1.CreateRunRequest{Sandbox: o.Sandbox.request(), Program: o.Program.program(), Artifacts: o.Artifacts}
 	var total int64
+	inline := len(o.Inputs) <= 256
 	for _, in := range o.Inputs {
 		total += in.Size
+		inline = inline && in.Link == ""
 	}
-	inline := total <= inlineInputs && len(o.Inputs) <= 256
+	inline = inline && total <= inlineInputs
 	if inline {
 		for _, in := range o.Inputs {
 			data, err := in.read()
@@ -295,11 +305,34 @@ func (in Input) read() ([]byte, error) {
 
 // Put writes one input into a sandbox; it streams.
 func (s *Sandbox) Put(ctx context.Context, in Input) error {
+	if in.Link != "" {
+		return s.putLink(ctx, in)
+	}
 	r, err := in.Open()
 	if err != nil {
 		return sandbox.Wrap("read input", in.Path, err)
 	}
 	defer r.Close()
 	_, err = s.WriteFile(ctx, in.Path, r, modeOf(in.Mode))
+	return err
+}
+
+// putLink makes a symbolic link, as an archive that holds nothing else. A target
+// that climbs is seen from the link's own path where that is relative, else from /.
+func (s *Sandbox) putLink(ctx context.Context, in Input) error {
+	dir, name := ".", path.Clean(in.Path)
+	if path.IsAbs(name) {
+		dir, name = "/", name[1:]
+	}
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: in.Link, Mode: 0o777})
+	if err == nil {
+		err = w.Close()
+	}
+	if err != nil {
+		return sandbox.Errorf("put", sandbox.KindInvalid, "%w", err).WithID(in.Path)
+	}
+	_, err = s.WriteArchive(ctx, dir, &b)
 	return err
 }

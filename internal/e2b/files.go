@@ -24,9 +24,27 @@ const maxParts = 10_000
 
 // written is a file that was stored.
 type written struct {
-	Name string `json:"name"`
-	Type string `json:"type"`
-	Path string `json:"path"`
+	Name     string            `json:"name"`
+	Type     string            `json:"type"`
+	Path     string            `json:"path"`
+	Metadata map[string]string `json:"metadata,omitempty"`
+}
+
+// metadataHeader is what the names of headers begin with that are kept beside the
+// files of an upload, in lower case; of several of one name the first counts.
+const metadataHeader = "X-Metadata-"
+
+func metadata(h http.Header) map[string]string {
+	var out map[string]string
+	for name, values := range h {
+		if key, ok := strings.CutPrefix(name, metadataHeader); ok && len(values) > 0 {
+			if out == nil {
+				out = map[string]string{}
+			}
+			out[strings.ToLower(key)] = values[0]
+		}
+	}
+	return out
 }
 
 // fileUser is who a request for /files acts as.
@@ -91,12 +109,6 @@ func disposition(name string) string {
 
 // upload stores the body as a file or, of a form, each file in it.
 func (s *Server) upload(w http.ResponseWriter, r *http.Request) {
-	for name := range r.Header {
-		if strings.HasPrefix(name, "X-Metadata-") {
-			s.fail(w, r, notYet("metadata of files"))
-			return
-		}
-	}
 	body, err := plain(r)
 	if err != nil {
 		s.fail(w, r, err)
@@ -185,18 +197,18 @@ func fullName(part *multipart.Part) string {
 }
 
 func (s *Server) store(r *http.Request, name string, body io.Reader) (written, error) {
-	req := &v1.WriteFileRequest{Id: visitOf(r.Context()).id, Path: homeless(name), User: fileUser(r)}
+	req := &v1.WriteFileRequest{Id: visitOf(r.Context()).id, Path: homeless(name), User: fileUser(r), Metadata: metadata(r.Header)}
 	if err := s.rules.Check(req); err != nil {
 		return written{}, err
 	}
 	if req.GetPath() == "" {
 		return written{}, invalid("the file has no path")
 	}
-	info, err := s.api.WriteFile(r.Context(), req.GetId(), req.GetPath(), "", req.GetUser(), body)
+	info, err := s.api.WriteFile(r.Context(), req, body)
 	if err != nil {
 		return written{}, err
 	}
-	return written{Name: path.Base(info.GetPath()), Type: "file", Path: info.GetPath()}, nil
+	return written{Name: path.Base(info.GetPath()), Type: "file", Path: info.GetPath(), Metadata: info.GetMetadata()}, nil
 }
 
 // serveSigned answers a request for /files that a signature allows: one file, one

@@ -172,7 +172,7 @@ func entry(info *v1.FileInfo, dir string) *filesystem.EntryInfo {
 		p = path.Join(dir, p)
 	}
 	out := &filesystem.EntryInfo{Name: info.GetName(), Path: p, Type: fileTypes[info.GetType()], Size: info.GetSize(), Mode: uint32(bits),
-		Permissions: permissions(info.GetType(), uint32(bits)), Owner: account(info.GetUid()), Group: account(info.GetGid()), ModifiedTime: info.GetModifiedAt()}
+		Permissions: permissions(info.GetType(), uint32(bits)), Owner: account(info.GetUid()), Group: account(info.GetGid()), ModifiedTime: info.GetModifiedAt(), Metadata: info.GetMetadata()}
 	if info.GetType() == "symlink" {
 		out.SymlinkTarget = proto.String(info.GetLinkTarget())
 	}

@@ -74,7 +74,7 @@ type Files interface {
 // Contents is what is in them.
 type Contents interface {
 	OpenFile(ctx context.Context, id, path, user string, offset, length int64) (io.ReadCloser, *v1.FileInfo, error)
-	WriteFile(ctx context.Context, id, path, mode, user string, r io.Reader) (*v1.FileInfo, error)
+	WriteFile(ctx context.Context, req *v1.WriteFileRequest, r io.Reader) (*v1.FileInfo, error)
 }
 
 // Watches is what happens to files.

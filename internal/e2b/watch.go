@@ -2,7 +2,9 @@ package e2b
 
 import (
 	"context"
+	"encoding/base64"
 	"path"
+	"strings"
 
 	"connectrpc.com/connect"
 
@@ -96,23 +98,37 @@ func (f files) change(ctx context.Context, w watched, e *v1.FileEvent) (*filesys
 // CreateWatcher implements filesystemconnect.FilesystemHandler.
 func (f files) CreateWatcher(ctx context.Context, r *connect.Request[filesystem.CreateWatcherRequest]) (*connect.Response[filesystem.CreateWatcherResponse], error) {
 	v := visitOf(ctx)
-	_, err := f.directory(ctx, r.Msg.GetPath())
-	if err == nil && r.Msg.GetIncludeEntry() {
-		err = notYet("entries in the events of a watcher that is polled")
-	}
+	dir, err := f.directory(ctx, r.Msg.GetPath())
 	if err != nil {
 		return nil, f.s.rpcError(ctx, err)
 	}
 	w, err := checked(ctx, f.s, f.s.api.CreateWatcher, &v1.CreateWatcherRequest{Id: v.id, Path: file(r.Msg.GetPath()), Recursive: r.Msg.GetRecursive(), User: v.user})
-	return connect.NewResponse(&filesystem.CreateWatcherResponse{WatcherId: w.GetWatcher()}), f.s.rpcError(ctx, err)
+	id := w.GetWatcher()
+	if r.Msg.GetIncludeEntry() {
+		id += described + base64.RawURLEncoding.EncodeToString([]byte(dir.GetPath()))
+	}
+	return connect.NewResponse(&filesystem.CreateWatcherResponse{WatcherId: id}), f.s.rpcError(ctx, err)
+}
+
+// described stands, in a watcher's id, between our own and the directory: the events
+// of such a watcher describe their files. Nobody else has to remember it, and whoever
+// changes it sees what a call of Stat would say.
+const described = "~"
+
+// watcher takes such an id apart.
+func watcher(id string) (string, watched) {
+	id, dir, entries := strings.Cut(id, described)
+	path, err := base64.RawURLEncoding.DecodeString(dir)
+	return id, watched{dir: string(path), entries: entries && err == nil}
 }
 
 // GetWatcherEvents implements filesystemconnect.FilesystemHandler.
 func (f files) GetWatcherEvents(ctx context.Context, r *connect.Request[filesystem.GetWatcherEventsRequest]) (*connect.Response[filesystem.GetWatcherEventsResponse], error) {
-	got, err := checked(ctx, f.s, f.s.api.GetWatcherEvents, &v1.GetWatcherEventsRequest{Id: visitOf(ctx).id, Watcher: r.Msg.GetWatcherId()})
+	id, w := watcher(r.Msg.GetWatcherId())
+	got, err := checked(ctx, f.s, f.s.api.GetWatcherEvents, &v1.GetWatcherEventsRequest{Id: visitOf(ctx).id, Watcher: id})
 	out := &filesystem.GetWatcherEventsResponse{}
 	for _, e := range got.GetEvents() {
-		change, e := f.change(ctx, watched{}, e)
+		change, e := f.change(ctx, w, e)
 		if e != nil && err == nil {
 			err = e
 		}
@@ -123,6 +139,7 @@ func (f files) GetWatcherEvents(ctx context.Context, r *connect.Request[filesyst
 
 // RemoveWatcher implements filesystemconnect.FilesystemHandler.
 func (f files) RemoveWatcher(ctx context.Context, r *connect.Request[filesystem.RemoveWatcherRequest]) (*connect.Response[filesystem.RemoveWatcherResponse], error) {
-	_, err := checked(ctx, f.s, f.s.api.RemoveWatcher, &v1.RemoveWatcherRequest{Id: visitOf(ctx).id, Watcher: r.Msg.GetWatcherId()})
+	id, _ := watcher(r.Msg.GetWatcherId())
+	_, err := checked(ctx, f.s, f.s.api.RemoveWatcher, &v1.RemoveWatcherRequest{Id: visitOf(ctx).id, Watcher: id})
 	return connect.NewResponse(&filesystem.RemoveWatcherResponse{}), f.s.rpcError(ctx, err)
 }

@@ -182,6 +182,8 @@ type WriteOptions struct {
 	Parents bool        // make missing directories
 	Append  bool        // to an existing file, in place
 	MaxSize int64       // KindTooLarge beyond it; 0: no cap
+	// Attributes take the place of those of the file replaced. Not with Append.
+	Attributes map[string]string
 }
 
 // WriteFile writes what r yields to a file. Without Append the content appears
@@ -193,9 +195,15 @@ func (s *Session) WriteFile(ctx context.Context, path string, r io.Reader, o Wri
 	if err := checkPath(OpWrite, path); err != nil {
 		return FileInfo{}, err
 	}
+	if err := CheckAttributes(o.Attributes); err != nil {
+		return FileInfo{}, err
+	}
+	if len(o.Attributes) > 0 && !s.can(CapabilityAttributes) {
+		return FileInfo{}, unsupported("write", "keeps no metadata of files")
+	}
 	c := &call{up: newOutflow(s, TypeFile, FileWindow)}
 	id, err := s.start(ctx, OpWrite, Call{File: &FileCall{Path: path, User: o.User, Mode: o.Mode.Perm(),
-		Parents: o.Parents, Append: o.Append, MaxSize: o.MaxSize}}, c, func(id uint32) { c.up.id = id })
+		Parents: o.Parents, Append: o.Append, MaxSize: o.MaxSize, Attributes: o.Attributes}}, c, func(id uint32) { c.up.id = id })
 	if err != nil {
 		return FileInfo{}, err
 	}
@@ -273,7 +281,7 @@ func (s *Session) Stat(ctx context.Context, path, user string) (FileInfo, error)
 // file makes a call that is one question and one answer about a path.
 func (s *Session) file(ctx context.Context, op Op, f *FileCall) (Reply, error) {
 	paths := []string{f.Path}
-	if op == OpMove {
+	if op == OpMove || op == OpSymlink {
 		paths = append(paths, f.To)
 	}
 	if err := checkPath(op, paths...); err != nil {
@@ -355,7 +363,7 @@ func decodeListing(r io.Reader, most int) ([]FileInfo, error) {
 func cleanInfo(f FileInfo) FileInfo {
 	f.Path = strings.ToValidUTF8(f.Path[:min(len(f.Path), MaxPath)], "\uFFFD")
 	f.Target = strings.ToValidUTF8(f.Target[:min(len(f.Target), MaxPath)], "\uFFFD")
-	f.Size = max(0, f.Size)
+	f.Size, f.Attributes = max(0, f.Size), cleanAttributes(f.Attributes)
 	return f
 }
 
@@ -363,6 +371,14 @@ func cleanInfo(f FileInfo) FileInfo {
 // and an existing directory is fine; else KindExists.
 func (s *Session) Mkdir(ctx context.Context, path, user string, perm fs.FileMode, parents bool) error {
 	_, err := s.file(ctx, OpMkdir, &FileCall{Path: path, User: user, Mode: perm.Perm(), Parents: parents})
+	return err
+}
+
+// Symlink makes a symbolic link at path, which replaces a file or link there, and
+// missing directories. Whether there is something at target, and where, is nobody's
+// concern. Errors: also KindUnsupported, by an agent older than this.
+func (s *Session) Symlink(ctx context.Context, target, path, user string) error {
+	_, err := s.file(ctx, OpSymlink, &FileCall{Path: path, To: target, User: user})
 	return err
 }
 

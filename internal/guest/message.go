@@ -48,6 +48,7 @@ const (
 	OpStat      Op = "stat"
 	OpList      Op = "list"
 	OpMkdir     Op = "mkdir"
+	OpSymlink   Op = "symlink"
 	OpMove      Op = "move"
 	OpRemove    Op = "remove"
 	OpWatch     Op = "watch"
@@ -116,7 +117,7 @@ type ProcCall struct {
 // FileCall is a file operation.
 type FileCall struct {
 	Path    string      `json:"path"`
-	To      string      `json:"to,omitempty"` // move
+	To      string      `json:"to,omitempty"` // move; symlink: what it holds
 	User    string      `json:"user,omitempty"`
 	Offset  int64       `json:"offset,omitempty"` // read
 	Length  int64       `json:"length,omitempty"` // read; 0: to the end
@@ -129,6 +130,9 @@ type FileCall struct {
 	Force   bool        `json:"force,omitempty"`     // remove: a missing path is fine
 	Tree    bool        `json:"recursive,omitempty"` // remove, watch
 	Window  int         `json:"window,omitempty"`    // read, list, watch: in place of FileWindow. Only for an agent with CapabilityWindow
+	// What else is kept of the file, names without AttributePrefix; only for an agent
+	// with CapabilityAttributes: others do not know the field.
+	Attributes map[string]string `json:"attributes,omitempty"` // write
 }
 
 // DialCall opens a connection to a port of the sandbox's own loopback. After
@@ -183,6 +187,8 @@ type FileInfo struct {
 	UID     int         `json:"uid"`
 	GID     int         `json:"gid"`
 	Target  string      `json:"target,omitempty"` // of a symbolic link
+	// Attributes are those of AttributePrefix, without it.
+	Attributes map[string]string `json:"attributes,omitempty"`
 }
 
 // IsDir reports whether it is a directory.

@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
-	"io/fs"
 	"regexp"
 	"strconv"
 	"strings"
@@ -147,10 +146,10 @@ const digestBefore = 64 << 10
 // WriteFile stores r as a file, whole or not at all, and makes missing parents.
 // The record before the write has the content's digest if that is small; of a
 // larger one a second record does, which is durable before the answer.
-func (o *Orchestrator) WriteFile(ctx context.Context, who Caller, ref, path, user string, mode fs.FileMode, r io.Reader) (guest.FileInfo, error) {
+func (o *Orchestrator) WriteFile(ctx context.Context, who Caller, ref, path string, opt guest.WriteOptions, r io.Reader) (guest.FileInfo, error) {
 	var head bytes.Buffer
 	whole := false
-	a, err := o.access(ctx, who, ref, user, sandbox.Record{Action: "file.write", Object: path}, func(rec *sandbox.Record) error {
+	a, err := o.access(ctx, who, ref, opt.User, sandbox.Record{Action: "file.write", Object: path}, func(rec *sandbox.Record) error {
 		n, err := io.CopyN(&head, r, digestBefore)
 		if err != nil && err != io.EOF {
 			return err
@@ -172,7 +171,8 @@ func (o *Orchestrator) WriteFile(ctx context.Context, who Caller, ref, path, use
 		defer d.Close()
 		content = d
 	}
-	info, err := a.s.WriteFile(ctx, path, content, guest.WriteOptions{User: user, Mode: mode, Parents: true})
+	opt.Parents = true
+	info, err := a.s.WriteFile(ctx, path, content, opt)
 	if err = a.settled(ctx, path, err); err == nil && !whole {
 		rec := a.r
 		rec.Outcome, rec.Digest, rec.Detail = sandbox.OutcomeDone, d.Close(), map[string]string{"bytes": strconv.FormatInt(d.n, 10)}

@@ -263,7 +263,7 @@ func TestWithoutEvidenceNothingIsDoneButEnds(t *testing.T) {
 	if _, err := o.Exec(t.Context(), alice, string(sb.ID), sh("true"), &collect{}); err == nil {
 		t.Error("executed without evidence")
 	}
-	if _, err := o.WriteFile(t.Context(), alice, string(sb.ID), "f", "", 0, strings.NewReader("x")); err == nil {
+	if _, err := o.WriteFile(t.Context(), alice, string(sb.ID), "f", guest.WriteOptions{}, strings.NewReader("x")); err == nil {
 		t.Error("wrote without evidence")
 	}
 	if _, err := o.Destroy(t.Context(), alice, string(sb.ID)); err == nil {
@@ -285,7 +285,7 @@ func TestFiles(t *testing.T) {
 	sb := mustCreate(t, o, alice, CreateRequest{})
 	id := string(sb.ID)
 	big := strings.Repeat("0123456789abcdef", 1<<16)
-	if info, err := o.WriteFile(t.Context(), alice, id, "dir/f", "", 0o600, strings.NewReader(big)); err != nil || info.Size != 1<<20 || info.Mode.Perm() != 0o600 {
+	if info, err := o.WriteFile(t.Context(), alice, id, "dir/f", guest.WriteOptions{Mode: 0o600}, strings.NewReader(big)); err != nil || info.Size != 1<<20 || info.Mode.Perm() != 0o600 {
 		t.Fatalf("write: %+v, %v", info, err)
 	}
 	f, err := o.OpenFile(t.Context(), alice, id, "dir/f", guest.ReadOptions{Offset: 16, Length: 4})

@@ -74,7 +74,7 @@ func TestRestartAdopts(t *testing.T) {
 	w.cfg = w.keep
 	first := w.start()
 	sb := mustCreate(t, first, alice, CreateRequest{Name: "web", Env: map[string]string{"A": "kept"}})
-	if _, err := first.WriteFile(t.Context(), alice, "web", "f", "", 0, strings.NewReader("content")); err != nil {
+	if _, err := first.WriteFile(t.Context(), alice, "web", "f", guest.WriteOptions{}, strings.NewReader("content")); err != nil {
 		t.Fatal(err)
 	}
 	// A process that nobody was told about must not live on.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/firebreak-dev/firebreak/internal/event"
 	"github.com/firebreak-dev/firebreak/internal/failpoint"
+	"github.com/firebreak-dev/firebreak/internal/guest"
 	"github.com/firebreak-dev/firebreak/internal/store"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -280,7 +281,7 @@ func (r *run) finish(exit ExecExit, err error, made bool, timings map[string]tim
 func (r *run) prepare() error {
 	ref := string(r.req.Sandbox.ID)
 	for _, in := range r.req.Inputs {
-		if _, err := r.o.WriteFile(r.ctx, r.who, ref, in.Path, r.req.Exec.User, in.Mode, bytes.NewReader(in.Data)); err != nil {
+		if _, err := r.o.WriteFile(r.ctx, r.who, ref, in.Path, guest.WriteOptions{User: r.req.Exec.User, Mode: in.Mode}, bytes.NewReader(in.Data)); err != nil {
 			return err
 		}
 	}

@@ -153,7 +153,7 @@ func TestRunAwaitsInputs(t *testing.T) {
 		r, err := o.GetRun(t.Context(), alice.Tenant, string(r.ID), 0)
 		return err == nil && r.Report.Phase == PhaseAwaiting
 	})
-	if _, err := o.WriteFile(t.Context(), alice, string(r.Sandbox), "late", "", 0, strings.NewReader("here")); err != nil {
+	if _, err := o.WriteFile(t.Context(), alice, string(r.Sandbox), "late", guest.WriteOptions{}, strings.NewReader("here")); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 { // idempotent
@@ -277,7 +277,7 @@ func TestArtifactsStayInside(t *testing.T) {
 	w := newWorld(t)
 	o := w.start()
 	sb := mustCreate(t, o, alice, CreateRequest{})
-	if _, err := o.WriteFile(t.Context(), alice, string(sb.ID), "content", "", 0, strings.NewReader("evil")); err != nil {
+	if _, err := o.WriteFile(t.Context(), alice, string(sb.ID), "content", guest.WriteOptions{}, strings.NewReader("evil")); err != nil {
 		t.Fatal(err)
 	}
 	s, err := o.find(alice.Tenant, string(sb.ID)).session(t.Context())
@@ -317,7 +317,7 @@ func TestArtifactsStayInside(t *testing.T) {
 	if len(c.list) != len(names) {
 		t.Errorf("%d of %d listed", len(c.list), len(names))
 	}
-	if _, err := o.WriteFile(t.Context(), alice, string(sb.ID), "odd\nname", "", 0, strings.NewReader("x")); err != nil {
+	if _, err := o.WriteFile(t.Context(), alice, string(sb.ID), "odd\nname", guest.WriteOptions{}, strings.NewReader("x")); err != nil {
 		t.Fatal(err)
 	}
 	c.list = nil
@@ -343,7 +343,7 @@ func TestArtifactsAreBounded(t *testing.T) {
 	w := newWorld(t)
 	o := w.start()
 	sb := mustCreate(t, o, alice, CreateRequest{})
-	if _, err := o.WriteFile(t.Context(), alice, string(sb.ID), "content", "", 0, strings.NewReader(strings.Repeat("x", 1000))); err != nil {
+	if _, err := o.WriteFile(t.Context(), alice, string(sb.ID), "content", guest.WriteOptions{}, strings.NewReader(strings.Repeat("x", 1000))); err != nil {
 		t.Fatal(err)
 	}
 	s, err := o.find(alice.Tenant, string(sb.ID)).session(t.Context())

@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/firebreak-dev/firebreak/internal/guest"
 	"github.com/firebreak-dev/firebreak/internal/store"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -100,7 +101,7 @@ func TestIdle(t *testing.T) {
 		}
 		for range 5 { // or its files
 			sleep(50 * time.Second)
-			if _, err := o.WriteFile(w.t.Context(), alice, string(sb.ID), "f", "", 0, strings.NewReader("x")); err != nil {
+			if _, err := o.WriteFile(w.t.Context(), alice, string(sb.ID), "f", guest.WriteOptions{}, strings.NewReader("x")); err != nil {
 				w.t.Fatal(err)
 			}
 		}

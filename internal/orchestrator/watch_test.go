@@ -23,7 +23,7 @@ func TestWatchers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := o.WriteFile(ctx, alice, id, "d/e/f", "", 0, strings.NewReader("x")); err != nil {
+	if _, err := o.WriteFile(ctx, alice, id, "d/e/f", guest.WriteOptions{}, strings.NewReader("x")); err != nil {
 		t.Fatal(err)
 	}
 	var seen []string
@@ -109,7 +109,7 @@ func TestWatcherOutlivesSession(t *testing.T) {
 	s.Close()
 	seen := map[string]bool{}
 	eventually(t, "an overflow, then what is new", func() bool {
-		if _, err := o.WriteFile(t.Context(), alice, id, "f", "", 0, strings.NewReader("x")); err != nil {
+		if _, err := o.WriteFile(t.Context(), alice, id, "f", guest.WriteOptions{}, strings.NewReader("x")); err != nil {
 			t.Fatal(err)
 		}
 		events, over, err := o.WatcherEvents(t.Context(), alice.Tenant, id, wa)

@@ -128,8 +128,13 @@ type Contents interface {
 	// OpenFile reads a part of a file; length 0 is to the end. The info
 	// describes the whole file. The caller closes the reader.
 	OpenFile(ctx context.Context, id, path, user string, offset, length int64) (io.ReadCloser, *v1.FileInfo, error)
-	// WriteFile stores r as a file. mode is octal, empty for 644.
-	WriteFile(ctx context.Context, id, path, mode, user string, r io.Reader) (*v1.FileInfo, error)
+	// WriteFile stores r as the file that req names. The data of req is none of it.
+	WriteFile(ctx context.Context, req *v1.WriteFileRequest, r io.Reader) (*v1.FileInfo, error)
+	// ReadArchive writes a directory to w as a tar file, and tells left what is
+	// not in it. An error before it wrote anything is one about the directory.
+	ReadArchive(ctx context.Context, req *v1.ReadArchiveRequest, w io.Writer, left func(string) error) error
+	// WriteArchive unpacks a tar file into a directory.
+	WriteArchive(ctx context.Context, id, path, user string, r io.Reader) (*v1.WrittenArchive, error)
 	// OpenArtifact opens a collected artifact of a run. Where the reader is an
 	// io.Seeker, ranges are served by seeking.
 	OpenArtifact(ctx context.Context, runID, path string) (io.ReadCloser, *v1.Artifact, error)

@@ -298,8 +298,12 @@ var calls = map[string]func(*real){
 	"ContextService.InterruptContext": func(r *real) { r.did("POST", r.path("/contexts/python/interrupt"), `{}`) },
 	"ContextService.RestartContext":   func(r *real) { r.did("POST", r.path("/contexts/python/restart"), `{}`) },
 
-	"FileService.ReadFile":  func(r *real) { r.did("GET", r.path("/files?path=there"), "") },
-	"FileService.WriteFile": func(r *real) { r.did("PUT", r.path("/files?path=new"), "content") },
+	"FileService.ReadFile":    func(r *real) { r.did("GET", r.path("/files?path=there"), "") },
+	"FileService.WriteFile":   func(r *real) { r.did("PUT", r.path("/files?path=new"), "content") },
+	"FileService.ReadArchive": func(r *real) { r.did("GET", r.path("/files/archive"), "") },
+	"FileService.WriteArchive": func(r *real) {
+		r.did("PUT", r.path("/files/archive?path=unpacked"), string(make([]byte, 1024)))
+	},
 	"FileService.StatFile":  func(r *real) { r.did("GET", r.path("/files/stat?path=there"), "") },
 	"FileService.ListFiles": func(r *real) { r.did("GET", r.path("/files/list?path=."), "") },
 	"FileService.SignFile":  func(r *real) { r.did("POST", r.path("/files/sign"), `{"path":"there","operation":"read"}`) },

@@ -335,7 +335,33 @@ func (f *fake) OpenFile(_ context.Context, id, path, user string, offset, length
 	return io.NopCloser(bytes.NewReader(b)), info, nil
 }
 
-func (f *fake) WriteFile(_ context.Context, id, path, mode, user string, r io.Reader) (*v1.FileInfo, error) {
+func (f *fake) ReadArchive(_ context.Context, req *v1.ReadArchiveRequest, w io.Writer, left func(string) error) error {
+	b, ok := f.file(req.GetPath())
+	if !ok {
+		return sandbox.Errorf("list", sandbox.KindNotFound, "no such directory %s", req.GetPath()).WithID(req.GetId())
+	}
+	if err := left("odd: it is a pipe"); err != nil {
+		return err
+	}
+	_, err := w.Write(b)
+	if err == nil && req.GetUser() == "broken" {
+		err = sandbox.Errorf("pack", sandbox.KindConflict, "it changed while it was read")
+	}
+	return err
+}
+
+func (f *fake) WriteArchive(_ context.Context, id, path, user string, r io.Reader) (*v1.WrittenArchive, error) {
+	b, err := io.ReadAll(r)
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.files[path] = b
+	return &v1.WrittenArchive{Files: 1, Bytes: int64(len(b))}, nil
+}
+
+func (f *fake) WriteFile(_ context.Context, req *v1.WriteFileRequest, r io.Reader) (*v1.FileInfo, error) {
 	if f.write != nil {
 		return &v1.FileInfo{}, f.write(r)
 	}
@@ -345,8 +371,10 @@ func (f *fake) WriteFile(_ context.Context, id, path, mode, user string, r io.Re
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.files[path] = b
-	return f.info(path, b), nil
+	f.files[req.Path] = b
+	info := f.info(req.Path, b)
+	info.Metadata = req.Metadata
+	return info, nil
 }
 
 func (f *fake) OpenArtifact(_ context.Context, run, path string) (io.ReadCloser, *v1.Artifact, error) {

@@ -39,6 +39,7 @@ func (g *registry) registerFiles(api API) {
 	write := clientStream(g, rpc.FileServiceWriteFileProcedure, f.writeStream)
 	g.rawRoute(write, http.MethodPut, filesTemplate, f.put)
 	g.rawRoute(write, http.MethodPost, filesTemplate, f.post)
+	f.registerArchives()
 	artifact := serverStream(g, rpc.RunServiceReadArtifactProcedure, f.artifactStream)
 	g.rawRoute(artifact, http.MethodGet, artifactsTemplate, f.getArtifact)
 }
@@ -99,24 +100,23 @@ func (f *files) writeStream(ctx context.Context, receive func() (*v1.WriteFileRe
 	if first.Id == "" || first.Path == "" {
 		return nil, invalidf("the first message must name id and path")
 	}
-	r := &messageReader{rest: first.Data, receive: receive}
-	return f.api.WriteFile(ctx, first.Id, first.Path, first.Mode, first.User, r)
+	return f.api.WriteFile(ctx, first, &dataReader[*v1.WriteFileRequest]{first.Data, receive})
 }
 
-// messageReader reads the data of a stream of WriteFileRequests.
-type messageReader struct {
+// dataReader reads the data of a stream of messages.
+type dataReader[M interface{ GetData() []byte }] struct {
 	rest    []byte
-	receive func() (*v1.WriteFileRequest, error)
+	receive func() (M, error)
 }
 
 // Read implements io.Reader.
-func (r *messageReader) Read(p []byte) (int, error) {
+func (r *dataReader[M]) Read(p []byte) (int, error) {
 	for len(r.rest) == 0 {
 		m, err := r.receive()
 		if err != nil {
 			return 0, err
 		}
-		r.rest = m.Data
+		r.rest = m.GetData()
 	}
 	n := copy(p, r.rest)
 	r.rest = r.rest[n:]
@@ -215,7 +215,7 @@ func (f *files) put(x *exchange) error {
 		return err
 	}
 	return f.g.guard(x.r.Context(), x.op, req, func(ctx context.Context) error {
-		info, err := f.api.WriteFile(ctx, req.Id, req.Path, req.Mode, req.User, in)
+		info, err := f.api.WriteFile(ctx, req, in)
 		if err != nil {
 			return err
 		}

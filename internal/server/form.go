@@ -59,7 +59,7 @@ func (f *files) post(x *exchange) error {
 			return stored(res, invalidf("a part has neither a file name nor is path given"))
 		}
 		err = f.g.guard(x.r.Context(), x.op, req, func(ctx context.Context) error {
-			info, err := f.api.WriteFile(ctx, req.Id, req.Path, req.Mode, req.User, formPart{p})
+			info, err := f.api.WriteFile(ctx, req, formPart{p})
 			if err == nil {
 				res.Files = append(res.Files, info)
 			}

@@ -160,6 +160,8 @@ func (d *document) operation(o *operation, r *route) object {
 		op["parameters"] = parameters
 	}
 	switch {
+	case r.template == archiveTemplate && r.method == http.MethodPut:
+		op["requestBody"] = object{"required": true, "description": "The tar file, of any size.", "content": object{"application/x-tar": object{}}}
 	case o.raw && r.method == http.MethodPut:
 		op["requestBody"] = object{"required": true, "description": "The content, of any size.", "content": rawContent()}
 	case o.raw && r.method == http.MethodPost:
@@ -195,7 +197,7 @@ func headerParameters(o *operation, r *route) []any {
 	if o.method.IsStreamingServer() && !o.raw && o.method.Input().Fields().ByName("after_id") != nil {
 		header("Last-Event-ID", "The last event already seen; the stream goes on after it. It wins over after_id.")
 	}
-	if o.raw && r.method == http.MethodGet {
+	if o.raw && r.method == http.MethodGet && r.template != archiveTemplate {
 		header("Range", "One range of bytes, such as bytes=0-1023; answered with 206.")
 	}
 	return list
@@ -238,6 +240,9 @@ func (d *document) responses(o *operation, r *route) object {
 		all["204"] = object{"description": "Done; there is nothing to say."}
 	case r.template == portsTemplate:
 		all["101"] = object{"description": "From here on the connection is the server's in the sandbox."}
+	case r.template == archiveTemplate && r.method == http.MethodGet:
+		all["200"] = object{"description": "The directory.", "content": object{"application/x-tar": object{}},
+			"headers": object{leftOut: object{"description": "A trailer: how many entries are not in it.", "schema": object{"type": "integer"}}}}
 	case o.raw && r.method == http.MethodGet:
 		all["200"] = object{"description": "The content.", "content": rawContent()}
 		all["206"] = object{"description": "The part that Range names.", "content": rawContent()}

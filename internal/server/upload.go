@@ -15,7 +15,7 @@ const uploadTemplate = "/v1/templates/uploads"
 func (g *registry) registerUpload(api API) {
 	up := clientStream(g, rpc.SystemServiceUploadArchiveProcedure,
 		func(ctx context.Context, receive func() (*v1.UploadArchiveRequest, error)) (*v1.UploadArchiveResponse, error) {
-			return api.UploadArchive(ctx, &archiveReader{receive: receive})
+			return api.UploadArchive(ctx, &dataReader[*v1.UploadArchiveRequest]{receive: receive})
 		}, created)
 	g.rawRoute(up, http.MethodPut, uploadTemplate, func(x *exchange) error {
 		switch e := x.r.Header.Get("Content-Encoding"); {
@@ -32,24 +32,4 @@ func (g *registry) registerUpload(api API) {
 			return x.answer(res)
 		})
 	})
-}
-
-// archiveReader reads the data of a stream of UploadArchiveRequests.
-type archiveReader struct {
-	rest    []byte
-	receive func() (*v1.UploadArchiveRequest, error)
-}
-
-// Read implements io.Reader.
-func (r *archiveReader) Read(p []byte) (int, error) {
-	for len(r.rest) == 0 {
-		m, err := r.receive()
-		if err != nil {
-			return 0, err
-		}
-		r.rest = m.Data
-	}
-	n := copy(p, r.rest)
-	r.rest = r.rest[n:]
-	return n, nil
 }

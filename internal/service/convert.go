@@ -81,5 +81,5 @@ func toFile(f guest.FileInfo) *v1.FileInfo {
 		kind = "symlink"
 	}
 	return &v1.FileInfo{Name: text(f.Name()), Path: text(f.Path), Type: kind, Size: f.Size, Mode: fmt.Sprintf("%o", permissions(f)),
-		ModifiedAt: stamp(f.ModTime), Uid: int64(f.UID), Gid: int64(f.GID), LinkTarget: text(f.Target)}
+		ModifiedAt: stamp(f.ModTime), Uid: int64(f.UID), Gid: int64(f.GID), LinkTarget: text(f.Target), Metadata: f.Attributes}
 }

@@ -63,25 +63,55 @@ func (s *Service) OpenFile(ctx context.Context, id, path, user string, offset, l
 	return f, toFile(f.Info), nil
 }
 
-// WriteFile stores r as a file, whole or not at all, and makes missing parent
-// directories. mode is octal, empty for 644.
-func (s *Service) WriteFile(ctx context.Context, id, path, mode, user string, r io.Reader) (*v1.FileInfo, error) {
+// WriteFile stores r as the file that req names, whole or not at all, and makes
+// missing parent directories. The data of req is none of it.
+func (s *Service) WriteFile(ctx context.Context, req *v1.WriteFileRequest, r io.Reader) (*v1.FileInfo, error) {
 	who, _, err := s.allow(ctx, "FileService.WriteFile")
 	if err != nil {
 		return nil, err
 	}
-	if err := needs("write", "id", id, "path", path); err != nil {
+	if err := needs("write", "id", req.GetId(), "path", req.GetPath()); err != nil {
 		return nil, err
 	}
-	perm, err := parseMode(mode)
+	perm, err := parseMode(req.GetMode())
 	if err != nil {
 		return nil, err
 	}
-	info, err := s.Orchestrator.WriteFile(ctx, who, id, path, user, perm, r)
+	info, err := s.Orchestrator.WriteFile(ctx, who, req.GetId(), req.GetPath(), guest.WriteOptions{User: req.GetUser(), Mode: perm, Attributes: req.GetMetadata()}, r)
 	if err != nil {
 		return nil, err
 	}
 	return toFile(info), nil
+}
+
+// WriteArchive unpacks a tar file into the directory path, which is made; the
+// user's home if that is empty.
+func (s *Service) WriteArchive(ctx context.Context, id, path, user string, r io.Reader) (*v1.WrittenArchive, error) {
+	who, _, err := s.allow(ctx, "FileService.WriteArchive")
+	if err != nil {
+		return nil, err
+	}
+	if err := needs("unpack", "id", id); err != nil {
+		return nil, err
+	}
+	n, err := s.Orchestrator.WriteArchive(ctx, who, id, path, user, r)
+	if err != nil {
+		return nil, err
+	}
+	return &v1.WrittenArchive{Files: n.Files, Directories: n.Directories, Links: n.Links, Bytes: n.Bytes}, nil
+}
+
+// ReadArchive writes the directory that req names to w as a tar file, and tells
+// left what is not in it, and why.
+func (s *Service) ReadArchive(ctx context.Context, req *v1.ReadArchiveRequest, w io.Writer, left func(string) error) error {
+	who, _, err := s.allow(ctx, "FileService.ReadArchive")
+	if err != nil {
+		return err
+	}
+	if err := needs("pack", "id", req.GetId()); err != nil {
+		return err
+	}
+	return s.Orchestrator.ReadArchive(ctx, who, req.GetId(), req.GetPath(), req.GetUser(), w, left)
 }
 
 // parseMode reads octal permission bits. Set-id bits are no business of a file

@@ -76,7 +76,7 @@ func TestFiles(t *testing.T) {
 	ctx := as(t.Context(), "default", auth.Developer)
 	sb := r.create(ctx, &v1.CreateSandboxRequest{})
 	content := bytes.Repeat([]byte("0123456789abcdef"), 40_000)
-	info, err := r.WriteFile(ctx, sb.Id, "d/f", "0600", "", bytes.NewReader(content))
+	info, err := r.WriteFile(ctx, &v1.WriteFileRequest{Id: sb.Id, Path: "d/f", Mode: "0600"}, bytes.NewReader(content))
 	if err != nil || info.Mode != "600" || info.Size != int64(len(content)) || info.Type != "file" || info.Name != "f" {
 		t.Fatalf("%v, %v", info, err)
 	}
@@ -118,7 +118,7 @@ func TestFiles(t *testing.T) {
 	_, err = r.StatFile(ctx, &v1.StatFileRequest{Id: sb.Id, Path: "x"})
 	wantKind(t, err, sandbox.KindNotFound)
 	for _, mode := range []string{"9", "4755", "-1", "rw", "1777"} {
-		_, err := r.WriteFile(ctx, sb.Id, "f", mode, "", strings.NewReader("x"))
+		_, err := r.WriteFile(ctx, &v1.WriteFileRequest{Id: sb.Id, Path: "f", Mode: mode}, strings.NewReader("x"))
 		wantKind(t, err, sandbox.KindInvalid)
 	}
 	_, _, err = r.OpenFile(ctx, sb.Id, "", "", 0, 0)

@@ -318,12 +318,19 @@ func TestEveryMethodAsksForItsScope(t *testing.T) {
 		"ProcessService.StreamProcess": func(ctx context.Context) error {
 			return r.StreamProcess(ctx, &v1.StreamProcessRequest{}, nil)
 		},
-		"FileService.ReadFile":   func(ctx context.Context) error { return r.ReadFile(ctx, &v1.ReadFileRequest{Id: "x", Path: "y"}, nil) },
-		"FileService.WriteFile":  func(ctx context.Context) error { _, err := r.WriteFile(ctx, "x", "y", "", "", nil); return err },
-		"FileService.StatFile":   func(ctx context.Context) error { _, err := r.StatFile(ctx, &v1.StatFileRequest{}); return err },
-		"FileService.ListFiles":  func(ctx context.Context) error { _, err := r.ListFiles(ctx, &v1.ListFilesRequest{}); return err },
-		"FileService.SignFile":   func(ctx context.Context) error { _, err := r.SignFile(ctx, &v1.SignFileRequest{}); return err },
-		"FileService.WatchFiles": func(ctx context.Context) error { return r.WatchFiles(ctx, &v1.WatchFilesRequest{}, nil) },
+		"FileService.ReadFile": func(ctx context.Context) error { return r.ReadFile(ctx, &v1.ReadFileRequest{Id: "x", Path: "y"}, nil) },
+		"FileService.WriteFile": func(ctx context.Context) error {
+			_, err := r.WriteFile(ctx, &v1.WriteFileRequest{Id: "x", Path: "y"}, nil)
+			return err
+		},
+		"FileService.ReadArchive": func(ctx context.Context) error {
+			return r.ReadArchive(ctx, &v1.ReadArchiveRequest{Id: "x"}, nil, nil)
+		},
+		"FileService.WriteArchive": func(ctx context.Context) error { _, err := r.WriteArchive(ctx, "x", "y", "", nil); return err },
+		"FileService.StatFile":     func(ctx context.Context) error { _, err := r.StatFile(ctx, &v1.StatFileRequest{}); return err },
+		"FileService.ListFiles":    func(ctx context.Context) error { _, err := r.ListFiles(ctx, &v1.ListFilesRequest{}); return err },
+		"FileService.SignFile":     func(ctx context.Context) error { _, err := r.SignFile(ctx, &v1.SignFileRequest{}); return err },
+		"FileService.WatchFiles":   func(ctx context.Context) error { return r.WatchFiles(ctx, &v1.WatchFilesRequest{}, nil) },
 		"FileService.CreateWatcher": func(ctx context.Context) error {
 			_, err := r.CreateWatcher(ctx, &v1.CreateWatcherRequest{})
 			return err

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -138,6 +139,29 @@ func (s *suite) testTree(t *testing.T) {
 	if err != nil || !st.IsDir() {
 		t.Errorf("Stat of a directory: %+v, %v", st, err)
 	}
+	attributes := map[string]string{"kind": "report", "empty": ""}
+	if st, err := x.WriteFile(ctx, "kept", strings.NewReader("x"), guest.WriteOptions{Attributes: attributes}); err != nil || !maps.Equal(st.Attributes, attributes) {
+		t.Errorf("a file with attributes: %+v, %v", st, err)
+	}
+	check(x.Move(ctx, "kept", "kept too", ""))
+	if st, err := x.Stat(ctx, "kept too", ""); err != nil || !maps.Equal(st.Attributes, attributes) {
+		t.Errorf("after moving it: %+v, %v", st, err)
+	}
+	x.write("kept too", "y")
+	if st, err := x.Stat(ctx, "kept too", ""); err != nil || len(st.Attributes) != 0 {
+		t.Errorf("after replacing it: %+v, %v", st, err)
+	}
+	_, err = x.WriteFile(ctx, "none", strings.NewReader("x"), guest.WriteOptions{Attributes: map[string]string{"a": "\n"}})
+	wantKind(t, "an attribute that is none", err, sandbox.KindInvalid)
+	check(x.Symlink(ctx, "../a/1", "links/deep/to", "")) // makes what is missing above it
+	check(x.Symlink(ctx, "nowhere", "links/to", ""))
+	check(x.Symlink(ctx, "../a/1", "links/to", "")) // replaces
+	if st, err := x.Stat(ctx, "links/to", ""); err != nil || st.Target != "../a/1" {
+		t.Errorf("a link: %+v, %v", st, err)
+	}
+	if got, err := x.read("links/to"); err != nil || got != "a/b/c/3" {
+		t.Errorf("through the link: %q, %v", got, err)
+	}
 	check(x.Remove(ctx, "moved", guest.RemoveOptions{Recursive: true}))
 	check(x.Remove(ctx, "moved", guest.RemoveOptions{Force: true}))
 	if _, err := x.Stat(ctx, "moved", ""); sandbox.KindOf(err) != sandbox.KindNotFound {
@@ -178,6 +202,9 @@ func (s *suite) testFileErrors(t *testing.T) {
 		{"move of nothing", x.Move(ctx, "none", "f2", ""), kinds(sandbox.KindNotFound)},
 		{"move into itself", x.Move(ctx, "d", "d/e", ""), kinds(sandbox.KindInvalid)},
 		{"move of a file over a directory", x.Move(ctx, "f", "d", ""), kinds(sandbox.KindIsDirectory, sandbox.KindExists)},
+		{"link over a directory", x.Symlink(ctx, "f", "d", ""), kinds(sandbox.KindIsDirectory, sandbox.KindExists)},
+		{"link in /etc", x.Symlink(ctx, "f", "/etc/planted", ""), kinds(sandbox.KindDenied)},
+		{"link to the empty path", x.Symlink(ctx, "", "l", ""), kinds(sandbox.KindInvalid)},
 		{"remove of nothing", x.Remove(ctx, "none", guest.RemoveOptions{}), kinds(sandbox.KindNotFound)},
 		{"remove of a full directory", x.Remove(ctx, "d", guest.RemoveOptions{}), kinds(sandbox.KindConflict, sandbox.KindExists, sandbox.KindInvalid)},
 		{"list of a file", listErr(x, "f"), kinds(sandbox.KindNotDirectory)},

@@ -293,3 +293,54 @@ func TestKilledServerThatStopsSandboxes(t *testing.T) {
 		t.Errorf("stopped: exit code %d after %v, %q", r.code, r.took, r.stderr)
 	}
 }
+
+// TestContextCommands looks after contexts as a person does.
+func TestContextCommands(t *testing.T) {
+	s := newWorld(t).serve()
+	id := s.sandbox()
+	ok := func(want string, args ...string) string {
+		t.Helper()
+		r := s.run("", args...)
+		if r.code != 0 || !strings.Contains(r.stdout, want) {
+			t.Errorf("%q: %+v", args, r)
+		}
+		return r.stdout
+	}
+	ok("", "eval", id, "-c", "x = 41")
+	ok("5", "eval", id, "-l", "node", "-c", "5")
+	if lines := strings.Split(strings.TrimSpace(ok("ID", "context", "ls", id)), "\n"); len(lines) != 3 || !strings.HasPrefix(lines[1], "python  python") || !strings.Contains(lines[1], "ready") {
+		t.Errorf("%q", lines)
+	}
+	// An interrupt ends the turn, not the state.
+	done := make(chan result, 1)
+	go func() { done <- s.run("", "eval", id, "-c", "print('up', flush=True)\nimport time\ntime.sleep(1000)") }()
+	for deadline := time.Now().Add(time.Minute); !strings.Contains(ok("", "context", "ls", id), "busy"); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it never runs")
+		}
+	}
+	ok("", "context", "interrupt", id, "python")
+	if r := <-done; r.code != 137 {
+		t.Errorf("interrupted: %+v", r)
+	}
+	ok("41", "eval", id, "-c", "x")
+	ok("", "context", "restart", id, "python", "node")
+	if r := s.run("", "eval", id, "-c", "x"); r.code != 1 || !strings.Contains(r.stderr, "NameError") {
+		t.Errorf("after a restart: %+v", r)
+	}
+	ok("", "context", "rm", id, "node")
+	var list []struct{ ID, State string }
+	if err := json.Unmarshal([]byte(ok("", "context", "ls", "--json", id)), &list); err != nil || len(list) != 1 || list[0].ID != "python" {
+		t.Errorf("%v %+v", err, list)
+	}
+	// The last error is the end, the others are said, and the rest is done.
+	r := s.run("", "context", "rm", id, "none", "python", "nor-this")
+	if r.code != 1 || strings.Count(r.stderr, "firebreak: ") != 2 || ok("", "context", "ls", "--json", id) != "[]\n" {
+		t.Errorf("%+v", r)
+	}
+	for _, args := range [][]string{{"context", "ls"}, {"context", "rm", id}, {"context", "nonsense"}} {
+		if r := s.run("", args...); r.code != 2 {
+			t.Errorf("%q: %+v", args, r)
+		}
+	}
+}

@@ -54,10 +54,10 @@ func TestGit(t *testing.T) {
 	type source struct{ Repo, Ref, Commit, Subpath string }
 	var out struct {
 		Stdout string
-		Git    *source
+		Source *source
 	}
 	r := w.run("", "run", "--json", "--git", repo+"#v1:app", "main.py", "--flag")
-	if err := json.Unmarshal([]byte(r.stdout), &out); err != nil || out.Git == nil || *out.Git != (source{repo, "v1", commit, "app"}) ||
+	if err := json.Unmarshal([]byte(r.stdout), &out); err != nil || out.Source == nil || *out.Source != (source{repo, "v1", commit, "app"}) ||
 		out.Stdout != "first ['--flag'] deep\n" {
 		t.Errorf("%v, %+v: %+v", err, out, r)
 	}
@@ -84,9 +84,10 @@ func TestGit(t *testing.T) {
 	var sb struct {
 		ID       string
 		Metadata map[string]string
+		Source   *source
 	}
 	r = w.run("", "create", "--json", "--git", repo+"#v1:app", "--metadata", "team=a")
-	if err := json.Unmarshal([]byte(r.stdout), &sb); err != nil || sb.Metadata["git.commit"] != commit || sb.Metadata["git.subpath"] != "app" || sb.Metadata["team"] != "a" {
+	if err := json.Unmarshal([]byte(r.stdout), &sb); err != nil || sb.Metadata["git.commit"] != commit || sb.Source == nil || *sb.Source != (source{repo, "v1", commit, "app"}) || sb.Metadata["git.subpath"] != "app" || sb.Metadata["team"] != "a" {
 		t.Fatalf("%v, %+v: %+v", err, sb, r)
 	}
 	if r := w.run("", "exec", sb.ID, "--", "python3", "main.py"); r.stdout != "first [] deep\n" {
@@ -97,6 +98,27 @@ func TestGit(t *testing.T) {
 	}
 	if r := w.run("", "create", "--git", "host:repo"); r.code == 0 || r.stdout != "" {
 		t.Errorf("%+v", r)
+	}
+
+	// Links that stay in the tree are links there; the others are refused.
+	write("app/data", "by a link")
+	for name, target := range map[string]string{"app/lib/link": "../data", "app/entry.py": "main.py", "app/sub": "lib"} {
+		if err := os.Symlink(target, filepath.Join(repo, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	git("add", "-A")
+	git("commit", "-q", "-m", "links")
+	for _, json := range []string{"--json", "--json=false"} {
+		if r := w.run("", "run", json, "--git", repo+"#:app", "--", "sh", "-c", "readlink lib/link sub entry.py; cat sub/link"); !strings.Contains(strings.ReplaceAll(r.stdout, `\n`, "\n"), "../data\nlib\nmain.py\nby a link") || r.code != 0 {
+			t.Errorf("%+v", r)
+		}
+	}
+	if r := w.run("", "run", "--git", repo+"#:app", "entry.py", "x"); r.stdout != "not committed ['x'] deep\n" {
+		t.Errorf("%+v", r)
+	}
+	if r := w.run("", "create", "--git", repo+"#:app/lib"); r.code == 0 || !strings.Contains(r.stderr, `["link"]`) {
+		t.Errorf("a link out of the directory named: %+v", r)
 	}
 
 	// What cannot be brought leaves no sandbox.

@@ -43,7 +43,7 @@ var ranks = []struct {
 	{"internal/guest/agent", 2},
 	{"internal/audit", 2},
 	{"internal/auth", 2},
-	{"internal/event", 2},
+	{"internal/archive", 2}, {"internal/event", 2},
 	{"internal/template", 2},
 	{"internal/backup", 3},
 	{"internal/egress/dns", 2},
@@ -217,7 +217,7 @@ func TestClientsUseTheWire(t *testing.T) {
 }
 
 // TestCommandsUseTheClient: the command line reaches a server through package
-// client and by no other way. What it has of its own looks at evidence,
+// client and by no other way. What it has of its own packs files, looks at evidence,
 // policies and repositories offline.
 func TestCommandsUseTheClient(t *testing.T) {
 	const commands = "cmd/firebreak/cli"
@@ -232,7 +232,7 @@ func TestCommandsUseTheClient(t *testing.T) {
 			switch {
 			case strings.HasPrefix(imp, "connectrpc.com/"), strings.HasPrefix(imp, "google.golang.org/grpc"):
 				t.Errorf("%s imports %s: calls belong into client", commands, imp)
-			case to == imp, slices.Contains([]string{"client", "sandbox", "api/gen/firebreak/v1", "cmd/firebreak/config", "cmd/firebreak/gitsource", "internal/audit", "internal/guest",
+			case to == imp, slices.Contains([]string{"client", "sandbox", "api/gen/firebreak/v1", "cmd/firebreak/config", "cmd/firebreak/gitsource", "internal/archive", "internal/audit", "internal/guest",
 				"internal/netaddr", "internal/policy", "internal/policy/rego"}, to):
 			default:
 				t.Errorf("%s imports %s: a server does that, behind client", commands, to)

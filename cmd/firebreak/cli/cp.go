@@ -4,17 +4,14 @@ import (
 	"context"
 	"errors"
 	"io"
-	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
 	"github.com/firebreak-dev/firebreak/client"
-	"github.com/firebreak-dev/firebreak/internal/guest"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -28,7 +25,8 @@ is what SRC goes into. "-" is standard input or output.
 
 What comes out of a sandbox never leaves DST, whatever its names and links are;
 links, special files and names that a terminal would obey are skipped with a
-message, and no file is executable.`,
+message, and no file is executable. A directory that goes in keeps its links, as
+long as they stay in it, and its modes. Both ways it is one stream.`,
 		Example: `  firebreak cp data.csv $id:
   firebreak cp src $id:/tmp/src
   firebreak cp $id:plots ./out/
@@ -87,18 +85,7 @@ func (a *App) upload(ctx context.Context, sb *client.Sandbox, src, dst string) e
 		_, err = sb.WriteFile(ctx, into, f, st.Mode())
 		return err
 	}
-	if _, err := sb.Mkdir(ctx, into); err != nil && sandbox.KindOf(err) != sandbox.KindExists {
-		return err
-	}
-	return walkFiles(src, func(rel string, st fs.FileInfo, open func() (io.ReadCloser, error)) error {
-		f, err := open()
-		if err != nil {
-			return inputError(path.Join(src, rel), err)
-		}
-		defer f.Close()
-		_, err = sb.WriteFile(ctx, path.Join(into, rel), f, st.Mode())
-		return err
-	})
+	return uploadTree(ctx, sb, src, into)
 }
 
 // target is where in the sandbox src goes: dst itself, or below it if dst is a
@@ -166,12 +153,12 @@ type caps struct {
 func (d *downloader) save(ctx context.Context, kind, src, dst string) error {
 	switch kind {
 	case "directory":
-		if err := os.MkdirAll(dst, 0o777); err != nil {
-			return sandbox.Wrap("cp", dst, err)
-		}
-		return d.dir(ctx, src, dst, "")
+		return d.tree(ctx, src, dst)
 	case "file":
-		return d.fetch(ctx, src, dst, "")
+		return d.store(dst, "", func(w io.Writer) error {
+			_, err := d.sb.ReadFile(ctx, src, w)
+			return err
+		})
 	}
 	return sandbox.Errorf("cp", sandbox.KindInvalid, "it is neither a file nor a directory but %s", article(kind)).WithID(src)
 }
@@ -185,61 +172,8 @@ func article(kind string) string {
 	return "a " + kind
 }
 
-// dir copies the directory src/rel to dst/rel, level by level: one answer holds
-// a limited number of entries.
-func (d *downloader) dir(ctx context.Context, src, dst, rel string) error {
-	files, truncated, err := d.sb.ListFiles(ctx, path.Join(src, rel), 1)
-	if err != nil {
-		return err
-	}
-	if truncated {
-		return sandbox.Errorf("cp", sandbox.KindTooLarge, "%s has too many entries to list", path.Join(src, rel)).
-			WithHint("pack it inside: firebreak exec ID -- tar c %s", src)
-	}
-	for _, f := range files {
-		name := f.GetName()
-		if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") || !filepath.IsLocal(name) {
-			return sandbox.Errorf("cp", sandbox.KindProtocol, "the sandbox names a file %q", name)
-		}
-		below := path.Join(rel, name)
-		if strings.ContainsFunc(name, guest.Obeyed) || !utf8.ValidString(name) || strings.ContainsRune(name, utf8.RuneError) {
-			d.app.say("skipped %s: whoever lists it would obey its name", path.Join(src, below))
-			continue
-		}
-		if d.caps != nil {
-			if d.caps.entries--; d.caps.entries < 0 {
-				return sandbox.Errorf("cp", sandbox.KindTooLarge, "too many files").WithID(src).WithHint("pack them into one inside the sandbox")
-			}
-		}
-		switch f.GetType() {
-		case "directory":
-			err = makeBelow(dst, below)
-			if err == nil {
-				err = d.dir(ctx, src, dst, below)
-			}
-		case "file":
-			err = d.fetch(ctx, path.Join(src, below), dst, below)
-		default:
-			d.app.say("skipped %s: it is %s", path.Join(src, below), article(f.GetType()))
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// makeBelow makes a directory below dst and nowhere else.
-func makeBelow(dst, rel string) error {
-	root, err := os.OpenRoot(dst)
-	if err != nil {
-		return sandbox.Wrap("cp", dst, err)
-	}
-	defer root.Close()
-	return sandbox.Wrap("cp", rel, root.MkdirAll(filepath.FromSlash(rel), 0o777))
-}
-
-func (d *downloader) fetch(ctx context.Context, src, dst, rel string) error {
+// store makes a file of what fill writes, whole or not at all.
+func (d *downloader) store(dst, rel string, fill func(io.Writer) error) error {
 	to, err := create(dst, rel)
 	if err != nil {
 		return sandbox.Wrap("cp", dst, err)
@@ -248,8 +182,7 @@ func (d *downloader) fetch(ctx context.Context, src, dst, rel string) error {
 	if d.caps != nil {
 		w = &capped{w: to, caps: d.caps, file: d.caps.file}
 	}
-	_, err = d.sb.ReadFile(ctx, src, w)
-	return sandbox.Wrap("cp", dst, to.commit(err))
+	return sandbox.Wrap("cp", dst, to.commit(fill(w)))
 }
 
 // capped refuses what is over the caps.

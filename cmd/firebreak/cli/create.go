@@ -7,15 +7,44 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/firebreak-dev/firebreak/client"
 	"github.com/firebreak-dev/firebreak/cmd/firebreak/gitsource"
 )
 
+// createFlags say what a sandbox that stays is like.
+type createFlags struct {
+	makeFlags
+	name, language, hostname, action string
+	idle                             time.Duration
+}
+
+func (f *createFlags) add(fs *pflag.FlagSet) {
+	f.makeFlags.add(fs, "end the sandbox this long after its creation; 0: never (default: the server's)")
+	fs.StringVar(&f.name, "name", "", "name, unique among live sandboxes; good wherever an id is")
+	fs.StringVarP(&f.language, "language", "l", "", "what exec -c runs: python, node or shell")
+	fs.StringVar(&f.hostname, "hostname", "", "host name inside")
+	fs.DurationVar(&f.idle, "idle-timeout", 0, "end the sandbox after this long unused; 0: never")
+	fs.StringVar(&f.action, "idle-action", "", "what happens then: destroy, or event, which only says so (default destroy)")
+}
+
+// options checks the flags and turns them into a request.
+func (f *createFlags) options(cmd *cobra.Command, lookup func(string) (string, bool)) (client.CreateOptions, error) {
+	o, err := f.makeFlags.options(cmd, lookup)
+	if err != nil {
+		return o, err
+	}
+	o.Name, o.Hostname, o.IdleAction = f.name, f.hostname, f.action
+	o.Timeout = never(cmd.Flags().Changed("timeout"), f.timeout)
+	o.IdleTimeout = never(cmd.Flags().Changed("idle-timeout"), f.idle)
+	o.Language, err = parseLanguage(f.language)
+	return o, err
+}
+
 func (a *App) createCommand() *cobra.Command {
-	var f makeFlags
-	var name, language, hostname, key, action string
-	var idle time.Duration
+	var f createFlags
+	var key string
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "create [flags]",
@@ -35,59 +64,67 @@ labels git.repo, git.ref, git.commit and git.subpath say which.`,
   firebreak create --git https://github.com/o/project.git#v1.2:src`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			o, err := f.options(cmd, a.Lookup)
-			if err != nil {
-				return err
-			}
-			if o.Language, err = parseLanguage(language); err != nil {
-				return err
-			}
-			o.Name, o.Hostname, o.IdempotencyKey, o.IdleAction = name, hostname, key, action
-			o.Timeout = never(cmd.Flags().Changed("timeout"), f.timeout)
-			o.IdleTimeout = never(cmd.Flags().Changed("idle-timeout"), idle)
-			tree, err := a.gitTree(cmd, f.git, &o)
-			if err != nil {
-				return err
-			}
-			defer tree.Close()
-			return a.withSession(cmd, func(s *session) error {
-				if err := a.useImage(cmd.Context(), s, f.image, &o); err != nil {
+			return a.prepare(cmd, &f, false, func(s *session, o client.CreateOptions, tree *gitsource.Tree) error {
+				o.IdempotencyKey = key
+				sb, err := a.create(cmd.Context(), s, o, tree)
+				if err != nil {
 					return err
 				}
-				return a.create(cmd, s, o, tree, asJSON)
+				if asJSON {
+					return a.printSandbox(cmd, s, sb.ID(), sourceJSON(tree))
+				}
+				_, err = fmt.Fprintln(a.Out, sb.ID())
+				return err
 			})
 		},
 	}
 	fs := cmd.Flags()
-	f.add(fs, "end the sandbox this long after its creation; 0: never (default: the server's)")
+	f.add(fs)
 	a.configFlags(fs, "git_private")
-	fs.StringVar(&name, "name", "", "name, unique among live sandboxes; good wherever an id is")
-	fs.StringVarP(&language, "language", "l", "", "what exec -c runs: python, node or shell")
-	fs.StringVar(&hostname, "hostname", "", "host name inside")
-	fs.DurationVar(&idle, "idle-timeout", 0, "end the sandbox after this long unused; 0: never")
-	fs.StringVar(&action, "idle-action", "", "what happens then: destroy, or event, which only says so (default destroy)")
 	fs.StringVar(&key, "idempotency-key", "", "a repeated create with the same key returns the same sandbox")
 	fs.BoolVar(&asJSON, "json", false, "print the whole sandbox")
 	return cmd
 }
 
-func (a *App) create(cmd *cobra.Command, s *session, o client.CreateOptions, tree *gitsource.Tree, asJSON bool) error {
-	sb, err := s.Create(cmd.Context(), o)
+// prepare reads the flags, and what they name here, and then calls make with a
+// server; with one in this process, if local allows that.
+func (a *App) prepare(cmd *cobra.Command, f *createFlags, local bool, make func(*session, client.CreateOptions, *gitsource.Tree) error) error {
+	o, err := f.options(cmd, a.Lookup)
 	if err != nil {
 		return err
 	}
-	if err := putTree(cmd.Context(), sb, tree); err != nil {
-		if o.IdempotencyKey != "" {
-			return err // it may be older than this call, whose repetition goes on
+	tree, err := a.gitTree(cmd, f.git, &o)
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	return a.with(cmd, local, func(s *session) error {
+		if err := a.useImage(cmd.Context(), s, f.image, &o); err != nil {
+			return err
 		}
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(cmd.Context()), destroyWait)
-		defer cancel()
-		_, derr := sb.Destroy(ctx)
-		return errors.Join(err, derr)
+		return make(s, o, tree)
+	})
+}
+
+// create makes a sandbox with the files of tree in it, or none.
+func (a *App) create(ctx context.Context, s *session, o client.CreateOptions, tree *gitsource.Tree) (*client.Sandbox, error) {
+	sb, err := s.Create(ctx, o)
+	if err != nil {
+		return nil, err
 	}
-	if asJSON {
-		return a.printSandbox(cmd, s, sb.ID())
+	if err := putTree(ctx, sb, tree); err != nil {
+		if o.IdempotencyKey != "" {
+			return nil, err // it may be older than this call, whose repetition goes on
+		}
+		return nil, errors.Join(err, remove(ctx, sb))
 	}
-	_, err = fmt.Fprintln(a.Out, sb.ID())
+	return sb, nil
+}
+
+// remove ends a sandbox that nobody else knows of, also when ctx has ended.
+func remove(ctx context.Context, sb *client.Sandbox) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), destroyWait)
+	defer cancel()
+	_, err := sb.Destroy(ctx)
 	return err
 }

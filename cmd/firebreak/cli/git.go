@@ -74,10 +74,13 @@ func treeInputs(t *gitsource.Tree) []client.Input {
 	if t == nil {
 		return nil
 	}
-	inputs := make([]client.Input, 0, len(t.Files))
+	inputs := make([]client.Input, 0, len(t.Files)+len(t.Links))
 	for _, f := range t.Files {
 		inputs = append(inputs, client.Input{Path: f.Path, Mode: f.Mode, Size: f.Size,
 			Open: func() (io.ReadCloser, error) { return t.Open(f), nil }})
+	}
+	for _, l := range t.Links {
+		inputs = append(inputs, client.Input{Path: l.Path, Link: l.Target})
 	}
 	return inputs
 }
@@ -102,9 +105,9 @@ func readEntrypoint(name string, t *gitsource.Tree) ([]byte, error) {
 	return readAll(t.Open(f), maxProgram, name)
 }
 
-func gitJSON(t *gitsource.Tree) *gitOut {
+func sourceJSON(t *gitsource.Tree) *sourceOut {
 	if t == nil {
 		return nil
 	}
-	return &gitOut{Repo: t.Repo, Ref: t.Ref, Commit: t.Commit, Subpath: t.Subpath}
+	return &sourceOut{Repo: t.Repo, Ref: t.Ref, Commit: t.Commit, Subpath: t.Subpath}
 }

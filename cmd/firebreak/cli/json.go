@@ -79,11 +79,12 @@ type runOut struct {
 	EgressMore      int64           `json:"egress_more"`
 	Receipt         *receiptOut     `json:"receipt"`
 	Audit           auditOut        `json:"audit"`
-	Git             *gitOut         `json:"git"` // null without --git
+	Source          *sourceOut      `json:"source"` // null without --git
 	Notes           []string        `json:"notes"`
 }
 
-type gitOut struct {
+// sourceOut is the commit that files came from.
+type sourceOut struct {
 	Repo    string `json:"repo"`
 	Ref     string `json:"ref"`
 	Commit  string `json:"commit"`

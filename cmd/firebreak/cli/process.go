@@ -107,7 +107,7 @@ input or output is no terminal. What it prints reaches your terminal as it is.`,
 					if err != nil {
 						return err
 					}
-					return a.converse(cmd.Context(), con, args[0], p, key, false)
+					return a.converse(cmd.Context(), loan{con: con, escape: key, id: args[0]}, p)
 				}
 				tail := &lastByte{w: a.Err}
 				exit, err := p.Attach(cmd.Context(), a.Out, tail)

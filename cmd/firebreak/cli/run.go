@@ -165,7 +165,7 @@ func (a *App) runRecorded(ctx context.Context, s *session, o client.RunOptions, 
 	}
 	return func() error {
 		out := runJSON(run, saved)
-		out.Git = gitJSON(tree)
+		out.Source = sourceJSON(tree)
 		if err := a.printJSON(out); err != nil {
 			return err
 		}

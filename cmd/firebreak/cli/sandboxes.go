@@ -145,10 +145,20 @@ enforced, usage and, once it has ended, why and the receipt.`,
 	}
 }
 
-func (a *App) printSandbox(cmd *cobra.Command, s *session, id string) error {
+// printSandbox prints a sandbox as the API shows it and, if it is given, what only
+// we know: where its files came from.
+func (a *App) printSandbox(cmd *cobra.Command, s *session, id string, source ...*sourceOut) error {
 	body, err := s.JSON(cmd.Context(), "/v1/sandboxes/"+url.PathEscape(id), nil)
 	if err != nil {
 		return err
+	}
+	for _, from := range source {
+		text, err := json.Marshal(from)
+		if err != nil {
+			return sandbox.Wrap("print", id, err)
+		}
+		object, _ := bytes.CutSuffix(bytes.TrimSpace(body), []byte("}"))
+		body = append(append(append(object, `,"source":`...), text...), '}')
 	}
 	var b bytes.Buffer
 	if err := json.Indent(&b, body, "", "  "); err != nil {

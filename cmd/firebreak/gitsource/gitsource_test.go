@@ -384,6 +384,10 @@ func TestHostileTrees(t *testing.T) {
 	refuseTree(sandbox.KindInvalid, "not a tree", "40000", "a", blob)
 	refuseTree(sandbox.KindInvalid, "missing", "100644", "a", strings.Repeat("ab", 20))
 	refuseTree(sandbox.KindUnsupported, `["link"]`, "100644", "a", blob, "120000", "link", r.blob("/etc/passwd"))
+	refuseTree(sandbox.KindUnsupported, `["up"]`, "100644", "a", blob, "120000", "up", r.blob("../a"))
+	refuseTree(sandbox.KindUnsupported, `["round"]`, "120000", "a", r.blob("b"), "120000", "round", r.blob("a/../b"))
+	refuseTree(sandbox.KindUnsupported, `["long"]`, "120000", "long", r.blob(strings.Repeat("x", 5000)))
+	refuseTree(sandbox.KindUnsupported, `["none"]`, "120000", "none", r.blob("a\x00b"))
 
 	_, c := r.tree("100644", "a", blob, "160000", "module", strings.Repeat("cd", 20))
 	if tree := want(t, r.dir+"#"+c, c, "a", "x"); tree == nil || len(tree.Submodules) != 1 || tree.Submodules[0] != "module" {

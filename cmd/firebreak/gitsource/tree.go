@@ -12,6 +12,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/firebreak-dev/firebreak/internal/archive"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -34,12 +35,13 @@ type Tree struct {
 	Commit             string // in full
 	From               string // where the URL that is Repo redirected to; "" if it did not
 	Files              []File // in the order of the tree
+	Links              []Link // that stay in it
 
 	Submodules []string // left out: their commits are in other repositories
 	Pointers   []string // LFS pointers, which stay what they are
 
 	contents *os.File // has no name: it goes with the process
-	links    []string
+	refused  []string // links, and why
 	bytes    int64
 	entries  int
 	trees    int64 // bytes
@@ -54,19 +56,43 @@ type File struct {
 	at int64 // in contents
 }
 
+// Link is a symbolic link of a Tree.
+type Link struct{ Path, Target string }
+
 // Open yields a file's content.
 func (t *Tree) Open(f File) io.ReadCloser {
 	return io.NopCloser(io.NewSectionReader(t.contents, f.at, f.Size))
 }
 
-// Find returns the file at path.
+// maxFollowed is how many links one path may lead over, as the kernel has it.
+const maxFollowed = 40
+
+// Find returns the file that path, which is clean, leads to.
 func (t *Tree) Find(path string) (File, bool) {
-	for _, f := range t.Files {
-		if f.Path == path {
-			return f, true
+	for range maxFollowed {
+		for _, f := range t.Files {
+			if f.Path == path {
+				return f, true
+			}
 		}
+		next, ok := t.through(path)
+		if !ok {
+			break
+		}
+		path = next
 	}
 	return File{}, false
+}
+
+// through follows the first link in name. Nothing above that is one, so its target,
+// which stays in the tree, means what its letters say.
+func (t *Tree) through(name string) (string, bool) {
+	for _, l := range t.Links {
+		if rest, ok := strings.CutPrefix(name+"/", l.Path+"/"); ok {
+			return path.Join(path.Dir(l.Path), l.Target, rest), true
+		}
+	}
+	return "", false
 }
 
 // Close gives the contents up. It may be called on nil.
@@ -85,7 +111,7 @@ func Read(ctx context.Context, spec Spec) (*Tree, error) { return new(Network).R
 // history: its pack takes its size on disk meanwhile, and git half a GiB of
 // memory at worst.
 //
-// Errors: KindUnsupported (no git here, objects elsewhere, symbolic links),
+// Errors: KindUnsupported (no git here, objects elsewhere, symbolic links that lead out),
 // KindNotFound (ref, subpath), KindTooLarge, KindInvalid (everything wrong with the
 // repository and the names in its trees); of a server also KindDenied (its address,
 // or it asks who one is), KindTimeout, KindUnavailable and KindProtocol.
@@ -120,8 +146,8 @@ func (n *Network) Read(ctx context.Context, spec Spec) (t *Tree, err error) {
 	if err := t.walk(r, root, ""); err != nil {
 		return nil, err
 	}
-	if n := len(t.links); n > 0 {
-		return nil, r.errorf(sandbox.KindUnsupported, "symbolic links are not brought: %s", some(t.links)).
+	if n := len(t.refused); n > 0 {
+		return nil, r.errorf(sandbox.KindUnsupported, "symbolic links that leave the tree are not brought: %s", some(t.refused)).
 			WithHint("name a directory without them, as #%s:SUBPATH, or bring files with --input", spec.Ref)
 	}
 	return t, nil
@@ -199,7 +225,7 @@ func (t *Tree) walk(r *repository, tree, dir string) error {
 		case "100755":
 			err = t.file(r, e.id, name, 0o755)
 		case "120000":
-			t.links = append(t.links, name)
+			err = t.link(r, e.id, name)
 		case "160000":
 			t.Submodules = append(t.Submodules, name)
 		default:
@@ -209,6 +235,25 @@ func (t *Tree) walk(r *repository, tree, dir string) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// maxTarget is how long what a link holds may be.
+const maxTarget = 4095
+
+func (t *Tree) link(r *repository, id, name string) error {
+	target, err := r.read(id, "blob", maxTarget)
+	if errors.Is(err, errTooLarge) {
+		target, err = nil, nil
+	}
+	if err != nil {
+		return err
+	}
+	if archive.RefusedLink(name, string(target)) != "" {
+		t.refused = append(t.refused, name)
+		return nil
+	}
+	t.Links = append(t.Links, Link{Path: name, Target: string(target)})
 	return nil
 }
 

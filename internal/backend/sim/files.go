@@ -46,7 +46,7 @@ func (f files) abs(name string) string {
 }
 
 func info(name string, s stat) guest.FileInfo {
-	return guest.FileInfo{Path: name, Size: s.size, Mode: s.mode, ModTime: s.mtime, UID: s.uid, GID: s.gid, Target: s.target}
+	return guest.FileInfo{Path: name, Size: s.size, Mode: s.mode, ModTime: s.mtime, UID: s.uid, GID: s.gid, Target: s.target, Attributes: s.attrs}
 }
 
 // Open implements agent.FileReader.
@@ -127,6 +127,22 @@ func (f files) Mkdir(name string, perm fs.FileMode, parents bool) error {
 	return typed("mkdir", f.fs.Mkdir(f.c, f.abs(name), perm))
 }
 
+// Symlink implements agent.FileChanger.
+func (f files) Symlink(target, name string) error {
+	name = path.Clean(f.abs(name))
+	err := f.fs.MkdirAll(f.c, path.Dir(name), 0o755)
+	temp := path.Join(path.Dir(name), tempPrefix+f.fs.unique())
+	if err == nil {
+		err = f.fs.Symlink(f.c, target, temp)
+	}
+	if err == nil {
+		if err = f.fs.Rename(f.c, temp, name); err != nil {
+			_ = f.fs.Remove(f.c, temp, false) // it is ours and was just made
+		}
+	}
+	return typed("symlink", err)
+}
+
 // Move implements agent.FileChanger.
 func (f files) Move(from, to string) error {
 	return typed("move", f.fs.Rename(f.c, f.abs(from), f.abs(to)))
@@ -167,6 +183,11 @@ func (f files) Create(name string, o agent.CreateOptions) (agent.Writer, error) 
 	}
 	if w.h, err = f.fs.Open(f.c, w.temp, flags, perm); err != nil {
 		return nil, typed("write", err)
+	}
+	if !o.Append {
+		f.fs.mu.Lock()
+		w.h.n.attrs = o.Attributes
+		f.fs.mu.Unlock()
 	}
 	return w, nil
 }

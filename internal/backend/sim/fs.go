@@ -34,10 +34,11 @@ type node struct {
 	data     []byte
 	kids     map[string]*node // directories only
 	target   string           // symbolic links only
-	parent   *node            // directories only; the root is its own
-	scratch  bool             // writable although the root is read-only (/tmp, the home)
-	special  string           // devices: "null", "zero"
-	base     bool             // of the synthetic root: not charged until it is changed
+	attrs    map[string]string
+	parent   *node  // directories only; the root is its own
+	scratch  bool   // writable although the root is read-only (/tmp, the home)
+	special  string // devices: "null", "zero"
+	base     bool   // of the synthetic root: not charged until it is changed
 }
 
 // memFS is an instance's file system: a synthetic base that is not charged,
@@ -408,10 +409,11 @@ type stat struct {
 	uid, gid int
 	mtime    time.Time
 	target   string
+	attrs    map[string]string
 }
 
 func (n *node) stat(name string) stat {
-	return stat{name: name, mode: n.mode, size: int64(len(n.data)), uid: n.uid, gid: n.gid, mtime: n.mtime, target: n.target}
+	return stat{name: name, mode: n.mode, size: int64(len(n.data)), uid: n.uid, gid: n.gid, mtime: n.mtime, target: n.target, attrs: n.attrs}
 }
 
 // Stat describes name; a symbolic link itself unless follow is set.

@@ -45,7 +45,7 @@ func (l *link) onCall(id uint32, body []byte) error {
 			return guest.Violation("%s without a process", c.Op)
 		}
 		l.async(id, c.Op, func(*transfer) (guest.Reply, error) { return l.process(c.Op, c.Process) })
-	case guest.OpRead, guest.OpWrite, guest.OpStat, guest.OpList, guest.OpMkdir, guest.OpMove, guest.OpRemove, guest.OpWatch:
+	case guest.OpRead, guest.OpWrite, guest.OpStat, guest.OpList, guest.OpMkdir, guest.OpSymlink, guest.OpMove, guest.OpRemove, guest.OpWatch:
 		if c.File == nil {
 			return guest.Violation("%s without a file", c.Op)
 		}
@@ -207,6 +207,8 @@ func (l *link) file(id uint32, op guest.Op, c *guest.FileCall) {
 			return guest.Reply{File: &info}, err
 		case guest.OpMkdir:
 			return guest.Reply{}, fs.Mkdir(c.Path, c.Mode.Perm(), c.Parents)
+		case guest.OpSymlink:
+			return guest.Reply{}, fs.Symlink(c.To, c.Path)
 		case guest.OpMove:
 			return guest.Reply{}, fs.Move(c.Path, c.To)
 		}
@@ -216,7 +218,7 @@ func (l *link) file(id uint32, op guest.Op, c *guest.FileCall) {
 
 // write stores what the host sends.
 func (l *link) write(fs Files, t *transfer, c *guest.FileCall) (guest.Reply, error) {
-	w, err := fs.Create(c.Path, CreateOptions{Perm: c.Mode.Perm(), Parents: c.Parents, Append: c.Append})
+	w, err := fs.Create(c.Path, CreateOptions{Perm: c.Mode.Perm(), Parents: c.Parents, Append: c.Append, Attributes: c.Attributes})
 	if err != nil {
 		return guest.Reply{}, err
 	}

@@ -231,8 +231,11 @@ func lstat(p, shown string) (guest.FileInfo, error) {
 		return guest.FileInfo{}, &fs.PathError{Op: "stat", Path: p, Err: err}
 	}
 	info := infoOf(shown, &st)
-	if info.Mode&fs.ModeSymlink != 0 {
+	switch info.Mode.Type() {
+	case fs.ModeSymlink:
 		info.Target, _ = os.Readlink(p) // it may just have gone
+	case 0, fs.ModeDir:
+		info.Attributes = attributes(p)
 	}
 	return info, nil
 }
@@ -353,6 +356,27 @@ func makeAll(p string, perm fs.FileMode) error {
 		}
 	}
 	return err
+}
+
+// Symlink implements FileChanger. It is made beside path and renamed over it.
+func (u *userFiles) Symlink(target, p string) error {
+	p = u.path(p)
+	return u.do(guest.OpSymlink, func() error {
+		if err := makeAll(path.Dir(p), 0o755); err != nil {
+			return err
+		}
+		_, err := os.Lstat(p)
+		temp := path.Join(path.Dir(p), randomName(path.Base(p)))
+		u.temps.add(path.Base(temp), err == nil)
+		if err := os.Symlink(target, temp); err != nil {
+			return err
+		}
+		if err := os.Rename(temp, p); err != nil {
+			_ = os.Remove(temp)
+			return err
+		}
+		return nil
+	})
 }
 
 // Move implements FileChanger. Between file systems it copies a regular file;

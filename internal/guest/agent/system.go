@@ -132,6 +132,9 @@ type FileChanger interface {
 	// Mkdir makes a directory. With parents it makes what is missing on the
 	// way and an existing directory is fine.
 	Mkdir(path string, perm fs.FileMode, parents bool) error
+	// Symlink makes a symbolic link, replacing a file or link at path, and
+	// missing directories.
+	Symlink(target, path string) error
 	// Move renames, replacing a file at to.
 	Move(from, to string) error
 	// Remove removes a file or an empty directory, or a tree. With force, a
@@ -144,6 +147,8 @@ type CreateOptions struct {
 	Perm    fs.FileMode // 0: 0644, or the existing file's
 	Parents bool
 	Append  bool
+	// Attributes, names without their prefix, are the file's, and no others.
+	Attributes map[string]string
 }
 
 // Writer is a file being written. Exactly one of Commit and Abort ends it.

@@ -31,7 +31,7 @@ func setGroups(groups []uint32) error {
 // renamed over it by Commit; a symbolic link at path is followed first.
 func (u *userFiles) Create(p string, o CreateOptions) (Writer, error) {
 	p = u.path(p)
-	w := &fileWriter{u: u, path: p}
+	w := &fileWriter{u: u, path: p, attributes: o.Attributes}
 	existed := false
 	err := u.do(guest.OpWrite, func() error {
 		if o.Parents {
@@ -58,7 +58,7 @@ func (u *userFiles) Create(p string, o CreateOptions) (Writer, error) {
 		if perm == 0 {
 			perm = 0o644
 		}
-		return w.open(perm, o.Append, existed)
+		return w.open(perm, o, existed)
 	})
 	if err != nil {
 		return nil, err
@@ -79,11 +79,13 @@ type fileWriter struct {
 	fd   int
 	path string
 	temp string // "": appending in place
+
+	attributes map[string]string
 }
 
 // open opens the file to write to. existed says that it takes the place of one.
-func (w *fileWriter) open(perm fs.FileMode, appending, existed bool) (err error) {
-	if appending {
+func (w *fileWriter) open(perm fs.FileMode, o CreateOptions, existed bool) (err error) {
+	if o.Append {
 		w.fd, _, err = openRegular(guest.OpWrite, w.path, unix.O_WRONLY|unix.O_APPEND|unix.O_CREAT, uint32(perm))
 		return err
 	}
@@ -97,7 +99,10 @@ func (w *fileWriter) open(perm fs.FileMode, appending, existed bool) (err error)
 	if err != nil {
 		return err
 	}
-	if err = unix.Fchmod(w.fd, uint32(perm)); err != nil { // the umask does not apply
+	if err = unix.Fchmod(w.fd, uint32(perm)); err == nil { // the umask does not apply
+		err = setAttributes(w.fd, o.Attributes)
+	}
+	if err != nil {
 		_ = unix.Close(w.fd)
 		_ = unix.Unlink(w.temp)
 	}
@@ -133,7 +138,9 @@ func (w *fileWriter) Commit() (guest.FileInfo, error) {
 		w.unlink()
 		return guest.FileInfo{}, fileError(guest.OpWrite, err)
 	}
-	return infoOf(w.path, &st), nil
+	info := infoOf(w.path, &st)
+	info.Attributes = w.attributes
+	return info, nil
 }
 
 // Abort implements Writer.
@@ -191,8 +198,9 @@ func moveFile(from, to string, temps *temps) error {
 	src := os.NewFile(uintptr(fd), from)
 	defer src.Close()
 	w := &fileWriter{u: &userFiles{temps: temps}, path: to} // on this thread the rights are the user's already
+	w.attributes = attributes(from)
 	_, err = os.Lstat(to)
-	if err := w.open(st.Mode().Perm(), false, err == nil); err != nil {
+	if err := w.open(st.Mode().Perm(), CreateOptions{Attributes: w.attributes}, err == nil); err != nil {
 		return err
 	}
 	if _, err := io.Copy(w, src); err != nil {

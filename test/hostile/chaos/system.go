@@ -150,5 +150,8 @@ func (nowhere) Mkdir(string, fs.FileMode, bool) error { return errNothing }
 // Move implements agent.Files.
 func (nowhere) Move(string, string) error { return errNothing }
 
+// Symlink implements agent.Files.
+func (nowhere) Symlink(string, string) error { return errNothing }
+
 // Remove implements agent.Files.
 func (nowhere) Remove(string, bool, bool) error { return errNothing }

@@ -32,11 +32,14 @@ type FileInfo struct {
 	Type string `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
 	Size int64  `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`
 	// Permission bits, octal, such as "644".
-	Mode          string                 `protobuf:"bytes,5,opt,name=mode,proto3" json:"mode,omitempty"`
-	ModifiedAt    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=modified_at,json=modifiedAt,proto3" json:"modified_at,omitempty"`
-	Uid           int64                  `protobuf:"varint,7,opt,name=uid,proto3" json:"uid,omitempty"`
-	Gid           int64                  `protobuf:"varint,8,opt,name=gid,proto3" json:"gid,omitempty"`
-	LinkTarget    string                 `protobuf:"bytes,9,opt,name=link_target,json=linkTarget,proto3" json:"link_target,omitempty"`
+	Mode       string                 `protobuf:"bytes,5,opt,name=mode,proto3" json:"mode,omitempty"`
+	ModifiedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=modified_at,json=modifiedAt,proto3" json:"modified_at,omitempty"`
+	Uid        int64                  `protobuf:"varint,7,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid        int64                  `protobuf:"varint,8,opt,name=gid,proto3" json:"gid,omitempty"`
+	LinkTarget string                 `protobuf:"bytes,9,opt,name=link_target,json=linkTarget,proto3" json:"link_target,omitempty"`
+	// What was given with the file when it was written, or set in the sandbox as
+	// extended attributes user.e2b.*.
+	Metadata      map[string]string `protobuf:"bytes,10,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -132,6 +135,13 @@ func (x *FileInfo) GetLinkTarget() string {
 		return x.LinkTarget
 	}
 	return ""
+}
+
+func (x *FileInfo) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
 }
 
 type ReadFileRequest struct {
@@ -269,9 +279,12 @@ type WriteFileRequest struct {
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Path  string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
 	// Octal permission bits; default 644.
-	Mode          string `protobuf:"bytes,3,opt,name=mode,proto3" json:"mode,omitempty"`
-	User          string `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
-	Data          []byte `protobuf:"bytes,5,opt,name=data,proto3" json:"data,omitempty"`
+	Mode string `protobuf:"bytes,3,opt,name=mode,proto3" json:"mode,omitempty"`
+	User string `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
+	Data []byte `protobuf:"bytes,5,opt,name=data,proto3" json:"data,omitempty"`
+	// Kept beside the file, in place of that of a file replaced: printable ASCII, 4096
+	// bytes in all.
+	Metadata      map[string]string `protobuf:"bytes,6,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -341,6 +354,265 @@ func (x *WriteFileRequest) GetData() []byte {
 	return nil
 }
 
+func (x *WriteFileRequest) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+type ReadArchiveRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Default the user's home.
+	Path          string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	User          string `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadArchiveRequest) Reset() {
+	*x = ReadArchiveRequest{}
+	mi := &file_firebreak_v1_file_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadArchiveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadArchiveRequest) ProtoMessage() {}
+
+func (x *ReadArchiveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_file_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadArchiveRequest.ProtoReflect.Descriptor instead.
+func (*ReadArchiveRequest) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ReadArchiveRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ReadArchiveRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *ReadArchiveRequest) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+type ArchiveChunk struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Data  []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	// Paths that are not in the archive, and why.
+	LeftOut       []string `protobuf:"bytes,2,rep,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ArchiveChunk) Reset() {
+	*x = ArchiveChunk{}
+	mi := &file_firebreak_v1_file_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ArchiveChunk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ArchiveChunk) ProtoMessage() {}
+
+func (x *ArchiveChunk) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_file_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ArchiveChunk.ProtoReflect.Descriptor instead.
+func (*ArchiveChunk) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ArchiveChunk) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *ArchiveChunk) GetLeftOut() []string {
+	if x != nil {
+		return x.LeftOut
+	}
+	return nil
+}
+
+type WriteArchiveRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Default the user's home.
+	Path          string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	User          string `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
+	Data          []byte `protobuf:"bytes,4,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WriteArchiveRequest) Reset() {
+	*x = WriteArchiveRequest{}
+	mi := &file_firebreak_v1_file_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WriteArchiveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WriteArchiveRequest) ProtoMessage() {}
+
+func (x *WriteArchiveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_file_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WriteArchiveRequest.ProtoReflect.Descriptor instead.
+func (*WriteArchiveRequest) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *WriteArchiveRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *WriteArchiveRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *WriteArchiveRequest) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *WriteArchiveRequest) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type WrittenArchive struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Files       int64                  `protobuf:"varint,1,opt,name=files,proto3" json:"files,omitempty"`
+	Directories int64                  `protobuf:"varint,2,opt,name=directories,proto3" json:"directories,omitempty"`
+	Links       int64                  `protobuf:"varint,3,opt,name=links,proto3" json:"links,omitempty"`
+	// Of all files.
+	Bytes         int64 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WrittenArchive) Reset() {
+	*x = WrittenArchive{}
+	mi := &file_firebreak_v1_file_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WrittenArchive) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WrittenArchive) ProtoMessage() {}
+
+func (x *WrittenArchive) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_file_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WrittenArchive.ProtoReflect.Descriptor instead.
+func (*WrittenArchive) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *WrittenArchive) GetFiles() int64 {
+	if x != nil {
+		return x.Files
+	}
+	return 0
+}
+
+func (x *WrittenArchive) GetDirectories() int64 {
+	if x != nil {
+		return x.Directories
+	}
+	return 0
+}
+
+func (x *WrittenArchive) GetLinks() int64 {
+	if x != nil {
+		return x.Links
+	}
+	return 0
+}
+
+func (x *WrittenArchive) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 type StatFileRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -352,7 +624,7 @@ type StatFileRequest struct {
 
 func (x *StatFileRequest) Reset() {
 	*x = StatFileRequest{}
-	mi := &file_firebreak_v1_file_proto_msgTypes[4]
+	mi := &file_firebreak_v1_file_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -364,7 +636,7 @@ func (x *StatFileRequest) String() string {
 func (*StatFileRequest) ProtoMessage() {}
 
 func (x *StatFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_file_proto_msgTypes[4]
+	mi := &file_firebreak_v1_file_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -377,7 +649,7 @@ func (x *StatFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFileRequest.ProtoReflect.Descriptor instead.
 func (*StatFileRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{4}
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *StatFileRequest) GetId() string {
@@ -415,7 +687,7 @@ type ListFilesRequest struct {
 
 func (x *ListFilesRequest) Reset() {
 	*x = ListFilesRequest{}
-	mi := &file_firebreak_v1_file_proto_msgTypes[5]
+	mi := &file_firebreak_v1_file_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -427,7 +699,7 @@ func (x *ListFilesRequest) String() string {
 func (*ListFilesRequest) ProtoMessage() {}
 
 func (x *ListFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_file_proto_msgTypes[5]
+	mi := &file_firebreak_v1_file_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -440,7 +712,7 @@ func (x *ListFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFilesRequest.ProtoReflect.Descriptor instead.
 func (*ListFilesRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{5}
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListFilesRequest) GetId() string {
@@ -482,7 +754,7 @@ type ListFilesResponse struct {
 
 func (x *ListFilesResponse) Reset() {
 	*x = ListFilesResponse{}
-	mi := &file_firebreak_v1_file_proto_msgTypes[6]
+	mi := &file_firebreak_v1_file_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -494,7 +766,7 @@ func (x *ListFilesResponse) String() string {
 func (*ListFilesResponse) ProtoMessage() {}
 
 func (x *ListFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_file_proto_msgTypes[6]
+	mi := &file_firebreak_v1_file_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -507,7 +779,7 @@ func (x *ListFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFilesResponse.ProtoReflect.Descriptor instead.
 func (*ListFilesResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{6}
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListFilesResponse) GetFiles() []*FileInfo {
@@ -535,7 +807,7 @@ type MakeDirectoryRequest struct {
 
 func (x *MakeDirectoryRequest) Reset() {
 	*x = MakeDirectoryRequest{}
-	mi := &file_firebreak_v1_file_proto_msgTypes[7]
+	mi := &file_firebreak_v1_file_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -547,7 +819,7 @@ func (x *MakeDirectoryRequest) String() string {
 func (*MakeDirectoryRequest) ProtoMessage() {}
 
 func (x *MakeDirectoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_file_proto_msgTypes[7]
+	mi := &file_firebreak_v1_file_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -560,7 +832,7 @@ func (x *MakeDirectoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MakeDirectoryRequest.ProtoReflect.Descriptor instead.
 func (*MakeDirectoryRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{7}
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *MakeDirectoryRequest) GetId() string {
@@ -596,7 +868,7 @@ type MoveFileRequest struct {
 
 func (x *MoveFileRequest) Reset() {
 	*x = MoveFileRequest{}
-	mi := &file_firebreak_v1_file_proto_msgTypes[8]
+	mi := &file_firebreak_v1_file_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -608,7 +880,7 @@ func (x *MoveFileRequest) String() string {
 func (*MoveFileRequest) ProtoMessage() {}
 
 func (x *MoveFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_file_proto_msgTypes[8]
+	mi := &file_firebreak_v1_file_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -621,7 +893,7 @@ func (x *MoveFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveFileRequest.ProtoReflect.Descriptor instead.
 func (*MoveFileRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{8}
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *MoveFileRequest) GetId() string {
@@ -665,7 +937,7 @@ type RemoveFileRequest struct {
 
 func (x *RemoveFileRequest) Reset() {
 	*x = RemoveFileRequest{}
-	mi := &file_firebreak_v1_file_proto_msgTypes[9]
+	mi := &file_firebreak_v1_file_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -677,7 +949,7 @@ func (x *RemoveFileRequest) String() string {
 func (*RemoveFileRequest) ProtoMessage() {}
 
 func (x *RemoveFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_file_proto_msgTypes[9]
+	mi := &file_firebreak_v1_file_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -690,7 +962,7 @@ func (x *RemoveFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveFileRequest.ProtoReflect.Descriptor instead.
 func (*RemoveFileRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{9}
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RemoveFileRequest) GetId() string {
@@ -729,7 +1001,7 @@ type RemoveFileResponse struct {
 
 func (x *RemoveFileResponse) Reset() {
 	*x = RemoveFileResponse{}
-	mi := &file_firebreak_v1_file_proto_msgTypes[10]
+	mi := &file_firebreak_v1_file_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -741,7 +1013,7 @@ func (x *RemoveFileResponse) String() string {
 func (*RemoveFileResponse) ProtoMessage() {}
 
 func (x *RemoveFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_file_proto_msgTypes[10]
+	mi := &file_firebreak_v1_file_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -754,7 +1026,7 @@ func (x *RemoveFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveFileResponse.ProtoReflect.Descriptor instead.
 func (*RemoveFileResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{10}
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{14}
 }
 
 type WatchFilesRequest struct {
@@ -771,7 +1043,7 @@ type WatchFilesRequest struct {
 
 func (x *WatchFilesRequest) Reset() {
 	*x = WatchFilesRequest{}
-	mi := &file_firebreak_v1_file_proto_msgTypes[11]
+	mi := &file_firebreak_v1_file_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -783,7 +1055,7 @@ func (x *WatchFilesRequest) String() string {
 func (*WatchFilesRequest) ProtoMessage() {}
 
 func (x *WatchFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_file_proto_msgTypes[11]
+	mi := &file_firebreak_v1_file_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -796,7 +1068,7 @@ func (x *WatchFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchFilesRequest.ProtoReflect.Descriptor instead.
 func (*WatchFilesRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{11}
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *WatchFilesRequest) GetId() string {
@@ -842,7 +1114,7 @@ type FileEvent struct {
 
 func (x *FileEvent) Reset() {
 	*x = FileEvent{}
-	mi := &file_firebreak_v1_file_proto_msgTypes[12]
+	mi := &file_firebreak_v1_file_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -854,7 +1126,7 @@ func (x *FileEvent) String() string {
 func (*FileEvent) ProtoMessage() {}
 
 func (x *FileEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_file_proto_msgTypes[12]
+	mi := &file_firebreak_v1_file_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -867,7 +1139,7 @@ func (x *FileEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileEvent.ProtoReflect.Descriptor instead.
 func (*FileEvent) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{12}
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *FileEvent) GetType() string {
@@ -898,7 +1170,7 @@ type CreateWatcherRequest struct {
 
 func (x *CreateWatcherRequest) Reset() {
 	*x = CreateWatcherRequest{}
-	mi := &file_firebreak_v1_file_proto_msgTypes[13]
+	mi := &file_firebreak_v1_file_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -910,7 +1182,7 @@ func (x *CreateWatcherRequest) String() string {
 func (*CreateWatcherRequest) ProtoMessage() {}
 
 func (x *CreateWatcherRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_file_proto_msgTypes[13]
+	mi := &file_firebreak_v1_file_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -923,7 +1195,7 @@ func (x *CreateWatcherRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWatcherRequest.ProtoReflect.Descriptor instead.
 func (*CreateWatcherRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{13}
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CreateWatcherRequest) GetId() string {
@@ -963,7 +1235,7 @@ type Watcher struct {
 
 func (x *Watcher) Reset() {
 	*x = Watcher{}
-	mi := &file_firebreak_v1_file_proto_msgTypes[14]
+	mi := &file_firebreak_v1_file_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -975,7 +1247,7 @@ func (x *Watcher) String() string {
 func (*Watcher) ProtoMessage() {}
 
 func (x *Watcher) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_file_proto_msgTypes[14]
+	mi := &file_firebreak_v1_file_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -988,7 +1260,7 @@ func (x *Watcher) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Watcher.ProtoReflect.Descriptor instead.
 func (*Watcher) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{14}
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Watcher) GetWatcher() string {
@@ -1008,7 +1280,7 @@ type GetWatcherEventsRequest struct {
 
 func (x *GetWatcherEventsRequest) Reset() {
 	*x = GetWatcherEventsRequest{}
-	mi := &file_firebreak_v1_file_proto_msgTypes[15]
+	mi := &file_firebreak_v1_file_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1020,7 +1292,7 @@ func (x *GetWatcherEventsRequest) String() string {
 func (*GetWatcherEventsRequest) ProtoMessage() {}
 
 func (x *GetWatcherEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_file_proto_msgTypes[15]
+	mi := &file_firebreak_v1_file_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1033,7 +1305,7 @@ func (x *GetWatcherEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWatcherEventsRequest.ProtoReflect.Descriptor instead.
 func (*GetWatcherEventsRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{15}
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetWatcherEventsRequest) GetId() string {
@@ -1061,7 +1333,7 @@ type GetWatcherEventsResponse struct {
 
 func (x *GetWatcherEventsResponse) Reset() {
 	*x = GetWatcherEventsResponse{}
-	mi := &file_firebreak_v1_file_proto_msgTypes[16]
+	mi := &file_firebreak_v1_file_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1073,7 +1345,7 @@ func (x *GetWatcherEventsResponse) String() string {
 func (*GetWatcherEventsResponse) ProtoMessage() {}
 
 func (x *GetWatcherEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_file_proto_msgTypes[16]
+	mi := &file_firebreak_v1_file_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1086,7 +1358,7 @@ func (x *GetWatcherEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWatcherEventsResponse.ProtoReflect.Descriptor instead.
 func (*GetWatcherEventsResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{16}
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetWatcherEventsResponse) GetEvents() []*FileEvent {
@@ -1113,7 +1385,7 @@ type RemoveWatcherRequest struct {
 
 func (x *RemoveWatcherRequest) Reset() {
 	*x = RemoveWatcherRequest{}
-	mi := &file_firebreak_v1_file_proto_msgTypes[17]
+	mi := &file_firebreak_v1_file_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1125,7 +1397,7 @@ func (x *RemoveWatcherRequest) String() string {
 func (*RemoveWatcherRequest) ProtoMessage() {}
 
 func (x *RemoveWatcherRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_file_proto_msgTypes[17]
+	mi := &file_firebreak_v1_file_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1138,7 +1410,7 @@ func (x *RemoveWatcherRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveWatcherRequest.ProtoReflect.Descriptor instead.
 func (*RemoveWatcherRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{17}
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RemoveWatcherRequest) GetId() string {
@@ -1163,7 +1435,7 @@ type RemoveWatcherResponse struct {
 
 func (x *RemoveWatcherResponse) Reset() {
 	*x = RemoveWatcherResponse{}
-	mi := &file_firebreak_v1_file_proto_msgTypes[18]
+	mi := &file_firebreak_v1_file_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1175,7 +1447,7 @@ func (x *RemoveWatcherResponse) String() string {
 func (*RemoveWatcherResponse) ProtoMessage() {}
 
 func (x *RemoveWatcherResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_file_proto_msgTypes[18]
+	mi := &file_firebreak_v1_file_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1188,7 +1460,7 @@ func (x *RemoveWatcherResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveWatcherResponse.ProtoReflect.Descriptor instead.
 func (*RemoveWatcherResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{18}
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{22}
 }
 
 type SignFileRequest struct {
@@ -1207,7 +1479,7 @@ type SignFileRequest struct {
 
 func (x *SignFileRequest) Reset() {
 	*x = SignFileRequest{}
-	mi := &file_firebreak_v1_file_proto_msgTypes[19]
+	mi := &file_firebreak_v1_file_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1219,7 +1491,7 @@ func (x *SignFileRequest) String() string {
 func (*SignFileRequest) ProtoMessage() {}
 
 func (x *SignFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_file_proto_msgTypes[19]
+	mi := &file_firebreak_v1_file_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1232,7 +1504,7 @@ func (x *SignFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignFileRequest.ProtoReflect.Descriptor instead.
 func (*SignFileRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{19}
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SignFileRequest) GetId() string {
@@ -1281,7 +1553,7 @@ type SignedURL struct {
 
 func (x *SignedURL) Reset() {
 	*x = SignedURL{}
-	mi := &file_firebreak_v1_file_proto_msgTypes[20]
+	mi := &file_firebreak_v1_file_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1293,7 +1565,7 @@ func (x *SignedURL) String() string {
 func (*SignedURL) ProtoMessage() {}
 
 func (x *SignedURL) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_file_proto_msgTypes[20]
+	mi := &file_firebreak_v1_file_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1306,7 +1578,7 @@ func (x *SignedURL) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignedURL.ProtoReflect.Descriptor instead.
 func (*SignedURL) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{20}
+	return file_firebreak_v1_file_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SignedURL) GetUrl() string {
@@ -1327,7 +1599,7 @@ var File_firebreak_v1_file_proto protoreflect.FileDescriptor
 
 const file_firebreak_v1_file_proto_rawDesc = "" +
 	"\n" +
-	"\x17firebreak/v1/file.proto\x12\ffirebreak.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1afirebreak/v1/options.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf0\x01\n" +
+	"\x17firebreak/v1/file.proto\x12\ffirebreak.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1afirebreak/v1/options.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xef\x02\n" +
 	"\bFileInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
@@ -1339,7 +1611,12 @@ const file_firebreak_v1_file_proto_rawDesc = "" +
 	"\x03uid\x18\a \x01(\x03R\x03uid\x12\x10\n" +
 	"\x03gid\x18\b \x01(\x03R\x03gid\x12\x1f\n" +
 	"\vlink_target\x18\t \x01(\tR\n" +
-	"linkTarget\"\xac\x01\n" +
+	"linkTarget\x12@\n" +
+	"\bmetadata\x18\n" +
+	" \x03(\v2$.firebreak.v1.FileInfo.MetadataEntryR\bmetadata\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xac\x01\n" +
 	"\x0fReadFileRequest\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12\x1e\n" +
@@ -1350,13 +1627,35 @@ const file_firebreak_v1_file_proto_rawDesc = "" +
 	"\x04user\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04user\"K\n" +
 	"\tFileChunk\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12*\n" +
-	"\x04info\x18\x02 \x01(\v2\x16.firebreak.v1.FileInfoR\x04info\"\xa9\x01\n" +
+	"\x04info\x18\x02 \x01(\v2\x16.firebreak.v1.FileInfoR\x04info\"\xca\x02\n" +
 	"\x10WriteFileRequest\x12\x18\n" +
 	"\x02id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x02id\x12\x1c\n" +
 	"\x04path\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x04path\x12,\n" +
 	"\x04mode\x18\x03 \x01(\tB\x18\xbaH\x15\xd8\x01\x01r\x102\x0e^0?[0-7]{3,4}$R\x04mode\x12\x1b\n" +
 	"\x04user\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04user\x12\x12\n" +
-	"\x04data\x18\x05 \x01(\fR\x04data\"j\n" +
+	"\x04data\x18\x05 \x01(\fR\x04data\x12b\n" +
+	"\bmetadata\x18\x06 \x03(\v2,.firebreak.v1.WriteFileRequest.MetadataEntryB\x18\xbaH\x15\x9a\x01\x12\x10@\"\ar\x05\x10\x01\x18\xf6\x01*\x05r\x03\x18\x80 R\bmetadata\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"k\n" +
+	"\x12ReadArchiveRequest\x12\x1a\n" +
+	"\x02id\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12\x1c\n" +
+	"\x04path\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x04path\x12\x1b\n" +
+	"\x04user\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04user\"=\n" +
+	"\fArchiveChunk\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x19\n" +
+	"\bleft_out\x18\x02 \x03(\tR\aleftOut\"~\n" +
+	"\x13WriteArchiveRequest\x12\x18\n" +
+	"\x02id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x02id\x12\x1c\n" +
+	"\x04path\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x04path\x12\x1b\n" +
+	"\x04user\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04user\x12\x12\n" +
+	"\x04data\x18\x04 \x01(\fR\x04data\"t\n" +
+	"\x0eWrittenArchive\x12\x14\n" +
+	"\x05files\x18\x01 \x01(\x03R\x05files\x12 \n" +
+	"\vdirectories\x18\x02 \x01(\x03R\vdirectories\x12\x14\n" +
+	"\x05links\x18\x03 \x01(\x03R\x05links\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x03R\x05bytes\"j\n" +
 	"\x0fStatFileRequest\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12\x1e\n" +
@@ -1435,12 +1734,18 @@ const file_firebreak_v1_file_proto_rawDesc = "" +
 	"\tSignedURL\x12\x10\n" +
 	"\x03url\x18\x01 \x01(\tR\x03url\x129\n" +
 	"\n" +
-	"expires_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt2\xa4\r\n" +
+	"expires_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt2\x82\x0f\n" +
 	"\vFileService\x12a\n" +
 	"\bReadFile\x12\x1d.firebreak.v1.ReadFileRequest\x1a\x17.firebreak.v1.FileChunk\"\x1b\xca\xda\x18\x17\n" +
 	"\n" +
 	"files:read\x12\tfile.read0\x01\x12d\n" +
 	"\tWriteFile\x12\x1e.firebreak.v1.WriteFileRequest\x1a\x16.firebreak.v1.FileInfo\"\x1d\xca\xda\x18\x19\n" +
+	"\vfiles:write\x12\n" +
+	"file.write(\x01\x12j\n" +
+	"\vReadArchive\x12 .firebreak.v1.ReadArchiveRequest\x1a\x1a.firebreak.v1.ArchiveChunk\"\x1b\xca\xda\x18\x17\n" +
+	"\n" +
+	"files:read\x12\tfile.read0\x01\x12p\n" +
+	"\fWriteArchive\x12!.firebreak.v1.WriteArchiveRequest\x1a\x1c.firebreak.v1.WrittenArchive\"\x1d\xca\xda\x18\x19\n" +
 	"\vfiles:write\x12\n" +
 	"file.write(\x01\x12\x83\x01\n" +
 	"\bStatFile\x12\x1d.firebreak.v1.StatFileRequest\x1a\x16.firebreak.v1.FileInfo\"@\xca\xda\x18\x17\n" +
@@ -1489,66 +1794,78 @@ func file_firebreak_v1_file_proto_rawDescGZIP() []byte {
 	return file_firebreak_v1_file_proto_rawDescData
 }
 
-var file_firebreak_v1_file_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_firebreak_v1_file_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_firebreak_v1_file_proto_goTypes = []any{
 	(*FileInfo)(nil),                 // 0: firebreak.v1.FileInfo
 	(*ReadFileRequest)(nil),          // 1: firebreak.v1.ReadFileRequest
 	(*FileChunk)(nil),                // 2: firebreak.v1.FileChunk
 	(*WriteFileRequest)(nil),         // 3: firebreak.v1.WriteFileRequest
-	(*StatFileRequest)(nil),          // 4: firebreak.v1.StatFileRequest
-	(*ListFilesRequest)(nil),         // 5: firebreak.v1.ListFilesRequest
-	(*ListFilesResponse)(nil),        // 6: firebreak.v1.ListFilesResponse
-	(*MakeDirectoryRequest)(nil),     // 7: firebreak.v1.MakeDirectoryRequest
-	(*MoveFileRequest)(nil),          // 8: firebreak.v1.MoveFileRequest
-	(*RemoveFileRequest)(nil),        // 9: firebreak.v1.RemoveFileRequest
-	(*RemoveFileResponse)(nil),       // 10: firebreak.v1.RemoveFileResponse
-	(*WatchFilesRequest)(nil),        // 11: firebreak.v1.WatchFilesRequest
-	(*FileEvent)(nil),                // 12: firebreak.v1.FileEvent
-	(*CreateWatcherRequest)(nil),     // 13: firebreak.v1.CreateWatcherRequest
-	(*Watcher)(nil),                  // 14: firebreak.v1.Watcher
-	(*GetWatcherEventsRequest)(nil),  // 15: firebreak.v1.GetWatcherEventsRequest
-	(*GetWatcherEventsResponse)(nil), // 16: firebreak.v1.GetWatcherEventsResponse
-	(*RemoveWatcherRequest)(nil),     // 17: firebreak.v1.RemoveWatcherRequest
-	(*RemoveWatcherResponse)(nil),    // 18: firebreak.v1.RemoveWatcherResponse
-	(*SignFileRequest)(nil),          // 19: firebreak.v1.SignFileRequest
-	(*SignedURL)(nil),                // 20: firebreak.v1.SignedURL
-	(*timestamppb.Timestamp)(nil),    // 21: google.protobuf.Timestamp
+	(*ReadArchiveRequest)(nil),       // 4: firebreak.v1.ReadArchiveRequest
+	(*ArchiveChunk)(nil),             // 5: firebreak.v1.ArchiveChunk
+	(*WriteArchiveRequest)(nil),      // 6: firebreak.v1.WriteArchiveRequest
+	(*WrittenArchive)(nil),           // 7: firebreak.v1.WrittenArchive
+	(*StatFileRequest)(nil),          // 8: firebreak.v1.StatFileRequest
+	(*ListFilesRequest)(nil),         // 9: firebreak.v1.ListFilesRequest
+	(*ListFilesResponse)(nil),        // 10: firebreak.v1.ListFilesResponse
+	(*MakeDirectoryRequest)(nil),     // 11: firebreak.v1.MakeDirectoryRequest
+	(*MoveFileRequest)(nil),          // 12: firebreak.v1.MoveFileRequest
+	(*RemoveFileRequest)(nil),        // 13: firebreak.v1.RemoveFileRequest
+	(*RemoveFileResponse)(nil),       // 14: firebreak.v1.RemoveFileResponse
+	(*WatchFilesRequest)(nil),        // 15: firebreak.v1.WatchFilesRequest
+	(*FileEvent)(nil),                // 16: firebreak.v1.FileEvent
+	(*CreateWatcherRequest)(nil),     // 17: firebreak.v1.CreateWatcherRequest
+	(*Watcher)(nil),                  // 18: firebreak.v1.Watcher
+	(*GetWatcherEventsRequest)(nil),  // 19: firebreak.v1.GetWatcherEventsRequest
+	(*GetWatcherEventsResponse)(nil), // 20: firebreak.v1.GetWatcherEventsResponse
+	(*RemoveWatcherRequest)(nil),     // 21: firebreak.v1.RemoveWatcherRequest
+	(*RemoveWatcherResponse)(nil),    // 22: firebreak.v1.RemoveWatcherResponse
+	(*SignFileRequest)(nil),          // 23: firebreak.v1.SignFileRequest
+	(*SignedURL)(nil),                // 24: firebreak.v1.SignedURL
+	nil,                              // 25: firebreak.v1.FileInfo.MetadataEntry
+	nil,                              // 26: firebreak.v1.WriteFileRequest.MetadataEntry
+	(*timestamppb.Timestamp)(nil),    // 27: google.protobuf.Timestamp
 }
 var file_firebreak_v1_file_proto_depIdxs = []int32{
-	21, // 0: firebreak.v1.FileInfo.modified_at:type_name -> google.protobuf.Timestamp
-	0,  // 1: firebreak.v1.FileChunk.info:type_name -> firebreak.v1.FileInfo
-	0,  // 2: firebreak.v1.ListFilesResponse.files:type_name -> firebreak.v1.FileInfo
-	12, // 3: firebreak.v1.GetWatcherEventsResponse.events:type_name -> firebreak.v1.FileEvent
-	21, // 4: firebreak.v1.SignedURL.expires_at:type_name -> google.protobuf.Timestamp
-	1,  // 5: firebreak.v1.FileService.ReadFile:input_type -> firebreak.v1.ReadFileRequest
-	3,  // 6: firebreak.v1.FileService.WriteFile:input_type -> firebreak.v1.WriteFileRequest
-	4,  // 7: firebreak.v1.FileService.StatFile:input_type -> firebreak.v1.StatFileRequest
-	5,  // 8: firebreak.v1.FileService.ListFiles:input_type -> firebreak.v1.ListFilesRequest
-	11, // 9: firebreak.v1.FileService.WatchFiles:input_type -> firebreak.v1.WatchFilesRequest
-	13, // 10: firebreak.v1.FileService.CreateWatcher:input_type -> firebreak.v1.CreateWatcherRequest
-	15, // 11: firebreak.v1.FileService.GetWatcherEvents:input_type -> firebreak.v1.GetWatcherEventsRequest
-	17, // 12: firebreak.v1.FileService.RemoveWatcher:input_type -> firebreak.v1.RemoveWatcherRequest
-	19, // 13: firebreak.v1.FileService.SignFile:input_type -> firebreak.v1.SignFileRequest
-	7,  // 14: firebreak.v1.FileService.MakeDirectory:input_type -> firebreak.v1.MakeDirectoryRequest
-	8,  // 15: firebreak.v1.FileService.MoveFile:input_type -> firebreak.v1.MoveFileRequest
-	9,  // 16: firebreak.v1.FileService.RemoveFile:input_type -> firebreak.v1.RemoveFileRequest
-	2,  // 17: firebreak.v1.FileService.ReadFile:output_type -> firebreak.v1.FileChunk
-	0,  // 18: firebreak.v1.FileService.WriteFile:output_type -> firebreak.v1.FileInfo
-	0,  // 19: firebreak.v1.FileService.StatFile:output_type -> firebreak.v1.FileInfo
-	6,  // 20: firebreak.v1.FileService.ListFiles:output_type -> firebreak.v1.ListFilesResponse
-	12, // 21: firebreak.v1.FileService.WatchFiles:output_type -> firebreak.v1.FileEvent
-	14, // 22: firebreak.v1.FileService.CreateWatcher:output_type -> firebreak.v1.Watcher
-	16, // 23: firebreak.v1.FileService.GetWatcherEvents:output_type -> firebreak.v1.GetWatcherEventsResponse
-	18, // 24: firebreak.v1.FileService.RemoveWatcher:output_type -> firebreak.v1.RemoveWatcherResponse
-	20, // 25: firebreak.v1.FileService.SignFile:output_type -> firebreak.v1.SignedURL
-	0,  // 26: firebreak.v1.FileService.MakeDirectory:output_type -> firebreak.v1.FileInfo
-	0,  // 27: firebreak.v1.FileService.MoveFile:output_type -> firebreak.v1.FileInfo
-	10, // 28: firebreak.v1.FileService.RemoveFile:output_type -> firebreak.v1.RemoveFileResponse
-	17, // [17:29] is the sub-list for method output_type
-	5,  // [5:17] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	27, // 0: firebreak.v1.FileInfo.modified_at:type_name -> google.protobuf.Timestamp
+	25, // 1: firebreak.v1.FileInfo.metadata:type_name -> firebreak.v1.FileInfo.MetadataEntry
+	0,  // 2: firebreak.v1.FileChunk.info:type_name -> firebreak.v1.FileInfo
+	26, // 3: firebreak.v1.WriteFileRequest.metadata:type_name -> firebreak.v1.WriteFileRequest.MetadataEntry
+	0,  // 4: firebreak.v1.ListFilesResponse.files:type_name -> firebreak.v1.FileInfo
+	16, // 5: firebreak.v1.GetWatcherEventsResponse.events:type_name -> firebreak.v1.FileEvent
+	27, // 6: firebreak.v1.SignedURL.expires_at:type_name -> google.protobuf.Timestamp
+	1,  // 7: firebreak.v1.FileService.ReadFile:input_type -> firebreak.v1.ReadFileRequest
+	3,  // 8: firebreak.v1.FileService.WriteFile:input_type -> firebreak.v1.WriteFileRequest
+	4,  // 9: firebreak.v1.FileService.ReadArchive:input_type -> firebreak.v1.ReadArchiveRequest
+	6,  // 10: firebreak.v1.FileService.WriteArchive:input_type -> firebreak.v1.WriteArchiveRequest
+	8,  // 11: firebreak.v1.FileService.StatFile:input_type -> firebreak.v1.StatFileRequest
+	9,  // 12: firebreak.v1.FileService.ListFiles:input_type -> firebreak.v1.ListFilesRequest
+	15, // 13: firebreak.v1.FileService.WatchFiles:input_type -> firebreak.v1.WatchFilesRequest
+	17, // 14: firebreak.v1.FileService.CreateWatcher:input_type -> firebreak.v1.CreateWatcherRequest
+	19, // 15: firebreak.v1.FileService.GetWatcherEvents:input_type -> firebreak.v1.GetWatcherEventsRequest
+	21, // 16: firebreak.v1.FileService.RemoveWatcher:input_type -> firebreak.v1.RemoveWatcherRequest
+	23, // 17: firebreak.v1.FileService.SignFile:input_type -> firebreak.v1.SignFileRequest
+	11, // 18: firebreak.v1.FileService.MakeDirectory:input_type -> firebreak.v1.MakeDirectoryRequest
+	12, // 19: firebreak.v1.FileService.MoveFile:input_type -> firebreak.v1.MoveFileRequest
+	13, // 20: firebreak.v1.FileService.RemoveFile:input_type -> firebreak.v1.RemoveFileRequest
+	2,  // 21: firebreak.v1.FileService.ReadFile:output_type -> firebreak.v1.FileChunk
+	0,  // 22: firebreak.v1.FileService.WriteFile:output_type -> firebreak.v1.FileInfo
+	5,  // 23: firebreak.v1.FileService.ReadArchive:output_type -> firebreak.v1.ArchiveChunk
+	7,  // 24: firebreak.v1.FileService.WriteArchive:output_type -> firebreak.v1.WrittenArchive
+	0,  // 25: firebreak.v1.FileService.StatFile:output_type -> firebreak.v1.FileInfo
+	10, // 26: firebreak.v1.FileService.ListFiles:output_type -> firebreak.v1.ListFilesResponse
+	16, // 27: firebreak.v1.FileService.WatchFiles:output_type -> firebreak.v1.FileEvent
+	18, // 28: firebreak.v1.FileService.CreateWatcher:output_type -> firebreak.v1.Watcher
+	20, // 29: firebreak.v1.FileService.GetWatcherEvents:output_type -> firebreak.v1.GetWatcherEventsResponse
+	22, // 30: firebreak.v1.FileService.RemoveWatcher:output_type -> firebreak.v1.RemoveWatcherResponse
+	24, // 31: firebreak.v1.FileService.SignFile:output_type -> firebreak.v1.SignedURL
+	0,  // 32: firebreak.v1.FileService.MakeDirectory:output_type -> firebreak.v1.FileInfo
+	0,  // 33: firebreak.v1.FileService.MoveFile:output_type -> firebreak.v1.FileInfo
+	14, // 34: firebreak.v1.FileService.RemoveFile:output_type -> firebreak.v1.RemoveFileResponse
+	21, // [21:35] is the sub-list for method output_type
+	7,  // [7:21] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_firebreak_v1_file_proto_init() }
@@ -1563,7 +1880,7 @@ func file_firebreak_v1_file_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_firebreak_v1_file_proto_rawDesc), len(file_firebreak_v1_file_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

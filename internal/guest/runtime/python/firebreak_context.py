@@ -21,6 +21,7 @@ LARGEST = 4 << 20  # of a message
 TOO_LARGE = "[this result was too large to be shown: at most 4 MiB]"
 MAX_ROWS = 10_000  # of a table given as data
 MAX_SOURCES = 1000  # turns whose source tracebacks can show
+PICTURES = {"png": "image/png", "svg": "image/svg+xml", "jpg": "image/jpeg", "jpeg": "image/jpeg", "pdf": "application/pdf"}  # of figures
 HERE = __file__
 
 
@@ -287,10 +288,13 @@ def forms(value):
             got = got[0]
         if got is not None:
             data[kind] = encoded(got)
-    if is_a(value, "matplotlib", "Figure") and "image/png" not in data:
-        picture = attempt(lambda: drawn(value))
+    if is_a(value, "matplotlib", "Figure") and not any(kind in data for kind in PICTURES.values()):
+        kind, picture = attempt(lambda: drawn(value)) or (None, None)
         if picture:
-            data["image/png"] = encoded(picture)
+            data[kind] = picture
+            chart = charted(value)
+            if chart is not None:
+                data["firebreak/chart"] = chart
     if is_a(value, "pandas", "DataFrame"):
         table = attempt(lambda: columns(value))
         if table is not None:
@@ -345,9 +349,25 @@ def is_a(value, package, name):
 
 
 def drawn(figure):
+    """Return the media type and form of a picture: png, or what savefig makes where nothing else is said."""
+    rc = getattr(sys.modules.get("matplotlib"), "rcParams", {})
+    name = rc.get("savefig.format", "png")
+    if name not in PICTURES:
+        name = "png"
     out = io.BytesIO()
-    figure.savefig(out, format="png", bbox_inches="tight")
-    return out.getvalue()
+    figure.savefig(out, format=name, bbox_inches="tight")
+    return PICTURES[name], out.getvalue().decode("utf-8") if name == "svg" else encoded(out.getvalue())
+
+
+def charted(figure):
+    """Return what a figure shows as data, or None: nobody has asked for it."""
+    try:
+        import firebreak_chart
+        return firebreak_chart.of(figure)
+    except KeyboardInterrupt:
+        raise
+    except Exception:
+        return None
 
 
 def columns(frame):
@@ -357,10 +377,12 @@ def columns(frame):
 
 
 def plain(value):
-    if hasattr(value, "item") and not isinstance(value, (str, bytes)):
+    if hasattr(value, "item") and getattr(value, "shape", None) == ():
         value = value.item()  # of numpy
     if value is None or isinstance(value, (bool, int, str)):
         return value
+    if type(value).__name__ in ("NaTType", "NAType"):
+        return None  # of pandas
     if isinstance(value, float):
         return value if value - value == 0 else None  # JSON has neither NaN nor infinity
     if hasattr(value, "isoformat"):

@@ -200,8 +200,22 @@ if (!old) {
     await s.files.write('st', new Blob(['streamed']).stream())
     assert.equal(await s.files.read('st'), 'streamed')
   })
-  await step('files.write: metadata is refused', async () => {
-    await rejects(s.files.write('x', 'y', { metadata: { a: 'b' } }), e2b.SandboxError, /not supported yet/)
+  await step('files: metadata', async () => {
+    const metadata = { kind: 'report', 'x-note': 'a b' }
+    assert.deepEqual((await s.files.write('md/f', 'y', { metadata })).metadata, metadata)
+    assert.deepEqual((await s.files.getInfo('md/f')).metadata, metadata)
+    assert.deepEqual((await s.files.list('md'))[0].metadata, metadata)
+    assert.deepEqual((await s.files.rename('md/f', 'md/g')).metadata, metadata)
+    const out = await s.commands.run(`python3 -c "import os; print(os.getxattr('md/g', 'user.e2b.kind')); os.setxattr('md/g', 'user.e2b.inside', b'1'); os.setxattr('md/g', 'user.other', b'1')"`)
+    assert.equal(out.stdout, "b'report'\n")
+    assert.deepEqual((await s.files.getInfo('md/g')).metadata, { ...metadata, inside: '1' })
+    const two = await s.files.write([{ path: 'md/1', data: '1' }, { path: 'md/2', data: '2' }], { metadata: { both: '1' } })
+    assert.deepEqual(two.map((f) => f.metadata), [{ both: '1' }, { both: '1' }])
+    assert.deepEqual((await s.files.write('md/o', 'o', { useOctetStream: true, metadata: { o: '1' } })).metadata, { o: '1' })
+    await s.files.write('md/g', 'without')
+    assert.equal((await s.files.getInfo('md/g')).metadata, undefined)
+    await rejects(s.files.write('md/big', 'x', { metadata: { a: 'v'.repeat(5000) } }), e2b.InvalidArgumentError)
+    assert.equal(await s.files.exists('md/big'), false)
   })
 }
 await step('files.list', async () => {

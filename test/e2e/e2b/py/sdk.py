@@ -156,6 +156,20 @@ def _():
     seen = []
     until("both", lambda: seen.extend((e.type.value, e.name) for e in h.get_new_events()) or {"create", "remove"} <= {t for t, _ in seen})
     h.stop()
+    h = s.files.watch_dir("w", include_entry=True)
+    s.files.write("w/b", "12345")
+    entries = []
+    until("an entry", lambda: entries.extend(e.entry for e in h.get_new_events() if e.entry and e.entry.size == 5) or entries)
+    same((entries[0].path, entries[0].owner), ("/home/user/w/b", "user"))
+    h.stop()
+
+
+@step("files: metadata")
+def _():
+    same(s.files.write("md/f", "y", metadata={"kind": "report"}).metadata, {"kind": "report"})
+    same(s.files.get_info("md/f").metadata, {"kind": "report"})
+    s.files.write("md/f", "y")
+    assert not s.files.get_info("md/f").metadata
 
 
 @step("download_url, upload_url")

@@ -37,6 +37,11 @@ const (
 	FileServiceReadFileProcedure = "/firebreak.v1.FileService/ReadFile"
 	// FileServiceWriteFileProcedure is the fully-qualified name of the FileService's WriteFile RPC.
 	FileServiceWriteFileProcedure = "/firebreak.v1.FileService/WriteFile"
+	// FileServiceReadArchiveProcedure is the fully-qualified name of the FileService's ReadArchive RPC.
+	FileServiceReadArchiveProcedure = "/firebreak.v1.FileService/ReadArchive"
+	// FileServiceWriteArchiveProcedure is the fully-qualified name of the FileService's WriteArchive
+	// RPC.
+	FileServiceWriteArchiveProcedure = "/firebreak.v1.FileService/WriteArchive"
 	// FileServiceStatFileProcedure is the fully-qualified name of the FileService's StatFile RPC.
 	FileServiceStatFileProcedure = "/firebreak.v1.FileService/StatFile"
 	// FileServiceListFilesProcedure is the fully-qualified name of the FileService's ListFiles RPC.
@@ -69,6 +74,16 @@ type FileServiceClient interface {
 	ReadFile(context.Context, *connect.Request[v1.ReadFileRequest]) (*connect.ServerStreamForClient[v1.FileChunk], error)
 	// WriteFile stores a file: the first message names it, all carry data.
 	WriteFile(context.Context) *connect.ClientStreamForClient[v1.WriteFileRequest, v1.FileInfo]
+	// ReadArchive streams a directory as a tar file: its files, directories, and
+	// symbolic links that stay in it. What is left out is named in the chunks; over
+	// REST the trailer Firebreak-Left-Out counts it.
+	ReadArchive(context.Context, *connect.Request[v1.ReadArchiveRequest]) (*connect.ServerStreamForClient[v1.ArchiveChunk], error)
+	// WriteArchive unpacks a tar file into a directory, which is made: the first
+	// message names it, all carry data. Entries are stored in order, each file whole
+	// or not at all, symbolic links last; the first that fails ends it. Names and
+	// links that lead out, hard links and devices are refused. Set-id bits, owners
+	// and times are not taken over.
+	WriteArchive(context.Context) *connect.ClientStreamForClient[v1.WriteArchiveRequest, v1.WrittenArchive]
 	StatFile(context.Context, *connect.Request[v1.StatFileRequest]) (*connect.Response[v1.FileInfo], error)
 	ListFiles(context.Context, *connect.Request[v1.ListFilesRequest]) (*connect.Response[v1.ListFilesResponse], error)
 	// WatchFiles reports what changes in a directory, and with recursive below it,
@@ -111,6 +126,18 @@ func NewFileServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			httpClient,
 			baseURL+FileServiceWriteFileProcedure,
 			connect.WithSchema(fileServiceMethods.ByName("WriteFile")),
+			connect.WithClientOptions(opts...),
+		),
+		readArchive: connect.NewClient[v1.ReadArchiveRequest, v1.ArchiveChunk](
+			httpClient,
+			baseURL+FileServiceReadArchiveProcedure,
+			connect.WithSchema(fileServiceMethods.ByName("ReadArchive")),
+			connect.WithClientOptions(opts...),
+		),
+		writeArchive: connect.NewClient[v1.WriteArchiveRequest, v1.WrittenArchive](
+			httpClient,
+			baseURL+FileServiceWriteArchiveProcedure,
+			connect.WithSchema(fileServiceMethods.ByName("WriteArchive")),
 			connect.WithClientOptions(opts...),
 		),
 		statFile: connect.NewClient[v1.StatFileRequest, v1.FileInfo](
@@ -180,6 +207,8 @@ func NewFileServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 type fileServiceClient struct {
 	readFile         *connect.Client[v1.ReadFileRequest, v1.FileChunk]
 	writeFile        *connect.Client[v1.WriteFileRequest, v1.FileInfo]
+	readArchive      *connect.Client[v1.ReadArchiveRequest, v1.ArchiveChunk]
+	writeArchive     *connect.Client[v1.WriteArchiveRequest, v1.WrittenArchive]
 	statFile         *connect.Client[v1.StatFileRequest, v1.FileInfo]
 	listFiles        *connect.Client[v1.ListFilesRequest, v1.ListFilesResponse]
 	watchFiles       *connect.Client[v1.WatchFilesRequest, v1.FileEvent]
@@ -200,6 +229,16 @@ func (c *fileServiceClient) ReadFile(ctx context.Context, req *connect.Request[v
 // WriteFile calls firebreak.v1.FileService.WriteFile.
 func (c *fileServiceClient) WriteFile(ctx context.Context) *connect.ClientStreamForClient[v1.WriteFileRequest, v1.FileInfo] {
 	return c.writeFile.CallClientStream(ctx)
+}
+
+// ReadArchive calls firebreak.v1.FileService.ReadArchive.
+func (c *fileServiceClient) ReadArchive(ctx context.Context, req *connect.Request[v1.ReadArchiveRequest]) (*connect.ServerStreamForClient[v1.ArchiveChunk], error) {
+	return c.readArchive.CallServerStream(ctx, req)
+}
+
+// WriteArchive calls firebreak.v1.FileService.WriteArchive.
+func (c *fileServiceClient) WriteArchive(ctx context.Context) *connect.ClientStreamForClient[v1.WriteArchiveRequest, v1.WrittenArchive] {
+	return c.writeArchive.CallClientStream(ctx)
 }
 
 // StatFile calls firebreak.v1.FileService.StatFile.
@@ -258,6 +297,16 @@ type FileServiceHandler interface {
 	ReadFile(context.Context, *connect.Request[v1.ReadFileRequest], *connect.ServerStream[v1.FileChunk]) error
 	// WriteFile stores a file: the first message names it, all carry data.
 	WriteFile(context.Context, *connect.ClientStream[v1.WriteFileRequest]) (*connect.Response[v1.FileInfo], error)
+	// ReadArchive streams a directory as a tar file: its files, directories, and
+	// symbolic links that stay in it. What is left out is named in the chunks; over
+	// REST the trailer Firebreak-Left-Out counts it.
+	ReadArchive(context.Context, *connect.Request[v1.ReadArchiveRequest], *connect.ServerStream[v1.ArchiveChunk]) error
+	// WriteArchive unpacks a tar file into a directory, which is made: the first
+	// message names it, all carry data. Entries are stored in order, each file whole
+	// or not at all, symbolic links last; the first that fails ends it. Names and
+	// links that lead out, hard links and devices are refused. Set-id bits, owners
+	// and times are not taken over.
+	WriteArchive(context.Context, *connect.ClientStream[v1.WriteArchiveRequest]) (*connect.Response[v1.WrittenArchive], error)
 	StatFile(context.Context, *connect.Request[v1.StatFileRequest]) (*connect.Response[v1.FileInfo], error)
 	ListFiles(context.Context, *connect.Request[v1.ListFilesRequest]) (*connect.Response[v1.ListFilesResponse], error)
 	// WatchFiles reports what changes in a directory, and with recursive below it,
@@ -296,6 +345,18 @@ func NewFileServiceHandler(svc FileServiceHandler, opts ...connect.HandlerOption
 		FileServiceWriteFileProcedure,
 		svc.WriteFile,
 		connect.WithSchema(fileServiceMethods.ByName("WriteFile")),
+		connect.WithHandlerOptions(opts...),
+	)
+	fileServiceReadArchiveHandler := connect.NewServerStreamHandler(
+		FileServiceReadArchiveProcedure,
+		svc.ReadArchive,
+		connect.WithSchema(fileServiceMethods.ByName("ReadArchive")),
+		connect.WithHandlerOptions(opts...),
+	)
+	fileServiceWriteArchiveHandler := connect.NewClientStreamHandler(
+		FileServiceWriteArchiveProcedure,
+		svc.WriteArchive,
+		connect.WithSchema(fileServiceMethods.ByName("WriteArchive")),
 		connect.WithHandlerOptions(opts...),
 	)
 	fileServiceStatFileHandler := connect.NewUnaryHandler(
@@ -364,6 +425,10 @@ func NewFileServiceHandler(svc FileServiceHandler, opts ...connect.HandlerOption
 			fileServiceReadFileHandler.ServeHTTP(w, r)
 		case FileServiceWriteFileProcedure:
 			fileServiceWriteFileHandler.ServeHTTP(w, r)
+		case FileServiceReadArchiveProcedure:
+			fileServiceReadArchiveHandler.ServeHTTP(w, r)
+		case FileServiceWriteArchiveProcedure:
+			fileServiceWriteArchiveHandler.ServeHTTP(w, r)
 		case FileServiceStatFileProcedure:
 			fileServiceStatFileHandler.ServeHTTP(w, r)
 		case FileServiceListFilesProcedure:
@@ -399,6 +464,14 @@ func (UnimplementedFileServiceHandler) ReadFile(context.Context, *connect.Reques
 
 func (UnimplementedFileServiceHandler) WriteFile(context.Context, *connect.ClientStream[v1.WriteFileRequest]) (*connect.Response[v1.FileInfo], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firebreak.v1.FileService.WriteFile is not implemented"))
+}
+
+func (UnimplementedFileServiceHandler) ReadArchive(context.Context, *connect.Request[v1.ReadArchiveRequest], *connect.ServerStream[v1.ArchiveChunk]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("firebreak.v1.FileService.ReadArchive is not implemented"))
+}
+
+func (UnimplementedFileServiceHandler) WriteArchive(context.Context, *connect.ClientStream[v1.WriteArchiveRequest]) (*connect.Response[v1.WrittenArchive], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firebreak.v1.FileService.WriteArchive is not implemented"))
 }
 
 func (UnimplementedFileServiceHandler) StatFile(context.Context, *connect.Request[v1.StatFileRequest]) (*connect.Response[v1.FileInfo], error) {
