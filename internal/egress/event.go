@@ -55,3 +55,13 @@ type Event struct {
 	// happens and, if there are more, once for those of some seconds.
 	Count int `json:"count"`
 }
+
+// Stats is what a router does, over all wires it has.
+type Stats struct {
+	Wires       int   `json:"wires"`
+	Connections int   `json:"connections"` // now
+	Allowed     int64 `json:"allowed"`     // connections, since the router began; so are the others
+	Denied      int64 `json:"denied"`      // connections, queries and datagrams
+	Upload      int64 `json:"upload"`
+	Download    int64 `json:"download"`
+}

@@ -1,3 +1,5 @@
+//go:build linux
+
 package egress
 
 import (
@@ -216,6 +218,33 @@ func TestFlood(t *testing.T) {
 	}
 	if told != refused || r.Stats().Denied != int64(refused) {
 		t.Errorf("%d of %d denials were told", told, refused)
+	}
+}
+
+// TestUnread: connections that the other side fills and the sandbox never reads
+// from cost bounded memory.
+func TestUnread(t *testing.T) {
+	p := newPlace(t)
+	much := make([]byte, 8<<20)
+	s := serve(t, func(c net.Conn) { _, _ = c.Write(much) })
+	r, _ := attached(t, p, raw, nil)
+	to := p.addr("good.example") + ":" + s.port
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	const many = 300
+	for range many {
+		p.mustDial(to)
+	}
+	for last := int64(-1); r.Stats().Download != last; time.Sleep(500 * time.Millisecond) { // until nothing moves
+		last = r.Stats().Download
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	used := int64(after.HeapInuse) - int64(before.HeapInuse)
+	t.Logf("%d KiB for %d connections, %d MiB delivered", used>>10, many, r.Stats().Download>>20)
+	if most := int64(generous*(2*lastBuffer+2*chunk) + many*(4*firstBuffer)); used > most {
+		t.Errorf("%d KiB of heap, at most %d", used>>10, most>>10)
 	}
 }
 

@@ -1,3 +1,5 @@
+//go:build linux
+
 package egress
 
 import (
@@ -65,16 +67,6 @@ type Wire struct {
 	Table *policy.Table // until the first Update
 	// Used is what was used of budgets before, by the id of the rule.
 	Used map[string]policy.Used
-}
-
-// Stats is what a router does, over all wires it has.
-type Stats struct {
-	Wires       int   `json:"wires"`
-	Connections int   `json:"connections"` // now
-	Allowed     int64 `json:"allowed"`     // connections, since the router began; so are the others
-	Denied      int64 `json:"denied"`      // connections, queries and datagrams
-	Upload      int64 `json:"upload"`
-	Download    int64 `json:"download"`
 }
 
 // Router serves the wires of sandboxes. All methods may be called at once.

@@ -1,3 +1,5 @@
+//go:build linux
+
 package egress
 
 import (
@@ -386,7 +388,8 @@ func TestBudgets(t *testing.T) {
 	p := newPlace(t)
 	s := serve(t, echo)
 	text := "allow:\n  - {id: net, cidr: 127.0.0.1, ports: 1024-65535, protocol: tcp}\n" +
-		"  - {id: good, host: good.example, ports: " + s.port + ", protocol: tcp, budget: {upload: 100KB, download: 90KB, connections: 5}}"
+		"  - {id: good, host: good.example, ports: " + s.port + ", protocol: tcp, budget: {upload: 100KB, connections: 5}}\n" +
+		"  - {id: other, host: other.example, ports: " + s.port + ", protocol: tcp, budget: {download: 10KB}}"
 	r, j := attached(t, p, text, nil)
 	to := p.addr("good.example") + ":" + s.port
 	c := p.mustDial(to)
@@ -406,6 +409,15 @@ func TestBudgets(t *testing.T) {
 	used, err := r.Used("one")
 	if u := used["good"]; err != nil || u.Upload != e.Upload || u.Upload < 60_000 || u.Upload > 100_000 || u.Connections != 1 {
 		t.Errorf("%+v %v", used, err)
+	}
+	c = p.mustDial(p.addr("other.example") + ":" + s.port)
+	_, _ = c.Write(say)
+	if n, err := io.Copy(io.Discard, c); !reset(err) || n > 10<<10 {
+		t.Error(n, err)
+	}
+	e = j.wait(t, "the end", func(e Event) bool { return e.Kind == KindClose && e.Host == "other.example" })
+	if e.Reason != "budget" || !strings.Contains(e.Hint, "download") {
+		t.Errorf("%+v", e)
 	}
 	for range 4 {
 		_ = p.mustDial(to).Close()
@@ -427,7 +439,7 @@ func TestBudgets(t *testing.T) {
 		t.Error(at)
 	}
 	q.denied(at+":"+s.port, "x")
-	if s.conns.Load() != 5 {
+	if s.conns.Load() != 6 {
 		t.Error(s.conns.Load())
 	}
 }
