@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -48,28 +47,9 @@ func Confine() (notes []string, err error) {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return nil, fmt.Errorf("prctl: %w", err)
 	}
-	if unix.Gettid() == os.Getpid() { // what it was executed by is no name to list
-		name, err := unix.BytePtrFromString("firebreak")
-		if err != nil {
-			return nil, err
-		}
-		if _, _, errno := unix.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_NAME, uintptr(unsafe.Pointer(name)), 0); errno != 0 {
-			return nil, fmt.Errorf("prctl: %w", errno)
-		}
-	}
 	time.Local = time.UTC // which is in no file
 	return notes, filter()
 }
-
-// deathSignal is what the kernel sends when the keeper ends. It is an attribute of
-// the thread that was made by it: packages are initialised on that one.
-var deathSignal = func() unix.Signal {
-	var sig int32
-	if _, _, errno := unix.RawSyscall(unix.SYS_PRCTL, unix.PR_GET_PDEATHSIG, uintptr(unsafe.Pointer(&sig)), 0); errno != 0 {
-		return 0
-	}
-	return unix.Signal(sig)
-}()
 
 // confined looks whether this process has lost what its keeper should have taken.
 func confined() (notes []string, err error) {
@@ -94,9 +74,6 @@ func confined() (notes []string, err error) {
 		if bounding && uid == routerID {
 			return nil, no
 		}
-	}
-	if deathSignal != unix.SIGKILL {
-		return nil, no
 	}
 	if landlockABI() == 0 {
 		return append(notes, "this kernel has no Landlock: files are denied to the router by seccomp alone"), nil

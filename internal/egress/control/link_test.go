@@ -98,7 +98,7 @@ func FuzzPackets(f *testing.F) {
 	f.Fuzz(func(t *testing.T, one, two []byte) {
 		a, b := linked(t)
 		for _, p := range [][]byte{one, two} {
-			if len(p) == 0 || len(p) > 100<<10 {
+			if len(p) == 0 || len(p) > maxPacket+100 { // both are on their way at once
 				return
 			}
 			if _, err := a.conn.Write(p); err != nil {
