@@ -448,7 +448,7 @@ func TestUpdateFails(t *testing.T) {
 	}
 	// Where that cannot be known either, it counts as cut off until it is taken up.
 	n.during = nil
-	n.set("update", errors.New("no answer"))
+	n.set("update", sandbox.Errorf("update", sandbox.KindTimeout, "no answer"))
 	if _, _, err := o.UpdateNetwork(t.Context(), alice, string(sb.ID), *policyOf("allow: [b.example.com]")); err == nil {
 		t.Error("no error")
 	}
