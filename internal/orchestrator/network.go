@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -199,8 +201,12 @@ func (l *live) cutOff(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	n := *l.sb.Details.Network
-	if n.Problem = ""; err != nil {
-		n.Problem = clip(err.Error())
+	var typed *sandbox.Error
+	switch n.Problem = ""; {
+	case errors.As(err, &typed):
+		n.Problem = clip(typed.Message())
+	case err != nil:
+		n.Problem = "internal error; the server's log says more"
 	}
 	l.sb.Details.Network = &n
 }
@@ -369,13 +375,13 @@ func (o *Orchestrator) strayWires(ctx context.Context) (ids []sandbox.InstanceID
 	if o.Network == nil {
 		return nil, nil
 	}
-	all, err := o.Network.List(ctx)
-	for _, id := range all {
-		if !o.holds(id) {
-			ids = append(ids, id)
-		}
+	ids, err = o.Network.List(ctx)
+	ids = slices.DeleteFunc(ids, o.holds)
+	if len(ids) == 0 || err != nil {
+		return nil, err
 	}
-	return ids, err
+	now, err := o.Network.List(ctx) // one of them may have been that of a sandbox that ended meanwhile
+	return slices.DeleteFunc(ids, func(id sandbox.InstanceID) bool { return !slices.Contains(now, id) }), err
 }
 
 // cutOffs are the sandboxes whose wire is to be taken up again.

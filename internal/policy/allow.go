@@ -12,6 +12,9 @@ import (
 // with a port stands in brackets. Errors: KindInvalid.
 func ParseAllow(s string) (Rule, error) {
 	host, ports, err := cutPorts(s)
+	if strings.Contains(s, "://") {
+		err = fmt.Errorf("this is a URL, not a host")
+	}
 	rule := Rule{Protocols: usualProtocols, Ports: []PortRange{{443, 443}}}
 	if err == nil && ports != "" {
 		rule.Ports = make([]PortRange, 1)

@@ -38,6 +38,10 @@ func TestSuggest(t *testing.T) {
 {"host":"169.254.169.254","port":80}
 {"host":"evil\u0000.example.com","port":443}
 {"host":"q.example.net","port":0}
+{"id":1,"type":"egress","egress":{"host":"event.example.com","port":443,"decision":"observe","kind":"connect"}}
+{"id":2,"type":"egress","egress":{"host":"event.example.com","port":443,"decision":"observe","kind":"close"}}
+{"id":3,"type":"egress","egress":{"host":"asked.example.com","port":0,"decision":"observe","kind":"dns"}}
+{"id":4,"type":"state","state":"running"}
 `
 	observed, err := ReadObservations(strings.NewReader(lines))
 	if err != nil {
@@ -57,6 +61,7 @@ allow:
   - host: [c.com]
   - host: [cdn.example.com]
   - host: [d.com]
+  - host: [event.example.com]
   - host: [git.example.com]
     ports: ["22"]
     protocol: [tcp]

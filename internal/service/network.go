@@ -9,7 +9,6 @@ import (
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
 	"github.com/firebreak-dev/firebreak/internal/orchestrator"
 	"github.com/firebreak-dev/firebreak/internal/policy"
-	"github.com/firebreak-dev/firebreak/internal/policy/rego"
 	"github.com/firebreak-dev/firebreak/internal/store"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -75,7 +74,7 @@ func (s *Service) networkPolicy(ctx context.Context, tenant sandbox.TenantID, ru
 	if err != nil {
 		return nil, err
 	}
-	table, err := s.compile(ctx, policy.Options{Named: lib.named}, docs...)
+	table, err := s.compile(ctx, tenant, policy.Options{Named: lib.named}, docs...)
 	if err != nil {
 		return nil, err
 	}
@@ -106,19 +105,6 @@ func digest(text []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// compile is policy.Compile with Rego, of so many at once: compiling what hostile
-// tenants write takes time, though bounded.
-func (s *Service) compile(ctx context.Context, o policy.Options, docs ...*policy.Document) (*policy.Table, error) {
-	select {
-	case s.compilers <- struct{}{}:
-		defer func() { <-s.compilers }()
-	case <-ctx.Done():
-		return nil, sandbox.Wrap("policy", "", ctx.Err())
-	}
-	o.Private, o.Judge = s.Private, rego.Options{}.Judge
-	return policy.Compile(o, docs...)
-}
-
 // library finds the documents that one request is about. What it has found stays:
 // the request sees each as it was then.
 type library struct {
@@ -128,6 +114,19 @@ type library struct {
 	texts   map[string]string
 	found   map[string]*policy.Document
 	sources map[string]string // by Document.File
+	read    int               // bytes
+}
+
+// maxRead bounds the texts of one request: a short one could name many that are
+// long.
+const maxRead = 1 << 20
+
+// parse is policy.Parse, of so much.
+func (lib *library) parse(file, text string) (*policy.Document, error) {
+	if lib.read += len(text); lib.read > maxRead {
+		return nil, sandbox.Errorf("policy", sandbox.KindTooLarge, "the policies that this is about have more than %s, what they include counted", sandbox.FormatSize(maxRead))
+	}
+	return policy.Parse(file, []byte(text))
 }
 
 // documents are those that the request gives or names, in one mode: they observe
@@ -135,7 +134,7 @@ type library struct {
 func (lib *library) documents(rules networkRules) (docs []*policy.Document, err error) {
 	var written []*policy.Document
 	if text := rules.GetDocument(); text != "" {
-		d, err := policy.Parse(fileDocument, []byte(text))
+		d, err := lib.parse(fileDocument, text)
 		if err != nil {
 			return nil, err
 		}
@@ -200,7 +199,7 @@ func (lib *library) named(name string) (*policy.Document, error) {
 		}
 		text, file, source = p.Text, "policy "+name, sourceStored
 	}
-	d, err := policy.Parse(file, []byte(text))
+	d, err := lib.parse(file, text)
 	if err != nil {
 		return nil, err
 	}
@@ -318,7 +317,7 @@ func (s *Service) SetPolicy(ctx context.Context, req *v1.SetPolicyRequest) (*v1.
 	}
 	d.Name = name
 	lib := &library{s: s, ctx: ctx, tenant: who.Tenant, found: map[string]*policy.Document{name: d}, sources: map[string]string{}}
-	table, err := s.compile(ctx, policy.Options{Named: lib.named}, d)
+	table, err := s.compile(ctx, who.Tenant, policy.Options{Named: lib.named}, d)
 	if err != nil {
 		return nil, err
 	}

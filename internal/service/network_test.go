@@ -202,6 +202,45 @@ func TestNetworkModes(t *testing.T) {
 	}
 }
 
+// large are documents of as many bytes as one may have.
+func large(names ...string) map[string]string {
+	docs := map[string]string{}
+	for _, n := range names {
+		docs[n] = "allow: []\n" + strings.Repeat("#", 250<<10)
+	}
+	return docs
+}
+
+// TestCompilersAreShared: a tenant whose Rego takes long keeps no other from
+// compiling theirs, and who gives up leaves nothing.
+func TestCompilersAreShared(t *testing.T) {
+	c := newCompilers()
+	busy, err := c.enter(t.Context(), "busy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	for range 10 {
+		wg.Go(func() {
+			if _, err := c.enter(ctx, "busy"); sandbox.KindOf(err) != sandbox.KindCanceled {
+				t.Error(err)
+			}
+		})
+	}
+	other, err := c.enter(t.Context(), "other")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other()
+	cancel()
+	wg.Wait()
+	busy()
+	if len(c.own) != 0 || len(c.places) != 0 {
+		t.Errorf("%d tenants, %d places", len(c.own), len(c.places))
+	}
+}
+
 // TestNetworkRefusals: what is wrong is said with its place, and nothing exists.
 func TestNetworkRefusals(t *testing.T) {
 	r, n := newWiredRig(t)
@@ -222,6 +261,7 @@ func TestNetworkRefusals(t *testing.T) {
 		"unused":           {&v1.NetworkRules{Documents: map[string]string{"a": "allow: []"}}, sandbox.KindInvalid, "refers"},
 		"built in":         {&v1.NetworkRules{Policy: []string{"pypi"}, Documents: map[string]string{"pypi": "allow: []"}}, sandbox.KindInvalid, "built-in"},
 		"wrong in a file":  {&v1.NetworkRules{Policy: []string{"a"}, Documents: map[string]string{"a": "allow: 3"}}, sandbox.KindInvalid, "documents.a:1"},
+		"too much":         {&v1.NetworkRules{Policy: []string{"a", "b", "c", "d", "e"}, Documents: large("a", "b", "c", "d", "e")}, sandbox.KindTooLarge, "more than 1 MiB"},
 		"too many rules":   {&v1.NetworkRules{Document: "allow:\n" + many}, sandbox.KindTooLarge, "rules"},
 	} {
 		_, err := r.CreateSandbox(ctx, &v1.CreateSandboxRequest{Network: c.rules})

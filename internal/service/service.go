@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
-	"runtime"
 	"sync"
 	"time"
 
@@ -65,11 +64,10 @@ type Keys interface {
 // Service is the operations. It is safe for concurrent use.
 type Service struct {
 	Config
-	access   map[string]*v1.Access // by "Service.Method"
-	refusals *refusals
-	readers  chan struct{} // holds as many as read the log
-	// compilers holds as many as compile policies.
-	compilers chan struct{}
+	access    map[string]*v1.Access // by "Service.Method"
+	refusals  *refusals
+	readers   chan struct{} // holds as many as read the log
+	compilers *compilers
 
 	mu       sync.Mutex
 	watchers map[sandbox.TenantID]int // guarded by mu; who follows the log
@@ -89,7 +87,7 @@ func New(c Config) (*Service, error) {
 		return nil, err
 	}
 	return &Service{Config: c, access: access, refusals: newRefusals(c.Recorder, c.Log),
-		readers: make(chan struct{}, entryReaders), compilers: make(chan struct{}, max(1, runtime.NumCPU()/2)), watchers: map[sandbox.TenantID]int{}}, nil
+		readers: make(chan struct{}, entryReaders), compilers: newCompilers(), watchers: map[sandbox.TenantID]int{}}, nil
 }
 
 // Close records what is left to be recorded. Nobody calls the Service any more,
