@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -169,7 +170,7 @@ print('end', s.recv(100), flush=True)`
 		done <- body
 	}()
 	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		_, body, _ := s.do("GET", "/v1/sandboxes/"+sb.ID+"/events?follow=false", "")
+		_, body, _ := s.do("GET", "/v1/sandboxes/"+sb.ID+"/events?no_follow=true", "")
 		if strings.Contains(body, "echo 300000") {
 			break
 		}
@@ -190,6 +191,137 @@ print('end', s.recv(100), flush=True)`
 		t.Errorf("its connection outlived its rule: %s", got)
 	}
 	if status, body, _ := s.do("DELETE", "/v1/sandboxes/"+sb.ID, ""); status != http.StatusOK || !strings.Contains(body, `"clean":true`) {
+		t.Errorf("%d %s", status, body)
+	}
+}
+
+// reach asks from a sandbox for a page of an allowed host; ok if it came.
+func (s *server) reach(id string) (said string, ok bool) {
+	cmd, _ := json.Marshal(map[string]any{"command": "curl", "args": []string{"-sS", "-k", "-m", "5", "https://api.example/"}, "timeout_ms": 20_000})
+	_, body, _ := s.do("POST", "/v1/sandboxes/"+id+"/exec", string(cmd))
+	return body, strings.Contains(body, "reached 151.101.")
+}
+
+// networked makes a sandbox that may reach api.example, and has.
+func (s *server) networked(t *testing.T) (id string) {
+	t.Helper()
+	status, body, _ := s.do("POST", "/v1/sandboxes", `{"network":{"allow":["api.example"]}}`)
+	var sb struct{ ID string }
+	if err := json.Unmarshal([]byte(body), &sb); err != nil || status != http.StatusCreated {
+		t.Fatalf("%d %s", status, body)
+	}
+	if said, ok := s.reach(sb.ID); !ok {
+		t.Fatalf("the allowed host is not reached: %s", said)
+	}
+	return sb.ID
+}
+
+// eventually waits until the sandbox reaches the allowed host.
+func (s *server) eventually(t *testing.T, id string) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); ; {
+		said, ok := s.reach(id)
+		if ok {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the allowed host is not reached again: %s", said)
+		}
+	}
+}
+
+// denied asks for what no rule allows, by every way there is, and sees nothing of
+// it outside.
+func (s *server) denied(t *testing.T, n *internet.Internet, id string, allowed netip.Addr) {
+	t.Helper()
+	before, asked := n.Sink.Counts(t), len(n.Names.Queries())
+	script := "curl -sS -k -m 3 https://93.184.1.1/; curl -sS -k -m 3 https://other.example/; curl -sS -m 3 http://169.254.169.254/; true"
+	cmd, _ := json.Marshal(map[string]any{"command": "sh", "args": []string{"-c", script}, "timeout_ms": 30_000})
+	if _, body, _ := s.do("POST", "/v1/sandboxes/"+id+"/exec", string(cmd)); strings.Contains(body, "reached") || strings.Contains(body, "Secret") || !strings.Contains(body, "curl: (") {
+		t.Errorf("what no rule allows: %s", body)
+	}
+	if sent := n.Sink.Counts(t).Since(before).Without(allowed); sent.Total().Packets != 0 { // whose connections may still end
+		t.Errorf("what no rule allows was sent: %v", sent)
+	}
+	if q := n.Names.Queries()[asked:]; len(q) != 0 {
+		t.Errorf("a name server was asked: %+v", q)
+	}
+}
+
+// TestNetworkRouterKilled: the router is killed, again and again. Each time another
+// one serves the same sandboxes, and none lets anything through that rules do not
+// allow.
+func TestNetworkRouterKilled(t *testing.T) {
+	n := internet.New(t)
+	allowed := n.Site("api.example", internet.Reached)
+	n.Site("other.example", internet.Reached)
+	s := newWorld(t).on(t, n).serve()
+	ids := []string{s.networked(t), s.networked(t)}
+	for range 3 {
+		before := internet.Routers(s.cmd.Process.Pid)
+		if len(before) != 1 {
+			t.Fatalf("the server has the routers %v", before)
+		}
+		if err := syscall.Kill(before[0], syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		s.denied(t, n, ids[0], allowed)
+		for _, id := range ids {
+			s.eventually(t, id)
+		}
+		if after := internet.Routers(s.cmd.Process.Pid); len(after) != 1 || after[0] == before[0] {
+			t.Errorf("the routers are %v, they were %v", after, before)
+		}
+		s.denied(t, n, ids[1], allowed)
+	}
+	for _, id := range ids {
+		if status, body, _ := s.do("DELETE", "/v1/sandboxes/"+id, ""); status != http.StatusOK || !strings.Contains(body, `"clean":true`) {
+			t.Errorf("%d %s", status, body)
+		}
+	}
+}
+
+// TestNetworkServerKilled: a server is killed. No router outlives it, nothing leaves
+// its sandboxes, and the next server gives them back what their rules allow.
+func TestNetworkServerKilled(t *testing.T) {
+	n := internet.New(t)
+	n.Site("api.example", internet.Reached)
+	n.Site("other.example", internet.Reached)
+	w := newWorld(t).on(t, n)
+	s := w.serve("--stop-sandboxes=false")
+	id := s.networked(t)
+	loop, _ := json.Marshal(map[string]any{"command": "sh", "args": []string{"-c", "while true; do curl -s -k -m 1 https://93.184.1.1/; curl -s -k -m 1 https://other.example/; curl -s -k -m 1 https://api.example/; done"}, "tag": "loop"})
+	if status, body, _ := s.do("POST", "/v1/sandboxes/"+id+"/processes", string(loop)); status != http.StatusCreated {
+		t.Fatalf("%d %s", status, body)
+	}
+	routers := internet.Routers(s.cmd.Process.Pid)
+	if len(routers) != 1 {
+		t.Fatalf("the server has the routers %v", routers)
+	}
+	s.cmd.Process.Kill()
+	s.cmd.Wait()
+	for end := time.Now().Add(30 * time.Second); syscall.Kill(routers[0], 0) == nil; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the router outlives its server")
+		}
+	}
+	before := n.Sink.Counts(t)
+	time.Sleep(time.Second) // of a program that tries without a pause
+	if sent := n.Sink.Counts(t).Since(before); sent.Total().Packets != 0 {
+		t.Errorf("without a router there was sent %v", sent)
+	}
+	w.transport.CloseIdleConnections()
+	s = w.serve()
+	s.eventually(t, id)
+	if status, body, _ := s.do("DELETE", "/v1/sandboxes/"+id+"/processes/loop", ""); status/100 != 2 {
+		t.Logf("stop the loop: %d %s", status, body)
+	}
+	for _, r := range n.Requests() {
+		if r.Host != "api.example" {
+			t.Errorf("a request got out: %+v", r)
+		}
+	}
+	if status, body, _ := s.do("DELETE", "/v1/sandboxes/"+id, ""); status != http.StatusOK || !strings.Contains(body, `"clean":true`) {
 		t.Errorf("%d %s", status, body)
 	}
 }

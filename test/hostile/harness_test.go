@@ -98,9 +98,18 @@ func (w *world) carryOut(t *testing.T, n *neighbours, a attack) {
 }
 
 // wanted checks that the evidence has what a sandbox wanted to reach, and what was
-// decided.
+// decided; and that its events and its report know of it, too.
 func (w *world) wanted(t *testing.T, id string, patterns []string) {
 	t.Helper()
+	if len(patterns) == 0 {
+		return
+	}
+	if _, r := w.do("GET", "/v1/sandboxes/"+id, ""); !strings.Contains(r.body, `"decision":"deny"`) {
+		t.Errorf("the sandbox's report has no denial: %.2000s", r.body)
+	}
+	if _, r := w.do("GET", "/v1/sandboxes/"+id+"/events?no_follow=true", ""); !strings.Contains(r.body, "event: egress\n") {
+		t.Errorf("its events have none of type egress: %.2000s", r.body)
+	}
 	var flows string
 	for e, err := range audit.Scan(w.evidence(), 0) {
 		if err != nil {

@@ -42,41 +42,41 @@ type row struct {
 }
 
 const (
-	noRouter    = "no egress router yet"
-	noBroker    = "no bindings yet"
-	noSnapshots = "no snapshots yet"
-	noModel     = "the model executes no code"
+	noInspection = "nobody looks into requests yet"
+	noBroker     = "no bindings yet"
+	noSnapshots  = "no snapshots yet"
+	noModel      = "the model executes no code"
 )
 
 // rows is the list of hostile workloads, in our words.
 var rows = []row{
-	{1, "Ask for cloud metadata, its address spelled in every way", "DENY", "", "there is no router yet whose filter could be fooled by a spelling", map[column]string{onGVisor: "test/e2e TestDemo"}},
-	{2, "A name that resolves to metadata, loopback or the local net", "DENY", noRouter, "registries only, until there is a router", map[column]string{onNone: "internal/template TestSafeAddresses; internal/netaddr TestDialer"}},
-	{3, "A name that changes its address between check and use", "DENY", noRouter, "what the server fetches only, until there is a router", map[column]string{onNone: "internal/netaddr TestDialerPins"}},
-	{4, "An allowed host that redirects to an internal one", "DENY", noRouter, "registries only, until there is a router", map[column]string{onNone: "internal/template TestCredentials"}},
+	{1, "Ask for cloud metadata, its address spelled in every way", "DENY", "", "", map[column]string{onGVisor: "test/e2e TestDemo", onNone: "internal/netaddr TestDialer"}},
+	{2, "A name that resolves to metadata, loopback or the local net", "DENY", "", "", map[column]string{onNone: "internal/template TestSafeAddresses; internal/netaddr TestDialer"}},
+	{3, "A name that changes its address between check and use", "DENY", "", "", map[column]string{onNone: "internal/netaddr TestDialerPins"}},
+	{4, "An allowed host that redirects to an internal one", "DENY", "", "", map[column]string{onNone: "internal/template TestCredentials"}},
 	{5, "Data tunnelled in DNS queries, by any transport", "DENY", "", "", map[column]string{onGVisor: "test/e2e TestDemo"}},
-	{6, "Data tunnelled in names below an allowed wildcard", "DENY", noRouter, "the budget of names, without a router that asks", map[column]string{onNone: "internal/policy TestNameBudget; internal/egress/dns TestAnswer"}},
-	{7, "Raw TCP, UDP, ICMP, SCTP and packet sockets to the internet", "DENY", "", "", map[column]string{onGVisor: "test/e2e TestDemo"}},
-	{8, "Spoofing and probing on the link: IPv6, ARP, DHCP, multicast", "DENY", "", "there is no link: only that packet sockets and devices are absent is shown", map[column]string{onGVisor: "test/hostile TestPrograms"}},
+	{6, "Data tunnelled in names below an allowed wildcard", "DENY", "", "bounded by a budget, not denied: what is below a wildcard is whoever serves the zone", map[column]string{onNone: "internal/policy TestNameBudget; internal/egress/dns TestAnswer"}},
+	{7, "Raw TCP, UDP, ICMP, SCTP and packet sockets to the internet", "DENY", "", "", map[column]string{onGVisor: "test/e2e TestDemo, TestNetworkRun"}},
+	{8, "Spoofing and probing on the link: IPv6, ARP, DHCP, multicast", "DENY", "", "frames that no socket of a sandbox can make are sent by a plain kernel, elsewhere", map[column]string{onGVisor: "test/hostile TestPrograms"}},
 	{9, "Going round the proxy settings to an address", "DENY", "", "", map[column]string{onGVisor: "test/e2e TestDemo"}},
-	{10, "One host to the policy, another to the server (fronting, CONNECT, h2)", "DENY", noRouter, "", nil},
-	{11, "Host names that two parsers read differently", "DENY", noRouter, "the canonicaliser, which the router will use", map[column]string{onNone: "internal/netaddr TestParseHost, FuzzParseHost"}},
-	{12, "A relay inside that asks again on another's behalf", "DENY", noRouter, "", nil},
-	{13, "TLS without a name, with ECH, too old, or pinned", "DENY", noRouter, "", nil},
-	{14, "Smuggled requests", "DENY", noRouter, "", nil},
-	{15, "Methods and paths that slip past a rule", "DENY", noRouter, "", nil},
-	{16, "An upload to an allowed host with the attacker's own key", "DENY", noRouter, "", nil},
-	{17, "Personal data in bodies, in any encoding", "DENY", noRouter, "", nil},
+	{10, "One host to the policy, another to the server (fronting, CONNECT, h2)", "DENY", "", "what is inside TLS nobody reads yet: a name of another host there", nil},
+	{11, "Host names that two parsers read differently", "DENY", "", "", map[column]string{onNone: "internal/netaddr TestParseHost, FuzzParseHost"}},
+	{12, "A relay inside that asks again on another's behalf", "DENY", "", "", nil},
+	{13, "TLS without a name, with ECH, too old, or pinned", "DENY", "", "without a name or with another one; TLS is not opened yet, so that versions and certificates are the two ends' own", nil},
+	{14, "Smuggled requests", "DENY", noInspection, "", nil},
+	{15, "Methods and paths that slip past a rule", "DENY", "", "hosts and ports only: rules know no methods and paths yet", nil},
+	{16, "An upload to an allowed host with the attacker's own key", "DENY", noInspection, "", nil},
+	{17, "Personal data in bodies, in any encoding", "DENY", noInspection, "", nil},
 	{18, "A broker's secret in query, header, cookie, path or timing", "DENY", noBroker, "", nil},
 	{19, "A placeholder sent to a host it is not bound to", "DENY", noBroker, "", nil},
 	{20, "A server that echoes the injected credential", "DENY", noBroker, "", nil},
 	{21, "Search the whole sandbox for a secret of the host", "DENY", "", "a bait of the host, not a bound secret, is searched for; memory and snapshots are not", map[column]string{onGVisor: "test/e2e TestDemo"}},
 	{22, "Git: read the token, push where it is not allowed", "DENY", noBroker, "", nil},
 	{23, "Use the binding of another sandbox", "DENY", noBroker, "", nil},
-	{24, "Install a package that is too young", "DENY", noRouter, "", nil},
-	{25, "Install a package known to be malicious, or of another hash", "DENY", noRouter, "", nil},
-	{26, "An upstream that trickles, floods or expands", "SURVIVE", noRouter, "registries only, until there is a router", map[column]string{onNone: "internal/template TestTamperingRegistry, TestCompressions"}},
-	{27, "Ten thousand connections at once into the network stack", "SURVIVE", noRouter, "", nil},
+	{24, "Install a package that is too young", "DENY", noInspection, "", nil},
+	{25, "Install a package known to be malicious, or of another hash", "DENY", noInspection, "", nil},
+	{26, "An upstream that trickles, floods or expands", "SURVIVE", "", "", map[column]string{onNone: "internal/template TestTamperingRegistry, TestCompressions"}},
+	{27, "Ten thousand connections at once into the network stack", "SURVIVE", "", "", nil},
 	{28, "Fork and thread bombs", "KILL", "", "", map[column]string{onModel: "internal/backend/sim TestConformance"}},
 	{29, "Memory by heap, memfd, shared memory, page cache", "KILL, CONTAIN", "", "", map[column]string{onModel: "internal/backend/sim TestConformance"}},
 	{30, "Spinning on every CPU with a storm of timers", "KILL", "", "", map[column]string{onModel: "internal/backend/sim TestConformance"}},
@@ -117,7 +117,7 @@ var rows = []row{
 	{65, "Forged and replayed attestation", "DENY", "there is no attestation yet", "", nil},
 	{66, "Promotion of what was not reviewed", "DENY", "there are no releases yet", "", nil},
 	{67, "Approvals by the hundred that look alike", "DENY", "there are no approvals yet", "", nil},
-	{68, "Covert timing and sizes towards an allowed host", "SURVIVE", noRouter, "", nil},
+	{68, "Covert timing and sizes towards an allowed host", "SURVIVE", "budgets of bytes and connections are all that bounds it", "", nil},
 }
 
 // own are this package's own tests of a case in a column, with their verdicts.

@@ -169,7 +169,7 @@ func logLines(t *testing.T, w *world, id string, r reply, _ time.Duration) {
 			t.Errorf("a line of `firebreak events` is not an event: %q", line)
 		}
 	}
-	_, sse := w.do("GET", "/v1/sandboxes/"+id+"/events?follow=false", "")
+	_, sse := w.do("GET", "/v1/sandboxes/"+id+"/events?no_follow=true", "")
 	for _, line := range []string{"\nid: 99", "\nevent: exit\ndata: {\"exit_code\":0}"} {
 		if strings.Contains(sse.body, line) {
 			t.Errorf("a program forged an event: %q", line)

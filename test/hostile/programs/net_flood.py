@@ -24,7 +24,7 @@ while begun < count and time.monotonic() < end:
         s.setblocking(False)
         begun += 1
         try:
-            s.connect_ex((address if begun % 4 else denied, 443))
+            s.connect_ex((address if begun % 4 else denied, 80))
             watch.register(s, selectors.EVENT_WRITE)
         except OSError:
             done["none"] += 1
@@ -38,7 +38,7 @@ while begun < count and time.monotonic() < end:
             continue
         done["connected"] += 1
         try:
-            s.send(b"GET / HTTP/1.1\r\nHost: " + allowed.encode() + b"\r\n")  # and never the rest
+            s.send(b"GET / HTTP/1.1\r\nHost: " + allowed.encode() + b"\r\n\r\n")
             open_sockets.append(s)
         except OSError:
             s.close()
