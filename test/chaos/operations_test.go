@@ -47,6 +47,8 @@ var operations = []struct {
 	{"paused stream", pausesStream, false},
 	{"large output", printsMuch, false},
 	{"write a file", writes, false},
+	{"unpack an archive", unpacks, false},
+	{"turn of a context", evals, false},
 	{"destroy", destroys, true},
 	{"timeout", timesOut, false},
 	{"death of a guest", dies, false},
