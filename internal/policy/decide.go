@@ -258,6 +258,10 @@ func (t *Table) Hint(f Flow, d Decision) string {
 	if f.Host.Addr().Is6() {
 		host = "[" + host + "]"
 	}
+	addr := f.Addr
+	if !addr.IsValid() { // as in Could
+		addr = f.Host.Addr()
+	}
 	switch d.Reason {
 	case ReasonNoRule, ReasonPort:
 		return "to permit it: --allow " + host + port
@@ -266,9 +270,9 @@ func (t *Table) Hint(f Flow, d Decision) string {
 	case ReasonDenied:
 		return fmt.Sprintf("the rule %q denies it; deny rules win over allow rules", d.Rule.ID)
 	case ReasonAddress:
-		return fmt.Sprintf("no rule can permit it: %s is %s", f.Addr, d.Class)
+		return fmt.Sprintf("no rule can permit it: %s is %s", addr, d.Class)
 	case ReasonPrivate:
-		return fmt.Sprintf("%s is %s: an allow rule has to name its network with `cidr`, and the operator has to permit that", f.Addr, d.Class)
+		return fmt.Sprintf("%s is %s: an allow rule has to name its network with `cidr`, and the operator has to permit that", addr, d.Class)
 	case ReasonClaim:
 		if !f.Claimed.IsValid() {
 			return fmt.Sprintf("the connection to %s does not say whom it is for (SNI, Host)", host)

@@ -50,7 +50,7 @@ func newWorld(t *testing.T, data string) *world {
 	if os.Geteuid() != 0 {
 		t.Skip("not run: needs root for enforced limits")
 	}
-	for _, d := range []string{"run", "instances", "processes"} {
+	for _, d := range []string{"run", "instances", "wires", "processes"} {
 		if err := os.MkdirAll(filepath.Join(data, d), 0o700); err != nil {
 			t.Fatal(err)
 		}

@@ -106,7 +106,7 @@ func startsFirst(tr *trial) scenario {
 			entries, err := os.ReadDir(tr.world.data)
 			tr.must(err)
 			for _, e := range entries {
-				if e.Name() != "instances" && e.Name() != "run" && e.Name() != "processes" { // the oracle knows them from before
+				if e.Name() != "instances" && e.Name() != "wires" && e.Name() != "run" && e.Name() != "processes" { // the oracle knows them from before
 					tr.must(os.RemoveAll(filepath.Join(tr.world.data, e.Name())))
 				}
 			}

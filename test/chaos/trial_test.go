@@ -314,7 +314,7 @@ func (tr *trial) clean() {
 		tr.residues++
 		tr.errorf("left behind: %v", f)
 	}
-	for _, d := range []string{"instances", "run", "processes"} {
+	for _, d := range []string{"instances", "wires", "run", "processes"} {
 		left, err := os.ReadDir(filepath.Join(tr.world.data, d))
 		tr.must(err)
 		for _, e := range left {

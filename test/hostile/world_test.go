@@ -141,7 +141,7 @@ func serveIn(t *testing.T, bin string, p place) *world {
 func (w *world) up() {
 	t := w.t
 	t.Helper()
-	for _, d := range []string{"run", "instances"} {
+	for _, d := range []string{"run", "instances", "wires"} {
 		if err := os.MkdirAll(filepath.Join(w.dir, "data", d), 0o700); err != nil {
 			t.Fatal(err)
 		}

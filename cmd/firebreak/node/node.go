@@ -8,7 +8,7 @@
 //
 // # The data directory
 //
-//	lock state.db events/ runs/ processes/ instances/ api-key    the server's own, one owner at a time
+//	lock state.db events/ runs/ processes/ instances/ wires/ api-key   the server's own, one owner at a time
 //	audit/server/                                     its evidence
 //	templates/ libexec/                               shared by all processes
 //	run/<id>/                                         one in-process run, laid out like the server's own
