@@ -308,12 +308,18 @@ await step('downloadUrl, uploadUrl', async () => {
   await refused((u) => { u.search = past.search })
 })
 
-await step('not yet: pause, fork, snapshot, network, volumes, secrets', async () => {
+await step('network: what would open everything, or a sandbox without a device, is refused', async () => {
+  await rejects(Sandbox.create({ network: { allowOut: ['0.0.0.0/0'] } }), e2b.SandboxError, /reaches everything/)
+  await rejects(Sandbox.create({ network: { allowOut: ['8.8.0.0/16'], denyOut: ['8.8.8.0/24'] } }), e2b.SandboxError, /lies within allowOut/)
+  if (!s.updateNetwork) return
+  await s.updateNetwork({ denyOut: ['1.1.1.1'] }) // which it has
+  await rejects(s.updateNetwork({ allowOut: ['example.com'] }), e2b.SandboxError, /without a network device/)
+  assert.deepEqual((await s.getInfo()).network.allowOut, [])
+})
+await step('not yet: pause, fork, snapshot, volumes, secrets', async () => {
   const refused = (p) => rejects(p, e2b.SandboxError, /not supported yet/)
   await refused(s.pause ? s.pause() : s.betaPause())
   if (s.createSnapshot) await refused(s.createSnapshot())
-  if (s.updateNetwork) await refused(s.updateNetwork({ denyOut: ['1.1.1.1'] }))
-  await refused(Sandbox.create({ network: { allowOut: ['example.com'] } }))
   await refused(Sandbox.create({ lifecycle: { onTimeout: 'pause' } }))
   await refused(Sandbox.create({ volumeMounts: { '/data': 'v' } }))
   if (e2b.Volume) await rejects(e2b.Volume.create('v'), Error, /not supported yet/)
