@@ -146,6 +146,7 @@ func TestEgress(t *testing.T) {
 		t.Error(l)
 	}
 	o.bounded(t)
+	begin = o.mark(t)
 	for _, a := range egressAttacks {
 		if a.number == 27 {
 			t.Run(a.title(), func(t *testing.T) { w.crowd(t, n, a) })
