@@ -10,12 +10,19 @@ import (
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
+// Conn is a connection to a server in a sandbox.
+type Conn interface {
+	io.ReadWriteCloser
+	// CloseWrite tells the server that nothing follows; what it says still comes.
+	CloseWrite() error
+}
+
 // DialPort connects to a TCP port of the sandbox's own loopback: the sandbox
 // needs no network. Close the connection; the sandbox is not idle before.
 //
 // Errors: KindNotFound, also when nothing listens there; KindGone, KindTimeout,
 // KindCapacity beyond 256 connections.
-func (s *Sandbox) DialPort(ctx context.Context, port int) (io.ReadWriteCloser, error) {
+func (s *Sandbox) DialPort(ctx context.Context, port int) (Conn, error) {
 	target := s.c.base + "/v1/sandboxes/" + url.PathEscape(s.id) + "/ports/" + strconv.Itoa(port)
 	// The connection outlives ctx, which is for its making only.
 	req, err := http.NewRequestWithContext(context.WithoutCancel(ctx), http.MethodGet, target, nil)
@@ -52,7 +59,7 @@ func (s *Sandbox) DialPort(ctx context.Context, port int) (io.ReadWriteCloser, e
 		defer a.res.Body.Close()
 		return nil, fromREST(a.res)
 	}
-	conn, ok := a.res.Body.(io.ReadWriteCloser)
+	conn, ok := a.res.Body.(Conn)
 	if !ok || a.res.StatusCode != http.StatusSwitchingProtocols {
 		a.res.Body.Close()
 		return nil, sandbox.Errorf("port", sandbox.KindProtocol, "the connection was not upgraded: %s", a.res.Status).WithID(s.id).

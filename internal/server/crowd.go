@@ -159,6 +159,14 @@ type conn struct {
 	out   resets // used by whoever writes
 }
 
+// CloseWrite says that nothing follows, and goes on listening.
+func (c *conn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
 // Close implements net.Conn.
 func (c *conn) Close() error {
 	c.crowd.leave(c)

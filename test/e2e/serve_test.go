@@ -335,7 +335,27 @@ func TestPortForward(t *testing.T) {
 	if code, body, _ := s.do("POST", "/v1/sandboxes/"+sb.ID+"/processes", `{"command":"python3","args":["-m","http.server","8000","--bind","127.0.0.1"]}`); code != 201 {
 		t.Fatal(body)
 	}
-	cmd := w.command("port-forward", sb.ID, "0:8000", "0:8001")
+	// One that answers what it was told once its caller has said all, and one that says
+	// all at once and then listens.
+	s.do("PUT", "/v1/sandboxes/"+sb.ID+"/files?path=half.py", `import socket, threading
+def last(c):
+    told = b"".join(iter(lambda: c.recv(4096), b""))
+    c.sendall(b"heard " + told)
+    c.close()
+def first(c):
+    c.sendall(b"all")
+    c.shutdown(socket.SHUT_WR)
+    told = b"".join(iter(lambda: c.recv(4096), b""))
+    open("told", "wb").write(told)
+for port, answer in ((8002, last), (8003, first)):
+    s = socket.create_server(("127.0.0.1", port))
+    threading.Thread(target=lambda s=s, answer=answer: [threading.Thread(target=answer, args=s.accept()[:1]).start() for _ in iter(int, 1)]).start()
+open("up", "w").close()
+`)
+	if code, body, _ := s.do("POST", "/v1/sandboxes/"+sb.ID+"/processes", `{"command":"python3","args":["half.py"]}`); code != 201 {
+		t.Fatal(body)
+	}
+	cmd := w.command("port-forward", sb.ID, "0:8000", "0:8001", "0:8002", "0:8003")
 	said, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -345,7 +365,7 @@ func TestPortForward(t *testing.T) {
 	}
 	defer cmd.Process.Kill()
 	lines := bufio.NewScanner(said)
-	var addr [2]string
+	var addr [4]string
 	for i := range addr {
 		if !lines.Scan() {
 			t.Fatal("port-forward says nothing")
@@ -371,6 +391,47 @@ func TestPortForward(t *testing.T) {
 	}
 	if got, err := get(addr[1]); err == nil {
 		t.Errorf("nothing listens there, and yet: %q", got)
+	}
+	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		if code, _, _ := s.do("GET", "/v1/sandboxes/"+sb.ID+"/files/stat?path=up", ""); code == 200 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("half.py does not serve")
+		}
+	}
+	talk := func(addr, say, want string) {
+		t.Helper()
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(time.Minute))
+		if say == "" { // it talks first; its end is not the end of the connection
+			if b, err := io.ReadAll(c); string(b) != want || err != nil {
+				t.Errorf("%q, %v", b, err)
+			}
+			say = "after its end"
+		}
+		if _, err := io.WriteString(c, say); err != nil {
+			t.Error(err)
+		}
+		if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+			t.Error(err)
+		}
+		if b, err := io.ReadAll(c); err != nil || say != "after its end" && string(b) != want {
+			t.Errorf("%q, %v", b, err)
+		}
+	}
+	talk(addr[2], "my words", "heard my words")
+	talk(addr[3], "", "all")
+	var told string
+	for end := time.Now().Add(time.Minute); told != "after its end" && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		_, told, _ = s.do("GET", "/v1/sandboxes/"+sb.ID+"/files?path=told", "")
+	}
+	if told != "after its end" {
+		t.Errorf("what was said after the server's end: %q", told)
 	}
 	if err := cmd.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)

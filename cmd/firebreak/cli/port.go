@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -93,7 +94,11 @@ func (a *App) forward(ctx context.Context, sb *client.Sandbox, ports [][2]int) e
 	return nil
 }
 
-// relay joins a connection to a port of the sandbox until either has ended.
+// lastWords is how long somebody may go on talking to a server that has said all.
+const lastWords = time.Minute
+
+// relay joins a connection to a port of the sandbox until both sides have said all,
+// or one is gone.
 func (a *App) relay(ctx context.Context, sb *client.Sandbox, port int, c net.Conn) {
 	defer c.Close()
 	up, err := sb.DialPort(ctx, port)
@@ -108,12 +113,14 @@ func (a *App) relay(ctx context.Context, sb *client.Sandbox, port int, c net.Con
 	defer context.AfterFunc(ctx, end)()
 	var both sync.WaitGroup
 	both.Go(func() {
-		_, err := io.Copy(up, c)
-		if err != nil { // the end of input leaves the answer to come
+		if _, err := io.Copy(up, c); err != nil || up.CloseWrite() != nil { // the end of input leaves the answer to come
 			end()
 		}
 	})
-	_, _ = io.Copy(c, up)
-	end()
+	_, err = io.Copy(c, up)
+	half, ok := c.(interface{ CloseWrite() error })
+	if err != nil || !ok || half.CloseWrite() != nil || c.SetReadDeadline(time.Now().Add(lastWords)) != nil {
+		end()
+	}
 	both.Wait()
 }
