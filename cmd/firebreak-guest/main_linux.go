@@ -56,7 +56,7 @@ func serve() int {
 	debug.SetGCPercent(50)
 	debug.SetMemoryLimit(16 << 20)
 	if runtime.GOMAXPROCS(0) < 2 {
-		runtime.GOMAXPROCS(2) // one may be blocked reading the stream
+		runtime.GOMAXPROCS(2) // one may be in a call that takes its time, such as fork
 	}
 	sys, err := agent.NewLinux()
 	if err != nil {

@@ -149,11 +149,16 @@ type WriteOptions struct {
 	Attributes map[string]string
 }
 
+// uploadWindow is how much of a file is under way to the guest: two steps of what
+// it acknowledges at a time. All of FileWindow, which it would take, keeps it no
+// busier, and what it has to hold it has to get from its kernel first.
+const uploadWindow = FileWindow / 2
+
 // WriteFile writes what r yields to a file. Without Append the content appears
 // at path whole or not at all: on any error an existing file is untouched.
 // It returns what the file is afterwards.
 //
-// ctx does not interrupt r.Read. Cost: one round trip; up to FileWindow is under way.
+// ctx does not interrupt r.Read. Cost: one round trip; up to uploadWindow is under way.
 func (s *Session) WriteFile(ctx context.Context, path string, r io.Reader, o WriteOptions) (FileInfo, error) {
 	if err := checkPath(OpWrite, path); err != nil {
 		return FileInfo{}, err
@@ -164,7 +169,7 @@ func (s *Session) WriteFile(ctx context.Context, path string, r io.Reader, o Wri
 	if len(o.Attributes) > 0 && !slices.Contains(s.agent.Capabilities, CapabilityAttributes) {
 		return FileInfo{}, unsupported("write", "keeps no metadata of files")
 	}
-	c := &call{up: newOutflow(s, TypeFile, FileWindow)}
+	c := &call{up: newOutflow(s, TypeFile, uploadWindow)}
 	id, err := s.start(ctx, OpWrite, Call{File: &FileCall{Path: path, User: o.User, Mode: o.Mode.Perm(),
 		Parents: o.Parents, Append: o.Append, MaxSize: o.MaxSize, Attributes: o.Attributes}}, c, func(id uint32) { c.up.id = id })
 	if err != nil {
@@ -196,8 +201,8 @@ func (o *outflow) copyFrom(ctx context.Context, r io.Reader) error {
 		if err != nil {
 			return err
 		}
-		buf := bulkPool.Get().(*[MaxData]byte)
-		n, err := io.ReadFull(r, buf[:room])
+		buf := bulkPool.Get().(*bulkBuf)
+		n, err := io.ReadFull(r, buf.data()[:room])
 		o.unreserve(room - n)
 		last := err == io.EOF || err == io.ErrUnexpectedEOF
 		failpoint.Hit("guest.write/after-read")

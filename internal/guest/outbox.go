@@ -23,10 +23,16 @@ type outbox struct {
 
 // bulk is one large data frame; buf goes back to the pool after the write.
 type bulk struct {
-	head [DataHeader]byte
-	data []byte
-	buf  *[MaxData]byte
+	frame []byte
+	buf   *bulkBuf
 }
+
+// bulkBuf has room for a data frame, so that it goes out in one write: each wakes
+// the guest.
+type bulkBuf [DataHeader + MaxData]byte
+
+// data is where the raw bytes go.
+func (b *bulkBuf) data() []byte { return b[DataHeader:] }
 
 const (
 	bulkSlots = 4
@@ -35,7 +41,7 @@ const (
 	smallData = 4 << 10
 )
 
-var bulkPool = sync.Pool{New: func() any { return new([MaxData]byte) }}
+var bulkPool = sync.Pool{New: func() any { return new(bulkBuf) }}
 
 func (o *outbox) init() {
 	o.wake = make(chan struct{}, 1)
@@ -82,10 +88,11 @@ func (o *outbox) data(t Type, stream uint32, offset uint64, p []byte) bool {
 	return true
 }
 
-// send queues buf[:n] as bulk. Preconditions: the caller holds a slot.
-func (o *outbox) send(t Type, stream uint32, offset uint64, buf *[MaxData]byte, n int) {
-	b := bulk{data: buf[:n], buf: buf}
-	PutData(&b.head, t, stream, offset, b.data)
+// send queues the first n bytes of buf's data as bulk. Preconditions: the caller
+// holds a slot.
+func (o *outbox) send(t Type, stream uint32, offset uint64, buf *bulkBuf, n int) {
+	b := bulk{frame: buf[:DataHeader+n], buf: buf}
+	PutData((*[DataHeader]byte)(buf[:]), t, stream, offset, buf.data()[:n])
 	o.mu.Lock()
 	o.bulk = append(o.bulk, b)
 	o.mu.Unlock()
@@ -164,11 +171,13 @@ func (o *outbox) run(conn net.Conn, done <-chan struct{}) error {
 }
 
 func write(conn net.Conn, small []byte, b *bulk) error {
-	if b.buf == nil {
-		_, err := conn.Write(small)
-		return err
+	for _, p := range [][]byte{small, b.frame} {
+		if len(p) == 0 {
+			continue
+		}
+		if _, err := conn.Write(p); err != nil {
+			return err
+		}
 	}
-	bufs := net.Buffers{append(small, b.head[:]...), b.data}
-	_, err := bufs.WriteTo(conn)
-	return err
+	return nil
 }

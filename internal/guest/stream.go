@@ -400,8 +400,8 @@ func (o *outflow) write(ctx context.Context, p []byte) (int, error) {
 				o.stop(err) // the reserved bytes are a hole now
 				return total, err
 			}
-			buf := bulkPool.Get().(*[MaxData]byte)
-			o.s.out.send(o.channel, o.id, offset, buf, copy(buf[:], p[:n]))
+			buf := bulkPool.Get().(*bulkBuf)
+			o.s.out.send(o.channel, o.id, offset, buf, copy(buf.data(), p[:n]))
 		}
 		p, total = p[n:], total+n
 	}

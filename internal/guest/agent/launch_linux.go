@@ -107,7 +107,7 @@ type program struct {
 	id     uint32
 	pid    int
 	born   uint64 // start time, in the kernel's ticks
-	in     *os.File
+	in     *inputPipe
 	out    *outputPipe
 	errs   *outputPipe
 	tty    *terminal   // instead of in and errs; nil without one
@@ -201,7 +201,7 @@ func (p *program) streams(a account, g Program) ([]uintptr, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.tty, p.out = t, &outputPipe{f: t.master}
+	p.tty, p.out = t, newOutputPipe(t.master)
 	fd := t.replica.Fd()
 	return []uintptr{fd, fd, fd}, nil
 }
@@ -228,16 +228,15 @@ func (p *program) pipes(stdin bool) ([]uintptr, error) {
 			ours, theirs = two[1], two[0]
 		}
 		_ = unix.SetNonblock(ours, true) // cannot fail; puts it under the poller
-		f := os.NewFile(uintptr(ours), "pipe")
 		opened = append(opened, theirs)
 		fds[i] = theirs
 		switch i {
 		case 0:
-			p.in = f
+			p.in = &inputPipe{fd: ours}
 		case 1:
-			p.out = &outputPipe{f: f}
+			p.out = newOutputPipe(os.NewFile(uintptr(ours), "pipe"))
 		case 2:
-			p.errs = &outputPipe{f: f}
+			p.errs = newOutputPipe(os.NewFile(uintptr(ours), "pipe"))
 		}
 	}
 	return []uintptr{uintptr(fds[0]), uintptr(fds[1]), uintptr(fds[2])}, nil
@@ -294,12 +293,21 @@ const drainGrace = 200 * time.Millisecond
 // outputPipe is an output pipe that ends with its program.
 type outputPipe struct {
 	f    *os.File
+	r    prompt
 	late int // bytes read after the grace
+}
+
+func newOutputPipe(f *os.File) *outputPipe {
+	c, err := f.SyscallConn()
+	if err != nil {
+		panic(err) // it is not closed
+	}
+	return &outputPipe{f: f, r: prompt{c}}
 }
 
 // Read implements io.Reader.
 func (o *outputPipe) Read(b []byte) (int, error) {
-	n, err := o.f.Read(b)
+	n, err := o.r.Read(b)
 	if errors.Is(err, unix.EIO) { // a terminal that nobody has any more
 		return n, io.EOF
 	}
@@ -309,13 +317,12 @@ func (o *outputPipe) Read(b []byte) (int, error) {
 	// The grace is over. What the program wrote is in the pipe, and no more
 	// than a pipe holds; it is taken without waiting.
 	const pipeMax = 1 << 20
-	c, err := o.f.SyscallConn()
-	if err != nil || o.late > pipeMax {
+	if o.late > pipeMax {
 		return 0, io.EOF
 	}
 	n, rerr := 0, error(nil)
 	// Control, not Read: past its deadline a Read does not call back.
-	err = c.Control(func(fd uintptr) { n, rerr = unix.Read(int(fd), b) })
+	err = o.r.c.Control(func(fd uintptr) { n, rerr = unix.Read(int(fd), b) })
 	if err != nil || rerr != nil || n <= 0 {
 		return 0, io.EOF
 	}

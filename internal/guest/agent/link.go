@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 
@@ -176,7 +177,9 @@ func (l *link) onData(d *guest.Decoder, h guest.Header) error {
 		st = p.input()
 	}
 	if st != nil {
-		return st.Receive(d, h)
+		err := st.Receive(d, h)
+		runtime.Gosched() // to whoever waits for it, before asking for more
+		return err
 	}
 	if err := d.Skip(); err != nil { // for something that has just ended
 		return err

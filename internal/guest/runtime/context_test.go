@@ -225,18 +225,22 @@ func TestPythonContext(t *testing.T) {
 		{"sys.stdout.close()", "", "", ""},
 		{"display(1, 2)", "", "1|2", ""},
 		{"class R:\n  def __repr__(self): raise ValueError\nR()", "", "<R whose repr failed: ValueError>", ""},
+		{"[R()]", "", "<list whose repr failed: ValueError>", ""},
 		{"class E(Exception):\n  def __str__(self): raise ValueError\nraise E", "", "", "E"},
 		{"x", "", "41", ""},
 		{"__name__, 'firebreak_context' in sys.modules, sys.argv", "", "('__main__', False, [''])", ""},
 	})
 	s := k.turn("def f():\n  boom()\n\nf()")
-	if want := "Traceback (most recent call last):\n  File \"<turn 27>\", line 4, in <module>\n    f()\n  File \"<turn 27>\", line 2, in f\n    boom()\n"; s.failed == nil || !strings.HasPrefix(s.failed.Traceback, want) || strings.Contains(s.failed.Traceback, "firebreak_context") {
+	if want := "Traceback (most recent call last):\n  File \"<turn 28>\", line 4, in <module>\n    f()\n  File \"<turn 28>\", line 2, in f\n    boom()\n"; s.failed == nil || !strings.HasPrefix(s.failed.Traceback, want) || strings.Contains(s.failed.Traceback, "firebreak_context") {
 		t.Errorf("%+v", s.failed)
 	}
 	k.turn(fakePlot)
 	s = k.turn("import matplotlib.pyplot as plt\nplt.figure(); plt.figure(); None")
 	if len(s.results) != 2 || s.results[0].PNG != "iVBORw==" && !strings.HasPrefix(s.results[0].PNG, "iVBO") || s.results[0].Main {
 		t.Errorf("%+v", s.results)
+	}
+	if s = k.turn("plt.figure(); 'value'"); len(s.results) != 2 || !s.results[0].Main || s.results[1].PNG == "" {
+		t.Errorf("a value, and then what was drawn: %+v", s.results)
 	}
 	s = k.turn("DataFrame()")
 	if len(s.results) != 1 || s.results[0].HTML != "<table>" || s.results[0].Text != "a b" || string(s.results[0].Data) != `{"a":[1,2.5],"b":[null,"x"]}` {
@@ -256,6 +260,19 @@ func TestPythonContext(t *testing.T) {
 	k.interrupted("print('up')\nawait asyncio.sleep(600)", "KeyboardInterrupt")
 	_ = syscall.Kill(-k.cmd.Process.Pid, syscall.SIGINT) // between turns
 	k.all(turns{{"x", "", "41", ""}})
+}
+
+// What a turn comes to and its end reach the host together: each write wakes it.
+func TestPythonEndsInOneWrite(t *testing.T) {
+	k := keep(t, "python3", "python3", "DIR/python/firebreak_context.py")
+	for n, code := range []string{"6 * 7", "1 / 0", "None", "7"} {
+		k.write(driver.Turn{Turn: n + 1, Code: code}.Line())
+		b := make([]byte, 4096)
+		got, err := k.out.Read(b)
+		if err != nil || !strings.Contains(string(b[:got]), `"type":"end"`) {
+			t.Errorf("%s: first comes %q, %v", code, b[:got], err)
+		}
+	}
 }
 
 func TestNodeContext(t *testing.T) {

@@ -20,6 +20,7 @@ PIPE_BUF = 4096
 LARGEST = 4 << 20  # of a message
 TOO_LARGE = "[this result was too large to be shown: at most 4 MiB]"
 MAX_ROWS = 10_000  # of a table given as data
+PLAIN = frozenset((bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset))  # have one form
 MAX_SOURCES = 1000  # turns whose source tracebacks can show
 PICTURES = {"png": "image/png", "svg": "image/svg+xml", "jpg": "image/jpeg", "jpeg": "image/jpeg", "pdf": "application/pdf"}  # of figures
 HERE = __file__
@@ -72,27 +73,59 @@ class Channel:
             except BlockingIOError:  # user code shares the pipe, and may have said so
                 select.select([], [fd], [])
 
-    def send(self, message, both=False):
-        if not self.ours():
-            return
-        try:
-            data = document(message)
-        except (TypeError, ValueError, RecursionError):  # a form that JSON cannot express
-            message = dict(message, data={"text/plain": str(message["data"].get("text/plain", ""))})
-            data = document(message)
-        if len(data) > LARGEST:
-            data = document(dict(message, data={"text/plain": TOO_LARGE}))
-        room = PIPE_BUF - 1 - len(self.token) - 1 - 4
+    def send(self, message):
+        self.put(self.chunks(message))
+
+    def put(self, chunks):
+        if self.ours():
+            self.say(self.out, chunks)
+
+    def say(self, fd, chunks):
+        """Write chunks, in one write where a pipe takes them undivided."""
+        if sum(map(len, chunks)) <= PIPE_BUF:
+            chunks = [b"".join(chunks)]
         with shielded, self.lock:
-            for fd in (self.out, self.err) if both else (self.out,):
-                for at in range(0, max(len(data), 1), room):
-                    part = data[at:at + room]
-                    kind = (at == 0) | (at + room >= len(data)) << 1
-                    self.write(fd, b"\x1e%s%d%04x%s" % (self.token, kind, len(part), part))
+            for chunk in chunks:
+                self.write(fd, chunk)
+
+    def end(self, last, message):
+        """End a turn on both outputs, behind the chunks that it has still to say.
+
+        Each write wakes the agent, which costs more than all that is written:
+        so they go together, and standard error comes first, while the host still
+        has to wait for the other.
+        """
+        end = self.chunks(message)
+        self.say(self.err, end)
+        self.say(self.out, last + end)
+
+    def chunks(self, message):
+        data = document(message)
+        room = PIPE_BUF - 1 - len(self.token) - 1 - 4
+        out = []
+        for at in range(0, len(data), room):
+            part = data[at:at + room]
+            kind = (at == 0) | (at + room >= len(data)) << 1
+            out.append(b"\x1e%s%d%04x%s" % (self.token, kind, len(part), part))
+        return out
 
 
 def document(message):
-    return json.dumps(message, allow_nan=False, separators=(",", ":"), default=str).encode("ascii")
+    try:
+        data = encode(message)
+    except (TypeError, ValueError, RecursionError):  # a form that JSON cannot express
+        message = dict(message, data={"text/plain": str(message["data"].get("text/plain", ""))})
+        data = encode(message)
+    if len(data) > LARGEST:
+        data = encode(dict(message, data={"text/plain": TOO_LARGE}))
+    return data
+
+
+encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"), default=str)
+
+
+def encode(message):
+    return encoder.encode(message).encode("ascii")
 
 
 class Shield:
@@ -152,38 +185,51 @@ class Turns:
 
     def show(self, data, main):
         flush()
-        self.channel.send({"type": "result", "turn": self.turn, "main": main, "data": data})
+        self.channel.send(self.result(data, main))
 
-    def figures(self):
-        """Show what was drawn, as notebooks do, and be done with it."""
+    def result(self, data, main):
+        return {"type": "result", "turn": self.turn, "main": main, "data": data}
+
+    def figures(self, last):
+        """Show what was drawn, as notebooks do, and be done with it. It comes
+        behind last, the chunks of the turn's value; return what is left of those."""
         pyplot = sys.modules.get("matplotlib.pyplot")
         if pyplot is None or not hasattr(pyplot, "get_fignums"):
-            return
+            return last
         for number in pyplot.get_fignums():
+            if last:
+                flush()
+                self.channel.put(last)
+                last = []
             self.show(forms(pyplot.figure(number)), False)
         pyplot.close("all")
+        return last
 
     # Turns.
 
+    def prepare(self):
+        """Put right what the turn before may have changed, while nobody waits."""
+        signal.signal(signal.SIGINT, shielded.interrupt)
+        for name, fd in (("stdout", 1), ("stderr", 2)):
+            if getattr(getattr(sys, name, None), "closed", True):  # by an earlier turn
+                setattr(sys, name, output(fd))
+
     def run(self, command):
+        """Run a turn; return the chunks that are to be said with its end."""
         self.turn = command["turn"]
         if command.get("sync"):
-            return
+            return []
         self.count += 1
         before = {}
         for name, value in (command.get("env") or {}).items():
             before[name] = os.environ.get(name)
             os.environ[name] = value
-        signal.signal(signal.SIGINT, shielded.interrupt)
-        for name, fd in (("stdout", 1), ("stderr", 2)):
-            if getattr(getattr(sys, name), "closed", True):  # by an earlier turn
-                setattr(sys, name, output(fd))
-        failure = None
+        failure, last = None, []
         try:
             try:
                 shielded.running = True
-                self.execute(command["code"])
-                self.figures()
+                last = self.execute(command["code"])
+                last = self.figures(last)
             finally:
                 shielded.running = shielded.pending = False
         except BaseException as e:
@@ -196,8 +242,9 @@ class Turns:
             else:
                 os.environ[name] = value
         flush()
-        if failure is not None:
-            self.report(failure)
+        if failure is None:
+            return last
+        return last + self.report(failure)  # a value there was before the figures failed
 
     def execute(self, code):
         name = "<turn %d>" % self.count
@@ -206,12 +253,14 @@ class Turns:
         last = None
         if tree.body and isinstance(tree.body[-1], ast.Expr) and not code.rstrip().endswith(";"):
             last = ast.Expression(tree.body.pop().value)
-        self.evaluate(tree, name, "exec")
+        if tree.body:
+            self.evaluate(tree, name, "exec")
         if last is not None:
             value = self.evaluate(last, name, "eval")
             if value is not None:
                 self.names["_"] = value
-                self.show(forms(value), True)
+                return self.channel.chunks(self.result(forms(value), True))
+        return []
 
     def evaluate(self, tree, name, mode):
         code = compile(tree, name, mode, ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
@@ -252,7 +301,7 @@ class Turns:
         except BaseException as e:  # its own methods are user code, too
             text, value = "(its traceback could not be printed: %s)" % type(e).__name__, ""
         limit = 256 << 10
-        self.channel.send({"type": "error", "turn": self.turn, "name": type(failure).__name__, "value": value[-limit:], "traceback": text[-limit:]})
+        return self.channel.chunks({"type": "error", "turn": self.turn, "name": type(failure).__name__, "value": value[-limit:], "traceback": text[-limit:]})
 
 
 def theirs(trace):
@@ -270,6 +319,19 @@ def theirs(trace):
 
 def forms(value):
     """Return {media type: form} of a value, as notebooks do."""
+    data = {} if type(value) in PLAIN else rich(value)
+    if "text/plain" not in data:
+        try:
+            data["text/plain"] = pretty(value)
+        except KeyboardInterrupt:
+            raise
+        except Exception as e:
+            data["text/plain"] = "<%s whose repr failed: %s>" % (type(value).__name__, type(e).__name__)
+    return data
+
+
+def rich(value):
+    """Return the forms that its class gives a value."""
     data = {}
     bundle = method(value, "_repr_mimebundle_")
     if bundle is not None:
@@ -299,13 +361,6 @@ def forms(value):
         table = attempt(lambda: columns(value))
         if table is not None:
             data["firebreak/data"] = table
-    if "text/plain" not in data:
-        try:
-            data["text/plain"] = pretty(value)
-        except KeyboardInterrupt:
-            raise
-        except Exception as e:
-            data["text/plain"] = "<%s whose repr failed: %s>" % (type(value).__name__, type(e).__name__)
     return data
 
 
@@ -430,6 +485,7 @@ def main():
     sys.argv = [""]
     os.environ.setdefault("MPLBACKEND", "module://firebreak_matplotlib")
     turns = Turns(channel)
+    turns.prepare()
     channel.send({"type": "ready"})
     while True:
         line = channel.line()
@@ -439,8 +495,9 @@ def main():
             command = json.loads(line)
         except ValueError:
             continue
-        turns.run(command)
-        channel.send({"type": "end", "turn": turns.turn, "count": turns.count}, both=True)
+        last = turns.run(command)
+        channel.end(last, {"type": "end", "turn": turns.turn, "count": turns.count})
+        turns.prepare()
     flush()
     os._exit(0)  # threads of user code wait for nothing any more
 
