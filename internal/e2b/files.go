@@ -1,13 +1,11 @@
 package e2b
 
 import (
-	"compress/gzip"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
 	"io"
 	"mime"
-	"mime/multipart"
 	"net/http"
 	"path"
 	"strconv"
@@ -16,11 +14,9 @@ import (
 
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
 	"github.com/firebreak-dev/firebreak/internal/auth"
+	"github.com/firebreak-dev/firebreak/internal/filebody"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
-
-// maxParts bounds the files of one upload.
-const maxParts = 10_000
 
 // written is a file that was stored.
 type written struct {
@@ -55,8 +51,7 @@ func fileUser(r *http.Request) string {
 	return visitOf(r.Context()).user
 }
 
-// download sends a file. Guests choose names and bytes, so a browser is told to
-// save it and never to interpret it.
+// download sends a file, to be saved.
 func (s *Server) download(w http.ResponseWriter, r *http.Request) {
 	ctx, v := r.Context(), visitOf(r.Context())
 	req := &v1.ReadFileRequest{Id: v.id, Path: file(r.URL.Query().Get("path")), User: fileUser(r)}
@@ -70,18 +65,14 @@ func (s *Server) download(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer body.Close()
-	h := w.Header()
-	h.Set("Content-Type", "application/octet-stream")
-	h.Set("Content-Security-Policy", "sandbox; default-src 'none'")
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Cache-Control", "no-store")
-	h.Set("Content-Disposition", disposition(info.GetName()))
+	var modified time.Time
 	if info.GetModifiedAt().IsValid() {
-		h.Set("Last-Modified", info.GetModifiedAt().AsTime().UTC().Format(http.TimeFormat))
+		modified = info.GetModifiedAt().AsTime()
 	}
+	filebody.Save(w.Header(), info.GetName(), modified)
 	size := info.GetSize()
 	if size > 0 { // 0 may mean that it is not known (/proc)
-		h.Set("Content-Length", strconv.FormatInt(size, 10))
+		w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
 		n, err := io.Copy(w, io.LimitReader(body, size))
 		if err != nil || n < size { // nothing else tells that this is not all
 			panic(http.ErrAbortHandler)
@@ -93,33 +84,20 @@ func (s *Server) download(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// disposition makes a browser save the body under name.
-func disposition(name string) string {
-	name = strings.Map(func(c rune) rune {
-		if c < ' ' || c == 0x7f || strings.ContainsRune(`/\"`, c) {
-			return '_'
-		}
-		return c
-	}, strings.ToValidUTF8(name[:min(len(name), 255)], "_"))
-	if d := mime.FormatMediaType("attachment", map[string]string{"filename": name}); d != "" {
-		return d
-	}
-	return "attachment"
-}
-
 // upload stores the body as a file or, of a form, each file in it.
 func (s *Server) upload(w http.ResponseWriter, r *http.Request) {
-	body, err := plain(r)
+	body, err := filebody.Plain(r.Header, r.Body)
 	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
-	kind, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	out := []written{}
+	form, isForm := filebody.ParseForm(r.Header, body)
+	kind, _, unnamed := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	switch target := r.URL.Query().Get("path"); {
-	case err == nil && kind == "multipart/form-data" && params["boundary"] != "":
-		out, err = s.storeForm(r, multipart.NewReader(body, params["boundary"]), target)
-	case err == nil && kind != "application/octet-stream":
+	case isForm:
+		out, err = s.storeForm(r, form, target)
+	case unnamed == nil && kind != "application/octet-stream":
 		err = invalid("content type %.100q is not understood", kind).WithHint("multipart/form-data or application/octet-stream")
 	default:
 		var one written
@@ -133,29 +111,12 @@ func (s *Server) upload(w http.ResponseWriter, r *http.Request) {
 	answer(w, http.StatusOK, out)
 }
 
-// plain is the body without its compression. What it unpacks to is bounded by
-// the sandbox's disk.
-func plain(r *http.Request) (io.Reader, error) {
-	switch e := r.Header.Get("Content-Encoding"); e {
-	case "", "identity":
-		return r.Body, nil
-	case "gzip":
-		z, err := gzip.NewReader(r.Body)
-		if err != nil {
-			return nil, invalid("the body is not gzip")
-		}
-		return z, nil
-	default:
-		return nil, invalid("content encoding %.40q is not understood", e).WithHint("gzip, or none")
-	}
-}
-
 // storeForm stores the files of a form. The name of each is its path, unless the
 // request names one.
-func (s *Server) storeForm(r *http.Request, form *multipart.Reader, target string) ([]written, error) {
+func (s *Server) storeForm(r *http.Request, form *filebody.Form, target string) ([]written, error) {
 	out := []written{}
 	for {
-		part, err := form.NextRawPart()
+		part, err := form.Next()
 		if err == io.EOF {
 			if len(out) == 0 {
 				return nil, invalid("the form holds no file").WithHint("a field called file, with a file name")
@@ -163,20 +124,17 @@ func (s *Server) storeForm(r *http.Request, form *multipart.Reader, target strin
 			return out, nil
 		}
 		if err != nil {
-			return nil, invalid("the form ends early or is damaged")
+			return nil, err
 		}
-		if part.FormName() != "file" {
+		if part.Field != "file" {
 			continue
 		}
 		name := target
 		switch {
 		case name == "":
-			name = fullName(part)
+			name = part.Name
 		case len(out) > 0:
 			return nil, invalid("path names one file, the form holds several").WithHint("leave path out, and give each file its path as its name")
-		}
-		if len(out) == maxParts {
-			return nil, invalid("the form holds more than %d files", maxParts)
 		}
 		one, err := s.store(r, name, part)
 		if err != nil {
@@ -184,16 +142,6 @@ func (s *Server) storeForm(r *http.Request, form *multipart.Reader, target strin
 		}
 		out = append(out, one)
 	}
-}
-
-// fullName is the name of a form's file with its directories, which the standard
-// library's takes away.
-func fullName(part *multipart.Part) string {
-	_, params, err := mime.ParseMediaType(part.Header.Get("Content-Disposition"))
-	if err != nil {
-		return ""
-	}
-	return params["filename"]
 }
 
 func (s *Server) store(r *http.Request, name string, body io.Reader) (written, error) {

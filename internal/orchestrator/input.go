@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"os"
@@ -132,4 +133,25 @@ func feed(w io.WriteCloser, r io.Reader) {
 	if _, err := io.Copy(w, r); !errors.Is(err, errUnfollowed) { // others: the program no longer reads, its own business
 		w.Close()
 	}
+}
+
+// edges are the first and the last line of an input.
+type edges struct{ first, last []byte }
+
+// lines returns them, after it has cut off what a crash left of a line that was
+// being appended: nobody has got any of that.
+func (in *input) lines() (edges, error) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	all, err := io.ReadAll(io.NewSectionReader(in.f, 0, in.size))
+	if err != nil {
+		return edges{}, err
+	}
+	whole := all[:bytes.LastIndexByte(all, '\n')+1]
+	in.size = int64(len(whole))
+	var e edges
+	e.first, _, _ = bytes.Cut(whole, []byte("\n"))
+	whole = bytes.TrimSuffix(whole, []byte("\n"))
+	e.last = whole[bytes.LastIndexByte(whole, '\n')+1:]
+	return e, nil
 }

@@ -2,7 +2,6 @@ package orchestrator
 
 import (
 	"context"
-	"encoding/json"
 	"strconv"
 	"time"
 
@@ -83,6 +82,14 @@ func (t *turn) leave() {
 	}
 }
 
+// give hands something to whoever listens to t.
+func (t *turn) give(item func(TurnSink) error) {
+	select {
+	case t.items <- item:
+	case <-t.gone:
+	}
+}
+
 // Eval runs code in a context and returns how that ended, also by a limit or by
 // the end of the interpreter. Turns of one context run in order of arrival. When
 // ctx ends, or the sink fails, the turn is interrupted, and the context stays.
@@ -155,14 +162,14 @@ func (l *live) contextFor(ctx context.Context, who Caller, req EvalRequest) (*wa
 
 // eval waits for the turn's turn and runs it.
 func (w *warm) eval(ctx context.Context, who Caller, req EvalRequest, sink TurnSink) (TurnEnd, error) {
-	if err := w.queue(ctx); err != nil {
+	if err := w.enter(ctx); err != nil {
 		return TurnEnd{}, err
 	}
 	limit := given(req.Timeout, w.l.o.Defaults.ExecTimeout)
 	err := w.l.record(ctx, who, sandbox.Record{Action: "context.eval", Outcome: sandbox.OutcomeAllowed, Object: clip(w.entry.ID), Digest: digestOf([]byte(req.Code)),
 		Detail: map[string]string{"bytes": strconv.Itoa(len(req.Code)), "timeout": limit.String(), "env": strconv.Itoa(len(req.Env))}})
 	if err != nil {
-		<-w.slot
+		w.queue.leave()
 		return TurnEnd{}, err
 	}
 	failpoint.Hit("eval/after-evidence")
@@ -199,54 +206,30 @@ func (w *warm) eval(ctx context.Context, who Caller, req EvalRequest, sink TurnS
 	return TurnEnd{}, err
 }
 
-// queue waits until w is ready and it is the caller's turn, which ends when the
+// enter waits until w is ready and it is the caller's turn, which ends when the
 // turn does. Errors: KindCapacity, KindGone, ctx's.
-func (w *warm) queue(ctx context.Context) error {
-	w.mu.Lock()
-	if w.waiting >= maxTurns {
-		defer w.mu.Unlock()
-		return full("eval", time.Second, "%d turns wait for the context %q", w.waiting, clip(w.entry.ID)).WithHint("wait for them, interrupt, or use another context")
-	}
-	w.waiting++
-	w.mu.Unlock()
-	defer func() {
-		w.mu.Lock()
-		w.waiting--
-		w.mu.Unlock()
-	}()
-	select {
-	case <-w.dead:
-		return w.gone()
-	default:
-	}
-	select {
-	case w.slot <- struct{}{}: // in order of arrival
-	case <-w.dead:
-		return w.gone()
-	case <-ctx.Done():
-		return sandbox.Wrap("eval", string(w.l.id), ctx.Err())
-	}
-	select {
-	case <-w.ready:
+func (w *warm) enter(ctx context.Context) error {
+	switch err := w.queue.enter(ctx, w.ready, w.dead); err {
+	case nil:
 		return nil
+	case errQueueFull:
+		return full("eval", time.Second, "%d turns wait for the context %q", maxTurns, clip(w.entry.ID)).WithHint("wait for them, interrupt, or use another context")
+	case errQueueDead:
+		return w.gone()
 	default:
+		return sandbox.Wrap("eval", string(w.l.id), err)
 	}
-	if err := w.await(ctx); err != nil {
-		<-w.slot
-		return err
-	}
-	return nil
 }
 
-// begin gives the code to the interpreter. Preconditions: the caller has the
-// slot, which is given back on an error.
+// begin gives the code to the interpreter. Preconditions: it is the
+// caller's turn, which is over on an error.
 func (w *warm) begin(req EvalRequest, limit time.Duration) (*turn, uint64, error) {
 	w.signals.Lock() // one that is under way is for the turn before
 	defer w.signals.Unlock()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.exit != nil || w.isDead() {
-		<-w.slot
+		w.queue.leave()
 		w.mu.Unlock()
 		defer w.mu.Lock()
 		return nil, 0, w.gone()
@@ -260,7 +243,7 @@ func (w *warm) begin(req EvalRequest, limit time.Duration) (*turn, uint64, error
 	}
 	id := w.l.o.publishJSON(w.l.id, event.Turn, w.x.process(), TurnEvent{Context: w.entry.ID, Turn: t.n}, false)
 	if err := w.in.append(c.Line()); err != nil {
-		<-w.slot
+		w.queue.leave()
 		if sandbox.KindOf(err) == sandbox.KindTooLarge {
 			err = sandbox.Errorf("eval", sandbox.KindTooLarge, "a context takes at most %s of code in its life", sandbox.FormatSize(maxInput)).
 				WithHint("restart it, or write large data to files")
@@ -344,176 +327,6 @@ const (
 
 const sigInterrupt = 2
 
-// InterruptContext interrupts the turn that a context runs, as Ctrl-C does; its
-// state stays. Without one it does nothing. It does not wait for the turn's end.
-// Errors: KindNotFound, KindGone.
-func (o *Orchestrator) InterruptContext(ctx context.Context, who Caller, ref, id string) (Context, error) {
-	l, done, err := o.use(ctx, who.Tenant, ref)
-	if err != nil {
-		return Context{}, err
-	}
-	defer done()
-	w, err := l.warmed(id)
-	if err != nil {
-		return Context{}, err
-	}
-	if w.isDead() {
-		return Context{}, w.gone()
-	}
-	if err := l.record(ctx, who, sandbox.Record{Action: "context.interrupt", Outcome: sandbox.OutcomeAllowed, Object: clip(id)}); err != nil {
-		return Context{}, err
-	}
-	w.mu.Lock()
-	t := w.turn
-	w.mu.Unlock()
-	if t != nil {
-		w.interrupt(t, sandbox.ReasonOperator, "interrupted by "+who.Principal)
-	}
-	return w.show(), nil
-}
-
-// TurnEvent is the Data of an event about a turn.
-type TurnEvent struct {
-	Context  string         `json:"context"`
-	Turn     int            `json:"turn"`
-	Result   *driver.Result `json:"result,omitempty"` // Display
-	Error    *driver.Error  `json:"error,omitempty"`  // Exception
-	Reason   sandbox.Reason `json:"reason,omitempty"` // TurnEnd, and all that follows
-	Detail   string         `json:"detail,omitempty"`
-	Count    int            `json:"execution_count,omitempty"`
-	Duration float64        `json:"duration_ms,omitempty"`
-	Alive    bool           `json:"alive,omitempty"`
-}
-
-// piece is what of a driver's output can be dealt with now.
-func (w *warm) piece(channel int, data []byte, eof bool) output {
-	n, c := w.token.Cut(data, eof)
-	o := output{channel: channel, part: c != nil}
-	if c == nil {
-		if n == len(data) && !eof {
-			n -= partial(data)
-		}
-		o.data = data[:n:n]
-		return o
-	}
-	o.data = data[:n:n]
-	text, whole := w.parts[channel].Add(c)
-	if !whole {
-		return o
-	}
-	if text == nil {
-		w.mu.Lock()
-		o.said = &driver.Message{Type: driver.Shown, Turn: w.turns, Result: &driver.Result{Text: driver.TooLarge}}
-		w.mu.Unlock()
-		return o
-	}
-	if m, err := driver.Parse(text); err == nil { // else user code wrote it
-		o.said = &m
-	}
-	return o
-}
-
-// tell makes an event of what is shown, and of what went wrong.
-func (w *warm) tell(m *driver.Message) uint64 {
-	e, kind := TurnEvent{Context: w.entry.ID, Turn: m.Turn, Result: m.Result, Error: m.Error}, event.Display
-	switch m.Type {
-	case driver.Shown:
-	case driver.Fail:
-		kind = event.Exception
-	default:
-		return 0
-	}
-	b, err := json.Marshal(e)
-	if err == nil && len(b) > event.MaxData {
-		if m.Error != nil {
-			e.Error = &driver.Error{Name: clip(m.Error.Name), Value: clip(m.Error.Value)}
-		} else {
-			e.Result = &driver.Result{Main: m.Result.Main, Text: "[this result is too large for an event]"}
-		}
-		b, err = json.Marshal(e)
-	}
-	if err != nil { // Parse has seen to it that it can be written
-		return 0
-	}
-	return w.l.o.publish(w.l.id, event.Event{Type: kind, Process: w.x.process(), Data: b})
-}
-
-// heard deals with what a driver said.
-func (w *warm) heard(channel int, m *driver.Message, id uint64) {
-	w.mu.Lock()
-	t := w.turn
-	if t != nil && t.n != m.Turn {
-		t = nil
-	}
-	switch {
-	case m.Type == driver.Ready:
-		w.mu.Unlock()
-		w.set.Do(func() { close(w.ready) })
-		return
-	case m.Type == driver.End && w.sync != 0 && m.Turn == w.sync:
-		w.synced[channel] = true
-		if w.synced[0] && w.synced[1] {
-			// Of an end that is not told again the server before has told; of half an
-			// end, which it has dealt with on the other channel, it has not.
-			t := w.turn
-			w.sync, w.turn = 0, nil
-			w.rest()
-			w.mu.Unlock()
-			switch {
-			case t == nil:
-			case t.ends[0] || t.ends[1]:
-				w.finish(t, sandbox.ReasonDone, "", true)
-			default:
-				if t.timer != nil {
-					t.timer.Stop()
-				}
-				close(t.over)
-			}
-			w.set.Do(func() { close(w.ready) })
-			<-w.slot
-			return
-		}
-	case t == nil:
-	case m.Type == driver.End:
-		t.ends[channel], t.count = true, m.Count
-		if t.ends[0] && t.ends[1] {
-			w.turn = nil
-			reason, detail := sandbox.ReasonDone, ""
-			if t.failed != nil && t.reason != "" {
-				reason, detail = t.reason, t.detail
-			}
-			resumed := w.sync != 0
-			w.rest()
-			w.mu.Unlock()
-			w.finish(t, reason, detail, true)
-			if !resumed {
-				<-w.slot
-			}
-			return
-		}
-	case m.Type == driver.Fail:
-		t.failed = m.Error
-	}
-	w.mu.Unlock()
-	if t == nil {
-		return
-	}
-	switch m.Type {
-	case driver.Shown:
-		t.give(func(s TurnSink) error { return s.Result(m.Result, id) })
-	case driver.Fail:
-		t.give(func(s TurnSink) error { return s.Failed(m.Error, id) })
-	}
-}
-
-// give hands something to whoever listens to t.
-func (t *turn) give(item func(TurnSink) error) {
-	select {
-	case t.items <- item:
-	case <-t.gone:
-	}
-}
-
 // finish makes the end of t known: to the evidence, to whoever watches, to
 // whoever waits.
 func (w *warm) finish(t *turn, reason sandbox.Reason, detail string, alive bool) {
@@ -531,71 +344,4 @@ func (w *warm) finish(t *turn, reason sandbox.Reason, detail string, alive bool)
 	e.Event = w.l.o.publishJSON(w.l.id, event.TurnEnd, w.x.process(), TurnEvent{Context: e.Context, Turn: e.Turn, Reason: reason, Detail: clip(detail),
 		Count: e.Count, Duration: float64(e.Duration) / float64(time.Millisecond), Alive: alive}, false)
 	close(t.over)
-}
-
-// rest notes that a turn has ended, and sets the clock for the next. Preconditions:
-// w.mu is held.
-func (w *warm) rest() {
-	w.used = time.Now()
-	if w.entry.Idle == 0 || w.isDead() {
-		return
-	}
-	if w.timer == nil {
-		w.timer = time.AfterFunc(w.entry.Idle, w.idle)
-	} else {
-		w.timer.Reset(w.entry.Idle)
-	}
-}
-
-// idle ends the context if it has had no turn for long enough.
-func (w *warm) idle() {
-	if w.l.o.begin() != nil {
-		return
-	}
-	defer w.l.o.work.Done()
-	w.mu.Lock()
-	left := w.entry.Idle - time.Since(w.used)
-	if w.turn != nil || w.waiting > 0 {
-		left = w.entry.Idle
-	}
-	if left > 0 {
-		w.timer.Reset(left)
-	}
-	w.mu.Unlock()
-	if left <= 0 {
-		w.end(sandbox.ReasonIdle, "without a turn for "+short(w.entry.Idle))
-	}
-}
-
-var _ Sink = (*warm)(nil)
-
-// Started implements Sink.
-func (w *warm) Started(int, uint64) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.rest()
-	return nil
-}
-
-// Stdout implements Sink.
-func (w *warm) Stdout(data []byte, id uint64) error {
-	w.printed(func(s TurnSink) error { return s.Stdout(data, id) })
-	return nil
-}
-
-// Stderr implements Sink.
-func (w *warm) Stderr(data []byte, id uint64) error {
-	w.printed(func(s TurnSink) error { return s.Stderr(data, id) })
-	return nil
-}
-
-// printed gives output to the turn that runs. Between turns it is among the
-// sandbox's events only.
-func (w *warm) printed(item func(TurnSink) error) {
-	w.mu.Lock()
-	t := w.turn
-	w.mu.Unlock()
-	if t != nil {
-		t.give(item)
-	}
 }

@@ -9,9 +9,11 @@ import (
 	"net/http"
 	"path"
 	"strconv"
+	"time"
 
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
 	rpc "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1/firebreakv1connect"
+	"github.com/firebreak-dev/firebreak/internal/filebody"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -111,17 +113,15 @@ type archiveBody struct {
 func (b *archiveBody) begin() {
 	b.out = stallWriter{b.x}
 	h := b.x.Header()
-	h["Cache-Control"] = noStore
-	h.Set("Content-Type", "application/x-tar")
-	h.Set("Content-Security-Policy", "sandbox; default-src 'none'")
 	name := path.Base(path.Clean(b.name))
 	if name == "." || name == "/" || name == ".." {
 		name = "files"
 	}
-	h.Set("Content-Disposition", disposition(name+".tar"))
+	filebody.Save(h, name+".tar", time.Time{})
+	h.Set("Content-Type", "application/x-tar")
 	h.Set("Trailer", leftOut)
 	h.Set("Vary", "Accept-Encoding")
-	if packed(b.x.r.Header) {
+	if filebody.Packed(b.x.r.Header) {
 		h.Set("Content-Encoding", "gzip")
 		b.z, _ = gzip.NewWriterLevel(b.out, gzip.BestSpeed) // the level exists
 		b.out = b.z

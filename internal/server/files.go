@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"mime"
 	"net/http"
 	"path"
 	"strconv"
@@ -18,6 +17,7 @@ import (
 
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
 	rpc "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1/firebreakv1connect"
+	"github.com/firebreak-dev/firebreak/internal/filebody"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -234,8 +234,7 @@ type content struct {
 	etag          string
 }
 
-// send answers with the content. Guests choose names and bytes, so a browser is
-// told to save it and never to interpret it.
+// send answers with the content, to be saved.
 func (c *content) send(x *exchange) error {
 	h := x.Header()
 	h.Set("Accept-Ranges", "bytes")
@@ -247,13 +246,11 @@ func (c *content) send(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	h["Cache-Control"] = noStore
-	h.Set("Content-Type", "application/octet-stream")
-	h.Set("Content-Security-Policy", "sandbox; default-src 'none'")
-	h.Set("Content-Disposition", disposition(c.name))
+	var modified time.Time
 	if c.modified.IsValid() {
-		h.Set("Last-Modified", c.modified.AsTime().UTC().Format(http.TimeFormat))
+		modified = c.modified.AsTime()
 	}
+	filebody.Save(h, c.name, modified)
 	if c.etag != "" {
 		h.Set("ETag", c.etag)
 	}
@@ -285,7 +282,7 @@ func (c *content) send(x *exchange) error {
 // packs says whether the content is sent packed: a whole file, for a caller who
 // takes that. What has a validator is its bytes.
 func (c *content) packs(x *exchange) bool {
-	return c.r != nil && !c.ranged && c.etag == "" && c.size >= minPacked && x.r.Method == http.MethodGet && packed(x.r.Header)
+	return c.r != nil && !c.ranged && c.etag == "" && c.size >= minPacked && x.r.Method == http.MethodGet && filebody.Packed(x.r.Header)
 }
 
 // packers are the compressors that there may be, nil where one was not needed yet:
@@ -375,22 +372,6 @@ func (c *content) short(x *exchange, n int64) error {
 	return sandbox.Errorf(x.op.name, sandbox.KindProtocol, "the content ended after %d of %d bytes", n, c.length).
 		WithHint("the file changed while it was read, or the sandbox lies about its size; try again")
 }
-
-// disposition makes a browser save the body under name.
-func disposition(name string) string {
-	name = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r == '/' || r == '\\' || r == '"' {
-			return '_'
-		}
-		return r
-	}, valid(clipName(name)))
-	if d := mime.FormatMediaType("attachment", map[string]string{"filename": name}); d != "" {
-		return d
-	}
-	return "attachment"
-}
-
-func clipName(s string) string { return s[:min(len(s), 255)] }
 
 var copyBuffers = sync.Pool{New: func() any { return new([copyBuffer]byte) }}
 

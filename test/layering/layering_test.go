@@ -43,7 +43,7 @@ var ranks = []struct {
 	{"internal/guest/agent", 2},
 	{"internal/audit", 2},
 	{"internal/auth", 2},
-	{"internal/archive", 2}, {"internal/event", 2},
+	{"internal/filebody", 1}, {"internal/archive", 2}, {"internal/event", 2},
 	{"internal/template", 2},
 	{"internal/backup", 3},
 	{"internal/egress/dns", 2},

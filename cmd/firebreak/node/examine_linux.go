@@ -2,6 +2,7 @@ package node
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/firebreak-dev/firebreak/cmd/firebreak/cli"
 	"github.com/firebreak-dev/firebreak/cmd/firebreak/config"
+	"github.com/firebreak-dev/firebreak/internal/egress/wire"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -21,7 +23,7 @@ const lowDisk = 2 << 30
 
 // hostChecks looks at the machine without starting anything.
 func hostChecks(c *config.Config) []cli.Check {
-	return []cli.Check{checkKernel(), checkUser(), checkCgroups(), checkDisk(c)}
+	return []cli.Check{checkKernel(), checkUser(), checkCgroups(), checkDisk(c), checkNetwork()}
 }
 
 func checkKernel() cli.Check {
@@ -87,6 +89,22 @@ func checkCgroups() cli.Check {
 			Fix: "mount cgroup2 on /sys/fs/cgroup, or boot with systemd.unified_cgroup_hierarchy=1"}
 	}
 	return cli.Check{Name: name, Status: ok, Detail: strings.Join(slices.Clip(have), ", ")}
+}
+
+// checkNetwork makes a wire, as a sandbox with rules gets one. Without them none
+// has a network, and none is needed.
+func checkNetwork() cli.Check {
+	const name = "network rules"
+	err := wire.Probe()
+	if err == nil {
+		return cli.Check{Name: name, Status: ok, Detail: "a wire can be made, and its filter holds; sandboxes without rules have no network device"}
+	}
+	c := cli.Check{Name: name, Status: weak, Detail: err.Error()}
+	var e *sandbox.Error
+	if errors.As(err, &e) {
+		c.Detail, c.Fix = "refused: "+e.Message(), e.Hint
+	}
+	return c
 }
 
 func checkDisk(c *config.Config) cli.Check {

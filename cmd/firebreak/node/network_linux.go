@@ -13,6 +13,7 @@ import (
 	"github.com/firebreak-dev/firebreak/internal/egress/control"
 	"github.com/firebreak-dev/firebreak/internal/egress/wire"
 	"github.com/firebreak-dev/firebreak/internal/orchestrator"
+	"github.com/firebreak-dev/firebreak/internal/policy"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -32,7 +33,10 @@ type network struct {
 	ahead  map[sandbox.InstanceID]uint64 // guarded by mu; of the keeper's generations, ours
 }
 
-var _ orchestrator.Network = (*network)(nil)
+var (
+	_ orchestrator.Network  = (*network)(nil)
+	_ orchestrator.Accounts = (*network)(nil)
+)
 
 // newNetwork returns the wires of a node, and what ends their router.
 func newNetwork(o options, record func(sandbox.InstanceID, orchestrator.EgressEvent) error) (orchestrator.Network, func() error) {
@@ -120,7 +124,7 @@ func (n *network) Adopt(ctx context.Context, id sandbox.InstanceID, p orchestrat
 func (n *network) attach(ctx context.Context, k *control.Keeper, id sandbox.InstanceID, p orchestrator.Egress, link *wire.Link) error {
 	defer link.Tap.Close()
 	n.generation(id, p.Generation, 1)
-	return k.Attach(ctx, control.Wire{ID: string(id), Epoch: p.Epoch, Policies: control.Policies{Documents: p.Documents}}, link.Tap)
+	return k.Attach(ctx, control.Wire{ID: string(id), Epoch: p.Epoch, Policies: control.Policies{Documents: p.Documents}, Used: p.Used}, link.Tap)
 }
 
 // generation notes that the keeper's generation is ours.
@@ -142,6 +146,14 @@ func (n *network) Update(ctx context.Context, id sandbox.InstanceID, p orchestra
 	}
 	n.generation(id, p.Generation, its)
 	return max(p.Generation, its), closed, nil
+}
+
+// Used implements orchestrator.Accounts.
+func (n *network) Used(id sandbox.InstanceID) map[string]policy.Used {
+	if k := n.running(); k != nil {
+		return k.Used(string(id))
+	}
+	return nil
 }
 
 // Close implements orchestrator.Network.
