@@ -230,7 +230,7 @@ func (w *world) crowd(t *testing.T, n *neighbours, a attack) {
 	w.carryOut(t, n, a)
 	resident := grown()
 	got, after := <-during, w.beat(t, neighbour, 2)
-	limit := 5*max(before.p99, after.p99) + 250*time.Millisecond
+	limit := 5*max(before.p99, after.p99) + grace()
 	t.Logf("the neighbour's requests: before %+v, meanwhile %+v, after %+v; the router's resident set grew by %s", before, got, after, mib(resident))
 	if got.failed > 0 || got.requests == 0 || got.p99 > limit {
 		t.Errorf("a neighbour's requests: %+v, at most %v is fine", got, limit)

@@ -71,19 +71,23 @@ func (n *neighbours) alone(d time.Duration) time.Duration {
 	return p99
 }
 
+// grace is what a machine that others overload takes besides: it delays anybody for
+// as long as its scheduler likes, also in the one percent that counts.
+func grace() time.Duration {
+	if b, err := os.ReadFile("/proc/loadavg"); err == nil {
+		one, _, _ := strings.Cut(string(b), " ")
+		if load, _ := strconv.ParseFloat(one, 64); load > 2*float64(runtime.NumCPU()) {
+			return 2 * time.Second
+		}
+	}
+	return 250 * time.Millisecond
+}
+
 // unharmed compares: attack runs while the neighbours work. What else the
 // machine does is in both measurements, before the attack and after it.
 func (n *neighbours) unharmed(t *testing.T, attack func()) {
 	t.Helper()
-	// A machine that others overload delays anybody for as long as its scheduler
-	// likes, also in the one percent that counts.
-	grace := 250 * time.Millisecond
-	if b, err := os.ReadFile("/proc/loadavg"); err == nil {
-		one, _, _ := strings.Cut(string(b), " ")
-		if load, _ := strconv.ParseFloat(one, 64); load > 2*float64(runtime.NumCPU()) {
-			grace = 2 * time.Second
-		}
-	}
+	grace := grace()
 	before := n.alone(2 * time.Second)
 	stop := n.work()
 	attack()
