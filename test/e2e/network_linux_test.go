@@ -325,3 +325,40 @@ func TestNetworkServerKilled(t *testing.T) {
 		t.Errorf("%d %s", status, body)
 	}
 }
+
+// TestNetworkRunKilled: a run without a server is killed while its program tries to
+// get out. Nothing gets out after it, and the next run removes what it has left.
+func TestNetworkRunKilled(t *testing.T) {
+	n := internet.New(t)
+	n.Site("api.example", internet.Reached)
+	w := newWorld(t).on(t, n)
+	cmd := w.command("run", "--timeout", "100s", "--allow", "api.example", "--", "sh", "-c", "while true; do curl -s -k -m 2 https://api.example/; curl -s -k -m 1 https://93.184.1.1/; done")
+	if err := w.start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(time.Minute); len(n.Requests()) == 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the program never reached the allowed host")
+		}
+	}
+	routers := internet.Routers(cmd.Process.Pid)
+	if len(routers) != 1 {
+		t.Errorf("the run has the routers %v", routers)
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+	for _, pid := range routers {
+		for end := time.Now().Add(30 * time.Second); syscall.Kill(pid, 0) == nil; time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("the router outlives its run")
+			}
+		}
+	}
+	before := n.Sink.Counts(t)
+	if r := w.run("", "run", "--", "true"); r.code != 0 {
+		t.Errorf("%+v", r)
+	}
+	if sent := n.Sink.Counts(t).Since(before); sent.Total().Packets != 0 {
+		t.Errorf("after its end there was sent %v", sent)
+	}
+}

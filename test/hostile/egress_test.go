@@ -2,8 +2,11 @@ package hostile
 
 import (
 	"encoding/json"
+	"net/http"
 	"regexp"
+	"strconv"
 	"strings"
+	"testing"
 	"time"
 )
 
@@ -111,15 +114,17 @@ var egressAttacks = []attack{
 		network: allowing("api.example"), wants: []string{`dns evil.example deny no_rule`, `connect 93.184.12.12:443 deny \S+`, `connect 169.254.169.254:80 deny \S+`}},
 	{number: 15, name: "forms of hosts that no rule has", verdict: deny, run: []string{"net_forms.py", "api.example", "evil.example"}, with: attempts, limits: roomy, timeout: time.Minute, reasons: "done", prints: "(?s)tried.*tried", check: noFindings,
 		network: allowing("api.example"), wants: []string{`connect api.example:80 deny (port|no_rule)`, `connect api.example:8443 deny (port|no_rule)`, `dns evil.example deny no_rule`}},
-	{number: 26, name: "upstreams that trickle, flood and expand", verdict: survive, run: []string{"net_upstream.py", "trickle=https://trickle.example/", "silent=https://silent.example/", "bomb=https://bomb.example/",
-		"headers=http://headers.example/", "flood=https://flood.example/"}, with: attempts, limits: roomy, timeout: 2 * time.Minute, reasons: "done", prints: `(?s)tried trickle - exit 28.*tried flood - exit (18|56)`,
+	{number: 26, name: "upstreams that trickle, flood and expand", verdict: survive, run: []string{"net_upstream.py", "trickle=https://trickle.example/", "silent=https://silent.example/", "pour=https://silent.example/", "bomb=https://bomb.example/",
+		"headers=http://headers.example/", "flood=https://flood.example/"}, with: attempts, limits: roomy, timeout: 2 * time.Minute, reasons: "done", prints: `(?s)tried trickle - exit 28.*tried pour - exit 28.*tried flood - exit (18|56)`,
 		network: policyOf(`allow: [{host: [trickle.example, silent.example, bomb.example], ports: 443}, {host: headers.example, ports: 80}, {host: flood.example, budget: {download: 64MiB}}]`),
 		wants:   []string{`connect flood.example:443 allow rule`, `close flood.example:443 \S+ budget`, `close trickle.example:443 .*`}},
-	{number: 27, name: "connections by the thousand", verdict: survive, run: []string{"net_flood.py", "crowd.example", "93.184.27.27", "10000"}, with: attempts, limits: roomy, timeout: time.Minute, reasons: "done|memory", prints: "tried", check: pulses,
+	{number: 27, name: "questions by the thousand", verdict: survive, run: []string{"net_queries.py", "tunnel.example", "20000"}, with: attempts, limits: roomy, reasons: "done", prints: `tried \d{4,} questions`, check: fewRecords,
+		network: allowing("api.example"), wants: []string{`dns \S+.tunnel.example deny no_rule`}},
+	{number: 27, name: "connections by the thousand", verdict: survive, alone: true, run: []string{"net_flood.py", "crowd.example", "93.184.27.27", "10000"}, with: attempts, limits: roomy, timeout: time.Minute, reasons: "done|memory", prints: "tried", check: pulses,
 		network: allowing("crowd.example:80"), wants: []string{`connect crowd.example:80 allow rule`, `connect crowd.example:80 deny limit`, `connect 93.184.27.27:80 deny \S+`}},
 }
 
-// opened are the hosts that the attacks' networks name, with the ports of each.
+// exampleName finds the names in a network's rules.
 var exampleName = regexp.MustCompile(`(?:\*\.)?[a-z0-9-]+(?:\.[a-z0-9-]+)*\.example`)
 
 // mayBeAsked are the names that networks name: a name server may hear those.
@@ -142,4 +147,72 @@ var mayBeReached = map[string][]uint16{
 	"151.101.9.4": {80, 443, 9000},
 	"151.101.9.6": {80},
 	"151.101.9.7": {80},
+}
+
+// onTheLink runs the program while a neighbour listens, which may hear nothing.
+func onTheLink(t *testing.T, w *world, id string) {
+	neighbour := w.create(t, `"network":`+allowing("api.example"))
+	w.upload(t, neighbour, "net_listen.py")
+	w.upload(t, id, "net_link.py")
+	w.upload(t, id, "attempts.py")
+	heard := make(chan reply, 1)
+	go func() {
+		_, r := w.exec(neighbour, 2*time.Minute, "python3", "net_listen.py", "10")
+		heard <- r
+	}()
+	status, r := w.exec(id, time.Minute, "python3", "net_link.py", "2606:4700::8", "10.200.0.2")
+	if status != http.StatusOK || r.ExitCode != 0 || !strings.Contains(r.Stdout, "tried") {
+		t.Errorf("%d %s", status, r.body)
+	}
+	noFindings(t, w, id, r, 0)
+	if r = <-heard; !strings.Contains(r.Stdout, "heard 0\n") {
+		t.Errorf("the neighbour heard something, or did not listen: %s %s", r.Stdout, r.Stderr)
+	}
+	w.destroy(t, neighbour)
+}
+
+// oddRules: what a rule's host may not be is refused, in every form of a request.
+func oddRules(t *testing.T, w *world, id string) {
+	for _, host := range []string{"", " ", "*", "*.com", "*.co.uk", "a.*.example", "api.*", "**", "api.example@evil.example", "api.example\x00.evil.example", "api.example\r\nevil.example", "api.example%00.evil.example",
+		"api..example", ".api.example", "api.example#evil.example", "http://api.example", "api.example/path", "api.example:0", "api.example:65536", "api.example:443:80", "api.example:https", "127.1", "169.254.169.254", "169.254.169.254/32", "0x7f000001", "0177.0.0.1",
+		"2130706433", "fe80::1%eth0", "[fe80::1%25eth0]:80", "10.0.0.0/33", "1.2.3.4/8.8.8.8", "\u0430pi.example\u0000", strings.Repeat("x", 64) + ".example", strings.Repeat("long.", 60) + "example", "-api.example", "api_.example"} {
+		status, r := w.do("POST", "/v1/sandboxes", `{"network":`+allowing(host)+`}`)
+		if status/100 == 2 {
+			t.Errorf("a sandbox may reach %q: %s", host, r.body)
+			w.destroy(t, r.ID)
+		} else if status != http.StatusBadRequest || r.Error.Message == "" {
+			t.Errorf("%q: %d %s", host, status, r.body)
+		}
+		if status, r := w.do("PUT", "/v1/sandboxes/"+id+"/network", allowing(host)); status != http.StatusBadRequest {
+			t.Errorf("%q in an update: %d %s", host, status, r.body)
+		}
+	}
+	if status, r := w.exec(id, 20*time.Second, "curl", "-sS", "-k", "-m", "10", "https://api.example/"); status != http.StatusOK || !strings.Contains(r.Stdout, "reached 151.101.9.1") {
+		t.Errorf("what was allowed before no longer is: %d %s", status, r.body)
+	}
+}
+
+// fewRecords: a flood of denials is told, and not one by one.
+func fewRecords(t *testing.T, w *world, id string, r reply, _ time.Duration) {
+	noFindings(t, w, id, r, 0)
+	n := 0
+	for _, action := range w.records(id) {
+		if action == "egress.decide" {
+			n++
+		}
+	}
+	t.Logf("%s, %d records", strings.TrimSpace(r.Stdout), n)
+	if n == 0 || n > 2000 {
+		t.Errorf("%d records of a flood", n)
+	}
+}
+
+// pulses: the program made what it was to make, or had no memory left for it.
+func pulses(t *testing.T, _ *world, _ string, r reply, _ time.Duration) {
+	if m := regexp.MustCompile(`tried (\d+) connections`).FindStringSubmatch(r.Stdout); m != nil {
+		if tried, _ := strconv.Atoi(m[1]); tried < 2000 {
+			t.Errorf("it made %d connections only", tried)
+		}
+		t.Log(strings.TrimSpace(r.Stdout))
+	}
 }

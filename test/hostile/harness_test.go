@@ -49,6 +49,8 @@ type attack struct {
 	// Or what is done to the sandbox, in place of a program.
 	act func(t *testing.T, w *world, id string)
 	sim bool // the model shows it too
+	// alone: by itself, as others would notice.
+	alone bool
 }
 
 func (a attack) title() string {

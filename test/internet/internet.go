@@ -34,7 +34,10 @@ type Internet struct {
 }
 
 // Open makes an internet. It needs root, and takes some milliseconds.
-func Open() (_ *Internet, err error) {
+func Open() (*Internet, error) { return open(NameServers()) }
+
+// open is Open on a machine that has these name servers.
+func open(nameServers []netip.Addr) (_ *Internet, err error) {
 	n := &Internet{Names: new(Names), conns: &connections{open: map[net.Conn]bool{}}}
 	defer func() {
 		if err != nil {
@@ -62,7 +65,7 @@ func Open() (_ *Internet, err error) {
 	if err := n.serve(); err != nil {
 		return nil, err
 	}
-	if n.Local, err = n.openLocal(); err != nil {
+	if n.Local, err = n.openLocal(nameServers); err != nil {
 		return nil, err
 	}
 	return n, n.settle()

@@ -20,7 +20,7 @@ type Local struct {
 // LocalPorts are where the host's own servers listen.
 var LocalPorts = []uint16{80, 443, 9000}
 
-func (n *Internet) openLocal() (*Local, error) {
+func (n *Internet) openLocal(nameServers []netip.Addr) (*Local, error) {
 	l := &Local{conns: map[netip.AddrPort]Count{}}
 	for _, port := range LocalPorts {
 		s, err := n.listen(n.host, "tcp", fmt.Sprintf(":%d", port))
@@ -30,7 +30,7 @@ func (n *Internet) openLocal() (*Local, error) {
 		n.accept(s, l.serve)
 	}
 	// A name server on loopback is not beyond the link.
-	for _, a := range NameServers() {
+	for _, a := range nameServers {
 		if !a.IsLoopback() {
 			continue
 		}

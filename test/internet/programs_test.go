@@ -168,3 +168,26 @@ func TestNames(t *testing.T) {
 		t.Errorf("asked: %s", got)
 	}
 }
+
+// TestNameServerOfItsOwn: a machine may have its name server on loopback, where no
+// packet passes the link.
+func TestNameServerOfItsOwn(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("not run: network namespaces need root")
+	}
+	n, err := open([]netip.Addr{netip.MustParseAddr("127.0.0.53"), netip.MustParseAddr("::1")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	n.Names.Set("api.example", "1.2.3.4")
+	before := n.Sink.Counts(t)
+	for _, c := range [][2]string{{"udp", "127.0.0.53:53"}, {"tcp", "127.0.0.53:53"}, {"udp", "[::1]:53"}, {"tcp", "[::1]:53"}} {
+		if m, err := ask(t, n, c[0], c[1], "api.example", dnsmessage.TypeA); err != nil || len(m.Answers) != 1 {
+			t.Errorf("%v: %v %+v", c, err, m)
+		}
+	}
+	if got := len(n.Names.Asked("api.example")); got != 4 || n.Sink.Counts(t).Since(before).Total().Packets != 0 {
+		t.Errorf("%d questions, and outside %v", got, n.Sink.Counts(t).Since(before))
+	}
+}

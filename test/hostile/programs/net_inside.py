@@ -6,7 +6,7 @@ from attempts import *
 
 
 def visit(name):
-    for i in range(3):
+    for i in range(2):
         for how, ask in (("http", lambda: http(name)), ("https", lambda: tls(name)), ("port 9000", lambda: http(name, 9000))):
             def inside():
                 got = ask()

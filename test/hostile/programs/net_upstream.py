@@ -6,5 +6,6 @@ from attempts import *
 for what in sys.argv[1:]:
     name, url = what.split("=", 1)
     start = time.monotonic()
-    p = subprocess.run(["curl", "-sS", "-k", "-m", "20" if name == "flood" else "4", "-o", "/dev/null", "-w", "%{size_download} %{size_header} %{http_code}", url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    more = ["-T", "/dev/zero", "--limit-rate", "1G"] if name == "pour" else []
+    p = subprocess.run(["curl", "-sS", *more, "-k", "-m", "20" if name == "flood" else "4", "-o", "/dev/null", "-w", "%{size_download} %{size_header} %{http_code}", url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
     print("tried", name, "- exit", p.returncode, "after %.1f s" % (time.monotonic() - start), p.stdout.decode(), p.stderr.decode(errors="replace").strip()[:100], flush=True)
