@@ -20,6 +20,7 @@ import (
 
 	"github.com/firebreak-dev/firebreak/internal/failpoint"
 	"github.com/firebreak-dev/firebreak/sandbox/backendtest/residue"
+	"github.com/firebreak-dev/firebreak/test/internet"
 )
 
 // keep is what outlives sandboxes by design, below a data directory.
@@ -35,6 +36,7 @@ type world struct {
 	data string
 	sock string
 	base *residue.Baseline
+	net  *internet.Internet // on whose host servers run; nil: on this machine
 }
 
 // newWorld takes a baseline, and compares when the test ends.
@@ -117,7 +119,12 @@ func (w *world) start(point string, args ...string) *server {
 		http: &http.Client{Timeout: time.Minute}, dead: make(chan struct{})}
 	s.cmd.Env = append(s.cmd.Env, failpoint.Env+"="+point)
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
-	if err := s.cmd.Start(); err != nil {
+	begin := s.cmd.Start
+	if w.net != nil {
+		begin = func() error { return w.net.Start(s.cmd) }
+		s.http.Transport = w.net.Transport()
+	}
+	if err := begin(); err != nil {
 		w.t.Fatal(err)
 	}
 	s.wait = sync.OnceValue(func() error {
