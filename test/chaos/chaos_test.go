@@ -20,7 +20,6 @@ import (
 
 	"github.com/firebreak-dev/firebreak/internal/failpoint"
 	"github.com/firebreak-dev/firebreak/sandbox/backendtest/residue"
-	"github.com/firebreak-dev/firebreak/test/internet"
 )
 
 // keep is what outlives sandboxes by design, below a data directory.
@@ -36,13 +35,9 @@ type world struct {
 	data string
 	sock string
 	base *residue.Baseline
-<<<<<<< HEAD
 
 	begin     func(*exec.Cmd) error // starts a server somewhere else, if not nil
 	transport http.RoundTripper     // reaches it there
-=======
-	net  *internet.Internet // on whose host servers run; nil: on this machine
->>>>>>> ebench
 }
 
 // newWorld takes a baseline, and compares when the test ends.
@@ -125,20 +120,11 @@ func (w *world) start(point string, args ...string) *server {
 		http: &http.Client{Timeout: time.Minute, Transport: w.transport}, dead: make(chan struct{})}
 	s.cmd.Env = append(s.cmd.Env, failpoint.Env+"="+point)
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
-<<<<<<< HEAD
 	begin := w.begin
 	if begin == nil {
 		begin = (*exec.Cmd).Start
 	}
 	if err := begin(s.cmd); err != nil {
-=======
-	begin := s.cmd.Start
-	if w.net != nil {
-		begin = func() error { return w.net.Start(s.cmd) }
-		s.http.Transport = w.net.Transport()
-	}
-	if err := begin(); err != nil {
->>>>>>> ebench
 		w.t.Fatal(err)
 	}
 	s.wait = sync.OnceValue(func() error {

@@ -129,9 +129,12 @@ func TestNetworkSoak(t *testing.T) {
 		d, pause = 10*time.Minute, 10*time.Second
 	}
 	w := newWorld(t, filepath.Join(t.TempDir(), "data"))
-	w.net = internet.New(t)
-	allowed := w.net.Site("api.example", internet.Reached)
-	w.net.Site("other.example", internet.Reached)
+	net := internet.New(t)
+	tr := net.Transport()
+	t.Cleanup(tr.CloseIdleConnections)
+	w.begin, w.transport = net.Start, tr
+	allowed := net.Site("api.example", internet.Reached)
+	net.Site("other.example", internet.Reached)
 	s := w.serve("", "--stop-sandboxes")
 	n := &networks{s: s}
 	n.load(d / 10) // what is made once is made now
@@ -170,12 +173,12 @@ func TestNetworkSoak(t *testing.T) {
 		}
 		return false
 	}
-	for f := range w.net.Sink.Counts(t) {
+	for f := range net.Sink.Counts(t) {
 		if f.To != netip.AddrPortFrom(allowed, 443) && !asked(f.To) {
 			t.Errorf("packets went to %v", f)
 		}
 	}
-	for _, q := range w.net.Names.Queries() {
+	for _, q := range net.Names.Queries() {
 		if q.Name != "api.example" {
 			t.Errorf("a name server was asked %+v", q)
 		}
