@@ -64,7 +64,7 @@ vm: build
 	@FIREBREAK_QEMU=1 $(GO) test ./test/vm -count=1 -v -timeout 45m
 
 soak: build
-	@FIREBREAK_SOAK=1 $(GO) test ./test/chaos -run 'TestCycles|TestMixedLoad|TestStopped' -count=1 -v -timeout 60m
+	@FIREBREAK_SOAK=1 $(GO) test ./test/chaos -run 'TestCycles|TestMixedLoad|TestNetworkSoak|TestStopped' -count=1 -v -timeout 60m
 
 chaos: build
 	@FIREBREAK_CHAOS=full FIREBREAK_CHAOS_REPORT=$(CURDIR)/docs/guides/crash-matrix.md \

@@ -51,6 +51,9 @@ type Result struct {
 	Rounds  int                `json:"rounds"`
 	// Order of the columns, for printing.
 	Columns []string `json:"columns"`
+	// When it was measured, and how busy the machine was before.
+	Time time.Time `json:"time,omitzero"`
+	Load string    `json:"load_before,omitempty"`
 }
 
 // dropped rounds warm caches and are not counted.

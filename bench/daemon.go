@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/firebreak-dev/firebreak/test/internet"
 )
 
 // Daemon is a `firebreak serve` of its own, in a directory of its own, on a
@@ -28,13 +30,23 @@ type Daemon struct {
 	local  *http.Client // over the local socket
 }
 
-// StartDaemon starts binary and waits until it is ready. Stop ends it.
-func StartDaemon(ctx context.Context, binary, dir string) (*Daemon, error) {
-	port, err := freePort()
+// StartDaemon starts binary, on the host of an internet unless that is nil, and
+// waits until it is ready. Stop ends it.
+func StartDaemon(ctx context.Context, binary, dir string, on *internet.Internet) (*Daemon, error) {
+	there, begin, transport := func(f func() error) error { return f() }, (*exec.Cmd).Start, new(http.Transport)
+	if on != nil {
+		there, begin, transport = on.OnHost, on.Start, on.Transport()
+	}
+	transport.MaxIdleConnsPerHost = 4
+	var port string
+	err := there(func() (err error) {
+		port, err = freePort()
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
-	d := &Daemon{Dir: dir, URL: "http://127.0.0.1:" + port, client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 4}}}
+	d := &Daemon{Dir: dir, URL: "http://127.0.0.1:" + port, client: &http.Client{Transport: transport}}
 	socket := filepath.Join(dir, "firebreak.sock")
 	d.local = &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
@@ -49,7 +61,7 @@ func StartDaemon(ctx context.Context, binary, dir string) (*Daemon, error) {
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	d.cmd.Env = append(os.Environ(), "FIREBREAK_TENANT_REQUESTS=0", "FIREBREAK_TENANT_KEY_REQUESTS=0") // the bench is a flood
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
-	if err := d.cmd.Start(); err != nil {
+	if err := begin(d.cmd); err != nil {
 		return nil, err
 	}
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {

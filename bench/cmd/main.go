@@ -2,12 +2,15 @@
 // SPECIFICATION.md and stores the results in bench/results.
 //
 //	go run ./bench/cmd [-only REGEXP] [-rounds N] [-out FILE]
+//
+// With -only, rows that are not run stay in the file as they were.
 package main
 
 import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -18,6 +21,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"syscall"
 	"time"
 
@@ -27,6 +31,7 @@ import (
 
 func main() {
 	bench.ServeBare()
+	bench.ServeRelay()
 	only := flag.String("only", ".", "run the rows whose name matches")
 	rounds := flag.Int("rounds", 40, "rounds per row")
 	out := flag.String("out", "bench/results/latest.json", "where to store the results")
@@ -34,7 +39,7 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *binary, *out, regexp.MustCompile(*only), *rounds); err != nil {
+	if err := run(ctx, *binary, *out, *only != ".", regexp.MustCompile(*only), *rounds); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -49,6 +54,7 @@ type report struct {
 	Load    string         `json:"load_before"`
 	Results []bench.Result `json:"results"`
 	Memory  []measure      `json:"memory"`
+	Figures []figure       `json:"figures,omitempty"`
 }
 
 // measure is a single figure with a bound, not a ratio.
@@ -59,31 +65,33 @@ type measure struct {
 	Met   bool    `json:"met"`
 }
 
+// figure is one that is told and has no bound.
+type figure struct {
+	Name  string  `json:"name"`
+	Value float64 `json:"value"`
+	Unit  string  `json:"unit"`
+}
+
 // set is everything the rows share.
 type set struct {
 	d         *bench.Daemon
-	peer      *bench.Runsc
+	runsc     *bench.Runsc  // nil until a row needs it
+	net       *bench.Egress // nil until a row needs it
 	templates *template.Store
 	dir       string
+	binary    string
 	rounds    int
 	want      *regexp.Regexp
 	rep       *report
 }
 
-func run(ctx context.Context, binary, out string, want *regexp.Regexp, rounds int) error {
+func run(ctx context.Context, binary, out string, keep bool, want *regexp.Regexp, rounds int) (err error) {
 	dir, err := os.MkdirTemp("", "firebreak-bench-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	runsc := filepath.Join(dir, "runsc")
-	build := exec.CommandContext(ctx, "go", "build", "-ldflags", "-s -w", "-o", runsc, "./bench/runsc")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	build.Stderr = os.Stderr
-	if err := build.Run(); err != nil {
-		return fmt.Errorf("building the peer: %w", err)
-	}
-	d, err := bench.StartDaemon(ctx, binary, dir)
+	d, err := bench.StartDaemon(ctx, binary, dir, nil)
 	if err != nil {
 		return err
 	}
@@ -92,20 +100,16 @@ func run(ctx context.Context, binary, out string, want *regexp.Regexp, rounds in
 	if err != nil {
 		return err
 	}
-	host, err := templates.Resolve(ctx, "host")
-	if err != nil {
-		return err
-	}
-	peerDir := filepath.Join(dir, "peer")
-	if err := os.Mkdir(peerDir, 0o700); err != nil {
-		return err
-	}
-	peer := bench.NewRunsc(runsc, peerDir, host.Root)
-	defer peer.Close()
 	rep := &report{Time: time.Now().UTC(), Go: runtime.Version(), CPUs: runtime.NumCPU(), Kernel: read("/proc/sys/kernel/osrelease"), Load: read("/proc/loadavg")}
-	s := &set{d, peer, templates, dir, rounds, want, rep}
-	for _, row := range []func(context.Context) error{s.create, s.exec, s.eval, s.audited, s.get, s.write, s.memory} {
+	s := &set{d: d, templates: templates, dir: dir, binary: binary, rounds: rounds, want: want, rep: rep}
+	defer func() { err = firstError(err, s.close()) }()
+	for _, row := range []func(context.Context) error{s.create, s.exec, s.eval, s.audited, s.get, s.write, s.memory, s.wire, s.flood, s.wires} {
 		if err := row(ctx); err != nil {
+			return err
+		}
+	}
+	if keep {
+		if err := rep.keep(out); err != nil {
 			return err
 		}
 	}
@@ -120,16 +124,85 @@ func run(ctx context.Context, binary, out string, want *regexp.Regexp, rounds in
 	return nil
 }
 
+// keep takes over what an earlier report says of other rows, and its head.
+func (r *report) keep(file string) error {
+	data, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	var was report
+	if err == nil {
+		err = json.Unmarshal(data, &was)
+	}
+	if err != nil {
+		return fmt.Errorf("the report to add to: %w", err)
+	}
+	was.Results = merge(was.Results, r.Results, func(v bench.Result) string { return v.Name })
+	was.Memory = merge(was.Memory, r.Memory, func(v measure) string { return v.Name })
+	was.Figures = merge(was.Figures, r.Figures, func(v figure) string { return v.Name })
+	*r = was
+	return nil
+}
+
+// merge puts each of next in the place of the one of its name, or at the end.
+func merge[T any](list, next []T, name func(T) string) []T {
+	for _, v := range next {
+		if i := slices.IndexFunc(list, func(o T) bool { return name(o) == name(v) }); i >= 0 {
+			list[i] = v
+		} else {
+			list = append(list, v)
+		}
+	}
+	return list
+}
+
+// close ends what rows have started.
+func (s *set) close() (err error) {
+	if s.runsc != nil {
+		s.runsc.Close()
+	}
+	if s.net != nil {
+		err = s.net.Close()
+	}
+	return err
+}
+
+// peer is upstream's runtime, which is built for the first row that needs it.
+func (s *set) peer(ctx context.Context) (*bench.Runsc, error) {
+	if s.runsc != nil {
+		return s.runsc, nil
+	}
+	runsc := filepath.Join(s.dir, "runsc")
+	build := exec.CommandContext(ctx, "go", "build", "-ldflags", "-s -w", "-o", runsc, "./bench/runsc")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	build.Stderr = os.Stderr
+	if err := build.Run(); err != nil {
+		return nil, fmt.Errorf("building the peer: %w", err)
+	}
+	host, err := s.templates.Resolve(ctx, "host")
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(s.dir, "peer")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	s.runsc = bench.NewRunsc(runsc, dir, host.Root)
+	return s.runsc, nil
+}
+
 func read(path string) string {
 	data, _ := os.ReadFile(path)
 	return string(bytes.TrimSpace(data))
 }
 
 func (s *set) measure(ctx context.Context, row bench.Row) error {
+	begun, load := time.Now().UTC(), read("/proc/loadavg")
 	r, err := bench.Measure(ctx, row)
 	if err != nil {
 		return err
 	}
+	r.Time, r.Load = begun, load
 	fmt.Println(r)
 	s.rep.Results = append(s.rep.Results, r)
 	return nil
@@ -140,6 +213,10 @@ func (s *set) create(ctx context.Context) error {
 	const name = "cold create + exec true"
 	if !s.want.MatchString(name) {
 		return nil
+	}
+	peer, err := s.peer(ctx)
+	if err != nil {
+		return err
 	}
 	ours := func(ctx context.Context) (time.Duration, error) {
 		start := time.Now()
@@ -153,7 +230,7 @@ func (s *set) create(ctx context.Context) error {
 	}
 	return s.measure(ctx, bench.Row{Name: name, Rounds: s.rounds, Ours: 2, Base: 1, Goal: 1.4, Columns: []bench.Column{
 		{Name: "floor: fork+exec true", Run: bench.ForkTrue},
-		{Name: "peer: runsc run … true", Run: s.peer.RunTrue},
+		{Name: "peer: runsc run … true", Run: peer.RunTrue},
 		{Name: "ours: POST sandboxes, POST exec", Run: ours},
 	}})
 }
@@ -164,7 +241,11 @@ func (s *set) exec(ctx context.Context) error {
 	if !s.want.MatchString(name) {
 		return nil
 	}
-	live, end, err := s.peer.Start(ctx)
+	peer, err := s.peer(ctx)
+	if err != nil {
+		return err
+	}
+	live, end, err := peer.Start(ctx)
 	if err != nil {
 		return err
 	}
@@ -175,7 +256,7 @@ func (s *set) exec(ctx context.Context) error {
 	}
 	err = s.measure(ctx, bench.Row{Name: name, Rounds: s.rounds, Ours: 2, Base: 1, Goal: 0.7, Columns: []bench.Column{
 		{Name: "floor: fork+exec true", Run: bench.ForkTrue},
-		{Name: "peer: runsc exec true", Run: func(ctx context.Context) (time.Duration, error) { return s.peer.ExecTrue(ctx, live) }},
+		{Name: "peer: runsc exec true", Run: func(ctx context.Context) (time.Duration, error) { return peer.ExecTrue(ctx, live) }},
 		{Name: "ours: POST exec", Run: func(ctx context.Context) (time.Duration, error) {
 			start := time.Now()
 			err := s.d.ExecTrue(ctx, id)
@@ -318,7 +399,7 @@ func (s *set) figure(name string, value, goal float64) {
 	if !m.Met {
 		verdict = "NOT MET"
 	}
-	fmt.Printf("    %-40s %8.1f MiB   goal ≤ %.0f MiB: %s\n", name, value, goal, verdict)
+	fmt.Printf("    %-40s %8.2f MiB   goal ≤ %g MiB: %s\n", name, value, goal, verdict)
 }
 
 func firstError(errs ...error) error {

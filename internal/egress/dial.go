@@ -90,6 +90,9 @@ func (f *flow) decide(ctx context.Context, t *policy.Table, fl policy.Flow) (add
 // dialer is the router's, with what the policy opens for the flow.
 func (f *flow) dialer(t *policy.Table, fl policy.Flow) *netaddr.Dialer {
 	d := f.wire.router.config.Dialer
+	if d.Lookup != nil {
+		d.Lookup = f.wire.recent.through(d.Lookup, f.port)
+	}
 	d.Allow = func(_ netaddr.Host, _ uint16, a netip.Addr, c netaddr.Class) bool {
 		fl.Addr = a
 		could := t.Could(fl)
@@ -131,6 +134,7 @@ func (f *flow) reach(ctx context.Context, fl policy.Flow, d policy.Decision, add
 			break
 		}
 	}
+	w.recent.forget(f.host.Name(), f.port)
 	f.stop(ReasonUnreachable, last)
 	return false
 }

@@ -50,10 +50,12 @@ func (l *ledger) deny(e Event) {
 	}
 }
 
-// tell records e, which stands for one.
+// tell records e, which stands for one. What cannot be recorded now is told with
+// what is folded.
 func (l *ledger) tell(e Event) {
 	if err := l.record(e); err != nil {
 		l.log.Warn("a denial is not recorded", "wire", e.Wire, "host", e.Host, "port", e.Port, "err", err)
+		l.keep(&e)
 	}
 }
 
@@ -113,21 +115,26 @@ func (l *ledger) flush() {
 	}
 }
 
-// keep folds what could not be recorded into the next window.
+// keep folds what could not be recorded into the window that is open, or the next
+// one. What there is no room for is counted without its name.
 func (l *ledger) keep(e *Event) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.ended {
 		return
 	}
-	was := l.more[e.Kind]
-	if was == nil {
-		was = &Event{}
-		l.more[e.Kind] = was
+	k := alike{e.Kind, e.Protocol, e.Host, e.Reason, e.Port}
+	switch was, more := l.seen[k], l.more[e.Kind]; {
+	case was != nil:
+		was.Count += e.Count
+	case e.Host != "" && len(l.seen) < distinct:
+		now := *e
+		l.seen[k] = &now
+	case more != nil:
+		more.Count += e.Count
+	default:
+		l.more[e.Kind] = &Event{Wire: e.Wire, Time: e.Time, Kind: e.Kind, Decision: Deny, Reason: ReasonLimit, Generation: e.Generation, Count: e.Count}
 	}
-	count := was.Count + e.Count
-	*was = *e
-	was.Count = count
 	if l.timer == nil {
 		l.timer = time.AfterFunc(longest, l.flush)
 	}

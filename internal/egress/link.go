@@ -101,7 +101,9 @@ func (l *link) Attach(d stack.NetworkDispatcher) {
 // shut closes the device and waits for the loop. Call it before the stack lets go
 // of the link, and from no goroutine of the stack's. Again: nothing.
 func (l *link) shut() {
-	l.closing.Store(true)
+	l.mu.Lock()
+	l.closing.Store(true) // no later begins after it
+	l.mu.Unlock()
 	l.tap.Close()
 	l.loop.Wait()
 }
@@ -193,12 +195,39 @@ func (l *link) answerARP() {
 func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 	n := 0
 	for _, pkt := range pkts.AsSlice() {
-		if err := l.write(pkt); err != nil {
+		if acceptsSYN(pkt) {
+			l.later(pkt)
+		} else if err := l.write(pkt); err != nil {
 			return n, err
 		}
 		n++
 	}
 	return n, nil
+}
+
+// acceptsSYN reports whether a packet is the first of a connection that the
+// sandbox makes.
+func acceptsSYN(pkt *stack.PacketBuffer) bool {
+	const both = header.TCPFlagSyn | header.TCPFlagAck
+	b := pkt.TransportHeader().Slice()
+	return pkt.TransportProtocolNumber == header.TCPProtocolNumber && len(b) >= header.TCPMinimumSize && header.TCP(b).Flags()&both == both
+}
+
+// later writes a packet when the caller has let go of its connection, which the
+// stack holds meanwhile. The sandbox answers at once, and who takes the answer
+// would spin on a processor until this one is done, which may be the time that
+// the sandbox runs on it.
+func (l *link) later(pkt *stack.PacketBuffer) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if l.closing.Load() {
+		return
+	}
+	pkt.IncRef()
+	l.loop.Go(func() {
+		defer pkt.DecRef()
+		_ = l.write(pkt) // lost like any frame
+	})
 }
 
 func (l *link) write(pkt *stack.PacketBuffer) tcpip.Error {

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
 // FuzzFrame: whatever a sandbox sends, the stack gets whole packets of its one
@@ -74,5 +75,44 @@ func TestLink(t *testing.T) {
 	}
 	if _, err := pr.Stat(); err == nil {
 		t.Error("it is open")
+	}
+}
+
+// TestLinkLater: what accepts a connection leaves without its writer, who may hold
+// what the answer needs; after shut nothing leaves and nothing is left.
+func TestLinkLater(t *testing.T) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	guest := os.NewFile(uintptr(fds[1]), "guest")
+	defer guest.Close()
+	l, err := newLink(os.NewFile(uintptr(fds[0]), "wire"), nil, func(error) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	send := func(flags header.TCPFlags) {
+		pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{ReserveHeaderBytes: header.TCPMinimumSize})
+		defer pkt.DecRef()
+		pkt.TransportProtocolNumber = header.TCPProtocolNumber
+		header.TCP(pkt.TransportHeader().Push(header.TCPMinimumSize)).Encode(&header.TCPFields{Flags: flags, DataOffset: header.TCPMinimumSize})
+		var list stack.PacketBufferList
+		list.PushBack(pkt)
+		if n, err := l.WritePackets(list); n != 1 || err != nil {
+			t.Errorf("%v: %d, %v", flags, n, err)
+		}
+	}
+	for _, flags := range []header.TCPFlags{header.TCPFlagSyn | header.TCPFlagAck, header.TCPFlagAck} {
+		send(flags)
+		var b [100]byte
+		if n, err := guest.Read(b[:]); err != nil || n != vnetHeader+header.TCPMinimumSize || header.TCP(b[vnetHeader:]).Flags() != flags {
+			t.Errorf("%v arrives as %x, %v", flags, b[:n], err)
+		}
+	}
+	l.shut()
+	send(header.TCPFlagSyn | header.TCPFlagAck)
+	l.Wait()
+	if n, err := guest.Read(make([]byte, 100)); n != 0 {
+		t.Errorf("after the end: %d bytes, %v", n, err)
 	}
 }

@@ -13,16 +13,19 @@ import (
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/waiter"
 
 	"github.com/firebreak-dev/firebreak/internal/policy"
 )
 
 // chunk is the most that is taken from one side at once, and charged to a budget
-// before the other side gets any of it.
+// before the other side gets any of it. It goes to the sandbox as one frame: full
+// segments, as many as the stack puts into one.
 const (
-	chunk      = 64 << 10
-	smallChunk = 8 << 10
+	fullSegment = mtu - header.IPv4MinimumSize - header.TCPMinimumSize - 12 // with its timestamp
+	chunk       = (maxSegment - header.TCPTotalHeaderMaximumSize - 1) / fullSegment * fullSegment
+	smallChunk  = 8 << 10
 )
 
 // lastWords is how long a sandbox has to read what the other side said before it

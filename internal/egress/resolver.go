@@ -125,7 +125,7 @@ func (r *resolver) answer(query []byte) []byte {
 		r.forget(o.Host)
 		e.Reason, e.Hint = ReasonUnrecorded, "what cannot be recorded does not happen"
 		w.deny(e)
-		return nil
+		return dns.Failure(query) // silence would be waited for
 	}
 	return reply
 }

@@ -275,6 +275,13 @@ func TestUnrecorded(t *testing.T) {
 	p := newPlace(t)
 	s := serve(t, echo)
 	_, j := attached(t, p, raw, nil)
+	j.fail.Store(true)
+	for _, network := range []string{"udp4", "tcp4"} { // and is said at once
+		if code, addrs := p.ask(network, "good.example", dnsmessage.TypeA); code != dnsmessage.RCodeServerFailure || len(addrs) != 0 {
+			t.Error(network, code, addrs)
+		}
+	}
+	j.fail.Store(false)
 	to := p.addr("good.example") + ":" + s.port
 	j.fail.Store(true)
 	p.denied(to, "x")

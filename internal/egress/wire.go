@@ -31,6 +31,7 @@ type wire struct {
 	pool    *dns.Pool
 	ledger  *ledger
 	names   resolver
+	recent  recent
 	dials   *rate.Limiter
 	link    *link
 	stack   *stack.Stack

@@ -319,9 +319,10 @@ func (w *warm) interrupt(t *turn, reason sandbox.Reason, detail string) bool {
 	return err == nil
 }
 
-// An interpreter that forgets interrupts gets them again while the turn runs.
+// An interpreter that forgets interrupts gets them again while the turn runs, not
+// soon: one that comes while it deals with the one before can end it.
 const (
-	againWait = 200 * time.Millisecond
+	againWait = time.Second
 	maxAgain  = 20
 )
 

@@ -35,6 +35,9 @@ type world struct {
 	data string
 	sock string
 	base *residue.Baseline
+
+	begin     func(*exec.Cmd) error // starts a server somewhere else, if not nil
+	transport http.RoundTripper     // reaches it there
 }
 
 // newWorld takes a baseline, and compares when the test ends.
@@ -114,10 +117,14 @@ func (w *world) serve(point string, args ...string) *server {
 func (w *world) start(point string, args ...string) *server {
 	w.t.Helper()
 	s := &server{world: w, cmd: w.command(append([]string{"serve", "--listen", "127.0.0.1:0"}, args...)...), log: &output{},
-		http: &http.Client{Timeout: time.Minute}, dead: make(chan struct{})}
+		http: &http.Client{Timeout: time.Minute, Transport: w.transport}, dead: make(chan struct{})}
 	s.cmd.Env = append(s.cmd.Env, failpoint.Env+"="+point)
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
-	if err := s.cmd.Start(); err != nil {
+	begin := w.begin
+	if begin == nil {
+		begin = (*exec.Cmd).Start
+	}
+	if err := begin(s.cmd); err != nil {
 		w.t.Fatal(err)
 	}
 	s.wait = sync.OnceValue(func() error {

@@ -18,21 +18,7 @@ import (
 // living sandbox. Nothing runs without evidence, nothing hangs, what must go
 // goes, and it is over when there is space again.
 func TestDiskFull(t *testing.T) {
-	data := filepath.Join(t.TempDir(), "data")
-	if err := os.Mkdir(data, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := syscall.Mount("chaos", data, "tmpfs", syscall.MS_NOSUID|syscall.MS_NODEV, "size=112m,mode=700"); errors.Is(err, syscall.EPERM) {
-		t.Skip("not run: needs mount")
-	} else if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := syscall.Unmount(data, 0); err != nil {
-			t.Errorf("unmount: %v", err)
-			syscall.Unmount(data, syscall.MNT_DETACH)
-		}
-	})
+	data := smallDisk(t)
 	w := newWorld(t, data)
 	s := w.serve("", "--stop-sandboxes")
 	spare, doomed := s.create(), s.create()
@@ -90,6 +76,27 @@ func TestDiskFull(t *testing.T) {
 	s.destroy(spare)
 	s.destroy(doomed) // on record with its receipt by now, or soon
 	s.stop()
+}
+
+// smallDisk makes a data directory with a disk of its own, which a test can fill.
+func smallDisk(t *testing.T) string {
+	t.Helper()
+	data := filepath.Join(t.TempDir(), "data")
+	if err := os.Mkdir(data, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("chaos", data, "tmpfs", syscall.MS_NOSUID|syscall.MS_NODEV, "size=112m,mode=700"); errors.Is(err, syscall.EPERM) {
+		t.Skip("not run: needs mount")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(data, 0); err != nil {
+			t.Errorf("unmount: %v", err)
+			syscall.Unmount(data, syscall.MNT_DETACH)
+		}
+	})
+	return data
 }
 
 // fill appends to a file until the disk is full.

@@ -191,6 +191,16 @@ func (n *Internet) listen(s *space, network, address string) (l net.Listener, er
 	return l, nil
 }
 
+// Serve has handle serve the connections to a port of every address, at which
+// nothing else does.
+func (n *Internet) Serve(port uint16, handle func(net.Conn)) error {
+	l, err := n.listen(n.far, "tcp", fmt.Sprintf(":%d", port))
+	if err == nil {
+		n.accept(l, handle)
+	}
+	return err
+}
+
 // accept calls handle for each connection, in a goroutine that Close waits for.
 func (n *Internet) accept(l net.Listener, handle func(net.Conn)) {
 	n.work.Go(func() {

@@ -161,6 +161,16 @@ func (a *Answerer) Answer(message []byte) ([]byte, Outcome) {
 	return reply(q, o), o
 }
 
+// Failure returns the reply to a message where Answer's must not be sent: that the
+// server failed. Nil for what is no plain question.
+func Failure(message []byte) []byte {
+	q, err := parse(message)
+	if err != nil {
+		return nil
+	}
+	return reply(q, Outcome{Code: dnsmessage.RCodeServerFailure})
+}
+
 // decide fills in what the policy says.
 func (a *Answerer) decide(o *Outcome) {
 	o.Decision = a.Policy.Table().Could(policy.Flow{Host: o.Host})

@@ -346,7 +346,7 @@ func (k *kept) interrupted(code, name string) {
 			select {
 			case <-over:
 				again = false
-			case <-time.After(200 * time.Millisecond):
+			case <-time.After(time.Second):
 			}
 		}
 	}()

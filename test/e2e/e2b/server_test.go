@@ -24,11 +24,24 @@ type server struct {
 	key      string // in E2B's spelling
 	env      []string
 	cmd      *exec.Cmd
+	place
+}
+
+// place is where a server and its clients are; its zero value is this machine.
+type place struct {
+	begin     func(*exec.Cmd) error // starts a program there
+	transport *http.Transport       // reaches it
 }
 
 // serve starts a server in a directory of its own. When the test ends it is
 // stopped, and nothing of it may be left on the host.
 func serve(t testing.TB, args ...string) *server {
+	t.Helper()
+	return serveIn(t, place{}, args...)
+}
+
+// serveIn is serve somewhere else.
+func serveIn(t testing.TB, p place, args ...string) *server {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("not run: needs root for enforced limits")
@@ -41,7 +54,7 @@ func serve(t testing.TB, args ...string) *server {
 		t.Skip("not run: bin/firebreak is not built (run `make`)")
 	}
 	dir := t.TempDir()
-	s := &server{t: t, bin: bin, dir: dir}
+	s := &server{t: t, bin: bin, dir: dir, place: p}
 	s.env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "TMPDIR=" + dir,
 		"FIREBREAK_DATA=" + filepath.Join(dir, "data"), "FIREBREAK_SOCKET=" + filepath.Join(dir, "s.sock")}
 	for _, d := range []string{"data/run", "data/instances", "data/processes"} {
@@ -67,12 +80,12 @@ func serve(t testing.TB, args ...string) *server {
 	defer log.Close()
 	s.cmd = exec.Command(bin, append([]string{"serve", "--listen", api, "--e2b-listen", e2b, "--stop-sandboxes"}, args...)...)
 	s.cmd.Env, s.cmd.Dir, s.cmd.Stdout, s.cmd.Stderr = s.env, dir, log, log
-	if err := s.cmd.Start(); err != nil {
+	if err := s.start(s.cmd); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.stop)
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		if resp, err := http.Get(s.api + "/readyz"); err == nil {
+		if resp, err := s.client().Get(s.api + "/readyz"); err == nil {
 			resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {
 				break
@@ -84,6 +97,22 @@ func serve(t testing.TB, args ...string) *server {
 	}
 	s.key = s.newKey()
 	return s
+}
+
+// start starts a program where the server is.
+func (s *server) start(cmd *exec.Cmd) error {
+	if s.begin != nil {
+		return s.begin(cmd)
+	}
+	return cmd.Start()
+}
+
+// client is one of HTTP, where the server is.
+func (s *server) client() *http.Client {
+	if s.transport != nil {
+		return &http.Client{Transport: s.transport}
+	}
+	return http.DefaultClient
 }
 
 func freeAddress(t testing.TB) string {
@@ -131,7 +160,9 @@ func (s *server) try(env []string, argv ...string) (stdout, stderr string, err e
 	}
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
-	err = cmd.Run()
+	if err = s.start(cmd); err == nil {
+		err = cmd.Wait()
+	}
 	return out.String(), errs.String(), err
 }
 

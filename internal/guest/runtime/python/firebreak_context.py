@@ -323,8 +323,6 @@ def forms(value):
     if "text/plain" not in data:
         try:
             data["text/plain"] = pretty(value)
-        except KeyboardInterrupt:
-            raise
         except Exception as e:
             data["text/plain"] = "<%s whose repr failed: %s>" % (type(value).__name__, type(e).__name__)
     return data
@@ -375,8 +373,6 @@ def attempt(show):
     """Return what a form comes to, or None if it fails: the other forms remain."""
     try:
         return show()
-    except KeyboardInterrupt:
-        raise
     except NotImplementedError:
         return None
     except Exception as e:
@@ -419,8 +415,6 @@ def charted(figure):
     try:
         import firebreak_chart
         return firebreak_chart.of(figure)
-    except KeyboardInterrupt:
-        raise
     except Exception:
         return None
 
