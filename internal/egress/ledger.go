@@ -11,9 +11,11 @@ import (
 // What a sandbox is denied is told at once when it is new, and once for all of a
 // while when it goes on, so that a flood of denials is no flood of records.
 const (
-	window   = 5 * time.Second
-	longest  = time.Minute // of windows that follow each other, each is twice as long
-	distinct = 64          // denials of one wire that are told one by one in a window
+	window  = 5 * time.Second
+	longest = time.Minute // of windows that follow each other, each is twice as long
+	// Denials of one wire and kind that are told one by one in a window. A flood of
+	// queries does not hide a connection, nor the reverse.
+	distinct = 64
 )
 
 // ledger tells of the denials of one wire. All methods may be called at once.
@@ -25,6 +27,7 @@ type ledger struct {
 
 	mu    sync.Mutex
 	seen  map[alike]*Event  // guarded by mu; Count is how many were not told yet
+	kinds map[string]int    // guarded by mu; how many of seen are of a kind
 	more  map[string]*Event // guarded by mu; by kind, what was beyond distinct
 	timer *time.Timer       // guarded by mu; of the window; nil: there is none
 	span  time.Duration     // guarded by mu; of the window
@@ -33,7 +36,7 @@ type ledger struct {
 }
 
 func newLedger(log *slog.Logger, record func(Event) error) *ledger {
-	return &ledger{log: log, record: record, seen: map[alike]*Event{}, more: map[string]*Event{}}
+	return &ledger{log: log, record: record, seen: map[alike]*Event{}, kinds: map[string]int{}, more: map[string]*Event{}}
 }
 
 // alike is what folded events have in common.
@@ -78,7 +81,7 @@ func (l *ledger) fold(e Event) bool {
 		*was = e
 		return false
 	}
-	if len(l.seen) >= distinct {
+	if l.kinds[e.Kind] >= distinct {
 		was := l.more[e.Kind]
 		if was == nil {
 			was = &Event{}
@@ -90,6 +93,7 @@ func (l *ledger) fold(e Event) bool {
 	now := e
 	now.Count = 0
 	l.seen[k] = &now
+	l.kinds[e.Kind]++
 	return true
 }
 
@@ -99,7 +103,7 @@ func (l *ledger) flush() {
 	defer l.flushing.Unlock()
 	l.mu.Lock()
 	seen, more := l.seen, l.more
-	l.seen, l.more, l.timer, l.last = map[alike]*Event{}, map[string]*Event{}, nil, time.Now()
+	l.seen, l.kinds, l.more, l.timer, l.last = map[alike]*Event{}, map[string]int{}, map[string]*Event{}, nil, time.Now()
 	l.mu.Unlock()
 	for _, e := range more {
 		seen[alike{kind: e.Kind, reason: e.Reason}] = e
@@ -127,9 +131,10 @@ func (l *ledger) keep(e *Event) {
 	switch was, more := l.seen[k], l.more[e.Kind]; {
 	case was != nil:
 		was.Count += e.Count
-	case e.Host != "" && len(l.seen) < distinct:
+	case e.Host != "" && l.kinds[e.Kind] < distinct:
 		now := *e
 		l.seen[k] = &now
+		l.kinds[e.Kind]++
 	case more != nil:
 		more.Count += e.Count
 	default:

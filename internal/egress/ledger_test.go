@@ -92,3 +92,22 @@ func TestLedgerAtOnce(t *testing.T) {
 		}
 	})
 }
+
+// TestLedgerKinds: a flood of queries does not hide what a sandbox wanted to connect
+// to, nor the reverse.
+func TestLedgerKinds(t *testing.T) {
+	for _, kinds := range [][2]string{{KindDNS, KindConnect}, {KindConnect, KindDNS}} {
+		synctest.Test(t, func(t *testing.T) {
+			j := new(journal)
+			l := newLedger(slog.New(slog.DiscardHandler), j.record)
+			for i := range 2 * distinct {
+				l.deny(Event{Kind: kinds[0], Host: fmt.Sprint("flood", i)})
+			}
+			l.deny(Event{Kind: kinds[1], Host: "169.254.169.254"})
+			if all := j.all(); len(all) != distinct+1 || all[distinct].Host != "169.254.169.254" || all[distinct].Kind != kinds[1] {
+				t.Errorf("%d events, the last is %+v", len(all), all[len(all)-1])
+			}
+			l.end()
+		})
+	}
+}
