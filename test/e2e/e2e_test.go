@@ -223,6 +223,16 @@ func (s *server) do(method, path, body string, header ...string) (int, string, h
 	return resp.StatusCode, string(out), resp.Header
 }
 
+// sandbox makes one.
+func (s *server) sandbox() string {
+	s.t.Helper()
+	r := s.run("", "create", "--timeout", "1h")
+	if r.code != 0 {
+		s.t.Fatalf("create: %+v", r)
+	}
+	return strings.TrimSpace(r.stdout)
+}
+
 // instanceID is what every host object of a sandbox carries.
 var instanceID = regexp.MustCompile(`\bin[a-z2-7]{18}\b`)
 

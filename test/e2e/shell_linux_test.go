@@ -194,16 +194,6 @@ func (p *person) code() int {
 	return p.cmd.ProcessState.ExitCode()
 }
 
-// sandbox makes one.
-func (s *server) sandbox() string {
-	s.t.Helper()
-	r := s.run("", "create", "--timeout", "1h")
-	if r.code != 0 {
-		s.t.Fatalf("create: %+v", r)
-	}
-	return strings.TrimSpace(r.stdout)
-}
-
 // TestShell: a terminal like any other.
 func TestShell(t *testing.T) {
 	s := newWorld(t).serve()
