@@ -104,7 +104,7 @@ func (d *Daemon) Stop() {
 	go func() { d.cmd.Wait(); close(done) }()
 	select {
 	case <-done:
-	case <-time.After(30 * time.Second):
+	case <-time.After(2 * time.Minute): // a hundred sandboxes on a busy machine take their time; killed, it leaves them
 		d.cmd.Process.Kill()
 		<-done
 	}

@@ -316,11 +316,14 @@ func p99(samples []int64) time.Duration {
 // Memory is what processes hold, in bytes.
 type Memory struct{ RSS, PSS int64 }
 
-// Router measures the daemon's one router.
+// Router measures the daemon's one router. What the kernel lists of a process's
+// children may lack some while others come and go: it is asked again for a while.
 func (e *Egress) Router() (m Memory, err error) {
-	pids := internet.Routers(e.Daemon.cmd.Process.Pid)
-	if len(pids) != 1 {
-		return m, fmt.Errorf("the daemon has the routers %v", pids)
+	var pids []int
+	for end := time.Now().Add(5 * time.Second); len(pids) != 1; time.Sleep(20 * time.Millisecond) {
+		if pids = internet.Routers(e.Daemon.cmd.Process.Pid); len(pids) != 1 && time.Now().After(end) {
+			return m, fmt.Errorf("the daemon has the routers %v", pids)
+		}
 	}
 	if m.RSS, err = procField(pids[0], "status", "VmRSS:"); err == nil {
 		m.PSS, err = procField(pids[0], "smaps_rollup", "Pss:")

@@ -76,7 +76,7 @@ func (s *set) wire(ctx context.Context) error {
 // flood: what a sandbox that makes ten thousand connections does to another.
 func (s *set) flood(ctx context.Context) error {
 	const name, conns, seconds = "egress: p99 of a neighbour's request beside 10,000 connections", 10_000, 4
-	const relayed = "relay: " + "p99 of a neighbour's request beside 10,000 connections"
+	const relayed = "relay: p99 of a neighbour's request beside 10,000 connections"
 	if !s.want.MatchString(name) {
 		return nil
 	}

@@ -22,7 +22,7 @@ const nicID = tcpip.NICID(1)
 // code can make us keep for each of its connections.
 const (
 	firstBuffer = 32 << 10
-	lastBuffer  = 512 << 10
+	lastBuffer  = 2 << 20
 )
 
 // newStack makes the TCP/IP stack of one wire: IPv4, TCP for every address,

@@ -20,7 +20,7 @@ import (
 
 // generous is how many connections of a wire may have large buffers. Those beyond
 // do with little, so that thousands that are never read from cost megabytes.
-const generous = 64
+const generous = 16
 
 // wire is one that is served.
 type wire struct {
