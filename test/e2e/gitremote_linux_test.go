@@ -74,10 +74,10 @@ func TestGitRemote(t *testing.T) {
 	type source struct{ Repo, Ref, Commit, Subpath string }
 	var out struct {
 		Stdout string
-		Git    *source
+		Source *source
 	}
 	r := w.run("", "run", "--json", "--git-private", host, "--git", url+"#v1:app", "main.py")
-	if err := json.Unmarshal([]byte(r.stdout), &out); err != nil || out.Git == nil || *out.Git != (source{url, "v1", commit, "app"}) || out.Stdout != "first\n" || r.stderr != "" {
+	if err := json.Unmarshal([]byte(r.stdout), &out); err != nil || out.Source == nil || *out.Source != (source{url, "v1", commit, "app"}) || out.Stdout != "first\n" || r.stderr != "" {
 		t.Errorf("%v, %+v: %+v", err, out, r)
 	}
 	w.env = append(w.env, "FIREBREAK_GIT_PRIVATE="+host)
