@@ -137,7 +137,7 @@ func (l *live) finish(e *ending) {
 	l.mu.Unlock()
 	l.publishReceipt(receipt)
 	l.publishState(store.Ended, e.reason, e.detail, true)
-	note("journal", l.o.journal.forget(l.id))
+	note("journal", l.o.journal.forget(l.id, l.entries()))
 	failpoint.Hit("end/before-answer")
 	l.o.ledger.release(l.promised)
 	l.release()

@@ -43,6 +43,7 @@ type execution struct {
 	results    bool          // it left a result file
 	announced  bool
 
+	noting  sync.Mutex    // held while the entry changes
 	gone    chan struct{} // closed when it is over and delisted
 	first   uint64        // id of its first event; guarded by l.mu
 	killer  string        // who killed it; guarded by l.mu
@@ -144,21 +145,56 @@ func (x *execution) noted(err error) error {
 	return err
 }
 
-// delist is the opposite. It is idempotent.
-func (x *execution) delist() {
+// amend changes the entry, in the journal first.
+func (x *execution) amend(change func(*entry)) error {
+	x.noting.Lock()
+	defer x.noting.Unlock()
 	x.l.mu.Lock()
-	delete(x.l.execs, x.entry.ID)
-	x.l.retire(x)
-	if len(x.l.execs) == 0 && x.l.none != nil {
-		close(x.l.none)
-		x.l.none = nil
-	}
+	e := *x.entry
 	x.l.mu.Unlock()
+	change(&e)
+	if !x.l.o.Alone {
+		if err := x.noted(x.l.o.journal.update(&e)); err != nil {
+			return err
+		}
+	}
+	x.l.mu.Lock()
+	change(x.entry)
+	x.l.mu.Unlock()
+	return nil
+}
+
+// delist is the opposite of enlist. It is idempotent. Whoever sees that the
+// process is over, an end of the sandbox too, finds nothing of it in the journal
+// but how it ended.
+func (x *execution) delist() {
+	l, forget := x.l, x.l.o.journal.remove
 	if in, ok := x.stdin.(*input); ok {
 		in.discard()
 	}
-	if err := x.l.o.journal.remove(x.entry); err != nil {
-		x.l.o.Log.Error("journal", "sandbox", x.l.id, "error", err) // it is found to have ended, later
+	l.mu.Lock()
+	kept := x.end != nil && x.entry.End != nil
+	l.mu.Unlock()
+	if kept {
+		forget = l.o.journal.unread
+	}
+	errs := []error{forget(x.entry)}
+	l.mu.Lock()
+	delete(l.execs, x.entry.ID)
+	stale := l.retire(x)
+	if len(l.execs) == 0 && l.none != nil {
+		close(l.none)
+		l.none = nil
+	}
+	l.mu.Unlock()
+	if !l.o.knows(l.id) { // else the sandbox's end takes it along
+		stale = append(stale, x.entry)
+	}
+	for _, e := range stale {
+		errs = append(errs, l.o.journal.remove(e))
+	}
+	if err := errors.Join(errs...); err != nil {
+		l.o.Log.Error("journal", "sandbox", l.id, "error", err) // it is found to have ended, later
 	}
 }
 

@@ -15,7 +15,8 @@ import (
 )
 
 // journal notes which processes are under way, so that the next process of this
-// program follows them on after a crash. It is a directory with a file for each:
+// program follows them on after a crash, and how those in the background ended,
+// for whoever asks later. It is a directory with a file for each:
 //
 //	<sandbox>.<id>          entry, as JSON
 //	<sandbox>.<id>.stdin    the standard input that the guest may not have yet, or
@@ -46,6 +47,9 @@ type entry struct {
 	Tag        string `json:"tag,omitempty"`
 	Background bool   `json:"background,omitempty"`
 	Closed     bool   `json:"closed,omitempty"` // its open standard input has been closed
+	// End is how a process in the background ended, which its sandbox remembers.
+	// Whether that is evidence and an event yet is for the next server to look up.
+	End *ExecExit `json:"end,omitempty"`
 
 	PTY     *guest.Size   `json:"pty,omitempty"`     // of its terminal; replaced, never changed
 	Context *contextEntry `json:"context,omitempty"` // it keeps an interpreter warm
@@ -141,15 +145,18 @@ func (j journal) update(e *entry) error {
 		return err
 	}
 	tmp := j.path(e) + ".new"
-	if err := os.WriteFile(tmp, b, 0o600); err != nil {
-		return err
+	if err = os.WriteFile(tmp, b, 0o600); err == nil {
+		err = os.Rename(tmp, j.path(e))
 	}
-	return os.Rename(tmp, j.path(e))
+	if err != nil {
+		_ = os.Remove(tmp) // what stays goes with the sandbox
+	}
+	return err
 }
 
 // remove forgets a process. What is not there is fine.
 func (j journal) remove(e *entry) error {
-	return errors.Join(absent(os.Remove(j.path(e))), absent(os.Remove(j.path(e)+stdinSuffix)))
+	return errors.Join(absent(os.Remove(j.path(e))), j.unread(e))
 }
 
 func absent(err error) error {
@@ -158,6 +165,9 @@ func absent(err error) error {
 	}
 	return err
 }
+
+// unread removes the standard input of a process that reads it no more.
+func (j journal) unread(e *entry) error { return absent(os.Remove(j.path(e) + stdinSuffix)) }
 
 // stdin opens what add kept. The caller closes it.
 func (j journal) stdin(e *entry) (*os.File, error) { return os.Open(j.path(e) + stdinSuffix) }
@@ -188,8 +198,14 @@ func (j journal) used(id sandbox.ID, otherwise time.Time) time.Time {
 }
 
 // forget removes what touch made.
-func (j journal) forget(id sandbox.ID) error {
-	return absent(os.Remove(filepath.Join(j.dir, string(id)+usedSuffix)))
+//
+// With it goes what add made of procs.
+func (j journal) forget(id sandbox.ID, procs []*entry) error {
+	errs := []error{absent(os.Remove(filepath.Join(j.dir, string(id)+usedSuffix)))}
+	for _, e := range procs {
+		errs = append(errs, j.remove(e))
+	}
+	return errors.Join(errs...)
 }
 
 // read returns the processes of all sandboxes. What a crash left half written

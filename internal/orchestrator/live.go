@@ -51,7 +51,7 @@ type live struct {
 	execs map[uint32]*execution // guarded by mu
 	none  chan struct{}         // guarded by mu; if not nil, closed when there are none any more
 	// ended are processes that are over, the latest last.
-	ended   []Process       // guarded by mu
+	ended   []past          // guarded by mu
 	claimed map[string]bool // guarded by mu; tags of processes that are starting
 	// contexts are those that live, and those that ended lately, by id.
 	contexts map[string]*warm // guarded by mu

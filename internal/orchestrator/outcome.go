@@ -26,6 +26,13 @@ func (x *execution) conclude(ctx context.Context, exit ExecExit, err error) (Exe
 		}
 	}
 	failpoint.Hit("exec/after-exit")
+	if x.remembered() {
+		end := exit
+		if err := x.amend(func(e *entry) { e.End = &end }); err != nil {
+			x.l.o.Log.Warn("the next server will not know how a process ended", "sandbox", x.l.id, "pid", x.entry.PID, "error", err)
+		}
+		failpoint.Hit("exec/after-noted")
+	}
 	err = errors.Join(err, x.report(ctx, &exit))
 	failpoint.Hit("exec/after-report")
 	x.l.mu.Lock()
@@ -39,6 +46,12 @@ func (x *execution) conclude(ctx context.Context, exit ExecExit, err error) (Exe
 	}
 	x.tidy(x.s)
 	return exit, err
+}
+
+// remembered reports whether the end is to be known after this server's: nobody
+// else is told of it.
+func (x *execution) remembered() bool {
+	return x.entry.Background && x.entry.Context == nil && x.entry.Run == "" && !x.l.o.Alone
 }
 
 // tidy removes what the process left for us in the guest. What it cannot remove

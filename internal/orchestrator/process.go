@@ -172,22 +172,45 @@ func (x *execution) showLocked() Process {
 		Background: e.Background, Stdin: e.Stdin == stdinOpen && !e.Closed && e.Context == nil, PTY: e.PTY, Event: x.first}
 }
 
-// retire remembers x as ended, once. Preconditions: l.mu is held.
-func (l *live) retire(x *execution) {
+// past is a process that has ended.
+type past struct {
+	Process
+	entry *entry
+}
+
+// retire remembers x as ended, once, and returns those that it does not remember
+// any more for that. Preconditions: l.mu is held.
+func (l *live) retire(x *execution) (stale []*entry) {
 	if x.end == nil || x.retired {
-		return
+		return nil
 	}
 	x.retired = true
 	p := x.showLocked()
 	p.Stdin, p.Exit = false, x.end
 	if len(l.ended) >= maxEnded {
+		stale = append(stale, l.ended[0].entry)
 		l.ended = l.ended[1:]
 	}
-	l.ended = append(slices.Clip(l.ended), p)
+	l.ended = append(slices.Clip(l.ended), past{p, x.entry})
+	return stale
+}
+
+// entries are the processes that may be in the journal.
+func (l *live) entries() (all []*entry) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, p := range l.ended {
+		all = append(all, p.entry)
+	}
+	for _, x := range l.execs {
+		all = append(all, x.entry)
+	}
+	return all
 }
 
 // ListProcesses returns the programs of a live sandbox that run, oldest first, and
-// before them those that ended lately, as far as this server saw it. Errors:
+// before them those that ended lately: of those in the background also what an
+// earlier server saw end, of others what this one did. Errors:
 // those of finding the sandbox.
 func (o *Orchestrator) ListProcesses(ctx context.Context, tenant sandbox.TenantID, ref string) ([]Process, error) {
 	l, done, err := o.use(ctx, tenant, ref)
@@ -202,7 +225,11 @@ func (o *Orchestrator) ListProcesses(ctx context.Context, tenant sandbox.TenantI
 		running = append(running, x.showLocked())
 	}
 	slices.SortFunc(running, func(a, b Process) int { return cmp.Or(a.Begun.Compare(b.Begun), a.PID-b.PID) })
-	return append(slices.Clone(l.ended), running...), nil
+	all := make([]Process, 0, len(l.ended)+len(running))
+	for _, p := range l.ended {
+		all = append(all, p.Process)
+	}
+	return append(all, running...), nil
 }
 
 // GetProcess returns the process that which names, by pid or tag: the running one
@@ -245,8 +272,8 @@ func (l *live) process(which string) (x *execution, p Process, err error) {
 		}
 	}
 	for _, p := range slices.Backward(l.ended) {
-		if match(p) {
-			return nil, p, nil
+		if match(p.Process) {
+			return nil, p.Process, nil
 		}
 	}
 	return nil, Process{}, sandbox.Errorf("find process", sandbox.KindNotFound, "no process %q in this sandbox", clip(which)).
@@ -342,18 +369,9 @@ func (o *Orchestrator) WriteStdin(ctx context.Context, who Caller, ref, which st
 
 // closeStdin makes the end of the standard input known, in the journal first.
 func (x *execution) closeStdin(in *input) error {
-	x.l.mu.Lock()
-	e := *x.entry
-	e.Closed = true
-	x.l.mu.Unlock()
-	if !x.l.o.Alone {
-		if err := x.noted(x.l.o.journal.update(&e)); err != nil {
-			return err
-		}
+	if err := x.amend(func(e *entry) { e.Closed = true }); err != nil {
+		return err
 	}
-	x.l.mu.Lock()
-	x.entry.Closed = true
-	x.l.mu.Unlock()
 	in.end()
 	return nil
 }

@@ -153,7 +153,7 @@ func (o *Orchestrator) reconcile(ctx context.Context, sb Sandbox, s sighting, th
 		bury(sandbox.ReasonLost, "the program that made it has died", nil)
 	default:
 		l.adoptWire(ctx)
-		o.adopt(l, procs)
+		o.adopt(ctx, l, procs)
 	}
 }
 
@@ -174,8 +174,12 @@ func (o *Orchestrator) recoverWires(ctx context.Context) {
 // adopt takes a living sandbox over: a watcher, its deadlines, its processes,
 // and in the background a session. Its agent is not waited for: it may be as
 // overloaded as the machine is after a restart.
-func (o *Orchestrator) adopt(l *live, procs []*entry) {
+func (o *Orchestrator) adopt(ctx context.Context, l *live, procs []*entry) {
+	l.recall(ctx, procs)
 	for _, e := range procs {
+		if e.End != nil {
+			continue
+		}
 		x := l.adopted(e)
 		l.execs[e.ID] = x
 		if e.Context != nil {
@@ -218,7 +222,7 @@ func (o *Orchestrator) adopt(l *live, procs []*entry) {
 func (l *live) adopted(e *entry) *execution {
 	x := l.execution(Caller{Tenant: e.Tenant, Principal: e.Principal}, nobody{}, e)
 	x.adopted, x.announced = true, true
-	if e.Stdin == stdinOpen { // now: callers may write to it as soon as they can see it
+	if e.Stdin == stdinOpen && e.End == nil { // now: callers may write to it as soon as they can see it
 		in, err := l.o.journal.reopen(e)
 		if err != nil {
 			e.Stdin = stdinLive // as good as lost

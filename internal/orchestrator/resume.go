@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"context"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/firebreak-dev/firebreak/internal/failpoint"
@@ -87,13 +88,29 @@ func (x *execution) settle(ctx context.Context, exit ExecExit) error {
 // loseProcesses says how the processes of a sandbox ended that died, or is
 // about to, while nobody followed them.
 func (l *live) loseProcesses(ctx context.Context, procs []*entry, reason sandbox.Reason, detail string) {
+	l.recall(ctx, procs)
 	for _, e := range procs {
+		if e.End != nil {
+			continue
+		}
 		x := l.adopted(e)
 		exit := ExecExit{Code: exitKilled, Reason: reason, Detail: detail, Duration: time.Since(e.Begun)}
 		if reason == sandbox.ReasonTimeout {
 			exit.Code = exitTimeout
 		}
 		if err := x.settle(ctx, exit); err != nil {
+			l.o.Log.Error("the end of a process could not be recorded", "sandbox", l.id, "error", err)
+		}
+	}
+}
+
+// recall remembers how the processes ended that an earlier server saw end, and
+// makes that known as far as it had not got there.
+func (l *live) recall(ctx context.Context, procs []*entry) {
+	over := slices.DeleteFunc(slices.Clone(procs), func(e *entry) bool { return e.End == nil })
+	slices.SortFunc(over, func(a, b *entry) int { return a.Begun.Add(a.End.Duration).Compare(b.Begun.Add(b.End.Duration)) })
+	for _, e := range over {
+		if err := l.adopted(e).settle(ctx, *e.End); err != nil {
 			l.o.Log.Error("the end of a process could not be recorded", "sandbox", l.id, "error", err)
 		}
 	}

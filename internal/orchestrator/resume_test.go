@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -57,13 +58,30 @@ func pattern(n int) string {
 	return string(b)
 }
 
-// journalled is how many files the journal has.
-func (w *world) journalled() int {
+// journalled is how many files the journal has, but for what it remembers of
+// processes that have ended.
+func (w *world) journalled() (n int) {
+	files := w.journal()
+	for _, f := range files {
+		var e entry
+		// What is not an entry, or is gone since, is no end either.
+		if b, err := os.ReadFile(filepath.Join(w.dir, "processes", f)); err != nil || json.Unmarshal(b, &e) != nil || e.End == nil {
+			n++
+		}
+	}
+	return n
+}
+
+// journal are the files in it.
+func (w *world) journal() (names []string) {
 	files, err := os.ReadDir(w.dir + "/processes")
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return len(files)
+	for _, f := range files {
+		names = append(names, f.Name())
+	}
+	return names
 }
 
 // A connection that breaks, and breaks again, loses nothing and repeats

@@ -83,9 +83,15 @@ func (t *tally) clear(s suspect) {
 		}
 		t.failed--
 		t.passed++
-		said += "--- " + f.name + "\n" + f.text
+		said += f.name + "\n" + f.text
 		return true
 	})
 	t.flaky = append(t.flaky, fmt.Sprintf("flaky: %s %s failed beside others and passed %d of %d times by itself:\n%s",
-		strings.TrimPrefix(s.pkg, module), s.test, againTimes, againTimes, said))
+		strings.TrimPrefix(s.pkg, module), s.test, againTimes, againTimes, quoted(said)))
+}
+
+// quoted marks text as what somebody said earlier: nothing that looks for the
+// lines of failed tests is to find it.
+func quoted(text string) string {
+	return "  | " + strings.ReplaceAll(strings.TrimRight(text, "\n"), "\n", "\n  | ") + "\n"
 }
