@@ -22,6 +22,7 @@ import (
 	"github.com/firebreak-dev/firebreak/internal/guest"
 	"github.com/firebreak-dev/firebreak/internal/orchestrator"
 	"github.com/firebreak-dev/firebreak/internal/template"
+	"github.com/firebreak-dev/firebreak/sandbox"
 	"github.com/firebreak-dev/firebreak/test/internet"
 )
 
@@ -172,7 +173,14 @@ func answerAll(c net.Conn) {
 type Guest struct {
 	ID   string
 	host string // under which it reaches the servers
-	exec func(ctx context.Context, args []string) (stdout, stderr string, code int, err error)
+	exec func(ctx context.Context, args []string) (ran, error)
+}
+
+// ran is how the client ended.
+type ran struct {
+	Stdout, Stderr string
+	Code           int `json:"exit_code"`
+	Reason, Detail string
 }
 
 // measured is what the client prints.
@@ -184,12 +192,12 @@ type measured struct {
 
 // Run runs the client.
 func (g *Guest) Run(ctx context.Context, what string, port, n int) (m measured, err error) {
-	stdout, stderr, code, err := g.exec(ctx, []string{what, net.JoinHostPort(g.host, fmt.Sprint(port)), fmt.Sprint(n)})
-	if err == nil && code != 0 {
-		err = fmt.Errorf("the client ended with %d: %s", code, stderr)
+	r, err := g.exec(ctx, []string{what, net.JoinHostPort(g.host, fmt.Sprint(port)), fmt.Sprint(n)})
+	if err == nil && r.Code != 0 {
+		err = fmt.Errorf("the client ended with %d, %s (%s): %s", r.Code, r.Reason, r.Detail, r.Stderr)
 	}
 	if err == nil {
-		err = json.Unmarshal([]byte(stdout), &m)
+		err = json.Unmarshal([]byte(r.Stdout), &m)
 	}
 	if err != nil {
 		err = fmt.Errorf("%s %d: %w", what, port, err)
@@ -197,12 +205,20 @@ func (g *Guest) Run(ctx context.Context, what string, port, n int) (m measured, 
 	return m, err
 }
 
+// The memory of a sandbox: what its kernel keeps of tens of thousands of
+// connections that it has closed takes more than usual.
+const (
+	Usual = 256 << 20
+	Roomy = 1 << 30
+)
+
 const clientPath = "/home/user/client"
 
 // Guest makes a sandbox of the daemon's, with rules. Its connections go through
 // the whole product.
-func (e *Egress) Guest(ctx context.Context) (*Guest, error) {
-	network, err := json.Marshal(map[string]any{"template": "host", "backend": "gvisor", "network": map[string]string{"document": rules}})
+func (e *Egress) Guest(ctx context.Context, memory int64) (*Guest, error) {
+	network, err := json.Marshal(map[string]any{"template": "host", "backend": "gvisor", "limits": map[string]int64{"memory_bytes": memory},
+		"network": map[string]string{"document": rules}})
 	if err != nil {
 		return nil, err
 	}
@@ -214,20 +230,16 @@ func (e *Egress) Guest(ctx context.Context) (*Guest, error) {
 	if _, err := e.Daemon.Do(ctx, http.MethodPut, path+"/files?mode=755&path="+clientPath, bytes.NewReader(e.client), int64(len(e.client))); err != nil {
 		return nil, err
 	}
-	return &Guest{id, site, func(ctx context.Context, args []string) (string, string, int, error) {
+	return &Guest{id, site, func(ctx context.Context, args []string) (r ran, err error) {
 		body, err := json.Marshal(map[string]any{"command": clientPath, "args": args, "timeout_ms": 600_000})
 		if err != nil {
-			return "", "", 0, err
+			return r, err
 		}
 		out, err := e.Daemon.Do(ctx, http.MethodPost, path+"/exec", bytes.NewReader(body), int64(len(body)))
-		var r struct {
-			Stdout, Stderr string
-			Code           int `json:"exit_code"`
-		}
 		if err == nil {
 			err = json.Unmarshal(out, &r)
 		}
-		return r.Stdout, r.Stderr, r.Code, err
+		return r, err
 	}}, nil
 }
 
@@ -246,9 +258,9 @@ func (o *output) Stderr(b []byte, _ uint64) error {
 
 // Plain makes a sandbox on a plain network, with the same backend, runtime, flags
 // and limits: its connections end in the host's kernel and go on from the relay.
-func (e *Egress) Plain(ctx context.Context) (*Guest, error) {
+func (e *Egress) Plain(ctx context.Context, memory int64) (*Guest, error) {
 	who := orchestrator.Caller{Tenant: "default", Principal: "bench"}
-	sb, err := e.plain.Create(ctx, who, orchestrator.CreateRequest{Network: &orchestrator.NetworkPolicy{}})
+	sb, err := e.plain.Create(ctx, who, orchestrator.CreateRequest{Limits: sandbox.Limits{Memory: memory}, Network: &orchestrator.NetworkPolicy{}})
 	if err != nil {
 		return nil, err
 	}
@@ -256,10 +268,10 @@ func (e *Egress) Plain(ctx context.Context) (*Guest, error) {
 		return nil, err
 	}
 	program := clientPath
-	return &Guest{string(sb.ID), e.wires.gateway(sb.Instance), func(ctx context.Context, args []string) (string, string, int, error) {
+	return &Guest{string(sb.ID), e.wires.gateway(sb.Instance), func(ctx context.Context, args []string) (ran, error) {
 		var out output
 		exit, err := e.plain.Exec(ctx, who, string(sb.ID), orchestrator.ExecRequest{Command: &program, Args: args}, &out)
-		return out.stdout.String(), out.stderr.String(), exit.Code, err
+		return ran{out.stdout.String(), out.stderr.String(), exit.Code, string(exit.Reason), exit.Detail}, err
 	}}, nil
 }
 
@@ -285,21 +297,36 @@ func (g *Guest) Calm(name string, port, seconds int) Column {
 // Beside is the same while another sandbox makes connections, of which n have to
 // succeed; all of the time is beside them.
 func (g *Guest) Beside(name string, other *Guest, port, n, seconds int) Column {
+	return g.beside(name, port, seconds, func(ctx context.Context) (time.Duration, error) {
+		flood, err := other.Run(ctx, "flood", port, n)
+		if err == nil && flood.Done < int64(n) {
+			err = fmt.Errorf("of %d connections %d were made, %d were not", n, flood.Done, flood.Failed)
+		}
+		return time.Duration(flood.Nanoseconds), err
+	})
+}
+
+// BesideWork is the same while another sandbox computes and connects to nothing.
+func (g *Guest) BesideWork(name string, other *Guest, port, seconds int) Column {
+	return g.beside(name, port, seconds, func(ctx context.Context) (time.Duration, error) {
+		m, err := other.Run(ctx, "spin", port, seconds+1)
+		return time.Duration(m.Nanoseconds), err
+	})
+}
+
+func (g *Guest) beside(name string, port, seconds int, other func(context.Context) (time.Duration, error)) Column {
 	return Column{name, func(ctx context.Context) (time.Duration, error) {
-		var flood measured
-		var ferr error
+		var busy time.Duration
+		var oerr error
 		var work sync.WaitGroup
 		begin := time.Now()
-		work.Go(func() { flood, ferr = other.Run(ctx, "flood", port, n) })
+		work.Go(func() { busy, oerr = other(ctx) })
 		time.Sleep(500 * time.Millisecond) // it has begun
 		m, err := g.Run(ctx, "latency", port, seconds)
 		took := time.Since(begin)
 		work.Wait()
-		switch {
-		case err == nil && ferr != nil:
-			err = ferr
-		case err == nil && (flood.Done < int64(n) || time.Duration(flood.Nanoseconds) < took-time.Second):
-			err = fmt.Errorf("of %d connections %d were made, %d were not, in %v", n, flood.Done, flood.Failed, time.Duration(flood.Nanoseconds))
+		if err = errors.Join(err, oerr); err == nil && busy < took-time.Second {
+			err = fmt.Errorf("the other sandbox was done after %v of %v", busy, took)
 		}
 		return p99(m.Samples), err
 	}}

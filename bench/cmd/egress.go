@@ -52,10 +52,10 @@ func (s *set) wire(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			if ours, err = e.Guest(ctx); err != nil {
+			if ours, err = e.Guest(ctx, bench.Usual); err != nil {
 				return err
 			}
-			if base, err = e.Plain(ctx); err != nil {
+			if base, err = e.Plain(ctx, bench.Usual); err != nil {
 				return err
 			}
 		}
@@ -77,6 +77,7 @@ func (s *set) wire(ctx context.Context) error {
 func (s *set) flood(ctx context.Context) error {
 	const name, conns, seconds = "egress: p99 of a neighbour's request beside 10,000 connections", 10_000, 4
 	const relayed = "relay: p99 of a neighbour's request beside 10,000 connections"
+	const computing = "egress: p99 of a neighbour's request beside a sandbox that computes"
 	if !s.want.MatchString(name) {
 		return nil
 	}
@@ -84,8 +85,8 @@ func (s *set) flood(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	guest := func(f func(context.Context) (*bench.Guest, error)) *bench.Guest {
-		g, ferr := f(ctx)
+	guest := func(f func(context.Context, int64) (*bench.Guest, error)) *bench.Guest {
+		g, ferr := f(ctx, bench.Roomy)
 		err = firstError(err, ferr)
 		return g
 	}
@@ -99,6 +100,10 @@ func (s *set) flood(ctx context.Context) error {
 	if err == nil { // no goal of ours: what the machine alone does
 		err = s.measure(ctx, bench.Row{Name: relayed, Rounds: rounds, Ours: 1, Base: 0, Goal: 2, Columns: []bench.Column{
 			plain.Calm("before", bench.PortHTTP, seconds), plain.Beside("during", other, bench.PortHTTP, conns, seconds)}})
+	}
+	if err == nil { // nor this: what a processor costs that another sandbox uses
+		err = s.measure(ctx, bench.Row{Name: computing, Rounds: rounds, Ours: 1, Base: 0, Goal: 2, Columns: []bench.Column{
+			one.Calm("before", bench.PortHTTP, seconds), one.BesideWork("during", two, bench.PortHTTP, seconds)}})
 	}
 	return firstError(err, e.Daemon.Destroy(ctx, one.ID), e.Daemon.Destroy(ctx, two.ID))
 }
@@ -121,7 +126,7 @@ func (s *set) wires(ctx context.Context) error {
 	}()
 	add := func(n int) error {
 		for len(guests) < n {
-			g, err := e.Guest(ctx)
+			g, err := e.Guest(ctx, bench.Usual)
 			if err != nil {
 				return fmt.Errorf("after %d sandboxes: %w", len(guests), err)
 			}

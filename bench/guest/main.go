@@ -2,7 +2,7 @@
 // sandbox: it measures there, and prints one line of JSON.
 //
 //	guest up|down|connect|request|flood HOST:PORT N
-//	guest latency HOST:PORT SECONDS
+//	guest latency|spin HOST:PORT SECONDS
 //
 // up and down move N MiB over one connection. connect makes N connections, each
 // with a request and its answer's first byte; request makes N requests on one
@@ -21,6 +21,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -61,7 +62,7 @@ func run() error {
 		return err
 	}
 	c := client{at: net.JoinHostPort(addrs[0].String(), port), host: host, n: n}
-	work := map[string]func() (result, error){"up": c.up, "down": c.down, "connect": c.connect, "request": c.request, "latency": c.latency, "flood": c.flood}[os.Args[1]]
+	work := map[string]func() (result, error){"up": c.up, "down": c.down, "connect": c.connect, "request": c.request, "latency": c.latency, "spin": c.spin, "flood": c.flood}[os.Args[1]]
 	if work == nil {
 		return errors.New("no such measurement")
 	}
@@ -212,6 +213,23 @@ func (c *client) latency() (out result, err error) {
 	}
 	out.Nanoseconds = int64(time.Since(begin))
 	return out, nil
+}
+
+// spin computes for N seconds.
+func (c *client) spin() (result, error) {
+	var work sync.WaitGroup
+	begin := time.Now()
+	end := begin.Add(time.Duration(c.n) * time.Second)
+	for range runtime.NumCPU() {
+		work.Go(func() {
+			for time.Now().Before(end) {
+				for x := 0; x < 1e6; x++ {
+				}
+			}
+		})
+	}
+	work.Wait()
+	return result{Nanoseconds: int64(time.Since(begin)), Done: c.n}, nil
 }
 
 // Of a flood: how many make connections at a time, and how many each keeps open.

@@ -78,8 +78,9 @@ func (w *wire) serve(ctx context.Context, r *tcp.ForwarderRequest) {
 		t := w.live.Table()
 		d := t.Could(fl)
 		f.deny(fl, d.Reason.String(), t.Hint(fl, d))
-	case !w.dials.Allow():
-		f.deny(policy.Flow{}, ReasonLimit, "the sandbox makes too many connections per second")
+	case w.dials.Wait(ctx) != nil:
+		r.Complete(false) // the wire has ended
+		return
 	case !w.enter(f):
 		f.deny(policy.Flow{}, ReasonLimit, "the sandbox has too many connections at once")
 	default:

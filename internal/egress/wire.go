@@ -49,7 +49,7 @@ func newWire(r *Router, w Wire, tap *os.File) (*wire, error) {
 	out := &wire{
 		router: r, id: w.ID, live: policy.NewLive(w.Table), account: policy.Restore(w.Used), pool: dns.NewPool(w.Epoch), cancel: cancel,
 		ledger: newLedger(r.config.Logger, r.config.Record),
-		dials:  rate.NewLimiter(rate.Limit(limits.Rate), 2*limits.Rate),
+		dials:  rate.NewLimiter(rate.Limit(limits.Rate), limits.Rate),
 		flows:  map[*flow]struct{}{},
 	}
 	out.names = resolver{wire: out, answerer: dns.Answerer{Policy: out.live, Account: out.account, Pool: out.pool}, told: map[netaddr.Host]uint64{}}
