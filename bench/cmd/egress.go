@@ -94,7 +94,7 @@ func (s *set) flood(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	rounds := max(3, s.rounds/5)
+	rounds := max(3, s.rounds/10)
 	err = s.measure(ctx, bench.Row{Name: name, Rounds: rounds, Ours: 1, Base: 0, Goal: 2, Columns: []bench.Column{
 		one.Calm("before", bench.PortHTTP, seconds), one.Beside("during", two, bench.PortHTTP, conns, seconds)}})
 	if err == nil { // no goal of ours: what the machine alone does

@@ -36,7 +36,7 @@ type Config struct {
 type Limits struct {
 	HalfOpen    int           // connections that are being made; 96
 	Connections int           // connections at once; 1024
-	Rate        int           // connections per second, after as many at once; 128. More wait
+	Rate        int           // connections per second, after as many at once; 100. More wait
 	Idle        time.Duration // after which a connection is ended on which nothing is said; 30 min
 	Sniff       time.Duration // how long a connection may take to say what it is for; 10 s
 }
@@ -49,7 +49,7 @@ func (l Limits) withDefaults() Limits {
 		l.Connections = 1024
 	}
 	if l.Rate <= 0 {
-		l.Rate = 128
+		l.Rate = 100
 	}
 	if l.Idle <= 0 {
 		l.Idle = 30 * time.Minute
