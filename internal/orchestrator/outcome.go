@@ -28,6 +28,9 @@ func (x *execution) conclude(ctx context.Context, exit ExecExit, err error) (Exe
 	failpoint.Hit("exec/after-exit")
 	if x.remembered() {
 		end := exit
+		if len(end.Result) > maxNotedJSON {
+			end = *end.without("it was larger than " + sandbox.FormatSize(maxNotedJSON) + ", and the server was restarted; the events have it")
+		}
 		if err := x.amend(func(e *entry) { e.End = &end }); err != nil {
 			x.l.o.Log.Warn("the next server will not know how a process ended", "sandbox", x.l.id, "pid", x.entry.PID, "error", err)
 		}

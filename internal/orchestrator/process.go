@@ -72,8 +72,14 @@ func (t *leaving) pass(err error) error {
 	return nil
 }
 
-// maxEnded is how many ended processes of a sandbox are remembered.
-const maxEnded = 256
+// What is remembered of a sandbox's ended processes: how many, how much of what
+// they reported, and the largest of that which the next server is told, too. All of
+// it is among the events besides.
+const (
+	maxEnded     = 256
+	maxReported  = 2 << 20
+	maxNotedJSON = 16 << 10
+)
 
 // StartProcess starts a program and returns when it runs. Nobody needs to stay:
 // what it prints is among the sandbox's events, a bounded amount, oldest dropped
@@ -192,7 +198,19 @@ func (l *live) retire(x *execution) (stale []*entry) {
 		l.ended = l.ended[1:]
 	}
 	l.ended = append(slices.Clip(l.ended), past{p, x.entry})
+	left := maxReported
+	for i, p := range slices.Backward(l.ended) {
+		if left -= len(p.Exit.Result); left < 0 && p.Exit.Result != nil {
+			l.ended[i].Exit = p.Exit.without("more was reported since; the events have it")
+		}
+	}
 	return stale
+}
+
+// without is the exit without what was reported, and why.
+func (e ExecExit) without(why string) *ExecExit {
+	e.Result, e.ResultError = nil, "the reported result is not kept: "+why
+	return &e
 }
 
 // entries are the processes that may be in the journal.

@@ -2,11 +2,13 @@ package orchestrator
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -109,6 +111,48 @@ func TestRememberedIsBounded(t *testing.T) {
 	entries, err := o.journal.read()
 	if err != nil || len(entries[sb.ID]) < maxEnded-1 || len(entries[sb.ID]) > maxEnded { // the exec is among those in memory
 		t.Errorf("%d are on the disk, %v", len(entries[sb.ID]), err)
+	}
+}
+
+// What processes report is remembered within bounds, the newest first, and on the
+// disk where it is small.
+func TestReportedIsBounded(t *testing.T) {
+	w := newWorld(t)
+	w.cfg = w.keep
+	o := w.start()
+	sb := mustCreate(t, o, alice, CreateRequest{})
+	const size = 1 << 20
+	result := []byte(`"` + strings.Repeat("x", size-2) + `"`)
+	l := o.find(alice.Tenant, string(sb.ID))
+	for i, r := range [][]byte{result, result, result, []byte("1")} {
+		x := l.execution(alice, nobody{}, &entry{ID: 1<<20 + uint32(i), PID: i, Tag: fmt.Sprint(i), Background: true})
+		if err := x.enlist(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := x.conclude(t.Context(), ExecExit{Reason: sandbox.ReasonDone, Result: r}, errors.New("as far as it matters here")); err == nil {
+			t.Error("no error")
+		}
+	}
+	kept := func(o *Orchestrator) (sizes []int) {
+		list, err := o.ListProcesses(t.Context(), alice.Tenant, string(sb.ID))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range list {
+			if (p.Exit.Result == nil) != strings.Contains(p.Exit.ResultError, "the events have it") {
+				t.Errorf("%s: %d bytes, %q", p.Tag, len(p.Exit.Result), p.Exit.ResultError)
+			}
+			sizes = append(sizes, len(p.Exit.Result))
+		}
+		return sizes
+	}
+	if got := kept(o); !slices.Equal(got, []int{0, 0, size, 1}) {
+		t.Errorf("%d bytes are remembered", got)
+	}
+	w.abandon(o)
+	w.cfg = nil
+	if got := kept(w.start()); !slices.Equal(got, []int{0, 0, 0, 1}) {
+		t.Errorf("%d bytes are remembered after a restart", got)
 	}
 }
 
