@@ -24,7 +24,7 @@ const (
 	vnetHeader = 10                                // struct virtio_net_hdr
 	ethernet   = header.EthernetMinimumSize        // without a VLAN
 	maxFrame   = vnetHeader + ethernet + 1<<16 - 1 // the kernel hands over what it has not segmented
-	maxSegment = 61440                             // that we hand over unsegmented
+	maxSegment = 1<<16 - 1                         // that we hand over unsegmented: the largest IPv4 packet
 )
 
 // link is the far end of a TAP: frames of one sandbox and of nobody else. What
