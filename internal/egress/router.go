@@ -67,6 +67,9 @@ type Wire struct {
 	Table *policy.Table // until the first Update
 	// Used is what was used of budgets before, by the id of the rule.
 	Used map[string]policy.Used
+	// Bindings are what requests may be made through, by their names; of those that
+	// share one the last counts. The router owns the secrets.
+	Bindings []Binding
 }
 
 // Router serves the wires of sandboxes. All methods may be called at once.

@@ -51,6 +51,10 @@ type Egress struct {
 	Generation uint64
 	// Used is what was used of budgets before, by the ids of rules; see Accounts.
 	Used map[string]policy.Used
+	// Tenant is whose the sandbox is, and Bindings what its requests may be made
+	// through, by the names that the tenant knows them by.
+	Tenant   sandbox.TenantID
+	Bindings []string
 }
 
 // NetworkPolicy is where a sandbox may connect: all that a table is made of.
