@@ -117,7 +117,12 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 	spec := sandbox.Spec{Instance: sandbox.NewInstanceID(), Sandbox: req.ID, Tenant: who.Tenant, Hostname: pick(req.Hostname, string(req.ID)),
 		Root: t.Root, ReadonlyRoot: req.ReadonlyRoot, Limits: limits, Explicit: req.explicit(),
 		AcceptWeaker: req.AcceptWeaker, MinIsolation: req.MinIsolation}
+	req.bound()
 	if err := o.checkNetwork(&req, info, spec); err != nil {
+		return nil, err
+	}
+	urls, err := o.checkBindings(ctx, who.Tenant, req.Bindings, info)
+	if err != nil {
 		return nil, err
 	}
 	release, err := o.Templates.Acquire(t.Digest)
@@ -126,6 +131,7 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 	}
 	env := map[string]string{}
 	maps.Copy(env, t.Env)
+	maps.Copy(env, urls)
 	maps.Copy(env, req.Env)
 	sb := Sandbox{
 		Sandbox: store.Sandbox{ID: req.ID, Tenant: who.Tenant, Instance: spec.Instance, Name: req.Name, State: store.Creating,
@@ -137,7 +143,7 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 		Details: Details{Pack: pick(req.Pack, t.Default), Packs: slices.Clone(t.Packs), Env: env, Hostname: spec.Hostname, WorkDir: t.WorkDir(), Notes: notes, Run: req.run, IdleAction: req.IdleAction},
 	}
 	if req.Network != nil {
-		sb.Details.Network = &NetworkState{NetworkPolicy: *req.Network, Generation: 1}
+		sb.Details.Network = &NetworkState{NetworkPolicy: *req.Network, Generation: 1, Bindings: slices.Clone(req.Bindings)}
 	}
 	if sb.MaxLife > 0 {
 		sb.ExpiresAt = sb.Created.Add(sb.MaxLife)
@@ -337,6 +343,9 @@ func createRecord(p *plan) sandbox.Record {
 	if n := p.sb.Details.Network; n != nil {
 		d["network"] = "policy"
 		maps.Copy(d, n.about())
+		if len(n.Bindings) > 0 {
+			d["bindings"] = clip(strings.Join(n.Bindings, " "))
+		}
 		r.Policy, r.Digest = n.Generation, n.Digest()
 	}
 	return r

@@ -27,7 +27,8 @@ type Observation struct {
 	Rule     string `json:"rule,omitempty"`
 	Reason   string `json:"reason,omitempty"`
 	// Kind is what happened: "connect" or nothing is a connection that was decided
-	// about, "dns" a name that was asked for, "close" a connection's end.
+	// about, "dns" a name that was asked for, "close" a connection's end, "request"
+	// one through a binding, which no rule permits.
 	Kind string `json:"kind,omitempty"`
 }
 

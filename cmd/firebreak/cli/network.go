@@ -312,7 +312,11 @@ func flowTo(f *v1.EgressFlow) string {
 	case f.GetPort() == 0:
 		return f.GetHost()
 	}
-	return net.JoinHostPort(f.GetHost(), strconv.Itoa(int(f.GetPort())))
+	to := net.JoinHostPort(f.GetHost(), strconv.Itoa(int(f.GetPort())))
+	if f.GetBinding() != "" {
+		return f.GetMethod() + " " + to + " through " + f.GetBinding()
+	}
+	return to
 }
 
 // maxDenied is how many denied flows a run tells of: what it wanted is up to
@@ -365,6 +369,8 @@ type flowOut struct {
 	Upload     int64  `json:"upload_bytes"`
 	Download   int64  `json:"download_bytes"`
 	Generation int64  `json:"generation"`
+	Binding    string `json:"binding,omitempty"`
+	Method     string `json:"method,omitempty"`
 }
 
 func flowJSON(f *v1.EgressFlow) *flowOut {
@@ -372,7 +378,7 @@ func flowJSON(f *v1.EgressFlow) *flowOut {
 		return nil
 	}
 	return &flowOut{f.GetHost(), f.GetPort(), f.GetDecision(), f.GetRule(), f.GetReason(), f.GetKind(), f.GetAddress(), f.GetProtocol(), f.GetHint(),
-		f.GetCount(), f.GetUploadBytes(), f.GetDownloadBytes(), f.GetGeneration()}
+		f.GetCount(), f.GetUploadBytes(), f.GetDownloadBytes(), f.GetGeneration(), f.GetBinding(), f.GetMethod()}
 }
 
 func flowsJSON(flows []*v1.EgressFlow) []flowOut {

@@ -83,7 +83,7 @@ func (n *network) decided(e egress.Event) error {
 	n.mu.Unlock()
 	return n.record(id, orchestrator.EgressEvent{
 		Time: e.Time, Kind: e.Kind, Host: e.Host, Port: e.Port, Address: e.Address, Protocol: e.Protocol, Decision: e.Decision,
-		Rule: e.Rule, Reason: e.Reason, Hint: e.Hint, Generation: generation, Upload: e.Upload, Download: e.Download, Count: e.Count,
+		Rule: e.Rule, Reason: e.Reason, Hint: e.Hint, Binding: e.Binding, Method: e.Method, Generation: generation, Upload: e.Upload, Download: e.Download, Count: e.Count,
 	})
 }
 
@@ -105,19 +105,19 @@ func (n *network) Open(ctx context.Context, id sandbox.InstanceID, p orchestrato
 }
 
 // Adopt implements orchestrator.Network.
-func (n *network) Adopt(ctx context.Context, id sandbox.InstanceID, p orchestrator.Egress) error {
+func (n *network) Adopt(ctx context.Context, id sandbox.InstanceID, p orchestrator.Egress) (unbound string, err error) {
 	k, err := n.router(ctx)
 	if err != nil {
-		return err
+		return "", err
 	}
 	if err := k.Detach(ctx, string(id)); err != nil { // an earlier attempt's
-		return err
+		return "", err
 	}
 	link, err := wire.Reopen(n.dir, string(id))
 	if err != nil {
-		return err
+		return "", err
 	}
-	return n.attach(ctx, k, id, p, link)
+	return "", n.attach(ctx, k, id, p, link)
 }
 
 // attach has a wire served. The keeper has descriptors of its own afterwards.
