@@ -18,7 +18,7 @@ const (
 	distinct = 64
 )
 
-// ledger tells of the denials of one wire. All methods may be called at once.
+// ledger tells of the denials of one wire, and of requests through its bindings. All methods may be called at once.
 type ledger struct {
 	log    *slog.Logger
 	record func(Event) error
@@ -41,8 +41,12 @@ func newLedger(log *slog.Logger, record func(Event) error) *ledger {
 
 // alike is what folded events have in common.
 type alike struct {
-	kind, protocol, host, reason string
-	port                         uint16
+	kind, protocol, host, reason, binding, method string
+	port                                          uint16
+}
+
+func (e *Event) alike() alike {
+	return alike{e.Kind, e.Protocol, e.Host, e.Reason, e.Binding, e.Method, e.Port}
 }
 
 // deny tells of e, now or later.
@@ -51,6 +55,23 @@ func (l *ledger) deny(e Event) {
 	if l.fold(e) {
 		l.tell(e)
 	}
+}
+
+// allow tells of a request that is about to be sent on: at once of the first of
+// its binding and method in a window, whose error is returned, and later how many
+// more there were. Bindings and the methods they are for are few.
+func (l *ledger) allow(e Event) error {
+	e.Decision, e.Count = Allow, 1
+	if !l.fold(e) {
+		return nil
+	}
+	err := l.record(e)
+	if err != nil {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		delete(l.seen, e.alike())
+	}
+	return err
 }
 
 // tell records e, which stands for one. What cannot be recorded now is told with
@@ -75,13 +96,13 @@ func (l *ledger) fold(e Event) bool {
 		}
 		l.timer = time.AfterFunc(l.span, l.flush)
 	}
-	k := alike{e.Kind, e.Protocol, e.Host, e.Reason, e.Port}
+	k := e.alike()
 	if was := l.seen[k]; was != nil {
 		e.Count += was.Count
 		*was = e
 		return false
 	}
-	if l.kinds[e.Kind] >= distinct {
+	if e.Decision == Deny && l.kinds[e.Kind] >= distinct {
 		was := l.more[e.Kind]
 		if was == nil {
 			was = &Event{}
@@ -93,7 +114,9 @@ func (l *ledger) fold(e Event) bool {
 	now := e
 	now.Count = 0
 	l.seen[k] = &now
-	l.kinds[e.Kind]++
+	if e.Decision == Deny {
+		l.kinds[e.Kind]++
+	}
 	return true
 }
 
@@ -113,7 +136,7 @@ func (l *ledger) flush() {
 			continue
 		}
 		if err := l.record(*e); err != nil {
-			l.log.Warn("denials are not recorded", "wire", e.Wire, "host", e.Host, "port", e.Port, "count", e.Count, "err", err)
+			l.log.Warn("decisions are not recorded", "wire", e.Wire, "host", e.Host, "port", e.Port, "count", e.Count, "err", err)
 			l.keep(e)
 		}
 	}
@@ -127,10 +150,12 @@ func (l *ledger) keep(e *Event) {
 	if l.ended {
 		return
 	}
-	k := alike{e.Kind, e.Protocol, e.Host, e.Reason, e.Port}
+	k := e.alike()
 	switch was, more := l.seen[k], l.more[e.Kind]; {
 	case was != nil:
 		was.Count += e.Count
+	case e.Decision == Allow:
+		l.seen[k] = e
 	case e.Host != "" && l.kinds[e.Kind] < distinct:
 		now := *e
 		l.seen[k] = &now

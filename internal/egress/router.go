@@ -3,6 +3,7 @@
 package egress
 
 import (
+	"crypto/x509"
 	"errors"
 	"io"
 	"log/slog"
@@ -29,6 +30,9 @@ type Config struct {
 	// concerned. Nil denies everything.
 	Record func(Event) error
 	Limits Limits
+	// Roots are who vouches for the hosts of bindings; nil: whom the system trusts. It
+	// is called when a wire with one is attached.
+	Roots func() *x509.CertPool
 }
 
 // Limits bound one wire, whatever its policy says. The zero value of each means
@@ -127,6 +131,9 @@ func (r *Router) Attach(w Wire, tap *os.File) (err error) {
 		return sandbox.Errorf("egress attach", sandbox.KindExists, "the wire is served already").WithID(w.ID)
 	}
 	served, err := newWire(r, w, tap)
+	if sandbox.KindOf(err) == sandbox.KindInvalid {
+		return err
+	}
 	if err != nil {
 		return sandbox.Errorf("egress attach", sandbox.KindInternal, "%w", err).WithID(w.ID)
 	}

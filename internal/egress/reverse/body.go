@@ -1,0 +1,117 @@
+package reverse
+
+import (
+	"compress/gzip"
+	"errors"
+	"io"
+)
+
+// window is how much of a body is looked at at once.
+const window = 32 << 10
+
+var (
+	errLeak = errors.New("a secret is where none goes")
+	errBomb = errors.New("the body is packed too densely")
+)
+
+// stream is a body of which only goes on what was looked at: what may be the
+// beginning of a secret waits for what follows.
+type stream struct {
+	from    io.Reader
+	secrets *secrets
+	redacts bool // secrets become stars; otherwise the first one is the end
+
+	buf   []byte // read and not given; the first seen bytes may be
+	seen  int
+	stars int   // how far stars reach into what is not seen yet
+	err   error // of from
+}
+
+// newStream looks through a body. redacts says what becomes of secrets: stars, or
+// errLeak.
+func newStream(from io.Reader, s *secrets, redacts bool) *stream {
+	return &stream{from: from, secrets: s, redacts: redacts}
+}
+
+// Read implements io.Reader. Errors: errLeak, those of the body.
+func (s *stream) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for s.seen == 0 {
+		if s.err != nil {
+			return 0, s.err
+		}
+		s.fill()
+	}
+	n := copy(p, s.buf[:s.seen])
+	s.seen -= n
+	if s.buf = s.buf[n:]; len(s.buf) == 0 {
+		s.buf = s.buf[:0:0] // nothing is held while nothing comes
+	}
+	return n, nil
+}
+
+// fill reads once and looks at what there is.
+func (s *stream) fill() {
+	if cap(s.buf)-len(s.buf) < window/2 {
+		s.buf = append(make([]byte, 0, len(s.buf)+window), s.buf...)
+	}
+	n, err := s.from.Read(s.buf[len(s.buf):cap(s.buf)])
+	s.buf = s.buf[:len(s.buf)+n]
+	s.err = err
+	if s.redacts {
+		s.seen, s.stars = s.secrets.mark(s.buf, s.stars, err != nil)
+		return
+	}
+	var leak bool
+	if s.seen, leak = s.secrets.pass(s.buf, err != nil); leak {
+		s.err = errLeak
+	}
+}
+
+// expansion is how many times its size a packed body may be, beyond modest bytes.
+const (
+	expansion = 100
+	modest    = 1 << 20
+)
+
+// unpacked is what comes out of gzip, which is not more than hostile code is to
+// make of little.
+type unpacked struct {
+	in  *counting
+	zip *gzip.Reader
+	out int64
+}
+
+// unpack reads gzip. The first bytes are read when the first are asked for.
+func unpack(from io.Reader) *unpacked { return &unpacked{in: &counting{from: from}} }
+
+// Read implements io.Reader. Errors: errBomb, those of the body and of package
+// gzip.
+func (u *unpacked) Read(p []byte) (int, error) {
+	if u.zip == nil {
+		z, err := gzip.NewReader(u.in)
+		if err != nil {
+			return 0, err
+		}
+		u.zip = z
+	}
+	n, err := u.zip.Read(p)
+	if u.out += int64(n); u.out > modest && u.out/expansion > u.in.n {
+		return 0, errBomb
+	}
+	return n, err
+}
+
+type counting struct {
+	from io.Reader
+	n    int64
+}
+
+// Read implements io.Reader.
+func (c *counting) Read(p []byte) (int, error) {
+	n, err := c.from.Read(p)
+	c.n += int64(n)
+	return n, err
+}
