@@ -358,7 +358,13 @@ func TestBindingEnds(t *testing.T) {
 	r, j := bind(t, p, h, nothing, nil, one)
 	hang := func() (ended chan error) {
 		ended = make(chan error, 1)
-		go func() { _, _, err := p.get("http://api.binding.internal/v1/hang"); ended <- err }()
+		go func() {
+			status, _, err := p.get("http://api.binding.internal/v1/hang")
+			if status >= 500 { // it had not begun yet
+				err = errReset
+			}
+			ended <- err
+		}()
 		<-started
 		return ended
 	}

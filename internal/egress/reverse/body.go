@@ -21,10 +21,12 @@ type stream struct {
 	secrets *secrets
 	redacts bool // secrets become stars; otherwise the first one is the end
 
-	buf   []byte // read and not given; the first seen bytes may be
-	seen  int
-	stars int   // how far stars reach into what is not seen yet
-	err   error // of from
+	buf     []byte // what was read: until seen it may be given, from at on it was not
+	at, end int
+	seen    int
+	full    bool  // there was more than there was room for
+	stars   int   // how far stars reach into what is not seen yet
+	err     error // of from
 }
 
 // newStream looks through a body. redacts says what becomes of secrets: stars, or
@@ -38,34 +40,34 @@ func (s *stream) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	for s.seen == 0 {
+	for s.at == s.seen {
 		if s.err != nil {
 			return 0, s.err
 		}
 		s.fill()
 	}
-	n := copy(p, s.buf[:s.seen])
-	s.seen -= n
-	if s.buf = s.buf[n:]; len(s.buf) == 0 {
-		s.buf = s.buf[:0:0] // nothing is held while nothing comes
-	}
+	n := copy(p, s.buf[s.at:s.seen])
+	s.at += n
 	return n, nil
 }
 
 // fill reads once and looks at what there is.
 func (s *stream) fill() {
-	if cap(s.buf)-len(s.buf) < window/2 {
-		s.buf = append(make([]byte, 0, len(s.buf)+window), s.buf...)
+	was := s.buf[s.seen:s.end]
+	if s.buf == nil || s.full && len(s.buf) < window || len(was) > len(s.buf)/2 {
+		s.buf = make([]byte, max(firstRead, 4*len(s.buf)))
 	}
-	n, err := s.from.Read(s.buf[len(s.buf):cap(s.buf)])
-	s.buf = s.buf[:len(s.buf)+n]
-	s.err = err
+	s.end = copy(s.buf, was)
+	n, err := s.from.Read(s.buf[s.end:])
+	s.end += n
+	s.at, s.err, s.full = 0, err, s.end == len(s.buf)
+	b := s.buf[:s.end]
 	if s.redacts {
-		s.seen, s.stars = s.secrets.mark(s.buf, s.stars, err != nil)
+		s.seen, s.stars = s.secrets.mark(b, s.stars, err != nil)
 		return
 	}
 	var leak bool
-	if s.seen, leak = s.secrets.pass(s.buf, err != nil); leak {
+	if s.seen, leak = s.secrets.pass(b, err != nil); leak {
 		s.err = errLeak
 	}
 }

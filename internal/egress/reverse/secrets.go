@@ -188,12 +188,27 @@ func (s *secrets) inString(text string) bool {
 	return false
 }
 
+// skip is the first place in b from i on where something could begin, as far as
+// all of it would be there.
+func (s *secrets) skip(b []byte, i int) int {
+	for end := len(b) - max(s.longest, shortest); i < end; i++ {
+		h := hash(binary.BigEndian.Uint32(b[i:]))
+		if s.filter[h/64]>>(h%64)&1 != 0 {
+			break
+		}
+	}
+	return i
+}
+
 // mark writes stars over the secrets in b, which may go on: it returns how many
 // bytes of b are decided about, and until where, counted from there, stars reach.
 // Stars is what the call before returned.
 func (s *secrets) mark(b []byte, stars int, last bool) (done, left int) {
 	until := stars
-	for i := range b {
+	for i := 0; i < len(b); i++ {
+		if i >= until {
+			i = s.skip(b, i)
+		}
 		rest := b[i:]
 		if !last && len(rest) < s.longest && s.begins(rest) {
 			return i, max(0, until-i)
@@ -211,7 +226,8 @@ func (s *secrets) mark(b []byte, stars int, last bool) (done, left int) {
 // pass looks for secrets in b, which may go on: it returns how many bytes of b may
 // go, and whether a secret follows them.
 func (s *secrets) pass(b []byte, last bool) (done int, leak bool) {
-	for i := range b {
+	for i := 0; i < len(b); i++ {
+		i = s.skip(b, i)
 		rest := b[i:]
 		if s.at(rest) > 0 {
 			return i, true
