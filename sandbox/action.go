@@ -73,6 +73,11 @@ func Actions() []Action {
 		{Name: "policy.set", Then: Flow, When: "before a policy is stored under a name", Object: "name", Digest: "its text"},
 		{Name: "policy.remove", Then: Flow, When: "before a policy is forgotten", Object: "name"},
 
+		{Name: "secret.set", Then: Flow, When: "before a secret is stored under a name; of its value nothing is recorded, no digest either", Object: "name", Detail: "reference"},
+		{Name: "secret.remove", Then: Flow, When: "before a secret is forgotten", Object: "name"},
+		{Name: "binding.set", Then: Flow, When: "before a binding is stored under a name", Object: "name", Digest: "the binding, JSON as it is stored", Detail: "secret (its name), host, port, plain, methods, path, as, field, tier"},
+		{Name: "binding.remove", Then: Flow, When: "before a binding is forgotten", Object: "name"},
+
 		{Name: "key.create", Then: Gate, When: "before and after a key is made", Object: "name, then key id", Detail: "role"},
 		{Name: "key.delete", When: "before a key is revoked", Object: "key id"},
 		{Name: "auth.failure", Class: Flow, When: "a call without a valid credential; a flood is counted", Object: "source address, or uid of the local socket", Detail: "method, key (its id), why; or count, since, sources"},
@@ -89,8 +94,6 @@ func Actions() []Action {
 		{Name: "audit.gap", When: "an operator acknowledged that records are missing", Detail: "origin, signed and found sizes and roots"},
 		{Name: "audit.witness", When: "a witness contradicts the log: it has seen more of it, or another past", Object: "the witness", Detail: "size, seen"},
 
-		{Name: "binding.add", Later: true}, {Name: "binding.remove", Later: true},
-		{Name: "secret.set", Later: true}, {Name: "secret.remove", Later: true},
 		{Name: "sandbox.pause", Later: true}, {Name: "sandbox.resume", Later: true}, {Name: "sandbox.fork", Later: true},
 		{Name: "snapshot.create", Later: true}, {Name: "snapshot.remove", Later: true},
 	}

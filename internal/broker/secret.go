@@ -13,30 +13,39 @@ const redacted = "[redacted]"
 // errSecret is why a Secret is not written down.
 var errSecret = errors.New("a secret is not written down")
 
-// Secret is the plaintext of a secret. It cannot be printed, logged, marshalled or
-// compared. The zero value is empty. Methods may be called at once.
+// Secret is the plaintext of a secret. It cannot be printed, logged, marshalled,
+// compared or found by walking values. The zero value is empty. Methods may be
+// called at once.
 type Secret struct {
 	mu sync.Mutex
-	b  []byte // guarded by mu; nil once destroyed
+	// bytes returns the plaintext. It is a function because whatever walks values
+	// does not look into one. nil once destroyed; guarded by mu.
+	bytes func() []byte
 }
 
 // NewSecret takes b over: the caller keeps no copy.
-func NewSecret(b []byte) *Secret { return &Secret{b: b} }
+func NewSecret(b []byte) *Secret { return &Secret{bytes: func() []byte { return b }} }
 
 // Use calls f with the bytes, which are f's until it returns and no longer. After
-// Destroy there are none.
+// Destroy there are none. f calls no method of s.
 func (s *Secret) Use(f func(b []byte)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	f(s.b)
+	if s.bytes == nil {
+		f(nil)
+		return
+	}
+	f(s.bytes())
 }
 
 // Destroy overwrites the bytes. Idempotent.
 func (s *Secret) Destroy() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	clear(s.b)
-	s.b = nil
+	if s.bytes != nil {
+		clear(s.bytes())
+	}
+	s.bytes = nil
 }
 
 // String implements fmt.Stringer.
