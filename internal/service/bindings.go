@@ -129,7 +129,8 @@ func (s *Service) GetBinding(ctx context.Context, req *v1.GetBindingRequest) (*v
 	return toBinding(row)
 }
 
-// RemoveBinding forgets a binding. Errors: KindNotFound.
+// RemoveBinding forgets a binding. Errors: KindNotFound; KindConflict, which names
+// them, while living sandboxes have it.
 func (s *Service) RemoveBinding(ctx context.Context, req *v1.RemoveBindingRequest) (*v1.RemoveBindingResponse, error) {
 	const method = "SecretService.RemoveBinding"
 	who, p, err := s.allow(ctx, method)
@@ -142,7 +143,10 @@ func (s *Service) RemoveBinding(ctx context.Context, req *v1.RemoveBindingReques
 	if err := s.record(ctx, p, method, req.GetName(), sandbox.OutcomeAllowed, nil); err != nil {
 		return nil, err
 	}
-	_, err = s.Store.Tenant(who.Tenant).RemoveBinding(ctx, req.GetName())
+	err = s.Orchestrator.Unbind(who.Tenant, req.GetName(), func() error {
+		_, err := s.Store.Tenant(who.Tenant).RemoveBinding(ctx, req.GetName())
+		return err
+	})
 	if sandbox.KindOf(err) == sandbox.KindNotFound {
 		err = noBinding(req.GetName())
 	}

@@ -150,9 +150,11 @@ func (w Wiring) open(ctx context.Context, o options) (n *node, err error) {
 	}
 	n.auth = auth.New(st, auth.Options{})
 	n.closers = append(n.closers, n.auth.Close)
-	network, stopNetwork := newNetwork(o, func(id sandbox.InstanceID, e orchestrator.EgressEvent) error { return n.orch.RecordEgress(id, e) })
+	secrets := o.broker(st)
+	bound := newBindings(st, secrets)
+	network, stopNetwork := newNetwork(o, bound, func(id sandbox.InstanceID, e orchestrator.EgressEvent) error { return n.orch.RecordEgress(id, e) })
 	n.closers = append(n.closers, stopNetwork)
-	n.orch, err = orchestrator.New(orchestrator.Config{
+	c := orchestrator.Config{
 		Network:  network,
 		Backends: n.backends, Store: st, Recorder: record, Events: events, Templates: templates, Log: o.log,
 		Runs:           filepath.Join(o.dir, "runs"),
@@ -163,8 +165,11 @@ func (w Wiring) open(ctx context.Context, o options) (n *node, err error) {
 		DestroyOnClose: o.destroy,
 		Alone:          !o.serves,
 		Abandoned:      o.dead,
-	})
-	if err != nil {
+	}
+	if bound != nil {
+		c.Bindings = bound
+	}
+	if n.orch, err = orchestrator.New(c); err != nil {
 		return n, err
 	}
 	tokens, err := o.tokens()
@@ -174,7 +179,7 @@ func (w Wiring) open(ctx context.Context, o options) (n *node, err error) {
 	svc, err := service.New(service.Config{
 		Orchestrator: n.orch, Store: st, Auth: n.auth, Events: events, Recorder: record, Evidence: record, EvidenceDir: o.audit, Templates: templates,
 		Tokens:  tokens,
-		Broker:  o.broker(st),
+		Broker:  secrets,
 		Private: o.config.EgressPrivate,
 		Version: w.version(ctx, n.backends), Log: o.log,
 	})
