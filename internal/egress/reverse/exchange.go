@@ -216,10 +216,10 @@ func (c *client) body(out, req *http.Request, u *upload) (*sending, *Refusal) {
 	switch {
 	case errors.Is(err, errLeak):
 		return s, s.over(leak())
+	case errors.Is(err, errBomb), len(b) == 2*modest:
+		return s, s.over(why(errBomb))
 	case err != nil:
 		return s, s.over(odd(http.StatusBadRequest, "the body cannot be read"))
-	case len(b) == 2*modest:
-		return s, s.over(why(errBomb))
 	}
 	if len(b) > 0 {
 		out.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }
