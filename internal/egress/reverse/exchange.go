@@ -78,6 +78,8 @@ func (c *client) exchange(ctx context.Context, h head, req *http.Request) (again
 	switch {
 	case sent.leaked.Load():
 		return refuse(leak(), true)
+	case sent.failed.Load():
+		return refuse(&Refusal{Status: http.StatusBadRequest, Text: "the body cannot be read", close: true}, true)
 	case ctx.Err() == nil || idled:
 		return refuse(why(err), false)
 	}
@@ -175,6 +177,7 @@ func (c *client) leaks(path, query string, header http.Header) bool {
 type sending struct {
 	from   io.Reader
 	leaked atomic.Bool
+	failed atomic.Bool // it cannot be read
 	tell   func()
 	once   sync.Once
 	done   chan struct{} // closed when nobody reads it any more
@@ -183,8 +186,13 @@ type sending struct {
 // Read implements io.Reader.
 func (s *sending) Read(p []byte) (int, error) {
 	n, err := s.from.Read(p)
-	if errors.Is(err, errLeak) && !s.leaked.Swap(true) {
-		s.tell()
+	switch {
+	case errors.Is(err, errLeak):
+		if !s.leaked.Swap(true) {
+			s.tell()
+		}
+	case err != nil && err != io.EOF && !errors.Is(err, errBomb):
+		s.failed.Store(true)
 	}
 	return n, err
 }
