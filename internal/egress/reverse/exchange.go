@@ -51,13 +51,14 @@ func (c *client) exchange(ctx context.Context, h head, req *http.Request) (again
 		return refuse(no, true)
 	}
 	ctx, cancel := context.WithCancel(ctx)
+	idle := time.AfterFunc(p.o.Idle, cancel)
 	defer func() {
 		cancel()
 		body.end()
 		<-sent.done // who sends the request on has let go of it
+		idle.Stop()
 	}()
-	idle := time.AfterFunc(p.o.Idle, cancel)
-	defer idle.Stop()
+	sent.alive = func() { idle.Reset(p.o.Idle) }
 	sent.tell = func() {
 		p.o.Refused(r.Target, h.method, leak())
 		cancel()
@@ -68,7 +69,7 @@ func (c *client) exchange(ctx context.Context, h head, req *http.Request) (again
 	}
 	resp, err := r.transport.RoundTrip(out.WithContext(ctx))
 	if err == nil {
-		again = c.answer(h, resp, kept && body.whole.Load(), func() { idle.Reset(p.o.Idle) })
+		again = c.answer(h, resp, kept && body.whole.Load(), sent.alive)
 	}
 	stop()
 	if err == nil {
@@ -178,7 +179,8 @@ type sending struct {
 	from   io.Reader
 	leaked atomic.Bool
 	failed atomic.Bool // it cannot be read
-	tell   func()
+	tell   func()      // that it leaked
+	alive  func()      // that something of it went on
 	once   sync.Once
 	done   chan struct{} // closed when nobody reads it any more
 }
@@ -186,6 +188,7 @@ type sending struct {
 // Read implements io.Reader.
 func (s *sending) Read(p []byte) (int, error) {
 	n, err := s.from.Read(p)
+	s.alive()
 	switch {
 	case errors.Is(err, errLeak):
 		if !s.leaked.Swap(true) {
@@ -206,7 +209,7 @@ func (s *sending) Close() error {
 // body gives out its body, which is looked through: a small one now, and others on
 // their way.
 func (c *client) body(out, req *http.Request, u *upload) (*sending, *Refusal) {
-	s := &sending{tell: func() {}, done: make(chan struct{})}
+	s := &sending{tell: func() {}, alive: func() {}, done: make(chan struct{})}
 	if req.Body == http.NoBody {
 		return s, s.over(nil)
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -237,5 +238,51 @@ func TestUploads(t *testing.T) {
 		t.Errorf("%v %v", resp, err)
 	} else {
 		resp.Body.Close()
+	}
+}
+
+// TestLeakOnOldHTTP: over HTTP/1.1 too, a request in which a secret turns up on its
+// way is never whole for the host.
+func TestLeakOnOldHTTP(t *testing.T) {
+	ends := make(chan error, 10)
+	host := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		b, err := io.ReadAll(r.Body)
+		if bytes.Contains(b, []byte(secret[:8])) {
+			err = nil
+		}
+		ends <- err
+	}))
+	defer host.Close()
+	g := newGate(t, func(x *Target, o *Options) {
+		x.Plain = true
+		o.Dial = func(ctx context.Context, _ *Target) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", host.Listener.Addr().String())
+		}
+	}, nil)
+	for _, length := range []int64{-1, 500_000 + int64(len(secret))} {
+		body := io.MultiReader(strings.NewReader(strings.Repeat("x", 300_000)+secret), strings.NewReader(strings.Repeat("y", 200_000)))
+		req, err := http.NewRequest("POST", "http://"+g.addr+"/v1/x", body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host, req.ContentLength = "api.binding.internal", length
+		tr := &http.Transport{DisableKeepAlives: true}
+		if resp, err := tr.RoundTrip(req); err == nil {
+			resp.Body.Close()
+			if resp.StatusCode < 400 {
+				t.Error(resp.Status)
+			}
+		}
+		select {
+		case err := <-ends:
+			if err == nil {
+				t.Error("the host got all, or the secret's beginning")
+			}
+		case <-time.After(30 * time.Second):
+			t.Error("the host waits for the rest")
+		}
+	}
+	if said := g.said(); len(said) != 2 || said[0] != "POST leak" || said[1] != "POST leak" {
+		t.Errorf("told %q", said)
 	}
 }
