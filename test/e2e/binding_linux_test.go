@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -206,6 +208,62 @@ func TestBindingRestart(t *testing.T) {
 	if r := w.run("", "create", "--binding", "vault"); r.code == 0 || !strings.Contains(r.stderr, "firebreak binding ls") {
 		t.Errorf("a binding that was removed: %+v", r)
 	}
+}
+
+// TestBindingCutOff: of two bindings one has a secret that cannot be had any more when
+// a server takes its sandbox up. That one is cut off, and told; the other one works, as
+// do the rules, and a rule that denies its host ends it at once.
+func TestBindingCutOff(t *testing.T) {
+	w, v := bindingWorld(t)
+	s := w.serve("--stop-sandboxes=false")
+	file := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(file, []byte(v.key+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.must(v.key, "secret", "set", "kept")
+	w.must("", "secret", "set", "elsewhere", "--ref", "file:"+file)
+	w.must("", "binding", "add", "one", "--secret", "kept", "--host", "api.vault.example")
+	w.must("", "binding", "add", "two", "--secret", "elsewhere", "--host", "api.vault.example")
+	id := strings.TrimSpace(w.must("", "create", "--binding", "one", "--binding", "two", "--allow", "other.example", "--timeout", "1h"))
+	asks := func(url string) string {
+		r := w.run("", "exec", id, "--", "curl", "-sS", "-k", "-m", "10", url)
+		return r.stdout + r.stderr
+	}
+	for _, name := range []string{"one", "two"} {
+		mustContain(t, name, asks("http://"+name+".binding.internal/v1/models"), "welcome GET /v1/models")
+	}
+	s.cmd.Process.Kill()
+	s.cmd.Wait()
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	w.transport.CloseIdleConnections()
+	s = w.serve()
+	for end := time.Now().Add(time.Minute); ; {
+		said := asks("http://one.binding.internal/v1/models")
+		if strings.Contains(said, "welcome") {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("what is not gone does not work: %s", said)
+		}
+	}
+	mustContain(t, "a rule", asks("https://other.example/"), "reached")
+	mustContain(t, "the binding whose secret is gone", asks("http://two.binding.internal/v1/models"), "two.binding.internal")
+	_, report, _ := s.do("GET", "/v1/sandboxes/"+id, "")
+	mustContain(t, "the report", report, `"bindings":["one","two"]`, file)
+	if r := w.run("", "create", "--binding", "two"); r.code == 0 || !strings.Contains(r.stderr, file) {
+		t.Errorf("a sandbox is made without what it was to have: %+v", r)
+	}
+	v.took()
+	if status, body, _ := s.do("PUT", "/v1/sandboxes/"+id+"/network", `{"document":"deny: [api.vault.example]"}`); status != http.StatusOK {
+		t.Fatalf("%d %s", status, body)
+	}
+	mustContain(t, "a denied host", asks("http://one.binding.internal/v1/models"), "denies")
+	if got, bad := v.took(); len(got) > 0 || bad > 0 {
+		t.Errorf("a denied host got %q and %d", got, bad)
+	}
+	w.must("", "rm", id)
 }
 
 // TestBindingNeedsServer: a run without a server has no bindings, and says what has.
