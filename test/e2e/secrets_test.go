@@ -75,4 +75,10 @@ func TestSecretsOverRestore(t *testing.T) {
 		}
 	}
 	s.stop()
+	if r := w.run("", "uninstall", "--yes"); r.code != 0 {
+		t.Error(r.stderr)
+	}
+	if _, err := os.Stat(filepath.Join(w.dir, "data", "secrets")); !os.IsNotExist(err) {
+		t.Errorf("an uninstall leaves the key: %v", err)
+	}
 }
