@@ -118,10 +118,10 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 		Root: t.Root, ReadonlyRoot: req.ReadonlyRoot, Limits: limits, Explicit: req.explicit(),
 		AcceptWeaker: req.AcceptWeaker, MinIsolation: req.MinIsolation}
 	req.bound()
-	if err := o.checkNetwork(&req, info, spec); err != nil {
-		return nil, err
-	}
 	urls, err := o.checkBindings(ctx, who.Tenant, req.Bindings, info)
+	if err == nil {
+		err = o.checkNetwork(&req, info, spec)
+	}
 	if err != nil {
 		return nil, err
 	}
