@@ -195,7 +195,9 @@ func raise(name string, a netip.Addr) error {
 }
 
 // Adopt implements orchestrator.Network.
-func (p *plain) Adopt(context.Context, sandbox.InstanceID, orchestrator.Egress) error { return nil }
+func (p *plain) Adopt(context.Context, sandbox.InstanceID, orchestrator.Egress) (string, error) {
+	return "", nil
+}
 
 // Update implements orchestrator.Network.
 func (p *plain) Update(context.Context, sandbox.InstanceID, orchestrator.Egress) (uint64, int, error) {

@@ -65,6 +65,7 @@ type Client struct {
 	contexts  firebreakv1connect.ContextServiceClient
 	system    firebreakv1connect.SystemServiceClient
 	policies  firebreakv1connect.PolicyServiceClient
+	secrets   firebreakv1connect.SecretServiceClient
 	keys      firebreakv1connect.KeyServiceClient
 	audit     firebreakv1connect.AuditServiceClient
 }
@@ -91,6 +92,7 @@ func New(o Options) (*Client, error) {
 	c.contexts = firebreakv1connect.NewContextServiceClient(c.http, base, opts)
 	c.system = firebreakv1connect.NewSystemServiceClient(c.http, base, opts)
 	c.policies = firebreakv1connect.NewPolicyServiceClient(c.http, base, opts)
+	c.secrets = firebreakv1connect.NewSecretServiceClient(c.http, base, opts)
 	c.keys = firebreakv1connect.NewKeyServiceClient(c.http, base, opts)
 	c.audit = firebreakv1connect.NewAuditServiceClient(c.http, base, opts)
 	return c, nil

@@ -48,6 +48,9 @@ type CreateOptions struct {
 	IdempotencyKey string
 	// Network is where the sandbox may connect; nil: it has no network device.
 	Network *Network
+	// Bindings are what the sandbox's requests may be made through, by name: it finds
+	// each at http://NAME.binding.internal.
+	Bindings []string
 }
 
 func (o CreateOptions) request() *v1.CreateSandboxRequest {
@@ -56,7 +59,7 @@ func (o CreateOptions) request() *v1.CreateSandboxRequest {
 		LanguagePack: o.Language, Env: o.Env, Metadata: o.Metadata, Tier: o.Tier, Hostname: o.Hostname,
 		ReadonlyRoot: o.ReadonlyRoot, AcceptWeaker: o.AcceptWeaker,
 		TimeoutMs: millis(o.Timeout), IdleTimeoutMs: millis(o.IdleTimeout), IdleAction: o.IdleAction,
-		Network: o.Network.rules(),
+		Network: o.Network.rules(), Bindings: o.Bindings,
 	}
 	l := &v1.Limits{
 		MemoryBytes: optional(o.Memory), Cpus: optional(o.CPUs), Pids: optional(o.PIDs), DiskBytes: optional(o.Disk),
@@ -106,7 +109,7 @@ func (s *Sandbox) Created() *v1.Sandbox { return s.info }
 //
 // Errors: KindInvalid, KindUnsupported (a limit or isolation that cannot be
 // had), KindCapacity (with RetryAfter), KindExists (the name), KindConflict
-// (the idempotency key with another body), KindNotFound (the template).
+// (the idempotency key with another body), KindNotFound (the template, a binding).
 func (c *Client) Create(ctx context.Context, o CreateOptions) (*Sandbox, error) {
 	req := connect.NewRequest(o.request())
 	if o.IdempotencyKey != "" {

@@ -21,7 +21,7 @@ type Action struct {
 func Actions() []Action {
 	const path = "path in the sandbox"
 	return []Action{
-		{Name: "sandbox.create", Then: Flow, When: "before a boot; done or failed after it", Object: "name", Digest: "its policy, as in sandbox.network", Detail: "backend, isolation, template, limits, network, mode, documents, policies, tier, accept_weaker, run, git_commit; afterwards enforced, took or error"},
+		{Name: "sandbox.create", Then: Flow, When: "before a boot; done or failed after it", Object: "name", Digest: "its policy, as in sandbox.network", Detail: "backend, isolation, template, limits, network, mode, documents, policies, bindings, tier, accept_weaker, run, git_commit; afterwards enforced, took or error"},
 		{Name: "sandbox.timeout", When: "before the end is moved", Object: "new time to live"},
 		{Name: "sandbox.network", Then: Flow, When: "before a sandbox's policy is replaced; done or failed after it", Digest: "the policy: the SHA-256 of its documents, in hex, one a line", Detail: "mode, documents, policies; afterwards closed or error"},
 		{Name: "sandbox.destroy", When: "before a teardown, whatever the cause; Reason says it", Detail: "detail"},
@@ -56,6 +56,9 @@ func Actions() []Action {
 
 		{Name: "egress.decide", Class: Flow, Then: Flow, When: "before what a sandbox wants to reach is let pass or refused; done at the end of a connection; many alike are counted", Object: "host and port; of a name that is asked for the name", Detail: "kind, decision, rule, reason, address, protocol, count; afterwards upload, download"},
 
+		{Name: "binding.invoked", Then: Flow, When: "before a request through a binding is sent on; durable is a sandbox's first through each", Object: "binding", Detail: "method, host, count"},
+		{Name: "binding.denied", Class: Flow, Then: Flow, When: "before a request through a binding is refused; many alike are counted", Object: "binding", Detail: "method, host, reason, count"},
+
 		{Name: "run.create", When: "before a run is accepted", Object: "run id"},
 		{Name: "run.start", When: "before a run that awaited inputs begins", Object: "run id"},
 		{Name: "run.cancel", When: "before a run is ended early", Object: "run id"},
@@ -69,6 +72,11 @@ func Actions() []Action {
 
 		{Name: "policy.set", Then: Flow, When: "before a policy is stored under a name", Object: "name", Digest: "its text"},
 		{Name: "policy.remove", Then: Flow, When: "before a policy is forgotten", Object: "name"},
+
+		{Name: "secret.set", Then: Flow, When: "before a secret is stored under a name; of its value nothing is recorded, no digest either", Object: "name", Detail: "reference"},
+		{Name: "secret.remove", Then: Flow, When: "before a secret is forgotten", Object: "name"},
+		{Name: "binding.set", Then: Flow, When: "before a binding is stored under a name", Object: "name", Digest: "the binding, JSON as it is stored", Detail: "secret (its name), host, port, plain, methods, path, as, field, tier"},
+		{Name: "binding.remove", Then: Flow, When: "before a binding is forgotten", Object: "name"},
 
 		{Name: "key.create", Then: Gate, When: "before and after a key is made", Object: "name, then key id", Detail: "role"},
 		{Name: "key.delete", When: "before a key is revoked", Object: "key id"},
@@ -86,8 +94,6 @@ func Actions() []Action {
 		{Name: "audit.gap", When: "an operator acknowledged that records are missing", Detail: "origin, signed and found sizes and roots"},
 		{Name: "audit.witness", When: "a witness contradicts the log: it has seen more of it, or another past", Object: "the witness", Detail: "size, seen"},
 
-		{Name: "binding.add", Later: true}, {Name: "binding.remove", Later: true}, {Name: "binding.use", Later: true},
-		{Name: "secret.set", Later: true}, {Name: "secret.remove", Later: true},
 		{Name: "sandbox.pause", Later: true}, {Name: "sandbox.resume", Later: true}, {Name: "sandbox.fork", Later: true},
 		{Name: "snapshot.create", Later: true}, {Name: "snapshot.remove", Later: true},
 	}

@@ -22,16 +22,22 @@ const (
 	TemplateWrite Scope = "template:write"
 	PolicyRead    Scope = "policy:read"
 	PolicyWrite   Scope = "policy:write"
-	KeyRead       Scope = "key:read"
-	KeyWrite      Scope = "key:write"
-	AuditRead     Scope = "audit:read"
-	SystemRead    Scope = "system:read" // backends, metrics: facts about the host
+	SecretRead    Scope = "secret:read"
+	SecretWrite   Scope = "secret:write"
+	// SecretReference is to let the server read its own environment and files.
+	SecretReference Scope = "secret:reference"
+	BindingRead     Scope = "binding:read"
+	BindingWrite    Scope = "binding:write"
+	KeyRead         Scope = "key:read"
+	KeyWrite        Scope = "key:write"
+	AuditRead       Scope = "audit:read"
+	SystemRead      Scope = "system:read" // backends, metrics: facts about the host
 )
 
 // Scopes lists all scopes.
 func Scopes() []Scope {
 	return []Scope{SandboxRead, SandboxWrite, Exec, FilesRead, FilesWrite, TemplateRead, TemplateWrite,
-		PolicyRead, PolicyWrite, KeyRead, KeyWrite, AuditRead, SystemRead}
+		PolicyRead, PolicyWrite, SecretRead, SecretWrite, SecretReference, BindingRead, BindingWrite, KeyRead, KeyWrite, AuditRead, SystemRead}
 }
 
 // Role is a named set of scopes. A role that is not one of the constants has
@@ -60,11 +66,12 @@ func (r Role) atLeast(o Role) bool {
 // Has reports whether r includes s.
 func (r Role) Has(s Scope) bool {
 	switch s {
-	case SandboxRead, FilesRead, TemplateRead, PolicyRead, SystemRead:
+	case SandboxRead, FilesRead, TemplateRead, PolicyRead, SecretRead, BindingRead, SystemRead:
 		return r.atLeast(Viewer)
 	case SandboxWrite, Exec, FilesWrite, TemplateWrite:
 		return r.atLeast(Developer)
-	case PolicyWrite, KeyRead, KeyWrite, AuditRead: // a stored policy is what others' sandboxes may reach
+	// A stored policy is what others' sandboxes may reach, a binding what they may use.
+	case PolicyWrite, SecretWrite, SecretReference, BindingWrite, KeyRead, KeyWrite, AuditRead:
 		return r.atLeast(Admin)
 	}
 	return false

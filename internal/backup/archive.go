@@ -34,6 +34,8 @@ type Manifest struct {
 	Templates []Template      `json:"templates,omitempty"`
 	Audit     map[string]Head `json:"audit,omitempty"` // by directory
 	Members   []Member        `json:"members,omitempty"`
+	// Sealed is how many secrets are in it whose key is not; set by Restore.
+	Sealed int `json:"-"`
 }
 
 // Template is one that sandboxes started from, to be built or pulled again.

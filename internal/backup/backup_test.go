@@ -164,6 +164,10 @@ func (s *site) fill() (dead, alive sandbox.ID) {
 	s.must(err)
 	_, err = s.store.Tenant("acme").CreateKey(ctx, store.Key{ID: "k1", Hash: [32]byte{1, 2}, Role: "owner"})
 	s.must(err)
+	_, err = s.store.Tenant("acme").SetSecret(ctx, store.Secret{Name: "token", Sealed: "sealed"})
+	s.must(err)
+	_, err = s.store.Tenant("acme").SetSecret(ctx, store.Secret{Name: "vault", Reference: "env:VAULT"})
+	s.must(err)
 	run, err := audit.Open(filepath.Join(s.dir, "audit", "run-20260101t000000-abc"), audit.Options{}, slog.New(slog.DiscardHandler))
 	s.must(err)
 	_, err = run.Record(ctx, sandbox.Record{Class: sandbox.Gate, Action: "run.create"})
@@ -176,6 +180,7 @@ func (s *site) fill() (dead, alive sandbox.ID) {
 		"runs/" + string(rn) + "/other":              "not ours",
 		"firebreak.yaml":                             "log_level: warn\n",
 		"api-key":                                    "fb_secret",
+		"secrets/key":                                "AGE-SECRET-KEY-1X",
 		"libexec/abc/runsc":                          "program",
 		"instances/in/processes":                     "{}",
 		"templates/sha256-abc/rootfs/etc/os-release": "x",
@@ -243,7 +248,7 @@ func TestRoundTrip(t *testing.T) {
 	}
 	dir := filepath.Join(t.TempDir(), "new", "data")
 	got, lost, err := restore(t, name, dir)
-	if err != nil || lost != 1 || !reflect.DeepEqual(got.Members, m.Members) {
+	if err != nil || lost != 1 || got.Sealed != 1 || !reflect.DeepEqual(got.Members, m.Members) {
 		t.Fatal(got, lost, err)
 	}
 	before, after := tree(t, s.dir), tree(t, dir)
@@ -281,6 +286,12 @@ func TestRoundTrip(t *testing.T) {
 	}
 	if k, err := r.store.System().Key(ctx, "k1"); err != nil || k.Hash[1] != 2 {
 		t.Error(k, err)
+	}
+	if sec, err := r.store.Tenant("acme").Secret(ctx, "token"); err != nil || sec.Sealed != "sealed" {
+		t.Error(sec, err)
+	}
+	if _, there := after["secrets/key"]; there {
+		t.Error("the key of the secrets is in the backup")
 	}
 	actions := map[string]int{}
 	for e, err := range audit.Scan(filepath.Join(dir, "audit", "server"), head.Position+1) {

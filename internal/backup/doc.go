@@ -7,7 +7,8 @@
 // # What is in it
 //
 //	header.json      format, versions, how much is to come
-//	state.db         the records and the hashes of all API keys, at one moment
+//	state.db         the records, the hashes of all API keys and the secrets, which
+//	                 are encrypted, at one moment
 //	audit/…          evidence, complete and verified up to a later moment, and
 //	                 the key that signs it
 //	events/… runs/…  what sandboxes printed and runs left behind
@@ -25,7 +26,9 @@
 //
 // Programs (libexec/), templates' trees, instances, locks and sockets: they are
 // made again, or belong to a machine. The file api-key: it is a secret in the
-// clear, and every key works without it. Nothing in a backup is ever executed,
+// clear, and every key works without it. The file secrets/key, which opens the
+// tenants' secrets: a backup without it gives none away, and a restored server says
+// which it cannot open until that file is put back or they are set again. Nothing in a backup is ever executed,
 // and Restore accepts no name but those above: whoever can change a backup
 // decides what a restored server believes, not what it runs as root.
 //

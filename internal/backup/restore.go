@@ -62,7 +62,7 @@ func Restore(ctx context.Context, r io.Reader, dir string, t Target) (m Manifest
 		return m, 0, err
 	}
 	failpoint.Hit("restore/unpacked")
-	if lost, err = settle(ctx, stage.dir, m, t); err != nil {
+	if lost, m.Sealed, err = settle(ctx, stage.dir, m, t); err != nil {
 		return m, lost, err
 	}
 	failpoint.Hit("restore/settled")

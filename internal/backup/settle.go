@@ -20,15 +20,15 @@ import (
 
 // settle makes an extracted directory fit for a server: it checks what a digest
 // cannot, migrates, and ends what did not come along. It returns how many
-// sandboxes that were.
-func settle(ctx context.Context, dir string, m Manifest, t Target) (lost int, err error) {
+// sandboxes that were, and how many secrets there are without their key.
+func settle(ctx context.Context, dir string, m Manifest, t Target) (lost, sealed int, err error) {
 	if err := verify(ctx, dir, m); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	log := slog.New(slog.DiscardHandler)
 	st, err := store.Open(ctx, filepath.Join(dir, stateName), log)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer func() {
 		if e := st.Close(); err == nil {
@@ -36,9 +36,12 @@ func settle(ctx context.Context, dir string, m Manifest, t Target) (lost int, er
 		}
 	}()
 	failpoint.Hit("restore/migrated")
+	if sealed, err = st.System().SealedSecrets(ctx); err != nil {
+		return 0, 0, err
+	}
 	record, err := audit.Open(filepath.Join(dir, "audit", "server"), audit.Options{}, log)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer func() {
 		if e := record.Close(); err == nil {
@@ -48,7 +51,7 @@ func settle(ctx context.Context, dir string, m Manifest, t Target) (lost int, er
 	// Nothing is too old here: the server decides that.
 	events, err := event.Open(filepath.Join(dir, "events"), event.Options{Retain: math.MaxInt64}, log)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer func() {
 		if e := events.Close(); err == nil {
@@ -57,7 +60,7 @@ func settle(ctx context.Context, dir string, m Manifest, t Target) (lost int, er
 	}()
 	live, err := st.System().LiveSandboxes(ctx)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	made := m.Created.Format(time.RFC3339)
 	if _, err := record.Record(ctx, sandbox.Record{
@@ -65,7 +68,7 @@ func settle(ctx context.Context, dir string, m Manifest, t Target) (lost int, er
 		Digest: m.Audit["server"].Hash,
 		Detail: map[string]string{"made": made, "live": strconv.Itoa(len(live))},
 	}); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	detail := "it was alive when the backup of " + made + " was made, which this server was restored from"
 	for _, sb := range live {
@@ -74,11 +77,11 @@ func settle(ctx context.Context, dir string, m Manifest, t Target) (lost int, er
 			err = tell(events, sb.ID, detail)
 		}
 		if err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 		failpoint.Hit("restore/after-end")
 	}
-	return len(live), nil
+	return len(live), sealed, nil
 }
 
 // end records that a sandbox is not here. There is no receipt: nothing was torn

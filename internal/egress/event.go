@@ -7,6 +7,7 @@ const (
 	KindDNS     = "dns"     // a query
 	KindConnect = "connect" // a connection, before anything is dialled for it
 	KindClose   = "close"   // the end of a connection that was allowed
+	KindRequest = "request" // through a binding, before it is sent on
 )
 
 // The decisions in Event.
@@ -29,6 +30,12 @@ const (
 	ReasonIdle        = "idle"        // of a close: nothing was said for long
 	ReasonUpdated     = "updated"     // of a close: the policy changed
 	ReasonDetached    = "detached"    // of a close: the sandbox ended
+	ReasonBinding     = "binding"     // of a request: the binding allows it
+	ReasonUnbound     = "unbound"     // the sandbox has no such binding
+	ReasonMethod      = "method"      // of a request: the binding is for others
+	ReasonPath        = "path"        // of a request: the binding is for others
+	ReasonRequest     = "request"     // of a request: it is none, or one that means two things
+	ReasonLeak        = "leak"        // a secret, or something like it, is where none goes
 )
 
 // Event is a decision, or the end of what one allowed. It crosses a socket, and
@@ -47,8 +54,10 @@ type Event struct {
 	Decision   string `json:"decision"`
 	Rule       string `json:"rule"`
 	Reason     string `json:"reason"`
-	Hint       string `json:"hint,omitempty"` // what would permit it, for people
-	Generation uint64 `json:"generation"`     // of the policy
+	Hint       string `json:"hint,omitempty"`    // what would permit it, for people
+	Generation uint64 `json:"generation"`        // of the policy
+	Binding    string `json:"binding,omitempty"` // of a request: what it was made through
+	Method     string `json:"method,omitempty"`  // of a request
 	Upload     int64  `json:"upload,omitempty"`
 	Download   int64  `json:"download,omitempty"`
 	// Count is how many alike this stands for: denials are told when the first

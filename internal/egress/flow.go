@@ -69,6 +69,10 @@ func (w *wire) serve(ctx context.Context, r *tcp.ForwarderRequest) {
 	}
 	var known bool
 	f.host, known = w.host(to)
+	if name, in := bindingOf(f.host); known && in {
+		f.serveBinding(ctx, r, name)
+		return
+	}
 	sniffed, raw := f.speaks(w.live.Table())
 	switch {
 	case !known:

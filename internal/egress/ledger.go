@@ -18,17 +18,19 @@ const (
 	distinct = 64
 )
 
-// ledger tells of the denials of one wire. All methods may be called at once.
+// ledger tells of the denials of one wire, and of requests through its bindings. All methods may be called at once.
 type ledger struct {
 	log    *slog.Logger
 	record func(Event) error
 
 	flushing sync.Mutex // held while folded events are recorded
+	allowing sync.Mutex // held while the first of several requests is recorded
 
 	mu    sync.Mutex
 	seen  map[alike]*Event  // guarded by mu; Count is how many were not told yet
 	kinds map[string]int    // guarded by mu; how many of seen are of a kind
 	more  map[string]*Event // guarded by mu; by kind, what was beyond distinct
+	owed  map[alike]bool    // guarded by mu; requests of seen of which the last record failed
 	timer *time.Timer       // guarded by mu; of the window; nil: there is none
 	span  time.Duration     // guarded by mu; of the window
 	last  time.Time         // guarded by mu; the end of the last window
@@ -36,13 +38,17 @@ type ledger struct {
 }
 
 func newLedger(log *slog.Logger, record func(Event) error) *ledger {
-	return &ledger{log: log, record: record, seen: map[alike]*Event{}, kinds: map[string]int{}, more: map[string]*Event{}}
+	return &ledger{log: log, record: record, seen: map[alike]*Event{}, kinds: map[string]int{}, more: map[string]*Event{}, owed: map[alike]bool{}}
 }
 
 // alike is what folded events have in common.
 type alike struct {
-	kind, protocol, host, reason string
-	port                         uint16
+	kind, protocol, host, reason, binding, method string
+	port                                          uint16
+}
+
+func (e *Event) alike() alike {
+	return alike{e.Kind, e.Protocol, e.Host, e.Reason, e.Binding, e.Method, e.Port}
 }
 
 // deny tells of e, now or later.
@@ -51,6 +57,30 @@ func (l *ledger) deny(e Event) {
 	if l.fold(e) {
 		l.tell(e)
 	}
+}
+
+// allow tells of a request that is about to be sent on: at once of the first of
+// its binding and method in a window, whose error is returned, and later how many
+// more there were. Bindings and the methods they are for are few.
+func (l *ledger) allow(e Event) error {
+	e.Decision, e.Count = Allow, 1
+	l.allowing.Lock() // nobody is counted with one that is not recorded
+	defer l.allowing.Unlock()
+	if !l.fold(e) {
+		return nil
+	}
+	err := l.record(e)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch was := l.seen[e.alike()]; {
+	case err == nil:
+		delete(l.owed, e.alike())
+	case was != nil && was.Count > 0:
+		l.owed[e.alike()] = true
+	default:
+		delete(l.seen, e.alike())
+	}
+	return err
 }
 
 // tell records e, which stands for one. What cannot be recorded now is told with
@@ -75,13 +105,16 @@ func (l *ledger) fold(e Event) bool {
 		}
 		l.timer = time.AfterFunc(l.span, l.flush)
 	}
-	k := alike{e.Kind, e.Protocol, e.Host, e.Reason, e.Port}
+	k := e.alike()
 	if was := l.seen[k]; was != nil {
+		if l.owed[k] {
+			return true
+		}
 		e.Count += was.Count
 		*was = e
 		return false
 	}
-	if l.kinds[e.Kind] >= distinct {
+	if e.Decision == Deny && l.kinds[e.Kind] >= distinct {
 		was := l.more[e.Kind]
 		if was == nil {
 			was = &Event{}
@@ -93,7 +126,9 @@ func (l *ledger) fold(e Event) bool {
 	now := e
 	now.Count = 0
 	l.seen[k] = &now
-	l.kinds[e.Kind]++
+	if e.Decision == Deny {
+		l.kinds[e.Kind]++
+	}
 	return true
 }
 
@@ -104,6 +139,7 @@ func (l *ledger) flush() {
 	l.mu.Lock()
 	seen, more := l.seen, l.more
 	l.seen, l.kinds, l.more, l.timer, l.last = map[alike]*Event{}, map[string]int{}, map[string]*Event{}, nil, time.Now()
+	l.owed = map[alike]bool{}
 	l.mu.Unlock()
 	for _, e := range more {
 		seen[alike{kind: e.Kind, reason: e.Reason}] = e
@@ -113,7 +149,7 @@ func (l *ledger) flush() {
 			continue
 		}
 		if err := l.record(*e); err != nil {
-			l.log.Warn("denials are not recorded", "wire", e.Wire, "host", e.Host, "port", e.Port, "count", e.Count, "err", err)
+			l.log.Warn("decisions are not recorded", "wire", e.Wire, "host", e.Host, "port", e.Port, "count", e.Count, "err", err)
 			l.keep(e)
 		}
 	}
@@ -127,10 +163,15 @@ func (l *ledger) keep(e *Event) {
 	if l.ended {
 		return
 	}
-	k := alike{e.Kind, e.Protocol, e.Host, e.Reason, e.Port}
+	k := e.alike()
 	switch was, more := l.seen[k], l.more[e.Kind]; {
 	case was != nil:
 		was.Count += e.Count
+		if e.Decision == Allow {
+			l.owed[k] = true
+		}
+	case e.Decision == Allow:
+		l.seen[k], l.owed[k] = e, true
 	case e.Host != "" && l.kinds[e.Kind] < distinct:
 		now := *e
 		l.seen[k] = &now

@@ -104,11 +104,20 @@ func (r *resolver) answer(query []byte) []byte {
 	if o.Decision.Rule != nil {
 		e.Rule = o.Decision.Rule.ID
 	}
+	name, bound := bindingOf(o.Host)
+	if bound {
+		e.Reason = ReasonUnbound
+		if o.Decision.Allow {
+			e.Binding, e.Reason = name, ReasonBinding
+		}
+	}
 	if !o.Decision.Allow || o.Code != dnsmessage.RCodeSuccess {
 		if o.Decision.Allow {
 			e.Reason = ReasonLimit
 		}
-		if o.Host.IsValid() {
+		if bound {
+			e.Hint = "the sandbox has no such binding"
+		} else if o.Host.IsValid() {
 			e.Hint = w.live.Table().Hint(policy.Flow{Host: o.Host}, o.Decision)
 		}
 		if o.Err != nil {

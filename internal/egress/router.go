@@ -3,6 +3,7 @@
 package egress
 
 import (
+	"crypto/x509"
 	"errors"
 	"io"
 	"log/slog"
@@ -29,6 +30,9 @@ type Config struct {
 	// concerned. Nil denies everything.
 	Record func(Event) error
 	Limits Limits
+	// Roots are who vouches for the hosts of bindings; nil: whom the system trusts. It
+	// is called when a wire with one is attached.
+	Roots func() *x509.CertPool
 }
 
 // Limits bound one wire, whatever its policy says. The zero value of each means
@@ -67,6 +71,9 @@ type Wire struct {
 	Table *policy.Table // until the first Update
 	// Used is what was used of budgets before, by the id of the rule.
 	Used map[string]policy.Used
+	// Bindings are what requests may be made through, by their names; of those that
+	// share one the last counts. The router owns the secrets.
+	Bindings []Binding
 }
 
 // Router serves the wires of sandboxes. All methods may be called at once.
@@ -99,14 +106,17 @@ func New(c Config) *Router {
 	return &Router{config: c, wires: map[string]*wire{}}
 }
 
-// Attach serves a wire. It owns tap from now on, also if it fails: a TAP device
-// with IFF_NO_PI and IFF_VNET_HDR, that does not block. Costs a fifth of a
-// millisecond. Errors: KindExists, KindInvalid for a tap that is none,
-// KindUnavailable after Close.
+// Attach serves a wire. It owns tap and the secrets of bindings from now on, also
+// if it fails: a TAP device with IFF_NO_PI and IFF_VNET_HDR, that does not block.
+// Costs a fifth of a millisecond. Errors: KindExists, KindInvalid for a tap or a
+// binding that is none, KindUnavailable after Close.
 func (r *Router) Attach(w Wire, tap *os.File) (err error) {
 	defer func() {
 		if err != nil {
 			tap.Close()
+			for _, b := range w.Bindings {
+				clear(b.Secret)
+			}
 		}
 	}()
 	if w.ID == "" || w.Table == nil {
@@ -124,6 +134,9 @@ func (r *Router) Attach(w Wire, tap *os.File) (err error) {
 		return sandbox.Errorf("egress attach", sandbox.KindExists, "the wire is served already").WithID(w.ID)
 	}
 	served, err := newWire(r, w, tap)
+	if sandbox.KindOf(err) == sandbox.KindInvalid {
+		return err
+	}
 	if err != nil {
 		return sandbox.Errorf("egress attach", sandbox.KindInternal, "%w", err).WithID(w.ID)
 	}

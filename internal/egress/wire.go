@@ -16,6 +16,7 @@ import (
 	"github.com/firebreak-dev/firebreak/internal/egress/dns"
 	"github.com/firebreak-dev/firebreak/internal/netaddr"
 	"github.com/firebreak-dev/firebreak/internal/policy"
+	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
 // generous is how many connections of a wire may have large buffers. Those beyond
@@ -33,6 +34,7 @@ type wire struct {
 	names   resolver
 	recent  recent
 	dials   *rate.Limiter
+	bound   *bound
 	link    *link
 	stack   *stack.Stack
 	cancel  context.CancelFunc // of what its goroutines do
@@ -53,7 +55,12 @@ func newWire(r *Router, w Wire, tap *os.File) (*wire, error) {
 		flows:  map[*flow]struct{}{},
 	}
 	out.names = resolver{wire: out, answerer: dns.Answerer{Policy: out.live, Account: out.account, Pool: out.pool}, told: map[netaddr.Host]uint64{}}
-	var err error
+	bound, err := newBound(ctx, out, w.Bindings)
+	if err != nil {
+		cancel()
+		return nil, sandbox.Errorf("egress attach", sandbox.KindInvalid, "%w", err).WithID(w.ID)
+	}
+	out.bound, out.names.answerer.Zone = bound, bound.zone
 	out.link, err = newLink(tap, out.refuse, func(err error) { r.config.Logger.Warn("the wire's device is gone", "wire", w.ID, "err", err) })
 	if err == nil {
 		out.stack, err = newStack(out.link, limits.HalfOpen, func(req *tcp.ForwarderRequest) { out.serve(ctx, req) })
@@ -63,6 +70,7 @@ func newWire(r *Router, w Wire, tap *os.File) (*wire, error) {
 	}
 	if err != nil {
 		cancel()
+		bound.proxy.Close()
 		if out.stack != nil {
 			out.link.shut()
 			out.stack.Destroy()
@@ -116,6 +124,7 @@ func (w *wire) end() map[string]policy.Used {
 	for _, f := range flows {
 		f.stop(ReasonDetached, nil)
 	}
+	w.bound.hangUp()
 	w.names.close()
 	w.link.shut()
 	w.stack.RemoveNIC(nicID)
@@ -133,6 +142,7 @@ func (w *wire) end() map[string]policy.Used {
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
+	w.bound.proxy.Close()
 	w.ledger.end()
 	return w.account.All()
 }

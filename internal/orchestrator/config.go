@@ -53,7 +53,10 @@ type Config struct {
 	// Network makes the wires of sandboxes that may reach something; nil: none may,
 	// and a create with network rules is refused.
 	Network Network
-	Log     *slog.Logger
+	// Bindings are those of tenants; nil: nobody has any, and a create with some is
+	// refused.
+	Bindings Bindings
+	Log      *slog.Logger
 	// Runs is the directory for what runs leave behind; made if need be.
 	Runs string
 	// Processes is the directory where processes under way are noted; made if

@@ -117,16 +117,18 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 	spec := sandbox.Spec{Instance: sandbox.NewInstanceID(), Sandbox: req.ID, Tenant: who.Tenant, Hostname: pick(req.Hostname, string(req.ID)),
 		Root: t.Root, ReadonlyRoot: req.ReadonlyRoot, Limits: limits, Explicit: req.explicit(),
 		AcceptWeaker: req.AcceptWeaker, MinIsolation: req.MinIsolation}
-	if err := o.checkNetwork(&req, info, spec); err != nil {
+	req.bound()
+	urls, err := o.checkBindings(ctx, who.Tenant, req.Bindings, info)
+	if err == nil {
+		err = o.checkNetwork(&req, info, spec)
+	}
+	if err != nil {
 		return nil, err
 	}
 	release, err := o.Templates.Acquire(t.Digest)
 	if err != nil {
 		return nil, err
 	}
-	env := map[string]string{}
-	maps.Copy(env, t.Env)
-	maps.Copy(env, req.Env)
 	sb := Sandbox{
 		Sandbox: store.Sandbox{ID: req.ID, Tenant: who.Tenant, Instance: spec.Instance, Name: req.Name, State: store.Creating,
 			Backend: info.Name, Isolation: info.Isolation, Template: pick(t.Name, t.Digest), TemplateDigest: t.Digest,
@@ -134,15 +136,22 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 			AcceptWeaker: req.AcceptWeaker, ReadonlyRoot: req.ReadonlyRoot,
 			IdleTimeout: idle, MaxLife: given(req.Timeout, d.Timeout),
 			Principal: who.Principal, Created: o.Clock().UTC()},
-		Details: Details{Pack: pick(req.Pack, t.Default), Packs: slices.Clone(t.Packs), Env: env, Hostname: spec.Hostname, WorkDir: t.WorkDir(), Notes: notes, Run: req.run, IdleAction: req.IdleAction},
-	}
-	if req.Network != nil {
-		sb.Details.Network = &NetworkState{NetworkPolicy: *req.Network, Generation: 1}
+		Details: Details{Pack: pick(req.Pack, t.Default), Packs: slices.Clone(t.Packs), Env: merged(t.Env, urls, req.Env), Hostname: spec.Hostname, WorkDir: t.WorkDir(), Notes: notes, Run: req.run, IdleAction: req.IdleAction,
+			Network: req.state()},
 	}
 	if sb.MaxLife > 0 {
 		sb.ExpiresAt = sb.Created.Add(sb.MaxLife)
 	}
 	return &plan{backend: backend, spec: spec, sb: sb, release: release}, nil
+}
+
+// merged is all of envs; of what two have, the later one's.
+func merged(envs ...map[string]string) map[string]string {
+	out := map[string]string{}
+	for _, env := range envs {
+		maps.Copy(out, env)
+	}
+	return out
 }
 
 // checkNetwork decides whether the backend may serve spec, with the wire that
@@ -337,6 +346,9 @@ func createRecord(p *plan) sandbox.Record {
 	if n := p.sb.Details.Network; n != nil {
 		d["network"] = "policy"
 		maps.Copy(d, n.about())
+		if len(n.Bindings) > 0 {
+			d["bindings"] = clip(strings.Join(n.Bindings, " "))
+		}
 		r.Policy, r.Digest = n.Generation, n.Digest()
 	}
 	return r

@@ -38,6 +38,10 @@
 // about a flow comes to RecordEgress before it takes effect. A wire that cannot
 // be taken up lets nothing pass, which the sandbox's report says.
 //
+// Bindings are names here: Network finds out what they are, with their secrets, when
+// it opens or takes up a wire. A binding that a living sandbox has is not removed,
+// see Unbind.
+//
 // # Failing evidence
 //
 // If the audit log refuses a record, what was to be done is not done, with one

@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"context"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -17,7 +18,7 @@ import (
 // allowed. Names in it come from hostile code.
 type EgressEvent struct {
 	Time     time.Time
-	Kind     string // "dns": a name was asked for; "connect": a connection; "close": its end
+	Kind     string // "dns": a name was asked for; "connect": a connection; "close": its end; "request": one through a binding
 	Host     string // empty: Count different ones, no longer told one by one
 	Port     uint16 // 0 of a name that was asked for
 	Address  string // what will be dialled, or was
@@ -26,6 +27,8 @@ type EgressEvent struct {
 	Rule     string // that decided; empty for none
 	Reason   string
 	Hint     string // what would permit it
+	Binding  string // of a request: what it was made through
+	Method   string // of a request
 	// Generation is that of the policy that decided.
 	Generation uint64
 	Upload     int64 // bytes, with "close"
@@ -38,6 +41,8 @@ type EgressEvent struct {
 type FlowEvent struct {
 	policy.Observation
 	Hint       string `json:"hint,omitempty"`
+	Binding    string `json:"binding,omitempty"`
+	Method     string `json:"method,omitempty"`
 	Generation uint64 `json:"generation,omitempty"`
 	Upload     int64  `json:"upload_bytes,omitempty"`
 	Download   int64  `json:"download_bytes,omitempty"`
@@ -59,7 +64,7 @@ const (
 
 // EgressStats counts what all sandboxes wanted since the start of this process.
 type EgressStats struct {
-	// Flows is by kind ("dns", "connect") and decision.
+	// Flows is by kind ("dns", "connect", "request") and decision.
 	Flows            map[[2]string]int64
 	Upload, Download int64
 }
@@ -71,11 +76,14 @@ type flowCounts struct {
 }
 
 var (
-	flowKinds     = [...]string{"dns", "connect"}
+	flowKinds     = [...]string{"dns", "connect", flowRequest}
 	flowDecisions = [...]string{"allow", "deny", "observe"}
 )
 
-const flowClose = "close"
+const (
+	flowClose   = "close"
+	flowRequest = "request"
+)
 
 // Egress reports what sandboxes wanted, for metrics.
 func (o *Orchestrator) Egress() EgressStats {
@@ -91,7 +99,7 @@ func (o *Orchestrator) Egress() EgressStats {
 // RecordEgress records a decision of a wire's as evidence, tells whoever watches
 // the sandbox, and counts it. The decision takes effect after it: an error denies.
 // Errors: KindNotFound for a wire of no living sandbox, KindInvalid for what is no
-// decision, KindUnavailable at shutdown, those of the Recorder.
+// decision, or through a binding that the sandbox has not, KindUnavailable at shutdown, those of the Recorder.
 //
 // Cost: some microseconds; longer while evidence lags.
 func (o *Orchestrator) RecordEgress(id sandbox.InstanceID, e EgressEvent) error {
@@ -105,10 +113,22 @@ func (o *Orchestrator) RecordEgress(id sandbox.InstanceID, e EgressEvent) error 
 		return sandbox.Errorf("egress", sandbox.KindInvalid, "%.20q of %.20q is no decision", e.Decision, e.Kind).WithID(string(l.id))
 	}
 	e.bound()
+	invokes := e.Kind == flowRequest && e.Decision != "deny"
+	if invokes && !slices.Contains(l.bindings, e.Binding) { // a router that says so lies
+		return sandbox.Errorf("egress", sandbox.KindInvalid, "the sandbox has no binding %.64q", e.Binding).WithID(string(l.id))
+	}
 	ctx, cancel := context.WithTimeout(o.ctx, flowWait)
 	defer cancel()
-	if err := l.record(ctx, system(l.tenant), e.evidence()); err != nil {
+	r := e.evidence()
+	first := invokes && !l.invokedBefore(e.Binding)
+	if first {
+		r.Class = sandbox.Gate
+	}
+	if err := l.record(ctx, system(l.tenant), r); err != nil {
 		return err
+	}
+	if first {
+		l.noteInvoked(e.Binding)
 	}
 	if e.Kind == flowClose {
 		o.flows.upload.Add(e.Upload)
@@ -153,7 +173,8 @@ func (e *EgressEvent) bound() {
 		}
 		*s = strings.ToValidUTF8(*s, "\uFFFD")
 	}
-	for s, n := range map[*string]int{&e.Host: maxFlowHost, &e.Address: 64, &e.Protocol: 16, &e.Rule: maxFlowText, &e.Reason: 64, &e.Hint: maxFlowText} {
+	for s, n := range map[*string]int{&e.Host: maxFlowHost, &e.Address: 64, &e.Protocol: 16, &e.Rule: maxFlowText, &e.Reason: 64, &e.Hint: maxFlowText,
+		&e.Binding: 64, &e.Method: 32} {
 		cut(s, n)
 	}
 	e.Count, e.Upload, e.Download = max(e.Count, 1), max(e.Upload, 0), max(e.Download, 0)
@@ -161,6 +182,9 @@ func (e *EgressEvent) bound() {
 
 // evidence is the record of a decision.
 func (e *EgressEvent) evidence() sandbox.Record {
+	if e.Kind == flowRequest {
+		return e.invocation()
+	}
 	r := sandbox.Record{Class: sandbox.Flow, Action: "egress.decide", Outcome: sandbox.OutcomeAllowed, Policy: e.Generation,
 		Object: e.Host, Detail: map[string]string{"kind": e.Kind, "decision": e.Decision}}
 	if e.Port != 0 {
@@ -188,7 +212,7 @@ func (e *EgressEvent) evidence() sandbox.Record {
 func (e *EgressEvent) flow() FlowEvent {
 	return FlowEvent{Observation: policy.Observation{Host: e.Host, Port: e.Port, Address: e.Address, Protocol: e.Protocol,
 		Decision: e.Decision, Rule: e.Rule, Reason: e.Reason, Kind: e.Kind},
-		Hint: e.Hint, Generation: e.Generation, Upload: e.Upload, Download: e.Download, Count: int64(e.Count)}
+		Hint: e.Hint, Binding: e.Binding, Method: e.Method, Generation: e.Generation, Upload: e.Upload, Download: e.Download, Count: int64(e.Count)}
 }
 
 // FlowReport is what is told of a sandbox's flows: the first differing ones, and
@@ -209,9 +233,19 @@ type flowsKept struct {
 
 // flowKey tells flows apart.
 type flowKey struct {
-	host           string
-	port           uint16
-	decision, rule string
+	host            string
+	port            uint16
+	decision, rule  string
+	binding, method string
+	reason          string // of a request
+}
+
+func (f *FlowEvent) key() flowKey {
+	k := flowKey{host: f.Host, port: f.Port, decision: f.Decision, rule: f.Rule, binding: f.Binding, method: f.Method}
+	if f.Kind == flowRequest {
+		k.reason = f.Reason
+	}
+	return k
 }
 
 // report is a copy of what was collected.
@@ -228,7 +262,7 @@ func (k *flowsKept) restore(r FlowReport) {
 }
 
 func (k *flowsKept) enter(f FlowEvent) {
-	key := flowKey{f.Host, f.Port, f.Decision, f.Rule}
+	key := f.key()
 	if i, known := k.index[key]; known {
 		k.list[i].Count += f.Count
 		return
@@ -256,7 +290,8 @@ func (l *live) noteFlow(e *EgressEvent) {
 	l.kept.changed = true
 	switch {
 	case e.Kind == flowClose:
-		if i, known := l.kept.index[flowKey{e.Host, e.Port, e.Decision, e.Rule}]; known {
+		f := e.flow()
+		if i, known := l.kept.index[f.key()]; known {
 			l.kept.list[i].Upload += e.Upload
 			l.kept.list[i].Download += e.Download
 		}

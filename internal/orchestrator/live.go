@@ -19,6 +19,7 @@ type live struct {
 	tenant   sandbox.TenantID
 	instance sandbox.InstanceID
 	name     string
+	bindings []string           // what its requests may be made through, by name
 	promised promise            // in the ledger
 	release  func()             // of the template
 	cancel   context.CancelFunc // of the boot
@@ -45,6 +46,7 @@ type live struct {
 	sampled time.Time        // guarded by mu; when usage was measured
 	series  series           // guarded by mu
 	kept    flowsKept        // guarded by mu; what it wanted to reach
+	invoked map[string]bool  // guarded by mu; see invokedBefore
 	noted   time.Time        // guarded by mu; the value of used when it was last told to be idle
 	ending  *ending          // guarded by mu; set once
 	// execs are the processes that somebody follows, by the guest's id.
@@ -75,7 +77,7 @@ type ending struct {
 }
 
 func (o *Orchestrator) newLive(sb Sandbox, release func(), cancel context.CancelFunc) *live {
-	l := &live{o: o, id: sb.ID, tenant: sb.Tenant, instance: sb.Instance, name: sb.Name, promised: promiseOf(sb.Tenant, sb.Limits),
+	l := &live{o: o, id: sb.ID, tenant: sb.Tenant, instance: sb.Instance, name: sb.Name, bindings: sb.Bindings(), promised: promiseOf(sb.Tenant, sb.Limits),
 		release: release, cancel: cancel, booted: make(chan struct{}), dying: make(chan struct{}), sb: sb, used: time.Now(),
 		execs: map[uint32]*execution{}, contexts: map[string]*warm{}}
 	l.kept.restore(sb.Details.Flows)

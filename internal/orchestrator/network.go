@@ -22,14 +22,17 @@ import (
 // instance. Every method may be called for any instance at any time, also again.
 type Network interface {
 	// Open makes the wire of an instance, before that is there, and lets pass what
-	// p allows once it is. On an error nothing is left.
+	// p allows once it is. On an error, such as KindNotFound for a binding that is
+	// gone meanwhile, nothing is left.
 	Open(ctx context.Context, id sandbox.InstanceID, p Egress) (*sandbox.Wire, error)
 	// Adopt takes up a wire that an earlier process made. Until then, and after an
-	// error, nothing passes it.
-	Adopt(ctx context.Context, id sandbox.InstanceID, p Egress) error
-	// Update puts p in the place of what a wire allowed. When it returns without an
-	// error, nothing passes that p does not allow: it says how many connections
-	// were closed for it, and the generation that decisions name from now on.
+	// error, nothing passes it. Bindings that are no longer what they were when it
+	// was opened are left out, and unbound says which and why.
+	Adopt(ctx context.Context, id sandbox.InstanceID, p Egress) (unbound string, err error)
+	// Update puts p in the place of what a wire allowed; its bindings stay. When it
+	// returns without an error, nothing passes that p does not allow: it says how many
+	// connections were closed for it, and the generation that decisions name from now
+	// on.
 	Update(ctx context.Context, id sandbox.InstanceID, p Egress) (generation uint64, closed int, err error)
 	// Close removes a wire, after its instance, and looks for each object again. What
 	// is told of its connections has been told when it returns. It finishes its work
@@ -51,6 +54,10 @@ type Egress struct {
 	Generation uint64
 	// Used is what was used of budgets before, by the ids of rules; see Accounts.
 	Used map[string]policy.Used
+	// Tenant is whose the sandbox is, and Bindings what its requests may be made
+	// through, by the names that the tenant knows them by.
+	Tenant   sandbox.TenantID
+	Bindings []string
 }
 
 // NetworkPolicy is where a sandbox may connect: all that a table is made of.
@@ -75,6 +82,10 @@ type NetworkState struct {
 	Epoch      int    `json:"epoch"`
 	// Used is what was used of the budgets of rules, by their ids.
 	Used map[string]policy.Used `json:"used,omitempty"`
+	// Bindings are what requests may be made through, by name.
+	Bindings []string `json:"bindings,omitempty"`
+	// Unbound says which of them are cut off at present, and why. It is not kept.
+	Unbound string `json:"-"`
 	// Problem says why the wire is cut off at present. It is not kept.
 	Problem string `json:"-"`
 }
@@ -122,8 +133,8 @@ func (p *NetworkPolicy) about() map[string]string {
 	return map[string]string{"mode": p.Mode, "documents": strconv.Itoa(len(p.Documents)), "policies": clip(strings.Join(names, " "))}
 }
 
-func (n *NetworkState) egress() Egress {
-	e := Egress{Epoch: n.Epoch, Generation: n.Generation, Used: maps.Clone(n.Used)}
+func (n *NetworkState) egress(tenant sandbox.TenantID) Egress {
+	e := Egress{Epoch: n.Epoch, Generation: n.Generation, Used: maps.Clone(n.Used), Tenant: tenant, Bindings: slices.Clone(n.Bindings)}
 	for _, d := range n.Documents {
 		e.Documents = append(e.Documents, []byte(d.Text))
 	}
@@ -133,7 +144,7 @@ func (n *NetworkState) egress() Egress {
 // noNetwork is the answer to rules where nothing could keep them.
 func noNetwork() error {
 	return sandbox.Errorf("create", sandbox.KindUnsupported, "this server gives no sandbox a network").
-		WithHint("leave the network rules out (--allow, --policy) and bring what the code needs with --input; `firebreak doctor` says what is missing")
+		WithHint("leave the network rules out (--allow, --policy, --binding) and bring what the code needs with --input; `firebreak doctor` says what is missing")
 }
 
 // noWires says why nothing can be done about a wire that an earlier process made.
@@ -157,7 +168,11 @@ func (l *live) openWire(ctx context.Context, p *plan) error {
 		return nil
 	}
 	failpoint.Hit("create/before-wire")
-	w, err := l.o.Network.Open(ctx, l.instance, n.egress())
+	e := n.egress(l.tenant)
+	if _, errs := l.entitled(ctx, &e); len(errs) > 0 { // changed since it was asked for
+		return errs[0]
+	}
+	w, err := l.o.Network.Open(ctx, l.instance, e)
 	if err == nil && w == nil {
 		err = sandbox.Errorf("create", sandbox.KindInternal, "there is no wire and no error")
 	}
@@ -181,34 +196,61 @@ func (l *live) adoptWire(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, wireWait)
 	defer cancel()
-	err := noWires("adopt")
+	err, unbound := error(noWires("adopt")), ""
 	if l.o.Network != nil {
 		next := *n
 		next.Epoch++
 		if err = l.journalNetwork(ctx, &next); err == nil {
 			failpoint.Hit("adopt/after-intent")
-			err = l.o.Network.Adopt(ctx, l.instance, next.egress())
+			unbound, err = l.takeUp(ctx, &next)
 		}
 	}
 	if err != nil {
 		l.o.Log.Error("the network of a sandbox is cut off; it is tried again", "sandbox", l.id, "error", err)
 	}
-	l.cutOff(err)
+	if unbound != "" {
+		l.o.Log.Error("bindings of a sandbox are cut off", "sandbox", l.id, "error", unbound)
+	}
+	l.cutOff(err, unbound)
 }
 
-// cutOff notes why nothing passes the wire; nil: something may.
-func (l *live) cutOff(err error) {
+// takeUp has the wire served, without bindings that the sandbox may not use any more:
+// unbound says which and why.
+func (l *live) takeUp(ctx context.Context, n *NetworkState) (unbound string, err error) {
+	e := n.egress(l.tenant)
+	var errs []error
+	e.Bindings, errs = l.entitled(ctx, &e)
+	var without []string
+	for _, err := range errs {
+		without = append(without, problem(err))
+	}
+	more, err := l.o.Network.Adopt(ctx, l.instance, e)
+	if more != "" {
+		without = append(without, more)
+	}
+	return clip(strings.Join(without, "; ")), err
+}
+
+// cutOff notes why nothing passes the wire, nil: something may, and why some of its
+// bindings do not work.
+func (l *live) cutOff(err error, unbound string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	n := *l.sb.Details.Network
-	var typed *sandbox.Error
-	switch n.Problem = ""; {
-	case errors.As(err, &typed):
-		n.Problem = clip(typed.Message())
-	case err != nil:
-		n.Problem = "internal error; the server's log says more"
+	n.Unbound, n.Problem = unbound, ""
+	if err != nil {
+		n.Problem = problem(err)
 	}
 	l.sb.Details.Network = &n
+}
+
+// problem is an error as a sandbox's report says it.
+func problem(err error) string {
+	var typed *sandbox.Error
+	if errors.As(err, &typed) {
+		return clip(typed.Message())
+	}
+	return "internal error; the server's log says more"
 }
 
 // dead reports whether the sandbox's end has begun.
@@ -276,6 +318,7 @@ func (o *Orchestrator) UpdateNetwork(ctx context.Context, who Caller, ref string
 	next := &NetworkState{NetworkPolicy: p, Generation: 1}
 	if old != nil {
 		next.Generation, next.Epoch, next.Used = old.Generation+1, old.Epoch, old.Used
+		next.Bindings, next.Unbound = old.Bindings, old.Unbound
 		if old.Problem != "" { // it will be taken up
 			next.Epoch++
 		}
@@ -314,20 +357,20 @@ func (l *live) rewire(ctx context.Context, old, next *NetworkState) (closed int,
 		return 0, err
 	}
 	failpoint.Hit("network/after-intent")
-	generation := next.Generation
+	generation, unbound := next.Generation, next.Unbound
 	if old.Problem != "" {
-		err = l.o.Network.Adopt(ctx, l.instance, next.egress())
+		unbound, err = l.takeUp(ctx, next)
 	} else {
-		generation, closed, err = l.o.Network.Update(ctx, l.instance, next.egress())
+		generation, closed, err = l.o.Network.Update(ctx, l.instance, next.egress(l.tenant))
 	}
 	failpoint.Hit("network/after-effect")
 	if err != nil {
 		l.unwire(context.WithoutCancel(ctx), old)
 		return 0, sandbox.Wrap("update network", string(l.id), err)
 	}
-	if generation != next.Generation { // who decides counts for itself
+	if generation != next.Generation || unbound != next.Unbound { // who decides counts for itself
 		n := *next
-		n.Generation = generation
+		n.Generation, n.Unbound = generation, unbound
 		if err := l.journalNetwork(ctx, &n); err != nil { // what passes is right all the same
 			return closed, err
 		}
@@ -342,11 +385,11 @@ func (l *live) unwire(ctx context.Context, old *NetworkState) {
 	defer cancel()
 	err := l.journalNetwork(ctx, old)
 	if err == nil && old.Problem == "" {
-		_, _, err = l.o.Network.Update(ctx, l.instance, old.egress())
+		_, _, err = l.o.Network.Update(ctx, l.instance, old.egress(l.tenant))
 	}
 	if err != nil {
 		l.o.Log.Error("the policy of a sandbox could not be put back; it is tried again", "sandbox", l.id, "error", err)
-		l.cutOff(err)
+		l.cutOff(err, old.Unbound)
 	}
 }
 

@@ -36,6 +36,10 @@ type Orchestrator struct {
 
 	flows flowCounts
 
+	// granting is held for reading while a sandbox that has bindings becomes known,
+	// and for writing while a binding is removed that none has.
+	granting sync.RWMutex
+
 	lost       atomic.Int64 // events that could not be published
 	complained atomic.Int64 // when the log said so last, in seconds
 
@@ -247,6 +251,8 @@ func (o *Orchestrator) Holdings() []Holding {
 
 // add makes a sandbox known; remove forgets it.
 func (o *Orchestrator) add(l *live) {
+	o.granting.RLock()
+	defer o.granting.RUnlock()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.lives[l.id], o.instances[l.instance] = l, l

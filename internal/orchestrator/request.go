@@ -53,6 +53,9 @@ type CreateRequest struct {
 	Hostname     string
 	// Network is where it may connect; nil: it has no network device.
 	Network *NetworkPolicy
+	// Bindings are what its requests may be made through, by name. With any it has
+	// a network device, which lets pass nothing else unless Network says so.
+	Bindings []string
 
 	run      sandbox.RunID // the run it belongs to
 	admitted *admission    // with it; nil: not yet
@@ -111,6 +114,14 @@ func (s Sandbox) clone() Sandbox {
 	s.Details.Packs = slices.Clone(s.Details.Packs)
 	s.Details.Flows.Flows = slices.Clone(s.Details.Flows.Flows)
 	return s
+}
+
+// Bindings are the names of what the sandbox's requests may be made through.
+func (s Sandbox) Bindings() []string {
+	if s.Details.Network == nil {
+		return nil
+	}
+	return slices.Clone(s.Details.Network.Bindings)
 }
 
 // unpack decodes a stored record. Extra that does not decode was written by

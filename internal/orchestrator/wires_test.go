@@ -20,6 +20,7 @@ type wires struct {
 	open   map[sandbox.InstanceID]*wire
 	fail   map[string]error // by method
 	stuck  bool             // Close finds an object that resists
+	broken string           // what Adopt says of bindings
 	calls  []string
 	spec   map[sandbox.InstanceID]*sandbox.Wire // as the backend was given it
 	during func(method string)                  // called in each method, with nothing held
@@ -65,21 +66,21 @@ func (n *wires) Open(ctx context.Context, id sandbox.InstanceID, p Egress) (*san
 	return &sandbox.Wire{NetNS: "/wires/" + string(id), Link: "eth0"}, nil
 }
 
-func (n *wires) Adopt(ctx context.Context, id sandbox.InstanceID, p Egress) error {
+func (n *wires) Adopt(ctx context.Context, id sandbox.InstanceID, p Egress) (string, error) {
 	if err := n.begin("adopt", id); err != nil {
-		return err
+		return "", err
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	w := n.open[id]
 	if w == nil {
-		return sandbox.Errorf("adopt", sandbox.KindNotFound, "there is no wire")
+		return "", sandbox.Errorf("adopt", sandbox.KindNotFound, "there is no wire")
 	}
 	if p.Epoch <= w.Epoch {
-		return fmt.Errorf("epoch %d after %d", p.Epoch, w.Epoch)
+		return "", fmt.Errorf("epoch %d after %d", p.Epoch, w.Epoch)
 	}
 	*w = wire{Egress: p, served: true, flows: w.flows}
-	return nil
+	return n.broken, nil
 }
 
 func (n *wires) Update(ctx context.Context, id sandbox.InstanceID, p Egress) (uint64, int, error) {

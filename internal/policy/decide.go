@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/firebreak-dev/firebreak/internal/netaddr"
 )
@@ -243,6 +244,16 @@ func (t *Table) opened(f Flow, c netaddr.Class) bool {
 		}
 		return false
 	})
+}
+
+// Permits reports whether the operator lets rules open an address of a class that
+// is not public: for what a sandbox may reach by other grants than rules.
+func (t *Table) Permits(a netip.Addr, c netaddr.Class) bool {
+	a = netaddr.Effective(a)
+	if c == netaddr.Own {
+		return slices.Contains(t.private, netip.PrefixFrom(a, a.BitLen()))
+	}
+	return c.Openable() && slices.ContainsFunc(t.private, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // Hint is a sentence that tells a person what would permit a denied flow.

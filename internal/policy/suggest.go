@@ -27,7 +27,8 @@ type Observation struct {
 	Rule     string `json:"rule,omitempty"`
 	Reason   string `json:"reason,omitempty"`
 	// Kind is what happened: "connect" or nothing is a connection that was decided
-	// about, "dns" a name that was asked for, "close" a connection's end.
+	// about, "dns" a name that was asked for, "close" a connection's end, "request"
+	// one through a binding, which no rule permits.
 	Kind string `json:"kind,omitempty"`
 }
 
@@ -172,6 +173,8 @@ func (o Observation) flow() (Flow, error) {
 	switch {
 	case err != nil:
 		return f, err
+	case ofBindings(h.Name()):
+		return f, fmt.Errorf("%s would be a binding, which no rule is about", h)
 	case o.Port == 0:
 		return f, fmt.Errorf("%s was observed without a port", h)
 	case o.Protocol != "":

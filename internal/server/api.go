@@ -30,6 +30,7 @@ type API interface {
 	Runs
 	Templates
 	Policies
+	Secrets
 	Quotas
 	System
 	Evidence
@@ -163,6 +164,17 @@ type Policies interface {
 	GetPolicy(context.Context, *v1.GetPolicyRequest) (*v1.Policy, error)
 	SetPolicy(context.Context, *v1.SetPolicyRequest) (*v1.Policy, error)
 	RemovePolicy(context.Context, *v1.RemovePolicyRequest) (*v1.RemovePolicyResponse, error)
+}
+
+// Secrets is what sandboxes may use and never see, and what for.
+type Secrets interface {
+	SetSecret(context.Context, *v1.SetSecretRequest) (*v1.Secret, error)
+	ListSecrets(context.Context, *v1.ListSecretsRequest) (*v1.ListSecretsResponse, error)
+	RemoveSecret(context.Context, *v1.RemoveSecretRequest) (*v1.RemoveSecretResponse, error)
+	AddBinding(context.Context, *v1.AddBindingRequest) (*v1.Binding, error)
+	ListBindings(context.Context, *v1.ListBindingsRequest) (*v1.ListBindingsResponse, error)
+	GetBinding(context.Context, *v1.GetBindingRequest) (*v1.Binding, error)
+	RemoveBinding(context.Context, *v1.RemoveBindingRequest) (*v1.RemoveBindingResponse, error)
 }
 
 // Quotas is what tenants may have.

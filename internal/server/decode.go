@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/descriptorpb"
 
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -102,6 +103,7 @@ func decodeJSON(body []byte, m proto.Message) error {
 var (
 	reUnknownField = regexp.MustCompile(`unknown field "((?:[^"\\]|\\.)*)"`)
 	reJSONName     = regexp.MustCompile(`\bfield [a-z][a-zA-Z0-9]*`)
+	rePlace        = regexp.MustCompile(`\(line \d+:\d+\)`)
 	rePosition     = regexp.MustCompile(`^(?:syntax error )?\(line \d+:\d+\): `)
 )
 
@@ -110,6 +112,9 @@ func explainJSON(err error, md protoreflect.MessageDescriptor) error {
 	// protobuf varies its text on purpose: sometimes the space is not a space.
 	text := strings.ReplaceAll(valid(err.Error()), "\u00a0", " ")
 	text = strings.TrimPrefix(text, "proto: ")
+	if secretive(md) {
+		return explainNothing(text, md)
+	}
 	if m := reUnknownField.FindStringSubmatch(text); m != nil {
 		return misplaced(unknownField(m[1], fieldNames(md)), m[1], md)
 	}
@@ -122,6 +127,35 @@ func explainJSON(err error, md protoreflect.MessageDescriptor) error {
 	}
 	return invalidf("the body is not the JSON that was expected: %s", clip(text, 300)).
 		WithHint("send one JSON object; /openapi.json describes its fields")
+}
+
+// secretive reports whether a message has a field that nothing may quote.
+func secretive(md protoreflect.MessageDescriptor) bool {
+	for i := range md.Fields().Len() {
+		if hidden(md.Fields().Get(i)) {
+			return true
+		}
+	}
+	return false
+}
+
+// hidden reports whether the proto marks a field as one that is not shown.
+func hidden(fd protoreflect.FieldDescriptor) bool {
+	o, ok := fd.Options().(*descriptorpb.FieldOptions)
+	return ok && o.GetDebugRedact()
+}
+
+// explainNothing says where the JSON of a message is wrong that may hold a secret,
+// and of what is there only what is nearly the name of a field.
+func explainNothing(text string, md protoreflect.MessageDescriptor) error {
+	if m := reUnknownField.FindStringSubmatch(text); m != nil && nearest(m[1], fieldNames(md)) != "" {
+		return unknownField(m[1], fieldNames(md))
+	}
+	e := invalidf("the body is not the JSON that was expected")
+	if at := rePlace.FindString(text); at != "" {
+		e = invalidf("the body is not the JSON that was expected %s", at)
+	}
+	return e.WithHint("send one JSON object with strings, like {\"value\": \"…\"}; what is there is not repeated here, since it may be a secret")
 }
 
 // snakeCase undoes protobuf's lowerCamelCase: our profile never shows it.
@@ -278,8 +312,11 @@ func unknownParameter(name string, fields protoreflect.FieldDescriptors) error {
 	return e.WithHint("this route takes none")
 }
 
-// inQuery reports whether a query parameter can carry fd.
+// inQuery reports whether a query parameter can carry fd. URLs are logged on the way.
 func inQuery(fd protoreflect.FieldDescriptor) bool {
+	if hidden(fd) {
+		return false
+	}
 	if fd.IsMap() {
 		return fd.MapKey().Kind() == protoreflect.StringKind && fd.MapValue().Kind() == protoreflect.StringKind
 	}

@@ -29,6 +29,7 @@ import (
 	"github.com/firebreak-dev/firebreak/internal/audit"
 	"github.com/firebreak-dev/firebreak/internal/auth"
 	"github.com/firebreak-dev/firebreak/internal/backend/sim"
+	"github.com/firebreak-dev/firebreak/internal/broker"
 	"github.com/firebreak-dev/firebreak/internal/event"
 	"github.com/firebreak-dev/firebreak/internal/orchestrator"
 	"github.com/firebreak-dev/firebreak/internal/service"
@@ -45,6 +46,7 @@ type real struct {
 	svc     *service.Service
 	log     *audit.Log
 	keys    *auth.Authenticator
+	said    said
 	dir     string
 	owner   string // a key
 	viewer  string
@@ -94,10 +96,11 @@ func newReal(t *testing.T) *real {
 	tokens, err := auth.OpenTokens(r.dir)
 	must(err)
 	r.svc, err = service.New(service.Config{Orchestrator: o, Store: st, Auth: keys, Events: hub, Recorder: r.log, Tokens: tokens,
+		Broker:   broker.New(filepath.Join(r.dir, "secrets"), service.FindSecret(st)),
 		Evidence: r.log, EvidenceDir: r.audit(), Templates: named{}})
 	must(err)
 	closes(r.svc.Close)
-	r.srv, err = New(Config{API: r.svc, Auth: keys, Log: quiet})
+	r.srv, err = New(Config{API: r.svc, Auth: keys, Log: slog.New(slog.NewJSONHandler(&r.said, &slog.HandlerOptions{Level: slog.LevelDebug}))})
 	must(err)
 	root := auth.Principal{Tenant: sandbox.DefaultTenant, ID: "test", Role: auth.Owner}
 	r.owner, _, err = keys.CreateKey(t.Context(), root, auth.NewKeyRequest{Role: auth.Owner})
@@ -377,6 +380,22 @@ var calls = map[string]func(*real){
 	"PolicyService.RemovePolicy": func(r *real) {
 		r.did("PUT", "/v1/policies/gone", `{"text":"allow: []"}`)
 		r.did("DELETE", "/v1/policies/gone", "")
+	},
+
+	"SecretService.SetSecret":   func(r *real) { r.did("PUT", "/v1/secrets/token", `{"value":"s3cret"}`) },
+	"SecretService.ListSecrets": func(r *real) { r.did("GET", "/v1/secrets", "") },
+	"SecretService.RemoveSecret": func(r *real) {
+		r.did("PUT", "/v1/secrets/gone", `{"value":"s3cret"}`)
+		r.did("DELETE", "/v1/secrets/gone", "")
+	},
+	"SecretService.AddBinding": func(r *real) {
+		r.did("PUT", "/v1/bindings/api", `{"secret":"token","host":"api.example.com"}`)
+	},
+	"SecretService.ListBindings": func(r *real) { r.did("GET", "/v1/bindings", "") },
+	"SecretService.GetBinding":   func(r *real) { r.did("GET", "/v1/bindings/api", "") },
+	"SecretService.RemoveBinding": func(r *real) {
+		r.did("PUT", "/v1/bindings/gone", `{"secret":"token","host":"api.example.com"}`)
+		r.did("DELETE", "/v1/bindings/gone", "")
 	},
 
 	"KeyService.CreateKey": func(r *real) { r.did("POST", "/v1/keys", `{"name":"k"}`) },

@@ -429,6 +429,27 @@ func (f *fake) SetPolicy(_ context.Context, r *v1.SetPolicyRequest) (*v1.Policy,
 func (f *fake) RemovePolicy(context.Context, *v1.RemovePolicyRequest) (*v1.RemovePolicyResponse, error) {
 	return &v1.RemovePolicyResponse{}, nil
 }
+func (f *fake) SetSecret(_ context.Context, r *v1.SetSecretRequest) (*v1.Secret, error) {
+	return &v1.Secret{Name: r.GetName(), Reference: r.GetReference()}, nil
+}
+func (f *fake) ListSecrets(context.Context, *v1.ListSecretsRequest) (*v1.ListSecretsResponse, error) {
+	return &v1.ListSecretsResponse{}, nil
+}
+func (f *fake) RemoveSecret(context.Context, *v1.RemoveSecretRequest) (*v1.RemoveSecretResponse, error) {
+	return &v1.RemoveSecretResponse{}, nil
+}
+func (f *fake) AddBinding(_ context.Context, r *v1.AddBindingRequest) (*v1.Binding, error) {
+	return &v1.Binding{Name: r.GetName(), Host: r.GetHost()}, nil
+}
+func (f *fake) ListBindings(context.Context, *v1.ListBindingsRequest) (*v1.ListBindingsResponse, error) {
+	return &v1.ListBindingsResponse{}, nil
+}
+func (f *fake) GetBinding(_ context.Context, r *v1.GetBindingRequest) (*v1.Binding, error) {
+	return &v1.Binding{Name: r.GetName()}, nil
+}
+func (f *fake) RemoveBinding(context.Context, *v1.RemoveBindingRequest) (*v1.RemoveBindingResponse, error) {
+	return &v1.RemoveBindingResponse{}, nil
+}
 func (f *fake) GetQuota(context.Context, *v1.GetQuotaRequest) (*v1.GetQuotaResponse, error) {
 	return &v1.GetQuotaResponse{}, nil
 }

@@ -116,7 +116,7 @@ func (c loadCollector) Collect(ch chan<- prometheus.Metric) {
 type egressCollector func() orchestrator.EgressStats
 
 var (
-	egressFlowsDesc = prometheus.NewDesc("firebreak_egress_flows_total", "Names that sandboxes asked for (dns) and connections they wanted (connect), by decision.", []string{"kind", "decision"}, nil)
+	egressFlowsDesc = prometheus.NewDesc("firebreak_egress_flows_total", "Names that sandboxes asked for (dns), connections they wanted (connect) and requests through bindings (request), by decision.", []string{"kind", "decision"}, nil)
 	egressBytesDesc = prometheus.NewDesc("firebreak_egress_bytes_total", "Bytes of connections that are over, by direction.", []string{"direction"}, nil)
 )
 

@@ -79,6 +79,14 @@ func register(g *registry, api API) {
 	unary(g, rpc.PolicyServiceSetPolicyProcedure, api.SetPolicy)
 	unary(g, rpc.PolicyServiceRemovePolicyProcedure, api.RemovePolicy)
 
+	unary(g, rpc.SecretServiceSetSecretProcedure, api.SetSecret)
+	unary(g, rpc.SecretServiceListSecretsProcedure, api.ListSecrets)
+	unary(g, rpc.SecretServiceRemoveSecretProcedure, api.RemoveSecret)
+	unary(g, rpc.SecretServiceAddBindingProcedure, api.AddBinding)
+	unary(g, rpc.SecretServiceListBindingsProcedure, api.ListBindings)
+	unary(g, rpc.SecretServiceGetBindingProcedure, api.GetBinding)
+	unary(g, rpc.SecretServiceRemoveBindingProcedure, api.RemoveBinding)
+
 	unary(g, rpc.KeyServiceCreateKeyProcedure, api.CreateKey, created)
 	unary(g, rpc.KeyServiceListKeysProcedure, api.ListKeys)
 	unary(g, rpc.KeyServiceDeleteKeyProcedure, api.DeleteKey)

@@ -33,7 +33,7 @@ func toSandbox(sb orchestrator.Sandbox) *v1.Sandbox {
 		IdleTimeoutMs: sb.IdleTimeout.Milliseconds(), TimeoutMs: sb.MaxLife.Milliseconds(),
 		CreatedAt: stamp(sb.Created), StartedAt: stamp(sb.Started), ExpiresAt: stamp(sb.ExpiresAt), EndedAt: stamp(sb.Ended),
 		Usage: toUsage(sb.Usage), Receipt: toReceipt(sb.Receipt), ReadonlyRoot: sb.ReadonlyRoot,
-		CreateMs: ms(sb.Details.Boot), Principal: sb.Principal, Notes: sb.Details.Notes, Network: toNetwork(sb.Details.Network),
+		CreateMs: ms(sb.Details.Boot), Principal: sb.Principal, Notes: sb.Details.Notes, Network: toNetwork(sb.Details.Network), Bindings: sb.Bindings(),
 	}
 	out.Egress, out.EgressMore = toFlows(sb.Details.Flows)
 	if sb.IdleTimeout > 0 {

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -219,7 +220,7 @@ func toNetwork(n *orchestrator.NetworkState) *v1.SandboxNetwork {
 	if n == nil {
 		return nil
 	}
-	out := &v1.SandboxNetwork{Generation: int64(n.Generation), Mode: n.Mode, Digest: n.Digest(), Problem: text(n.Problem)}
+	out := &v1.SandboxNetwork{Generation: int64(n.Generation), Mode: n.Mode, Digest: n.Digest(), Problem: text(cmp.Or(n.Problem, n.Unbound))}
 	for _, d := range n.Documents {
 		out.Documents = append(out.Documents, &v1.NetworkDocument{Name: d.Name, Source: d.Source, Digest: d.Digest, Text: d.Text})
 	}
@@ -229,7 +230,7 @@ func toNetwork(n *orchestrator.NetworkState) *v1.SandboxNetwork {
 func toFlow(f *orchestrator.FlowEvent) *v1.EgressFlow {
 	return &v1.EgressFlow{Host: text(f.Host), Port: int32(f.Port), Address: text(f.Address), Protocol: text(f.Protocol), Decision: f.Decision,
 		Rule: text(f.Rule), Reason: text(f.Reason), Hint: text(f.Hint), Kind: f.Kind, Count: f.Count, UploadBytes: f.Upload, DownloadBytes: f.Download,
-		Generation: int64(f.Generation)}
+		Generation: int64(f.Generation), Binding: text(f.Binding), Method: text(f.Method)}
 }
 
 func toFlows(r orchestrator.FlowReport) (flows []*v1.EgressFlow, more int64) {

@@ -44,8 +44,8 @@ func (n *switchboard) compile(id sandbox.InstanceID, p orchestrator.Egress) erro
 func (n *switchboard) Open(_ context.Context, id sandbox.InstanceID, p orchestrator.Egress) (*sandbox.Wire, error) {
 	return &sandbox.Wire{NetNS: "/wires/" + string(id), Link: "eth0"}, n.compile(id, p)
 }
-func (n *switchboard) Adopt(_ context.Context, id sandbox.InstanceID, p orchestrator.Egress) error {
-	return n.compile(id, p)
+func (n *switchboard) Adopt(_ context.Context, id sandbox.InstanceID, p orchestrator.Egress) (string, error) {
+	return "", n.compile(id, p)
 }
 func (n *switchboard) Update(_ context.Context, id sandbox.InstanceID, p orchestrator.Egress) (uint64, int, error) {
 	return p.Generation, 2, n.compile(id, p)

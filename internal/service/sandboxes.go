@@ -20,7 +20,7 @@ import (
 // The end of ctx undoes it, unless the context carries an idempotency key: then
 // it goes on, so that a caller who lost the connection gets it by asking again.
 //
-// Errors: KindInvalid, KindNotFound (template), KindUnsupported, KindExists
+// Errors: KindInvalid, KindNotFound (template, binding), KindUnsupported, KindExists
 // (name), KindCapacity with RetryAfter, KindConflict (idempotency key).
 func (s *Service) CreateSandbox(ctx context.Context, req *v1.CreateSandboxRequest) (*v1.Sandbox, error) {
 	who, _, err := s.allow(ctx, "SandboxService.CreateSandbox")
@@ -90,7 +90,7 @@ func (s *Service) once(ctx context.Context, who orchestrator.Caller, op string, 
 func (s *Service) createRequest(ctx context.Context, tenant sandbox.TenantID, req *v1.CreateSandboxRequest) (c orchestrator.CreateRequest, err error) {
 	c = orchestrator.CreateRequest{Name: req.GetName(), Template: req.GetTemplate(), Backend: req.GetBackend(), Env: req.GetEnv(),
 		Metadata: req.GetMetadata(), Tier: req.GetTier(), ReadonlyRoot: req.GetReadonlyRoot(), AcceptWeaker: req.GetAcceptWeaker(),
-		Pack: req.GetLanguagePack(), Hostname: req.GetHostname(), IdleAction: orchestrator.IdleAction(req.GetIdleAction())}
+		Pack: req.GetLanguagePack(), Hostname: req.GetHostname(), IdleAction: orchestrator.IdleAction(req.GetIdleAction()), Bindings: req.GetBindings()}
 	if v := req.GetMinIsolation(); v != "" {
 		if c.MinIsolation, err = sandbox.ParseIsolation(v); err != nil {
 			return c, err

@@ -15,6 +15,7 @@ import (
 
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
 	"github.com/firebreak-dev/firebreak/internal/auth"
+	"github.com/firebreak-dev/firebreak/internal/broker"
 	"github.com/firebreak-dev/firebreak/internal/event"
 	"github.com/firebreak-dev/firebreak/internal/orchestrator"
 	"github.com/firebreak-dev/firebreak/internal/store"
@@ -23,7 +24,7 @@ import (
 )
 
 // Config joins a Service to the rest. All fields are needed but Version, Log,
-// Tokens, Private and Evidence.
+// Tokens, Private, Broker and Evidence.
 type Config struct {
 	Orchestrator *orchestrator.Orchestrator
 	Store        *store.Store
@@ -35,6 +36,8 @@ type Config struct {
 	Evidence    Evidence
 	EvidenceDir string
 	Templates   Templates
+	// Broker seals secrets and opens them; nil: there are none here.
+	Broker *broker.Broker
 	// Tokens makes the tokens that open one sandbox each; nil: there are none.
 	Tokens *auth.Tokens
 	// Private are the networks that are not public and that policies may open, for
@@ -102,7 +105,7 @@ func declaredAccess() (map[string]*v1.Access, error) {
 	access := map[string]*v1.Access{}
 	for _, file := range []protoreflect.FileDescriptor{v1.File_firebreak_v1_sandbox_proto, v1.File_firebreak_v1_file_proto,
 		v1.File_firebreak_v1_run_proto, v1.File_firebreak_v1_process_proto, v1.File_firebreak_v1_context_proto, v1.File_firebreak_v1_system_proto, v1.File_firebreak_v1_audit_proto,
-		v1.File_firebreak_v1_policy_proto} {
+		v1.File_firebreak_v1_policy_proto, v1.File_firebreak_v1_secret_proto} {
 		for i := range file.Services().Len() {
 			sv := file.Services().Get(i)
 			for j := range sv.Methods().Len() {

@@ -19,6 +19,7 @@ import (
 	"github.com/firebreak-dev/firebreak/internal/audit"
 	"github.com/firebreak-dev/firebreak/internal/auth"
 	"github.com/firebreak-dev/firebreak/internal/backend/sim"
+	"github.com/firebreak-dev/firebreak/internal/broker"
 	"github.com/firebreak-dev/firebreak/internal/event"
 	"github.com/firebreak-dev/firebreak/internal/orchestrator"
 	"github.com/firebreak-dev/firebreak/internal/store"
@@ -126,7 +127,7 @@ func newRigWith(t *testing.T, b *sim.Backend, change func(*orchestrator.Config))
 		check(t, r.sim.Close())
 	})
 	r.Service, err = New(Config{Orchestrator: o, Store: st, Auth: keys, Events: hub, Recorder: r.log, Templates: r.templates,
-		Version: &v1.GetVersionResponse{Version: "1.2.3"}})
+		Broker: broker.New(filepath.Join(r.dir, "secrets"), FindSecret(st)), Version: &v1.GetVersionResponse{Version: "1.2.3"}})
 	must(err)
 	return r
 }
@@ -269,6 +270,25 @@ func TestEveryMethodAsksForItsScope(t *testing.T) {
 		"PolicyService.SetPolicy": func(ctx context.Context) error { _, err := r.SetPolicy(ctx, &v1.SetPolicyRequest{}); return err },
 		"PolicyService.RemovePolicy": func(ctx context.Context) error {
 			_, err := r.RemovePolicy(ctx, &v1.RemovePolicyRequest{})
+			return err
+		},
+		"SecretService.SetSecret": func(ctx context.Context) error { _, err := r.SetSecret(ctx, &v1.SetSecretRequest{}); return err },
+		"SecretService.ListSecrets": func(ctx context.Context) error {
+			_, err := r.ListSecrets(ctx, &v1.ListSecretsRequest{})
+			return err
+		},
+		"SecretService.RemoveSecret": func(ctx context.Context) error {
+			_, err := r.RemoveSecret(ctx, &v1.RemoveSecretRequest{})
+			return err
+		},
+		"SecretService.AddBinding": func(ctx context.Context) error { _, err := r.AddBinding(ctx, &v1.AddBindingRequest{}); return err },
+		"SecretService.ListBindings": func(ctx context.Context) error {
+			_, err := r.ListBindings(ctx, &v1.ListBindingsRequest{})
+			return err
+		},
+		"SecretService.GetBinding": func(ctx context.Context) error { _, err := r.GetBinding(ctx, &v1.GetBindingRequest{}); return err },
+		"SecretService.RemoveBinding": func(ctx context.Context) error {
+			_, err := r.RemoveBinding(ctx, &v1.RemoveBindingRequest{})
 			return err
 		},
 		"SandboxService.SetTimeout":  func(ctx context.Context) error { _, err := r.SetTimeout(ctx, &v1.SetTimeoutRequest{}); return err },

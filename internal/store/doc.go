@@ -1,5 +1,6 @@
 // Package store keeps Firebreak's durable state: sandboxes, runs, idempotency
-// keys, API keys and policies, in one embedded SQLite database per data directory.
+// keys, API keys, policies, bindings and sealed secrets, in one embedded SQLite database
+// per data directory.
 //
 // Code that serves a caller holds a handle bound to that caller's tenant and
 // cannot name another one. Code that belongs to the daemon itself (reaper,

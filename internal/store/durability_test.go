@@ -293,6 +293,7 @@ func TestFilesArePrivate(t *testing.T) {
 var released = []string{
 	"4c523dc9510c8355fd2154329a11db01e44548bbefe4edddd98bebe515ca90c2",
 	"a1f07355fa79601946d3608057d0fc76847284e3c3aa3156ac2ef8266f6f6736",
+	"c9985fd50731fa6bb82ae01d4aa7558f043f7548876a42b7e57660043727672a",
 }
 
 func TestMigrations(t *testing.T) {

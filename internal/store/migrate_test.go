@@ -51,6 +51,7 @@ func TestGoldenDatabases(t *testing.T) {
 		s := open(t, golden(t, v))
 		checkRows(t, s)
 		checkPolicies(t, s, v)
+		checkSecrets(t, s, v)
 		copies, _ := filepath.Glob(filepath.Join(filepath.Dir(s.path), "*.before-v*"))
 		if migrated := v < len(migrations); migrated != (len(copies) == 1) {
 			t.Errorf("schema %d: copies %v", v, copies)
@@ -100,6 +101,36 @@ func checkPolicies(t testing.TB, s *Store, wrote int) {
 		}
 	} else if err != nil || p.Version != want {
 		t.Fatalf("schema %d: %+v, %v", wrote, p, err)
+	}
+}
+
+// checkSecrets checks what schema 3 brought: a database of an earlier one has neither
+// secrets nor bindings, and takes them.
+func checkSecrets(t testing.TB, s *Store, wrote int) {
+	t.Helper()
+	ctx, acme := context.Background(), s.Tenant("acme")
+	secrets, err := acme.ListSecrets(ctx)
+	bindings, e := acme.ListBindings(ctx)
+	if wrote < 3 {
+		if err != nil || e != nil || len(secrets)+len(bindings) != 0 {
+			t.Fatalf("schema %d: %+v, %+v, %v, %v", wrote, secrets, bindings, err, e)
+		}
+		if _, err := acme.SetSecret(ctx, Secret{Name: "s", Sealed: "x"}); err != nil {
+			t.Error(err)
+		}
+		return
+	}
+	if err != nil || e != nil || len(secrets) != 2 || len(bindings) != 1 || secrets[0].Version != 2 || secrets[1].Reference != "file:/run/secrets/vault" {
+		t.Fatalf("schema %d: %+v, %+v, %v, %v", wrote, secrets, bindings, err, e)
+	}
+	if got, err := acme.Secret(ctx, "openai"); err != nil || got.Sealed != "sealed" || got.Principal != "k1" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if b := bindings[0]; b.Name != "api" || b.Secret != "openai" || b.Version != 3 || !strings.Contains(string(b.Body), `"host":"api.example.com"`) {
+		t.Errorf("%+v", b)
+	}
+	if n, err := s.System().SealedSecrets(ctx); err != nil || n != 1 {
+		t.Error(n, err)
 	}
 }
 

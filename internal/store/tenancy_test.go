@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"reflect"
 	"testing"
 
@@ -30,6 +31,14 @@ func TestCrossTenantDenial(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	sec, err := owner.SetSecret(ctx, Secret{Name: "token", Sealed: "sealed"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bind, err := owner.SetBinding(ctx, Binding{Name: "api", Secret: "token", Body: []byte("{}")})
+	if err != nil {
+		t.Fatal(err)
+	}
 	res, err := owner.Reserve(ctx, Request{Key: "idem", Result: string(sb.ID)})
 	if err != nil {
 		t.Fatal(err)
@@ -44,6 +53,8 @@ func TestCrossTenantDenial(t *testing.T) {
 		run sandbox.RunID
 		key string
 		pol string
+		sec string
+		bnd string
 	}
 	empty := func(n int, err error) error {
 		if err == nil && n != 0 {
@@ -139,6 +150,29 @@ func TestCrossTenantDenial(t *testing.T) {
 			}
 			return err
 		},
+		"Secret":        func(tn *Tenant, x ids) error { _, err := tn.Secret(ctx, x.sec); return err },
+		"ListSecrets":   func(tn *Tenant, x ids) error { l, err := tn.ListSecrets(ctx); return empty(len(l), err) },
+		"RemoveSecret":  func(tn *Tenant, x ids) error { _, err := tn.RemoveSecret(ctx, x.sec); return err },
+		"Binding":       func(tn *Tenant, x ids) error { _, err := tn.Binding(ctx, x.bnd); return err },
+		"ListBindings":  func(tn *Tenant, x ids) error { l, err := tn.ListBindings(ctx); return empty(len(l), err) },
+		"RemoveBinding": func(tn *Tenant, x ids) error { _, err := tn.RemoveBinding(ctx, x.bnd); return err },
+		"SetSecret": func(tn *Tenant, x ids) error {
+			tn = s.Tenant(tn.ID() + "-set")
+			got, err := tn.SetSecret(ctx, Secret{Name: x.sec, Sealed: "mine"})
+			if err == nil && got.Version != 1 {
+				return errors.New("it got the owner's row")
+			}
+			return err
+		},
+		// A binding is of a secret of its own tenant: another's is not there.
+		"SetBinding": func(tn *Tenant, x ids) error {
+			_, err := tn.SetBinding(ctx, Binding{Name: "b", Secret: x.sec, Body: []byte("{}")})
+			var e *sandbox.Error
+			if errors.As(err, &e) && e.Kind == sandbox.KindNotFound {
+				return nil
+			}
+			return fmt.Errorf("a binding of another's secret: %w", err)
+		},
 		// Key ids are drawn at random by auth and are unique over all tenants,
 		// because a caller is looked up by key before its tenant is known. So
 		// an id in use is refused, which says nothing about whose it is.
@@ -148,8 +182,8 @@ func TestCrossTenantDenial(t *testing.T) {
 			return nil
 		},
 	}
-	theirs := ids{sb.ID, run.ID, key.ID, pol.Name}
-	nobodys := ids{sandbox.NewID(), sandbox.NewRunID(), "k9", "nobodys"}
+	theirs := ids{sb.ID, run.ID, key.ID, pol.Name, sec.Name, bind.Name}
+	nobodys := ids{sandbox.NewID(), sandbox.NewRunID(), "k9", "nobodys", "nobodys", "nobodys"}
 	typ := reflect.TypeFor[*Tenant]()
 	for i := range typ.NumMethod() {
 		name := typ.Method(i).Name
@@ -183,6 +217,12 @@ func TestCrossTenantDenial(t *testing.T) {
 	}
 	if now, err := owner.Policy(ctx, pol.Name); err != nil || !reflect.DeepEqual(now, pol) {
 		t.Errorf("the owner's policy changed: %+v, %v", now, err)
+	}
+	if now, err := owner.Secret(ctx, sec.Name); err != nil || now != sec {
+		t.Errorf("the owner's secret changed: %+v, %v", now, err)
+	}
+	if now, err := owner.Binding(ctx, bind.Name); err != nil || !reflect.DeepEqual(now, bind) {
+		t.Errorf("the owner's binding changed: %+v, %v", now, err)
 	}
 	if now, err := owner.Key(ctx, key.ID); err != nil || !reflect.DeepEqual(now, key) {
 		t.Errorf("the owner's key changed: %+v, %v", now, err)

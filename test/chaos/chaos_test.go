@@ -23,8 +23,8 @@ import (
 )
 
 // keep is what outlives sandboxes by design, below a data directory.
-var keep = []string{"templates", "libexec", "audit", "events", "runs", "api-key", "token-key", "state.db", "state.db-wal", "state.db-shm", "lock", "ballast",
-	"state.db.before-v2"} // the copy that a first start makes when it was killed between two migrations
+var keep = []string{"templates", "libexec", "audit", "events", "runs", "api-key", "token-key", "secrets", "state.db", "state.db-wal", "state.db-shm", "lock", "ballast",
+	"state.db.before-v2", "state.db.before-v3"} // the copies that a first start makes when it was killed between two migrations
 
 // instanceID is what every host object of a sandbox carries.
 var instanceID = regexp.MustCompile(`\bin[a-z2-7]{18}\b`)

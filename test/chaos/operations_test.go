@@ -54,6 +54,7 @@ var operations = []struct {
 	{"death of a guest", dies, false},
 	{"run", runs, false},
 	{"key", changesKeys, false},
+	{"secret", setsSecrets, false},
 	{"template build", buildsTemplate, false},
 	{"template layout", laysTemplate, false},
 	{"template removal", removesTemplate, false},

@@ -250,7 +250,7 @@ func checkResidue(t testing.TB, dir string) func(output string) {
 		Dirs: []string{dir},
 		// What outlives sandboxes by design. Below data/run, data/wires and
 		// data/instances nothing may.
-		Keep: []string{"data/templates", "data/libexec", "data/audit", "data/events", "data/runs", "data/api-key", "data/token-key",
+		Keep: []string{"data/templates", "data/libexec", "data/audit", "data/events", "data/runs", "data/api-key", "data/token-key", "data/secrets",
 			"data/state.db", "data/state.db-wal", "data/state.db-shm", "data/lock", "firebreak", "args.py", "hello.sh", "in.csv", "j.py", "out.txt", "serve.log"},
 	})
 	if err != nil {

@@ -30,6 +30,7 @@ type Restored struct {
 	Data      string
 	Made      time.Time
 	Lost      int // sandboxes that were alive when the backup was made
+	Sealed    int // secrets whose key is in no backup
 	Templates []string
 }
 
@@ -43,8 +44,10 @@ hashes of API keys, the audit log, what sandboxes printed and runs left behind. 
 needs the data directory, not the server, which may go on working. The file is
 readable by its owner only and appears when it is complete; "-" is standard output.
 
-Not in it: programs, templates, sandboxes that are alive, and the file api-key,
-which is a secret; all keys work after a restore without it.`,
+Not in it: programs, templates, sandboxes that are alive, and two files: api-key, which
+is a secret (all keys work after a restore without it), and secrets/key, which opens
+the secrets of firebreak secret set. Those are in the backup encrypted: keep a copy of
+secrets/key elsewhere, or set them again after a restore.`,
 		Example: "  firebreak backup /backups/firebreak-$(date +%F).fbk\n  firebreak backup - | ssh elsewhere 'cat > firebreak.fbk'",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -97,6 +100,9 @@ the server it was made from are not touched, even on the same machine.`,
 			fmt.Fprintf(a.Out, "restored %s as of %s\n", r.Data, r.Made.Format(time.RFC3339))
 			if r.Lost > 0 {
 				fmt.Fprintf(a.Out, "%d sandboxes were alive then and are recorded as lost\n", r.Lost)
+			}
+			if r.Sealed > 0 {
+				fmt.Fprintf(a.Out, "not in a backup, to be put back: secrets/key, which opens %s\n", count(r.Sealed, "secret"))
 			}
 			for _, t := range r.Templates {
 				fmt.Fprintf(a.Out, "not in a backup, to be made again: template %s\n", visible(t))

@@ -52,8 +52,9 @@ func (a *App) createCommand() *cobra.Command {
 		Long: `Create makes a sandbox and prints its id once code can run in it. It lives until
 rm, its --timeout or its --idle-timeout, whichever comes first.
 
-Without --allow or --policy it has no network device; firebreak network shows and
-replaces what it may reach.
+Without --allow, --policy or --binding it has no network device; firebreak network
+shows and replaces what it may reach. What --binding names works as long as the
+sandbox lives.
 
 --git puts the files of a commit into the home, as run does; the sandbox's
 labels git.repo, git.ref, git.commit and git.subpath say which.`,

@@ -24,6 +24,7 @@ type makeFlags struct {
 	tier               string
 	readonly, weaker   bool
 	net                networkFlags
+	bindings           []string
 	git                string
 }
 
@@ -44,6 +45,7 @@ func (f *makeFlags) add(fs *pflag.FlagSet, timeoutDoc string) {
 	fs.BoolVar(&f.weaker, "accept-weaker", false, "run even if a limit given here cannot be enforced (recorded)")
 	fs.StringVar(&f.git, "git", "", "bring the files of a commit: REPO[#REF[:SUBPATH]], a repository of this machine or an https:// URL")
 	f.net.add(fs)
+	fs.StringArrayVar(&f.bindings, "binding", nil, "let it make requests through your binding NAME, at $NAME_BASE_URL (repeatable)")
 }
 
 // options checks the flags and turns them into a request. Whether a limit was
@@ -77,7 +79,7 @@ func (f *makeFlags) options(cmd *cobra.Command, lookup func(string) (string, boo
 		Template: f.template, Backend: f.backend, MinIsolation: f.isolation,
 		Memory: f.memory.bytes, Disk: f.disk.bytes, CPUs: f.cpus, PIDs: f.pids,
 		Env: env, Metadata: meta, Tier: f.tier, ReadonlyRoot: f.readonly, AcceptWeaker: f.weaker,
-		Network: network,
+		Network: network, Bindings: f.bindings,
 	}, nil
 }
 

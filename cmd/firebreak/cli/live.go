@@ -65,7 +65,7 @@ func (a *App) runLive(ctx context.Context, s *session, o client.RunOptions, keep
 	if sandbox.KindOf(err) == sandbox.KindGone && r.destroyed.GetReason() != "" {
 		err = r.diedBefore() // the sandbox did, before or between our calls
 	}
-	if o.Sandbox.Network != nil {
+	if o.Sandbox.Network != nil || len(o.Sandbox.Bindings) > 0 {
 		r.report(ctx)
 	}
 	if err != nil {

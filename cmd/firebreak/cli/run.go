@@ -57,8 +57,13 @@ be executed, or is not in the sandbox; 2 wrong usage; 130 Ctrl-C.
 home, where the program starts. --artifact PATH[:DST] keeps a file or directory;
 it is saved as its base name in the current directory, or as DST.
 
-Without --allow or --policy there is no network device. What is denied is said on
-stderr at the end, with the --allow that would permit it; --json lists all in egress.
+Without --allow, --policy or --binding there is no network device. What is denied is
+said on stderr at the end, with the --allow that would permit it; --json lists all in
+egress.
+
+--binding NAME has the program make requests with a secret that it never gets: what it
+sends to $NAME_BASE_URL, http://NAME.binding.internal, goes on to the host of the
+binding with the secret added. It needs a server, which keeps secrets and bindings.
 
 --git REPO[#REF[:SUBPATH]] brings the files of a commit into the home: of a branch,
 a tag or a commit, HEAD by default, of a repository of this machine or behind an
@@ -75,6 +80,7 @@ by writing JSON to the file named in $FIREBREAK_RESULT; --json prints it.`,
   cat words.txt | firebreak run --stdin -- sort -u
   firebreak run --json job.py | jq .result
   firebreak run --allow api.example.com --policy pypi job.py
+  firebreak run --binding openai job.py
   firebreak run --git ./project#v1.2:tools check.py --strict
   firebreak run --git https://github.com/o/project.git#v1.2 check.py
   firebreak run --image docker.io/library/golang:1.26 -- go version`,

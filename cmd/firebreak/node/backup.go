@@ -61,7 +61,7 @@ func (w Wiring) Restore(ctx context.Context, c *config.Config, o cli.RestoreOpti
 	if err != nil {
 		return r, err
 	}
-	r = cli.Restored{Data: c.Data, Made: m.Created, Lost: lost}
+	r = cli.Restored{Data: c.Data, Made: m.Created, Lost: lost, Sealed: m.Sealed}
 	for _, t := range m.Templates {
 		r.Templates = append(r.Templates, t.Name+" ("+t.Digest+")")
 	}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/firebreak-dev/firebreak/internal/egress"
@@ -22,6 +23,7 @@ import (
 type network struct {
 	dir     string // of the wires' namespaces
 	private []netip.Prefix
+	bound   *bindings // nil: there are none
 	record  func(sandbox.InstanceID, orchestrator.EgressEvent) error
 	log     *slog.Logger
 
@@ -39,8 +41,8 @@ var (
 )
 
 // newNetwork returns the wires of a node, and what ends their router.
-func newNetwork(o options, record func(sandbox.InstanceID, orchestrator.EgressEvent) error) (orchestrator.Network, func() error) {
-	n := &network{dir: filepath.Join(o.dir, "wires"), private: o.config.EgressPrivate, record: record, log: o.log,
+func newNetwork(o options, bound *bindings, record func(sandbox.InstanceID, orchestrator.EgressEvent) error) (orchestrator.Network, func() error) {
+	n := &network{dir: filepath.Join(o.dir, "wires"), private: o.config.EgressPrivate, bound: bound, record: record, log: o.log,
 		ahead: map[sandbox.InstanceID]uint64{}}
 	return n, n.close
 }
@@ -83,7 +85,7 @@ func (n *network) decided(e egress.Event) error {
 	n.mu.Unlock()
 	return n.record(id, orchestrator.EgressEvent{
 		Time: e.Time, Kind: e.Kind, Host: e.Host, Port: e.Port, Address: e.Address, Protocol: e.Protocol, Decision: e.Decision,
-		Rule: e.Rule, Reason: e.Reason, Hint: e.Hint, Generation: generation, Upload: e.Upload, Download: e.Download, Count: e.Count,
+		Rule: e.Rule, Reason: e.Reason, Hint: e.Hint, Binding: e.Binding, Method: e.Method, Generation: generation, Upload: e.Upload, Download: e.Download, Count: e.Count,
 	})
 }
 
@@ -93,11 +95,16 @@ func (n *network) Open(ctx context.Context, id sandbox.InstanceID, p orchestrato
 	if err != nil {
 		return nil, err
 	}
+	list, unbound := n.bound.resolveAll(ctx, p)
+	defer wipe(list)
+	if len(unbound) > 0 {
+		return nil, unbound[0]
+	}
 	link, err := wire.Open(n.dir, string(id))
 	if err != nil {
 		return nil, err
 	}
-	if err := n.attach(ctx, k, id, p, link); err != nil {
+	if err := n.attach(ctx, k, id, p, list, link); err != nil {
 		_, left := wire.Remove(n.dir, string(id))
 		return nil, errors.Join(err, left)
 	}
@@ -105,26 +112,33 @@ func (n *network) Open(ctx context.Context, id sandbox.InstanceID, p orchestrato
 }
 
 // Adopt implements orchestrator.Network.
-func (n *network) Adopt(ctx context.Context, id sandbox.InstanceID, p orchestrator.Egress) error {
+func (n *network) Adopt(ctx context.Context, id sandbox.InstanceID, p orchestrator.Egress) (unbound string, err error) {
 	k, err := n.router(ctx)
 	if err != nil {
-		return err
+		return "", err
 	}
 	if err := k.Detach(ctx, string(id)); err != nil { // an earlier attempt's
-		return err
+		return "", err
 	}
 	link, err := wire.Reopen(n.dir, string(id))
 	if err != nil {
-		return err
+		return "", err
 	}
-	return n.attach(ctx, k, id, p, link)
+	list, errs := n.bound.resolveAll(ctx, p)
+	defer wipe(list)
+	var why []string
+	for _, err := range errs {
+		why = append(why, err.Error())
+	}
+	return strings.Join(why, "; "), n.attach(ctx, k, id, p, list, link)
 }
 
-// attach has a wire served. The keeper has descriptors of its own afterwards.
-func (n *network) attach(ctx context.Context, k *control.Keeper, id sandbox.InstanceID, p orchestrator.Egress, link *wire.Link) error {
+// attach has a wire served. The keeper has descriptors, and copies of the secrets, of
+// its own afterwards.
+func (n *network) attach(ctx context.Context, k *control.Keeper, id sandbox.InstanceID, p orchestrator.Egress, list []egress.Binding, link *wire.Link) error {
 	defer link.Tap.Close()
 	n.generation(id, p.Generation, 1)
-	return k.Attach(ctx, control.Wire{ID: string(id), Epoch: p.Epoch, Policies: control.Policies{Documents: p.Documents}, Used: p.Used}, link.Tap)
+	return k.Attach(ctx, control.Wire{ID: string(id), Epoch: p.Epoch, Policies: control.Policies{Documents: p.Documents}, Used: p.Used, Bindings: list}, link.Tap)
 }
 
 // generation notes that the keeper's generation is ours.

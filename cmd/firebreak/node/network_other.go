@@ -8,6 +8,6 @@ import (
 )
 
 // newNetwork makes none: no backend of this system has a wire.
-func newNetwork(options, func(sandbox.InstanceID, orchestrator.EgressEvent) error) (orchestrator.Network, func() error) {
+func newNetwork(options, *bindings, func(sandbox.InstanceID, orchestrator.EgressEvent) error) (orchestrator.Network, func() error) {
 	return nil, func() error { return nil }
 }

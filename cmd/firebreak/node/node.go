@@ -8,7 +8,7 @@
 //
 // # The data directory
 //
-//	lock state.db events/ runs/ processes/ instances/ wires/ api-key   the server's own, one owner at a time
+//	lock state.db secrets/ events/ runs/ processes/ instances/ wires/ api-key   the server's own, one owner at a time
 //	audit/server/                                     its evidence
 //	templates/ libexec/                               shared by all processes
 //	run/<id>/                                         one in-process run, laid out like the server's own
@@ -33,6 +33,7 @@ import (
 	"github.com/firebreak-dev/firebreak/cmd/firebreak/config"
 	"github.com/firebreak-dev/firebreak/internal/audit"
 	"github.com/firebreak-dev/firebreak/internal/auth"
+	"github.com/firebreak-dev/firebreak/internal/broker"
 	"github.com/firebreak-dev/firebreak/internal/event"
 	"github.com/firebreak-dev/firebreak/internal/orchestrator"
 	"github.com/firebreak-dev/firebreak/internal/server"
@@ -75,6 +76,14 @@ func (o *options) tokens() (*auth.Tokens, error) {
 		return nil, nil
 	}
 	return auth.OpenTokens(o.dir)
+}
+
+// broker opens the tenants' secrets, which only a server keeps.
+func (o *options) broker(st *store.Store) *broker.Broker {
+	if !o.serves {
+		return nil
+	}
+	return broker.New(filepath.Join(o.dir, "secrets"), service.FindSecret(st))
 }
 
 // node is a running Firebreak without listeners.
@@ -141,9 +150,11 @@ func (w Wiring) open(ctx context.Context, o options) (n *node, err error) {
 	}
 	n.auth = auth.New(st, auth.Options{})
 	n.closers = append(n.closers, n.auth.Close)
-	network, stopNetwork := newNetwork(o, func(id sandbox.InstanceID, e orchestrator.EgressEvent) error { return n.orch.RecordEgress(id, e) })
+	secrets := o.broker(st)
+	bound := newBindings(st, secrets)
+	network, stopNetwork := newNetwork(o, bound, func(id sandbox.InstanceID, e orchestrator.EgressEvent) error { return n.orch.RecordEgress(id, e) })
 	n.closers = append(n.closers, stopNetwork)
-	n.orch, err = orchestrator.New(orchestrator.Config{
+	c := orchestrator.Config{
 		Network:  network,
 		Backends: n.backends, Store: st, Recorder: record, Events: events, Templates: templates, Log: o.log,
 		Runs:           filepath.Join(o.dir, "runs"),
@@ -154,8 +165,11 @@ func (w Wiring) open(ctx context.Context, o options) (n *node, err error) {
 		DestroyOnClose: o.destroy,
 		Alone:          !o.serves,
 		Abandoned:      o.dead,
-	})
-	if err != nil {
+	}
+	if bound != nil {
+		c.Bindings = bound
+	}
+	if n.orch, err = orchestrator.New(c); err != nil {
 		return n, err
 	}
 	tokens, err := o.tokens()
@@ -165,6 +179,7 @@ func (w Wiring) open(ctx context.Context, o options) (n *node, err error) {
 	svc, err := service.New(service.Config{
 		Orchestrator: n.orch, Store: st, Auth: n.auth, Events: events, Recorder: record, Evidence: record, EvidenceDir: o.audit, Templates: templates,
 		Tokens:  tokens,
+		Broker:  secrets,
 		Private: o.config.EgressPrivate,
 		Version: w.version(ctx, n.backends), Log: o.log,
 	})

@@ -40,6 +40,7 @@ type Keeper struct {
 	o        Options
 	log      *slog.Logger
 	compiler *compiler
+	roots    []byte // who vouches for hosts, as of the start
 	stop     context.CancelFunc
 	done     sync.WaitGroup // the loop, and what reads and records of each router
 	loop     chan struct{}  // closed when the loop has ended
@@ -71,7 +72,7 @@ func Start(ctx context.Context, o Options) (*Keeper, error) {
 		o.Hosts = "/etc/hosts"
 	}
 	k := &Keeper{
-		o: o, log: o.Logger, compiler: newCompiler(o.Private, new(netaddr.Machine)),
+		o: o, log: o.Logger, roots: roots(o.Logger), compiler: newCompiler(o.Private, new(netaddr.Machine)),
 		wires: map[string]*kept{}, changed: make(chan struct{}), loop: make(chan struct{}),
 	}
 	s, err := k.begin(ctx)
@@ -99,7 +100,7 @@ func (k *Keeper) begin(ctx context.Context) (*session, error) {
 	k.done.Go(func() { s.read(func(m *up) { k.hear(s, m) }) })
 	k.done.Go(func() { s.settle(k.keep) })
 	told := k.names()
-	a, err := s.call(ctx, &down{Op: opStart, Start: &start{Private: k.o.Private, Names: told}}, -1, answerWait)
+	a, err := s.call(ctx, &down{Op: opStart, Start: &start{Private: k.o.Private, Names: told, Roots: k.roots}}, -1, answerWait)
 	if err != nil {
 		k.bury(s)
 		if errors.Is(err, errLost) {

@@ -59,6 +59,7 @@ func (l *link) send(message any, descriptor int, timeout time.Duration) error {
 		return err
 	}
 	rest := b.Bytes()
+	defer clear(rest) // it may hold secrets
 	if len(rest) > maxMessage {
 		return sandbox.Errorf("router", sandbox.KindTooLarge, "a message of %d bytes", len(rest))
 	}
@@ -79,6 +80,7 @@ func (l *link) send(message any, descriptor int, timeout time.Duration) error {
 			return err
 		}
 		if rest = rest[len(part):]; kind == packetLast {
+			clear(l.packet[:cap(l.packet)])
 			return nil
 		}
 	}

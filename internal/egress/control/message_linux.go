@@ -44,6 +44,7 @@ type down struct {
 type start struct {
 	Private []netip.Prefix `json:"private,omitempty"`
 	Names   names          `json:"names"`
+	Roots   []byte         `json:"roots,omitempty"` // certificates in PEM
 }
 
 // names are the files that say how names are resolved, which the router cannot
@@ -58,6 +59,8 @@ type wire struct {
 	Policies
 	Epoch int                    `json:"epoch"`
 	Used  map[string]policy.Used `json:"used,omitempty"`
+	// Bindings are of attach alone.
+	Bindings []egress.Binding `json:"bindings,omitempty"`
 }
 
 // ack says that all events up to Seq are recorded, apart from Failed.
@@ -150,8 +153,10 @@ func decodeDown(b []byte, descriptor bool) (*down, error) {
 		ok = has(true, false, true, false, false, false)
 	case opNames:
 		ok = has(false, false, false, true, false, false)
-	case opAttach, opUpdate:
-		ok = has(true, true, false, false, true, false) && m.Wire.Epoch >= 0
+	case opAttach:
+		ok = has(true, true, false, false, true, false) && m.Wire.Epoch >= 0 && checkBindings(m.Wire.Bindings) == nil
+	case opUpdate:
+		ok = has(true, true, false, false, true, false) && m.Wire.Epoch >= 0 && m.Wire.Bindings == nil
 	case opDetach:
 		ok = has(true, true, false, false, false, false)
 	case opStats, opStop:
@@ -237,7 +242,7 @@ func checkUsed(used map[string]policy.Used) error {
 // shown to people.
 func checkEvent(e *egress.Event) error {
 	switch e.Kind {
-	case egress.KindDNS, egress.KindConnect, egress.KindClose:
+	case egress.KindDNS, egress.KindConnect, egress.KindClose, egress.KindRequest:
 	default:
 		return errors.New("an event of no kind")
 	}
@@ -258,14 +263,14 @@ func checkEvent(e *egress.Event) error {
 }
 
 // texts are an event's, and how long they may be.
-func texts(e *egress.Event) [6]struct {
+func texts(e *egress.Event) [8]struct {
 	text *string
 	max  int
 } {
-	return [6]struct {
+	return [8]struct {
 		text *string
 		max  int
-	}{{&e.Host, 300}, {&e.Address, 64}, {&e.Protocol, 32}, {&e.Rule, maxRuleID}, {&e.Reason, 64}, {&e.Hint, maxText}}
+	}{{&e.Host, 300}, {&e.Address, 64}, {&e.Protocol, 32}, {&e.Rule, maxRuleID}, {&e.Reason, 64}, {&e.Hint, maxText}, {&e.Binding, 64}, {&e.Method, 32}}
 }
 
 func unprintable(r rune) bool { return r < ' ' || r == 0x7f }

@@ -3,6 +3,8 @@ package control
 import (
 	"context"
 	"fmt"
+	"io"
+	"log"
 	"log/slog"
 	"net"
 	"os"
@@ -25,7 +27,8 @@ func Run(ctx context.Context) error {
 	if err != nil {
 		return sandbox.Errorf("router", sandbox.KindUnsupported, "%w", err).WithHint(hint)
 	}
-	unix.Close(4) // the program, which it was executed by
+	log.SetOutput(io.Discard) // net/http's, which quotes what hosts say
+	unix.Close(4)             // the program, which it was executed by
 	f := os.NewFile(3, "keeper")
 	conn, err := net.FileConn(f)
 	f.Close()
@@ -37,8 +40,8 @@ func Run(ctx context.Context) error {
 		conn.Close()
 		return sandbox.Errorf("router", sandbox.KindUnsupported, "descriptor 3 is no keeper").WithHint(hint)
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	if err := Serve(ctx, keeper, ServeOptions{Logger: log, Notes: notes}); err != nil {
+	said := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	if err := Serve(ctx, keeper, ServeOptions{Logger: said, Notes: notes}); err != nil {
 		return sandbox.Errorf("router", sandbox.KindProtocol, "%w", fmt.Errorf("what the server says: %w", err))
 	}
 	return nil

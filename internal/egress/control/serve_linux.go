@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -103,6 +104,7 @@ func (s *server) serve(ctx context.Context) error {
 			return err
 		}
 		m, err := decodeDown(b, tap != nil)
+		clear(b) // it may hold secrets
 		if err == nil && (m.Op == opStart) != (s.router == nil) {
 			err = fmt.Errorf("%q is not what comes now", m.Op)
 		}
@@ -150,6 +152,11 @@ func (s *server) start(ctx context.Context, m *start) {
 		Logger: s.log,
 		Dialer: netaddr.Dialer{Machine: machine, Lookup: s.names.lookup},
 		Record: s.record,
+		Roots: sync.OnceValue(func() *x509.CertPool { // when the first binding needs them
+			pool := x509.NewCertPool()
+			pool.AppendCertsFromPEM(m.Roots)
+			return pool
+		}),
 	})
 	s.working.Go(func() { s.report(ctx) })
 }
@@ -186,9 +193,10 @@ func (s *server) do(m *down, tap *os.File) (a up, err error) {
 		t, err := s.compiler.compile(m.Wire.Policies)
 		if err != nil {
 			tap.Close()
+			wipe(m.Wire.Bindings)
 			return a, err
 		}
-		err = s.router.Attach(egress.Wire{ID: m.ID, Epoch: m.Wire.Epoch, Table: t, Used: m.Wire.Used}, tap)
+		err = s.router.Attach(egress.Wire{ID: m.ID, Epoch: m.Wire.Epoch, Table: t, Used: m.Wire.Used, Bindings: m.Wire.Bindings}, tap)
 		return a, err
 	case opUpdate:
 		t, err := s.compiler.compile(m.Wire.Policies)

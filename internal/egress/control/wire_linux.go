@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/firebreak-dev/firebreak/internal/egress"
 	"github.com/firebreak-dev/firebreak/internal/egress/dns"
 	"github.com/firebreak-dev/firebreak/internal/policy"
 	"github.com/firebreak-dev/firebreak/sandbox"
@@ -20,6 +21,9 @@ type Wire struct {
 	Policies
 	// Used is what was used of budgets before, by the id of the rule.
 	Used map[string]policy.Used
+	// Bindings are what requests may be made through. The keeper copies them, and
+	// overwrites its copies of the secrets when the wire is detached.
+	Bindings []egress.Binding
 }
 
 // kept is a wire as the keeper has it: what the next router needs.
@@ -34,6 +38,7 @@ type kept struct {
 	policies Policies
 	rules    map[string]bool // all there ever were, by id
 	used     map[string]policy.Used
+	bindings []egress.Binding
 
 	generation uint64 // of policies
 	by         *session
@@ -60,7 +65,7 @@ const poolStride = 11
 // next is the wire as the session s is told to serve it from now on. The caller
 // holds Keeper.mu.
 func (w *kept) next(s *session) *wire {
-	m := &wire{Policies: w.policies, Epoch: (w.epoch + w.served*poolStride) % dns.Epochs, Used: map[string]policy.Used{}}
+	m := &wire{Policies: w.policies, Epoch: (w.epoch + w.served*poolStride) % dns.Epochs, Used: map[string]policy.Used{}, Bindings: cloneBindings(w.bindings)}
 	for id, u := range w.used {
 		u.Concurrent = 0 // nothing is left of those
 		m.Used[id] = u

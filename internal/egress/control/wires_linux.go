@@ -19,6 +19,9 @@ func (k *Keeper) Attach(ctx context.Context, o Wire, tap *os.File) (err error) {
 	if !wireID.MatchString(o.ID) || o.Epoch < 0 {
 		return sandbox.Errorf(op, sandbox.KindInvalid, "%.80q, epoch %d, is no wire", o.ID, o.Epoch)
 	}
+	if err := checkBindings(o.Bindings); err != nil {
+		return sandbox.Errorf(op, sandbox.KindTooLarge, "%w", err).WithID(o.ID)
+	}
 	table, err := k.compiler.compile(o.Policies)
 	if err != nil {
 		return err
@@ -29,7 +32,7 @@ func (k *Keeper) Attach(ctx context.Context, o Wire, tap *os.File) (err error) {
 	}
 	w := &kept{
 		id: o.ID, one: make(chan struct{}, 1), tap: own, epoch: o.Epoch, policies: o.Policies.clone(), rules: map[string]bool{},
-		used: maps.Clone(o.Used), generation: 1,
+		used: maps.Clone(o.Used), generation: 1, bindings: cloneBindings(o.Bindings),
 	}
 	if w.used == nil {
 		w.used = map[string]policy.Used{}
@@ -39,6 +42,7 @@ func (k *Keeper) Attach(ctx context.Context, o Wire, tap *os.File) (err error) {
 	defer w.unlock()
 	if err := k.add(w); err != nil {
 		own.Close()
+		wipe(w.bindings)
 		return err
 	}
 	for {
@@ -50,7 +54,9 @@ func (k *Keeper) Attach(ctx context.Context, o Wire, tap *os.File) (err error) {
 		served, why := w.by == s, w.err // it began after add, and was given the wire
 		k.mu.Unlock()
 		if !served {
-			why = k.give(ctx, s, w)
+			if why = ctx.Err(); why == nil { // the answer may be as quick as the caller
+				why = k.give(ctx, s, w)
+			}
 		}
 		switch {
 		case errors.Is(why, errLost):
@@ -182,6 +188,7 @@ func (k *Keeper) remove(ctx context.Context, w *kept) error {
 	if w.tap != nil {
 		w.tap.Close() // no router gets it any more
 		w.tap = nil
+		wipe(w.bindings)
 	}
 	s := w.by
 	k.mu.Unlock()
@@ -240,6 +247,7 @@ func (k *Keeper) Close() error {
 		if w.tap != nil {
 			w.tap.Close()
 			w.tap = nil
+			wipe(w.bindings)
 		}
 		delete(k.wires, id)
 	}

@@ -95,6 +95,9 @@ type Answerer struct {
 	Policy  *policy.Live
 	Account *policy.Accountant
 	Pool    *Pool
+	// Zone, if not nil, reports names that no policy is about, and whether they exist:
+	// they have addresses then, and no budget.
+	Zone func(h netaddr.Host) (in, exists bool)
 }
 
 // Outcome is what a query was about, for the record.
@@ -173,6 +176,13 @@ func Failure(message []byte) []byte {
 
 // decide fills in what the policy says.
 func (a *Answerer) decide(o *Outcome) {
+	if a.Zone != nil {
+		if in, exists := a.Zone(o.Host); in {
+			o.Decision = policy.Decision{Allow: exists, Generation: a.Policy.Table().Generation()}
+			a.address(o)
+			return
+		}
+	}
 	o.Decision = a.Policy.Table().Could(policy.Flow{Host: o.Host})
 	if !o.Decision.Allow {
 		o.Code = dnsmessage.RCodeNameError
@@ -184,6 +194,15 @@ func (a *Answerer) decide(o *Outcome) {
 			o.Code, o.Err = dnsmessage.RCodeRefused, err
 			return
 		}
+	}
+	a.address(o)
+}
+
+// address gives a name that exists its address.
+func (a *Answerer) address(o *Outcome) {
+	if !o.Decision.Allow {
+		o.Code = dnsmessage.RCodeNameError
+		return
 	}
 	if o.Type != dnsmessage.TypeA {
 		return // it exists and has none of these, IPv6 addresses and keys for ECH among them

@@ -111,7 +111,7 @@ type SandboxNetwork struct {
 	Digest string `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
 	// The policy in normal form. They include nothing: what was included is there.
 	Documents []*NetworkDocument `protobuf:"bytes,4,rep,name=documents,proto3" json:"documents,omitempty"`
-	// Why the network is cut off at present; empty where it is not.
+	// Why the network, or a binding, is cut off at present; empty where none is.
 	Problem       string `protobuf:"bytes,5,opt,name=problem,proto3" json:"problem,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -255,7 +255,8 @@ func (x *NetworkDocument) GetText() string {
 	return ""
 }
 
-// EgressFlow is a connection that a sandbox wanted, or several alike.
+// EgressFlow is a connection that a sandbox wanted, a request through a binding, or
+// several alike.
 type EgressFlow struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty: many, that were no longer told one by one.
@@ -271,18 +272,23 @@ type EgressFlow struct {
 	// The rule that decided, if one did.
 	Rule string `protobuf:"bytes,6,opt,name=rule,proto3" json:"rule,omitempty"`
 	// Why: rule, observed, denied, no_rule, port, protocol, address, private, claim,
-	// rego, rego_failed, budget, invalid; limit, silent, unresolved, unrecorded, stale.
+	// rego, rego_failed, budget, invalid; limit, silent, unresolved, unrecorded, stale;
+	// of a request: binding, unbound, method, path, request, leak.
 	Reason string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
 	// What would permit it.
 	Hint string `protobuf:"bytes,8,opt,name=hint,proto3" json:"hint,omitempty"`
-	// dns, connect, close; of several alike the first.
+	// dns, connect, request, close; of several alike the first.
 	Kind string `protobuf:"bytes,9,opt,name=kind,proto3" json:"kind,omitempty"`
 	// How many there were.
 	Count         int64 `protobuf:"varint,10,opt,name=count,proto3" json:"count,omitempty"`
 	UploadBytes   int64 `protobuf:"varint,11,opt,name=upload_bytes,json=uploadBytes,proto3" json:"upload_bytes,omitempty"`
 	DownloadBytes int64 `protobuf:"varint,12,opt,name=download_bytes,json=downloadBytes,proto3" json:"download_bytes,omitempty"`
 	// Which update of the policy decided.
-	Generation    int64 `protobuf:"varint,13,opt,name=generation,proto3" json:"generation,omitempty"`
+	Generation int64 `protobuf:"varint,13,opt,name=generation,proto3" json:"generation,omitempty"`
+	// Of a request: the binding that it was made through, and its method. What else is
+	// in it is not told.
+	Binding       string `protobuf:"bytes,14,opt,name=binding,proto3" json:"binding,omitempty"`
+	Method        string `protobuf:"bytes,15,opt,name=method,proto3" json:"method,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -406,6 +412,20 @@ func (x *EgressFlow) GetGeneration() int64 {
 		return x.Generation
 	}
 	return 0
+}
+
+func (x *EgressFlow) GetBinding() string {
+	if x != nil {
+		return x.Binding
+	}
+	return ""
+}
+
+func (x *EgressFlow) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
 }
 
 // Policy is a policy that is kept under a name.
@@ -816,7 +836,7 @@ const file_firebreak_v1_policy_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x16\n" +
 	"\x06digest\x18\x03 \x01(\tR\x06digest\x12\x12\n" +
-	"\x04text\x18\x04 \x01(\tR\x04text\"\xda\x02\n" +
+	"\x04text\x18\x04 \x01(\tR\x04text\"\x8c\x03\n" +
 	"\n" +
 	"EgressFlow\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
@@ -834,7 +854,9 @@ const file_firebreak_v1_policy_proto_rawDesc = "" +
 	"\x0edownload_bytes\x18\f \x01(\x03R\rdownloadBytes\x12\x1e\n" +
 	"\n" +
 	"generation\x18\r \x01(\x03R\n" +
-	"generation\"\xad\x02\n" +
+	"generation\x12\x18\n" +
+	"\abinding\x18\x0e \x01(\tR\abinding\x12\x16\n" +
+	"\x06method\x18\x0f \x01(\tR\x06method\"\xad\x02\n" +
 	"\x06Policy\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
 	"\bbuilt_in\x18\x02 \x01(\bR\abuiltIn\x12\x12\n" +

@@ -270,7 +270,12 @@ type CreateSandboxRequest struct {
 	// says so, once each time; pause, which is refused until there are snapshots.
 	IdleAction string `protobuf:"bytes,15,opt,name=idle_action,json=idleAction,proto3" json:"idle_action,omitempty"`
 	// Where it may connect. Left out, or empty: there is no network device.
-	Network       *NetworkRules `protobuf:"bytes,16,opt,name=network,proto3" json:"network,omitempty"`
+	Network *NetworkRules `protobuf:"bytes,16,opt,name=network,proto3" json:"network,omitempty"`
+	// Names of the tenant's bindings: what is sent to http://NAME.binding.internal in
+	// the sandbox, where NAME_BASE_URL leads, goes on to the binding's host with its
+	// secret added. With any there is a network device; what network does not allow
+	// passes through them only.
+	Bindings      []string `protobuf:"bytes,17,rep,name=bindings,proto3" json:"bindings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -417,6 +422,13 @@ func (x *CreateSandboxRequest) GetNetwork() *NetworkRules {
 	return nil
 }
 
+func (x *CreateSandboxRequest) GetBindings() []string {
+	if x != nil {
+		return x.Bindings
+	}
+	return nil
+}
+
 // Sandbox is one isolated place that runs code, alive or ended.
 type Sandbox struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -461,7 +473,9 @@ type Sandbox struct {
 	// sandboxes are listed.
 	Egress []*EgressFlow `protobuf:"bytes,28,rep,name=egress,proto3" json:"egress,omitempty"`
 	// Flows that are not among them.
-	EgressMore    int64 `protobuf:"varint,29,opt,name=egress_more,json=egressMore,proto3" json:"egress_more,omitempty"`
+	EgressMore int64 `protobuf:"varint,29,opt,name=egress_more,json=egressMore,proto3" json:"egress_more,omitempty"`
+	// Names of the bindings that its requests may be made through.
+	Bindings      []string `protobuf:"bytes,30,rep,name=bindings,proto3" json:"bindings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -697,6 +711,13 @@ func (x *Sandbox) GetEgressMore() int64 {
 		return x.EgressMore
 	}
 	return 0
+}
+
+func (x *Sandbox) GetBindings() []string {
+	if x != nil {
+		return x.Bindings
+	}
+	return nil
 }
 
 // Usage is what a sandbox has consumed.
@@ -1518,7 +1539,8 @@ func (x *SetTimeoutRequest) GetExtendOnly() bool {
 }
 
 // UpdateNetworkRequest has the fields of NetworkRules; none: nothing may be
-// reached any more.
+// reached any more but through the sandbox's bindings, which it keeps unless a
+// rule denies their hosts.
 type UpdateNetworkRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2616,7 +2638,7 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\x04cpus\x18\x02 \x01(\v2\x1c.firebreak.v1.EffectiveLimitR\x04cpus\x120\n" +
 	"\x04pids\x18\x03 \x01(\v2\x1c.firebreak.v1.EffectiveLimitR\x04pids\x12;\n" +
 	"\n" +
-	"disk_bytes\x18\x04 \x01(\v2\x1c.firebreak.v1.EffectiveLimitR\tdiskBytes\"\x90\b\n" +
+	"disk_bytes\x18\x04 \x01(\v2\x1c.firebreak.v1.EffectiveLimitR\tdiskBytes\"\xe2\b\n" +
 	"\x14CreateSandboxRequest\x129\n" +
 	"\x04name\x18\x01 \x01(\tB%\xbaH\"\xd8\x01\x01r\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,62}$R\x04name\x12$\n" +
 	"\btemplate\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\btemplate\x12!\n" +
@@ -2637,7 +2659,8 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\bhostname\x18\x0e \x01(\tB#\xbaH \xd8\x01\x01r\x1b2\x19^[a-z0-9][a-z0-9-]{0,62}$R\bhostname\x12(\n" +
 	"\vidle_action\x18\x0f \x01(\tB\a\xbaH\x04r\x02\x18 R\n" +
 	"idleAction\x124\n" +
-	"\anetwork\x18\x10 \x01(\v2\x1a.firebreak.v1.NetworkRulesR\anetwork\x1a6\n" +
+	"\anetwork\x18\x10 \x01(\v2\x1a.firebreak.v1.NetworkRulesR\anetwork\x12P\n" +
+	"\bbindings\x18\x11 \x03(\tB4\xbaH1\x92\x01.\x10 \x18\x01\"(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\bbindings\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a;\n" +
@@ -2645,7 +2668,7 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x12\n" +
 	"\x10_idle_timeout_msB\r\n" +
-	"\v_timeout_ms\"\x8b\t\n" +
+	"\v_timeout_ms\"\xa7\t\n" +
 	"\aSandbox\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -2682,7 +2705,8 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\anetwork\x18\x1b \x01(\v2\x1c.firebreak.v1.SandboxNetworkR\anetwork\x120\n" +
 	"\x06egress\x18\x1c \x03(\v2\x18.firebreak.v1.EgressFlowR\x06egress\x12\x1f\n" +
 	"\vegress_more\x18\x1d \x01(\x03R\n" +
-	"egressMore\x1a;\n" +
+	"egressMore\x12\x1a\n" +
+	"\bbindings\x18\x1e \x03(\tR\bbindings\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe4\x01\n" +

@@ -1,0 +1,32 @@
+package egress
+
+import (
+	"fmt"
+
+	"github.com/firebreak-dev/firebreak/internal/policy"
+)
+
+// BindingZone is the domain below which a sandbox's bindings are, by name: what is
+// said to port 80 there is HTTP, and goes on with a secret.
+const BindingZone = policy.BindingZone
+
+// Binding is what requests to http://<name>.binding.internal/ become: the same
+// requests, sent on to one host with a secret added that the sandbox never sees.
+type Binding struct {
+	Name    string   `json:"name"` // a DNS label
+	Host    string   `json:"host"`
+	Port    uint16   `json:"port"`
+	Plain   bool     `json:"plain,omitempty"`   // without TLS
+	Methods []string `json:"methods,omitempty"` // none: GET, HEAD, POST, PUT, PATCH, DELETE
+	Path    string   `json:"path"`              // a prefix of whole segments, "/" for all
+	As      string   `json:"as"`                // bearer, basic, header, query: where the secret goes
+	Field   string   `json:"field,omitempty"`   // the header, the parameter or the user
+	Secret  Hidden   `json:"secret"`
+}
+
+// Hidden is a secret on its way to the router. It prints as nothing, and crosses
+// the router's socket in JSON, which is the one place where that is meant.
+type Hidden []byte
+
+// Format implements fmt.Formatter.
+func (Hidden) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte("[redacted]")) }

@@ -1,0 +1,52 @@
+package control
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/firebreak-dev/firebreak/internal/egress"
+	"github.com/firebreak-dev/firebreak/internal/egress/reverse"
+)
+
+const (
+	maxBindingText = 4 << 10 // bytes of a path, or of another text of a binding
+	maxMethods     = 16
+)
+
+// checkBindings holds bindings of one wire against what they may be in size. What
+// else they have to be the router says.
+func checkBindings(list []egress.Binding) error {
+	if len(list) > reverse.MaxTargets {
+		return fmt.Errorf("a sandbox has at most %d bindings", reverse.MaxTargets)
+	}
+	secrets := 0
+	for i := range list {
+		b := &list[i]
+		secrets += len(b.Secret)
+		texts := append([]string{b.Name, b.Host, b.Path, b.As, b.Field}, b.Methods...)
+		if len(b.Methods) > maxMethods || slices.ContainsFunc(texts, func(s string) bool { return len(s) > maxBindingText }) {
+			return fmt.Errorf("the binding %.64q has too many methods, or too long a text", b.Name)
+		}
+	}
+	if secrets > reverse.MaxSecrets {
+		return fmt.Errorf("the secrets of a sandbox's bindings are together longer than %d KiB", reverse.MaxSecrets>>10)
+	}
+	return nil
+}
+
+// cloneBindings is a copy with secrets of its own.
+func cloneBindings(list []egress.Binding) []egress.Binding {
+	out := slices.Clone(list)
+	for i := range out {
+		out[i].Methods = slices.Clone(out[i].Methods)
+		out[i].Secret = slices.Clone(out[i].Secret)
+	}
+	return out
+}
+
+// wipe overwrites the secrets of bindings.
+func wipe(list []egress.Binding) {
+	for _, b := range list {
+		clear(b.Secret)
+	}
+}
