@@ -60,7 +60,7 @@ func newBound(ctx context.Context, w *wire, bindings []Binding) (*bound, error) 
 	c := &w.router.config
 	var err error
 	b.proxy, err = reverse.New(reverse.Options{
-		Zone: BindingZone, Roots: c.Roots, Dial: b.dial, Decide: b.decide, Refused: b.refused, Head: c.Limits.Sniff, Idle: c.Limits.Idle,
+		Zone: policy.BindingZone, Roots: c.Roots, Dial: b.dial, Decide: b.decide, Refused: b.refused, Head: c.Limits.Sniff, Idle: c.Limits.Idle,
 	}, targets)
 	return b, err
 }
@@ -68,10 +68,10 @@ func newBound(ctx context.Context, w *wire, bindings []Binding) (*bound, error) 
 // bindingOf is the name of the binding that a host would be, if it is in their
 // zone.
 func bindingOf(h netaddr.Host) (name string, in bool) {
-	if h.Name() == BindingZone {
+	if h.Name() == policy.BindingZone {
 		return "", true
 	}
-	return strings.CutSuffix(h.Name(), "."+BindingZone)
+	return strings.CutSuffix(h.Name(), "."+policy.BindingZone)
 }
 
 // zone is dns.Answerer's Zone.

@@ -22,9 +22,6 @@ type Bindings interface {
 // maxBindings is how many a sandbox may have.
 const maxBindings = 32
 
-// bindingZone is where a sandbox finds its bindings; see egress.BindingZone.
-const bindingZone = "binding.internal"
-
 // bound adds the network that bindings need: a wire which nothing else passes.
 func (r *CreateRequest) bound() {
 	if len(r.Bindings) > 0 && r.Network == nil {
@@ -56,7 +53,7 @@ func (o *Orchestrator) checkBindings(ctx context.Context, tenant sandbox.TenantI
 		if err := o.checkBinding(ctx, tenant, name, info.Isolation); err != nil {
 			return nil, err
 		}
-		env[baseURL(name)] = "http://" + name + "." + bindingZone
+		env[baseURL(name)] = "http://" + name + "." + policy.BindingZone
 	}
 	return env, nil
 }
