@@ -1,10 +1,14 @@
 package egress
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/firebreak-dev/firebreak/internal/policy"
+)
 
 // BindingZone is the domain below which a sandbox's bindings are, by name: what is
 // said to port 80 there is HTTP, and goes on with a secret.
-const BindingZone = "binding.internal"
+const BindingZone = policy.BindingZone
 
 // Binding is what requests to http://<name>.binding.internal/ become: the same
 // requests, sent on to one host with a secret added that the sandbox never sees.

@@ -187,10 +187,7 @@ func TestBindingZone(t *testing.T) {
 	before := lookups.Load()
 	_, j := bind(t, p, h, `
 mode: observe
-allow:
-  - {host: closed.binding.internal, ports: [80, 443]}
-  - {id: net, cidr: 127.0.0.1, ports: 1024-65535, protocol: [tls, http, tcp]}
-deny: [api.binding.internal]`, nil, h.binding("api"))
+allow: []`, nil, h.binding("api"))
 	p.mustGet("http://api.binding.internal/v1/", 200)
 	for _, name := range []string{"closed.binding.internal", "any.binding.internal"} {
 		if code, _ := p.ask("udp4", name, dnsmessage.TypeA); code != dnsmessage.RCodeNameError {
@@ -349,9 +346,20 @@ func TestBindingEnds(t *testing.T) {
 	h := newHost(t, func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(200)
 		w.(http.Flusher).Flush()
-		if r.URL.Path == "/v1/hang" {
+		switch r.URL.Path {
+		case "/v1/hang":
 			started <- struct{}{}
 			<-r.Context().Done()
+		case "/v1/endless":
+			started <- struct{}{}
+			for b := make([]byte, 64<<10); ; {
+				if _, err := w.Write(b); err != nil {
+					return
+				}
+			}
+		case "/v1/upload":
+			started <- struct{}{}
+			_, _ = io.Copy(io.Discard, r.Body)
 		}
 	})
 	one := h.binding("api")
@@ -384,6 +392,12 @@ func TestBindingEnds(t *testing.T) {
 		t.Error(err)
 	}
 	ended = hang()
+	stuck := p.mustDial(p.addr("api.binding.internal") + ":80") // which reads nothing
+	_, _ = io.WriteString(stuck, "GET /v1/endless HTTP/1.1\r\nHost: api.binding.internal\r\n\r\n")
+	slow := p.mustDial(p.addr("api.binding.internal") + ":80") // which says nothing any more
+	_, _ = io.WriteString(slow, "POST /v1/upload HTTP/1.1\r\nHost: api.binding.internal\r\nContent-Length: 1000000\r\n\r\nx")
+	<-started
+	<-started
 	idle := p.mustDial(p.addr("api.binding.internal") + ":80")
 	if _, err := r.Detach("one"); err != nil {
 		t.Error(err)

@@ -24,11 +24,13 @@ type ledger struct {
 	record func(Event) error
 
 	flushing sync.Mutex // held while folded events are recorded
+	allowing sync.Mutex // held while the first of several requests is recorded
 
 	mu    sync.Mutex
 	seen  map[alike]*Event  // guarded by mu; Count is how many were not told yet
 	kinds map[string]int    // guarded by mu; how many of seen are of a kind
 	more  map[string]*Event // guarded by mu; by kind, what was beyond distinct
+	owed  map[alike]bool    // guarded by mu; requests of seen of which the last record failed
 	timer *time.Timer       // guarded by mu; of the window; nil: there is none
 	span  time.Duration     // guarded by mu; of the window
 	last  time.Time         // guarded by mu; the end of the last window
@@ -36,7 +38,7 @@ type ledger struct {
 }
 
 func newLedger(log *slog.Logger, record func(Event) error) *ledger {
-	return &ledger{log: log, record: record, seen: map[alike]*Event{}, kinds: map[string]int{}, more: map[string]*Event{}}
+	return &ledger{log: log, record: record, seen: map[alike]*Event{}, kinds: map[string]int{}, more: map[string]*Event{}, owed: map[alike]bool{}}
 }
 
 // alike is what folded events have in common.
@@ -62,13 +64,20 @@ func (l *ledger) deny(e Event) {
 // more there were. Bindings and the methods they are for are few.
 func (l *ledger) allow(e Event) error {
 	e.Decision, e.Count = Allow, 1
+	l.allowing.Lock() // nobody is counted with one that is not recorded
+	defer l.allowing.Unlock()
 	if !l.fold(e) {
 		return nil
 	}
 	err := l.record(e)
-	if err != nil {
-		l.mu.Lock()
-		defer l.mu.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch was := l.seen[e.alike()]; {
+	case err == nil:
+		delete(l.owed, e.alike())
+	case was != nil && was.Count > 0:
+		l.owed[e.alike()] = true
+	default:
 		delete(l.seen, e.alike())
 	}
 	return err
@@ -98,6 +107,9 @@ func (l *ledger) fold(e Event) bool {
 	}
 	k := e.alike()
 	if was := l.seen[k]; was != nil {
+		if l.owed[k] {
+			return true
+		}
 		e.Count += was.Count
 		*was = e
 		return false
@@ -127,6 +139,7 @@ func (l *ledger) flush() {
 	l.mu.Lock()
 	seen, more := l.seen, l.more
 	l.seen, l.kinds, l.more, l.timer, l.last = map[alike]*Event{}, map[string]int{}, map[string]*Event{}, nil, time.Now()
+	l.owed = map[alike]bool{}
 	l.mu.Unlock()
 	for _, e := range more {
 		seen[alike{kind: e.Kind, reason: e.Reason}] = e
@@ -154,8 +167,11 @@ func (l *ledger) keep(e *Event) {
 	switch was, more := l.seen[k], l.more[e.Kind]; {
 	case was != nil:
 		was.Count += e.Count
+		if e.Decision == Allow {
+			l.owed[k] = true
+		}
 	case e.Decision == Allow:
-		l.seen[k] = e
+		l.seen[k], l.owed[k] = e, true
 	case e.Host != "" && l.kinds[e.Kind] < distinct:
 		now := *e
 		l.seen[k] = &now

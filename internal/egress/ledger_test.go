@@ -111,3 +111,51 @@ func TestLedgerKinds(t *testing.T) {
 		})
 	}
 }
+
+// TestLedgerAllows: of requests the first in a window is recorded before it is
+// sent, the rest is counted, and while that fails none is sent.
+func TestLedgerAllows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := new(journal)
+		l := newLedger(slog.New(slog.DiscardHandler), j.record)
+		sent := 0
+		allow := func(n int) {
+			for i := range n {
+				if l.allow(Event{Kind: KindRequest, Host: "a", Binding: "b", Method: []string{"GET", "POST"}[i%2], Reason: ReasonBinding}) == nil {
+					sent++
+				}
+			}
+		}
+		recorded := func() (n int) {
+			for _, e := range j.all() {
+				if e.Decision != Allow || e.Binding != "b" || e.Method == "" {
+					t.Errorf("%+v", e)
+				}
+				n += e.Count
+			}
+			return n
+		}
+		allow(10)
+		if sent != 10 || len(j.all()) != 2 {
+			t.Errorf("%d sent, %d recorded", sent, len(j.all()))
+		}
+		j.fail.Store(true)
+		allow(4) // counted with those that were recorded
+		time.Sleep(window + time.Second)
+		synctest.Wait()
+		before := sent
+		allow(10)
+		if sent != before {
+			t.Errorf("%d were sent that could not be recorded", sent-before)
+		}
+		j.fail.Store(false)
+		allow(10)
+		if sent != before+10 || len(j.all()) != 4 {
+			t.Errorf("%d sent, %d recorded", sent-before, len(j.all()))
+		}
+		l.end()
+		if recorded() != sent {
+			t.Errorf("%d sent and %d on record", sent, recorded())
+		}
+	})
+}

@@ -106,14 +106,17 @@ func New(c Config) *Router {
 	return &Router{config: c, wires: map[string]*wire{}}
 }
 
-// Attach serves a wire. It owns tap from now on, also if it fails: a TAP device
-// with IFF_NO_PI and IFF_VNET_HDR, that does not block. Costs a fifth of a
-// millisecond. Errors: KindExists, KindInvalid for a tap that is none,
-// KindUnavailable after Close.
+// Attach serves a wire. It owns tap and the secrets of bindings from now on, also
+// if it fails: a TAP device with IFF_NO_PI and IFF_VNET_HDR, that does not block.
+// Costs a fifth of a millisecond. Errors: KindExists, KindInvalid for a tap or a
+// binding that is none, KindUnavailable after Close.
 func (r *Router) Attach(w Wire, tap *os.File) (err error) {
 	defer func() {
 		if err != nil {
 			tap.Close()
+			for _, b := range w.Bindings {
+				clear(b.Secret)
+			}
 		}
 	}()
 	if w.ID == "" || w.Table == nil {

@@ -47,6 +47,14 @@ func crosses(name string, n int) bool {
 	return len(suffix) >= n
 }
 
+// BindingZone is the domain below which a sandbox's bindings are, which no rule
+// opens or closes.
+const BindingZone = "binding.internal"
+
+func ofBindings(name string) bool {
+	return name == BindingZone || strings.HasSuffix(name, "."+BindingZone)
+}
+
 // parseHost reads a pattern, or an address as the prefix of it alone.
 func parseHost(s string) (Pattern, netip.Prefix, error) {
 	p := Pattern{}
@@ -68,6 +76,8 @@ func parseHost(s string) (Pattern, netip.Prefix, error) {
 	}
 	p.Name = h.Name()
 	switch {
+	case ofBindings(p.Name):
+		return p, netip.Prefix{}, fmt.Errorf("%q: no rule is about names in %s, which are a sandbox's bindings", s, BindingZone)
 	case p.Name == "" && p.Stars > 0:
 		return p, netip.Prefix{}, fmt.Errorf("%q: an address has nothing in front of it", s)
 	case p.Name == "":

@@ -173,6 +173,8 @@ func (o Observation) flow() (Flow, error) {
 	switch {
 	case err != nil:
 		return f, err
+	case ofBindings(h.Name()):
+		return f, fmt.Errorf("%s would be a binding, which no rule is about", h)
 	case o.Port == 0:
 		return f, fmt.Errorf("%s was observed without a port", h)
 	case o.Protocol != "":

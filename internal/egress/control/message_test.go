@@ -17,9 +17,10 @@ import (
 func downs() []*down {
 	p := Policies{Documents: [][]byte{[]byte("allow: []\n")}, Included: map[string][]byte{"x": []byte("allow: []")}}
 	return []*down{
-		{Op: opStart, Ref: 1, Start: &start{Private: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Names: names{Resolv: []byte("nameserver 1.1.1.1"), Hosts: []byte("::1 a")}}},
+		{Op: opStart, Ref: 1, Start: &start{Private: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Names: names{Resolv: []byte("nameserver 1.1.1.1"), Hosts: []byte("::1 a")}, Roots: []byte("-----")}},
 		{Op: opNames, Names: &names{}},
-		{Op: opAttach, Ref: 2, ID: "in1", Wire: &wire{Policies: p, Epoch: 3, Used: map[string]policy.Used{"good": {Upload: 1}}}},
+		{Op: opAttach, Ref: 2, ID: "in1", Wire: &wire{Policies: p, Epoch: 3, Used: map[string]policy.Used{"good": {Upload: 1}},
+			Bindings: []egress.Binding{{Name: "api", Host: "good.example", Port: 443, Methods: []string{"GET"}, Path: "/", As: "header", Field: "X-Key", Secret: egress.Hidden("s")}}}},
 		{Op: opUpdate, Ref: 3, ID: "in1", Wire: &wire{Policies: p}},
 		{Op: opDetach, Ref: 4, ID: "in1"},
 		{Op: opStats, Ref: 5},
@@ -33,6 +34,7 @@ func ups() []*up {
 	return []*up{
 		{Ref: 1, Notes: []string{"x"}}, {Ref: 2, Error: &failure{Kind: sandbox.KindInvalid, Message: "m", Hint: "h"}}, {Ref: 3, Generation: 2, Closed: 1},
 		{Ref: 4, Used: map[string]policy.Used{"good": {Names: 4}}}, {Ref: 5, Stats: &egress.Stats{Wires: 1}}, {Seq: 1, Event: e},
+		{Seq: 2, Event: &egress.Event{Wire: "in1", Kind: egress.KindRequest, Host: "a.example", Decision: egress.Deny, Reason: "leak", Binding: "api", Method: "GET", Count: 2}},
 		{Usage: map[string]map[string]policy.Used{"in1": {"good": {Download: 1}}}},
 	}
 }
@@ -59,7 +61,8 @@ func TestMessages(t *testing.T) {
 		}
 	}
 	for _, text := range []string{``, `{}`, `null`, `[]`, `{"op":"exec","ref":1}`, `{"op":"stats"}`, `{"op":"stats","ref":1,"id":"in1"}`, `{"op":"detach","ref":1,"id":"../x"}`,
-		`{"op":"update","ref":1,"id":"in1"}`, `{"op":"update","ref":1,"id":"in1","wire":{"documents":null,"epoch":-1}}`, `{"op":"ack"}`, `{"op":"ack","ack":{"seq":-1}}`,
+		`{"op":"update","ref":1,"id":"in1"}`, `{"op":"update","ref":1,"id":"in1","wire":{"documents":null,"epoch":-1}}`, `{"op":"ack"}`,
+		`{"op":"update","ref":1,"id":"in1","wire":{"documents":null,"epoch":0,"bindings":[{"name":"a"}]}}`, `{"op":"ack","ack":{"seq":-1}}`,
 		`{"op":"stats","ref":1} {}`, `{"op":"stats","ref":1,"more":1}`} {
 		if m, err := decodeDown([]byte(text), false); err == nil {
 			t.Errorf("%s was taken: %+v", text, m)

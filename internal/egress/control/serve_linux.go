@@ -104,6 +104,7 @@ func (s *server) serve(ctx context.Context) error {
 			return err
 		}
 		m, err := decodeDown(b, tap != nil)
+		clear(b) // it may hold secrets
 		if err == nil && (m.Op == opStart) != (s.router == nil) {
 			err = fmt.Errorf("%q is not what comes now", m.Op)
 		}

@@ -51,13 +51,14 @@ func (c *client) exchange(ctx context.Context, h head, req *http.Request) (again
 		return refuse(no, true)
 	}
 	ctx, cancel := context.WithCancel(ctx)
+	idle := time.AfterFunc(p.o.Idle, cancel)
 	defer func() {
 		cancel()
 		body.end()
 		<-sent.done // who sends the request on has let go of it
+		idle.Stop()
 	}()
-	idle := time.AfterFunc(p.o.Idle, cancel)
-	defer idle.Stop()
+	sent.alive = func() { idle.Reset(p.o.Idle) }
 	sent.tell = func() {
 		p.o.Refused(r.Target, h.method, leak())
 		cancel()
@@ -68,7 +69,7 @@ func (c *client) exchange(ctx context.Context, h head, req *http.Request) (again
 	}
 	resp, err := r.transport.RoundTrip(out.WithContext(ctx))
 	if err == nil {
-		again = c.answer(h, resp, kept && body.whole.Load(), func() { idle.Reset(p.o.Idle) })
+		again = c.answer(h, resp, kept && body.whole.Load(), sent.alive)
 	}
 	stop()
 	if err == nil {
@@ -78,6 +79,8 @@ func (c *client) exchange(ctx context.Context, h head, req *http.Request) (again
 	switch {
 	case sent.leaked.Load():
 		return refuse(leak(), true)
+	case sent.failed.Load():
+		return refuse(&Refusal{Status: http.StatusBadRequest, Text: "the body cannot be read", close: true}, true)
 	case ctx.Err() == nil || idled:
 		return refuse(why(err), false)
 	}
@@ -175,7 +178,9 @@ func (c *client) leaks(path, query string, header http.Header) bool {
 type sending struct {
 	from   io.Reader
 	leaked atomic.Bool
-	tell   func()
+	failed atomic.Bool // it cannot be read
+	tell   func()      // that it leaked
+	alive  func()      // that something of it went on
 	once   sync.Once
 	done   chan struct{} // closed when nobody reads it any more
 }
@@ -183,8 +188,14 @@ type sending struct {
 // Read implements io.Reader.
 func (s *sending) Read(p []byte) (int, error) {
 	n, err := s.from.Read(p)
-	if errors.Is(err, errLeak) && !s.leaked.Swap(true) {
-		s.tell()
+	s.alive()
+	switch {
+	case errors.Is(err, errLeak):
+		if !s.leaked.Swap(true) {
+			s.tell()
+		}
+	case err != nil && err != io.EOF && !errors.Is(err, errBomb):
+		s.failed.Store(true)
 	}
 	return n, err
 }
@@ -198,7 +209,7 @@ func (s *sending) Close() error {
 // body gives out its body, which is looked through: a small one now, and others on
 // their way.
 func (c *client) body(out, req *http.Request, u *upload) (*sending, *Refusal) {
-	s := &sending{tell: func() {}, done: make(chan struct{})}
+	s := &sending{tell: func() {}, alive: func() {}, done: make(chan struct{})}
 	if req.Body == http.NoBody {
 		return s, s.over(nil)
 	}
@@ -216,10 +227,10 @@ func (c *client) body(out, req *http.Request, u *upload) (*sending, *Refusal) {
 	switch {
 	case errors.Is(err, errLeak):
 		return s, s.over(leak())
+	case errors.Is(err, errBomb), len(b) == 2*modest:
+		return s, s.over(why(errBomb))
 	case err != nil:
 		return s, s.over(odd(http.StatusBadRequest, "the body cannot be read"))
-	case len(b) == 2*modest:
-		return s, s.over(why(errBomb))
 	}
 	if len(b) > 0 {
 		out.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }

@@ -1,6 +1,9 @@
 package reverse
 
 import (
+	"bufio"
+	"bytes"
+	"net/http"
 	"net/url"
 	"path"
 	"strings"
@@ -51,6 +54,48 @@ func FuzzPath(f *testing.F) {
 			t.Errorf("%q is %q for who cleans it", p, clean)
 		case strings.ContainsAny(plain, "\\;?#%"), strings.Count(plain, "/") != strings.Count(p, "/"):
 			t.Errorf("%q is %q", p, plain)
+		}
+	})
+}
+
+// FuzzHead: a head that is taken is to net/http what it is to us.
+func FuzzHead(f *testing.F) {
+	for _, s := range []string{top + "\r\n", top + "Content-Length: 5\r\n\r\n", top + "Transfer-Encoding: chunked\r\n\r\n", top + "Expect: 100-continue\r\nX-A:\tb \r\n\r\n",
+		"GET http://api.binding.internal/v1 HTTP/1.0\r\nHost: api.binding.internal:80\r\n\r\n", top + "X_A: b\r\n\r\n", top + " folded\r\n\r\n"} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		i := bytes.Index(b, []byte("\r\n\r\n"))
+		if i < 0 || i != len(b)-4 {
+			return
+		}
+		h, no := checkHead(b)
+		if no != nil {
+			return
+		}
+		target, no := h.origin("api.binding.internal")
+		if no != nil {
+			return
+		}
+		if _, _, why := splitTarget(target); why != "" {
+			return
+		}
+		in := bufio.NewReader(bytes.NewReader(append(bytes.Clone(b), "rest"...)))
+		req, err := http.ReadRequest(in)
+		if err != nil {
+			t.Fatalf("%q: %v", b, err)
+		}
+		rest, _ := in.Peek(in.Buffered())
+		if req.Method != h.method || req.RequestURI != h.target || string(rest) != "rest" || !strings.EqualFold(strings.TrimSuffix(req.Host, ":80"), "api.binding.internal") ||
+			req.ContentLength >= 0 && len(req.TransferEncoding) > 0 {
+			t.Errorf("%q: %+v", b, req)
+		}
+		fields := bytes.Count(b, []byte("\n")) - 2
+		for _, v := range req.Header {
+			fields -= len(v)
+		}
+		if fields < 0 || fields > 2 { // Host and Transfer-Encoding, which it takes out, and Cache-Control, which it may add
+			t.Errorf("%q: %d fields differ: %v", b, fields, req.Header)
 		}
 	})
 }
