@@ -67,19 +67,19 @@ func (r Reference) read() ([]byte, error) {
 		}
 		return []byte(v), nil
 	}
-	// Opening a named pipe would wait for whoever writes to it.
-	f, err := os.OpenFile(r.file, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	// To open a device does something, and a named pipe waits for whoever writes to it.
+	fi, err := os.Stat(r.file)
+	if err == nil && !fi.Mode().IsRegular() {
+		err = errors.New("it is not a regular file")
+	}
+	if err != nil {
+		return nil, unpath(err)
+	}
+	f, err := os.OpenFile(r.file, os.O_RDONLY|syscall.O_NONBLOCK, 0) // it may be another by now
 	if err != nil {
 		return nil, unpath(err)
 	}
 	defer f.Close()
-	fi, err := f.Stat()
-	if err != nil {
-		return nil, unpath(err)
-	}
-	if !fi.Mode().IsRegular() {
-		return nil, errors.New("it is not a regular file")
-	}
 	b, err := io.ReadAll(io.LimitReader(f, MaxSecret+3)) // a line's end, and one too many
 	if err != nil {
 		clear(b)

@@ -116,8 +116,8 @@ func (x *exchange) read(req proto.Message) error {
 
 // readQuery decodes the query of a route that has one.
 func (x *exchange) readQuery(m protoreflect.Message) error {
-	switch x.r.Method {
-	case http.MethodPost, http.MethodPatch:
+	switch {
+	case x.r.Method == http.MethodPost, x.r.Method == http.MethodPatch, x.r.Method == http.MethodPut && !x.op.raw:
 		if x.r.URL.RawQuery != "" {
 			return invalidf("this route takes no query parameters").WithHint("put the fields into the JSON body")
 		}

@@ -147,7 +147,7 @@ func (d *document) operation(o *operation, r *route) object {
 		p["required"] = true
 		parameters = append(parameters, p)
 	}
-	hasBody := !o.raw && r.method == http.MethodPost || r.method == http.MethodPatch
+	hasBody := !o.raw && (r.method == http.MethodPost || r.method == http.MethodPut) || r.method == http.MethodPatch
 	for i := range in.Fields().Len() {
 		fd := in.Fields().Get(i)
 		if hasBody || slices.Contains(r.params, string(fd.Name())) || !inQuery(fd) || fd.Kind() == protoreflect.BytesKind {

@@ -59,6 +59,9 @@ func (d *document) message(md protoreflect.MessageDescriptor, without []string, 
 		if c := d.comments[fd.FullName()]; c != "" && key != "result" {
 			property["description"] = c
 		}
+		if hidden(fd) {
+			property["writeOnly"] = true
+		}
 		properties[key] = property
 	}
 	if len(properties) > 0 {

@@ -121,13 +121,8 @@ func (t *Tenant) RemoveSecret(ctx context.Context, name string) (Secret, error) 
 		if s, err = x.secret(t.id, name); err != nil {
 			return err
 		}
-		users, err := x.names(`SELECT name FROM bindings WHERE tenant = ? AND secret = ? ORDER BY name`, string(t.id), name)
-		if err != nil {
+		if err := x.unused(op, t.id, name); err != nil {
 			return err
-		}
-		if len(users) > 0 {
-			return sandbox.Errorf(op, sandbox.KindConflict, "the binding %s uses it", strings.Join(users, ", ")).WithID(name).
-				WithHint("remove that first, with `firebreak binding rm`, or let it use another secret")
 		}
 		_, err = x.exec(`DELETE FROM secrets WHERE tenant = ? AND name = ?`, string(t.id), name)
 		return err
@@ -137,6 +132,23 @@ func (t *Tenant) RemoveSecret(ctx context.Context, name string) (Secret, error) 
 	}
 	s.Sealed = ""
 	return s, nil
+}
+
+// unused refuses what bindings of the tenant need, naming some.
+func (x *txn) unused(op string, tenant sandbox.TenantID, name string) error {
+	users, err := x.names(`SELECT name FROM bindings WHERE tenant = ? AND secret = ? ORDER BY name LIMIT 5`, string(tenant), name)
+	if err != nil || len(users) == 0 {
+		return err
+	}
+	what := "the binding " + users[0]
+	if len(users) > 1 {
+		what = "the bindings " + strings.Join(users[:min(len(users), 4)], ", ")
+	}
+	if len(users) > 4 {
+		what += " and others"
+	}
+	return sandbox.Errorf(op, sandbox.KindConflict, "it is used by %s", what).WithID(name).
+		WithHint("remove those first, with `firebreak binding rm`, or let them use another secret")
 }
 
 // names runs a query for one column of text.

@@ -17,7 +17,14 @@ import (
 func setsSecrets(tr *trial) scenario {
 	name := tr.label
 	values := []string{"first-" + name, "second-" + name}
-	acked, bound := -1, false
+	acked := -1
+	opens := func() error {
+		got, err := tr.opened(name)
+		if err == nil && (acked < 0 || got != values[acked]) && (acked+1 == len(values) || got != values[acked+1]) {
+			err = fmt.Errorf("it is %q", got)
+		}
+		return err
+	}
 	return scenario{
 		act: func() {
 			for i, v := range values {
@@ -25,31 +32,35 @@ func setsSecrets(tr *trial) scenario {
 					return
 				}
 				acked = i
+				tr.effects = append(tr.effects, effect{"secret.set", ""})
+				if i == 0 {
+					tr.promise("secret", opens)
+				}
 			}
-			if _, err := tr.c.AddBinding(tr.ctx, client.Binding{Name: name, Secret: name, Host: "api.example.com"}); err == nil {
-				bound = true
+			if _, err := tr.c.AddBinding(tr.ctx, client.Binding{Name: name, Secret: name, Host: "api.example.com"}); err != nil {
+				return
 			}
+			tr.effects = append(tr.effects, effect{"binding.set", ""})
+			tr.promise("binding", func() error {
+				b, err := tr.c.Binding(tr.ctx, name)
+				if err == nil && b.GetSecret() != name {
+					err = fmt.Errorf("it is of %q", b.GetSecret())
+				}
+				return err
+			})
 		},
 		after: func() {
-			got, err := tr.opened(name)
-			switch {
-			case sandbox.KindOf(err) == sandbox.KindNotFound && acked < 0:
-			case err != nil:
+			if err := opens(); err != nil && sandbox.KindOf(err) != sandbox.KindNotFound {
 				tr.errorf("the secret: %v", err)
-			case acked >= 0 && got == values[acked], acked+1 < len(values) && got == values[acked+1]:
-			default:
-				tr.errorf("the secret is %q, %d were acknowledged", got, acked+1)
 			}
-			if b, err := tr.c.Binding(tr.ctx, name); bound && (err != nil || b.GetSecret() != name) {
-				tr.errorf("the binding: %v, %v", b, err)
-			} else if err == nil {
+			if _, err := tr.c.Binding(tr.ctx, name); err == nil {
 				if err := tr.c.RemoveSecret(tr.ctx, name); sandbox.KindOf(err) != sandbox.KindConflict {
 					tr.errorf("the secret of a binding was removed: %v", err)
 				}
 				tr.must(tr.c.RemoveBinding(tr.ctx, name))
 			}
-			if got != "" {
-				tr.must(tr.c.RemoveSecret(tr.ctx, name))
+			if err := tr.c.RemoveSecret(tr.ctx, name); err != nil && sandbox.KindOf(err) != sandbox.KindNotFound {
+				tr.errorf("the secret is not removed: %v", err)
 			}
 		},
 	}

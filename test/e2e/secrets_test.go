@@ -22,7 +22,7 @@ func TestSecretsOverRestore(t *testing.T) {
 	if r := w.run("", "binding", "add", "api", "--secret", "openai", "--host", "api.example.com"); r.code != 0 || !strings.Contains(r.stdout, "http://api.binding.internal is https://api.example.com") {
 		t.Fatal(r.code, r.stdout, r.stderr)
 	}
-	if r := w.run("", "secret", "rm", "openai"); r.code == 0 || !strings.Contains(r.stderr, "the binding api uses it") {
+	if r := w.run("", "secret", "rm", "openai"); r.code == 0 || !strings.Contains(r.stderr, "it is used by the binding api") {
 		t.Error(r.code, r.stdout, r.stderr)
 	}
 	s.cmd.Process.Kill()
@@ -75,4 +75,10 @@ func TestSecretsOverRestore(t *testing.T) {
 		}
 	}
 	s.stop()
+	if r := w.run("", "uninstall", "--yes"); r.code != 0 {
+		t.Error(r.stderr)
+	}
+	if _, err := os.Stat(filepath.Join(w.dir, "data", "secrets")); !os.IsNotExist(err) {
+		t.Errorf("an uninstall leaves the key: %v", err)
+	}
 }

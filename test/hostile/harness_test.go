@@ -42,9 +42,12 @@ type attack struct {
 	check   func(t *testing.T, w *world, id string, r reply, took time.Duration)
 
 	// What the sandbox may reach, as a request says it; what it wanted must be in the
-	// evidence, each as a pattern of "KIND HOST:PORT DECISION REASON".
+	// evidence, each as a pattern of "KIND HOST:PORT DECISION REASON", or of "request METHOD BINDING HOST:PORT
+	// OUTCOME REASON".
 	network string
 	wants   []string
+	// fields are further ones of the request that makes it.
+	fields string
 
 	// Or what is done to the sandbox, in place of a program.
 	act func(t *testing.T, w *world, id string)
@@ -67,6 +70,7 @@ var attacks = map[string][]attack{
 	"TestFiles":    fileAttacks,
 	"TestSurface":  surfaceAttacks,
 	"TestEgress":   egressAttacks,
+	"TestBindings": bindingAttacks,
 }
 
 // carryOut makes a sandbox, attacks from it, and asserts what holds of every case:
@@ -83,6 +87,9 @@ func (w *world) carryOut(t *testing.T, n *neighbours, a attack) {
 	fields := `"limits":{` + limits + `}`
 	if a.network != "" {
 		fields += `,"network":` + a.network
+	}
+	if a.fields != "" {
+		fields += "," + a.fields
 	}
 	id := w.create(t, fields)
 	instance := w.watch(t, id)
@@ -120,8 +127,12 @@ func (w *world) wanted(t *testing.T, id string, patterns []string) {
 		if err != nil {
 			t.Fatalf("the evidence cannot be read: %v", err)
 		}
-		if r := e.Record; string(r.Sandbox) == id && r.Action == "egress.decide" {
+		switch r := e.Record; {
+		case string(r.Sandbox) != id:
+		case r.Action == "egress.decide":
 			flows += strings.TrimSpace(r.Detail["kind"]+" "+r.Object+" "+r.Detail["decision"]+" "+r.Detail["reason"]) + "\n"
+		case r.Action == "binding.invoked" || r.Action == "binding.denied":
+			flows += strings.TrimSpace("request "+r.Detail["method"]+" "+r.Object+" "+r.Detail["host"]+" "+string(r.Outcome)+" "+r.Detail["reason"]) + "\n"
 		}
 	}
 	for _, p := range patterns {

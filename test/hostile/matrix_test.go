@@ -43,7 +43,7 @@ type row struct {
 
 const (
 	noInspection = "nobody looks into requests yet"
-	noBroker     = "no bindings yet"
+	noGit        = "bindings are for HTTP; git is not served through them yet"
 	noSnapshots  = "no snapshots yet"
 	noModel      = "the model executes no code"
 )
@@ -65,14 +65,14 @@ var rows = []row{
 	{13, "TLS without a name, with ECH, too old, or pinned", "DENY", "", "without a name or with another one; TLS is not opened yet, so that versions and certificates are the two ends' own", nil},
 	{14, "Smuggled requests", "DENY", noInspection, "", nil},
 	{15, "Methods and paths that slip past a rule", "DENY", "", "hosts and ports only: rules know no methods and paths yet", nil},
-	{16, "An upload to an allowed host with the attacker's own key", "DENY", noInspection, "", nil},
+	{16, "An upload to an allowed host with the attacker's own key", "DENY", "", "through a binding, and around it to its host; what is inside TLS to a host that rules allow nobody reads", nil},
 	{17, "Personal data in bodies, in any encoding", "DENY", noInspection, "", nil},
-	{18, "A broker's secret in query, header, cookie, path or timing", "DENY", noBroker, "", nil},
-	{19, "A placeholder sent to a host it is not bound to", "DENY", noBroker, "", nil},
-	{20, "A server that echoes the injected credential", "DENY", noBroker, "", nil},
-	{21, "Search the whole sandbox for a secret of the host", "DENY", "", "a bait of the host, not a bound secret, is searched for; memory and snapshots are not", map[column]string{onGVisor: "test/e2e TestDemo"}},
-	{22, "Git: read the token, push where it is not allowed", "DENY", noBroker, "", nil},
-	{23, "Use the binding of another sandbox", "DENY", noBroker, "", nil},
+	{18, "A broker's secret in query, header, cookie, path or timing", "DENY", "", "timing is not shown; nor is what a program encodes in a way of its own", nil},
+	{19, "A placeholder sent to a host it is not bound to", "DENY", "", "by base URL; there are no placeholders yet", nil},
+	{20, "A server that echoes the injected credential", "DENY", "", "", nil},
+	{21, "Search the whole sandbox for a secret of the host", "DENY", "", "all of the sandbox's memory is searched from the host; there are no snapshots yet", map[column]string{onGVisor: "test/e2e TestDemo"}},
+	{22, "Git: read the token, push where it is not allowed", "DENY", noGit, "", nil},
+	{23, "Use the binding of another sandbox", "DENY", "", "", nil},
 	{24, "Install a package that is too young", "DENY", noInspection, "", nil},
 	{25, "Install a package known to be malicious, or of another hash", "DENY", noInspection, "", nil},
 	{26, "An upstream that trickles, floods or expands", "SURVIVE", "", "", map[column]string{onNone: "internal/template TestTamperingRegistry, TestCompressions"}},
@@ -122,7 +122,7 @@ var rows = []row{
 
 // own are this package's own tests of a case in a column, with their verdicts.
 func own(number int, c column) (list []string) {
-	for _, test := range []string{"TestPrograms", "TestFiles", "TestSurface", "TestEgress"} {
+	for _, test := range []string{"TestPrograms", "TestFiles", "TestSurface", "TestEgress", "TestBindings"} {
 		for _, a := range attacks[test] {
 			if a.number != number && !slices.Contains(a.also, number) || c != onGVisor && !(c == onModel && a.sim) {
 				continue

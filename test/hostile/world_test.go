@@ -97,6 +97,8 @@ type world struct {
 	cmd      *exec.Cmd
 	wait     func() error
 	start    func(*exec.Cmd) error // the server
+	env      []string              // of every command, beside the usual
+	vault    *vault                // what its bindings are for, if there is one
 	// transport reaches it.
 	transport *http.Transport
 
@@ -128,10 +130,10 @@ func serveOn(t *testing.T, bin, backend string) *world {
 	return w
 }
 
-// serveIn is serve on another machine than this.
-func serveIn(t *testing.T, bin string, p place) *world {
+// serveIn is serve on another machine than this, with more in the environment.
+func serveIn(t *testing.T, bin string, p place, env ...string) *world {
 	t.Helper()
-	w := &world{t: t, bin: bin, dir: t.TempDir(), backend: "gvisor", start: p.Start, transport: p.Transport()}
+	w := &world{t: t, bin: bin, dir: t.TempDir(), backend: "gvisor", start: p.Start, transport: p.Transport(), env: env}
 	t.Cleanup(w.transport.CloseIdleConnections)
 	w.up()
 	return w
@@ -189,13 +191,21 @@ func (w *world) command(args ...string) *exec.Cmd {
 	cmd.Dir = w.dir
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + w.dir, "FIREBREAK_DATA=" + filepath.Join(w.dir, "data"),
 		"FIREBREAK_SOCKET=" + filepath.Join(w.dir, "s")}
+	cmd.Env = append(cmd.Env, w.env...)
 	return cmd
 }
 
 // cli runs a firebreak command against the server.
 func (w *world) cli(args ...string) (stdout, stderr string, code int) {
 	w.t.Helper()
+	return w.cliWith("", args...)
+}
+
+// cliWith is cli with something on standard input.
+func (w *world) cliWith(stdin string, args ...string) (stdout, stderr string, code int) {
+	w.t.Helper()
 	cmd := w.command(args...)
+	cmd.Stdin = strings.NewReader(stdin)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()

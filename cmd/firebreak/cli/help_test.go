@@ -148,7 +148,7 @@ func TestFullOutput(t *testing.T) {
 }
 
 func TestNeedsServer(t *testing.T) {
-	for _, args := range [][]string{{"create"}, {"ls"}, {"inspect", "x"}, {"exec", "x", "--", "ls"}, {"eval", "x", "-c", "1"}, {"rm", "x"}, {"logs", "x"}, {"events", "x"}, {"cp", "x:a", "b"}, {"key", "ls"}, {"network", "x"}, {"policy", "ls"}, {"policy", "rm", "x"}, {"create", "--allow", "a.example.com"}} {
+	for _, args := range [][]string{{"create"}, {"ls"}, {"inspect", "x"}, {"exec", "x", "--", "ls"}, {"eval", "x", "-c", "1"}, {"rm", "x"}, {"logs", "x"}, {"events", "x"}, {"cp", "x:a", "b"}, {"key", "ls"}, {"network", "x"}, {"policy", "ls"}, {"policy", "rm", "x"}, {"secret", "ls"}, {"secret", "rm", "x"}, {"binding", "ls"}, {"binding", "rm", "x"}, {"create", "--allow", "a.example.com"}} {
 		var out, errs bytes.Buffer
 		app := &App{Out: &out, Err: &errs, Lookup: func(k string) (string, bool) {
 			return filepath.Join(t.TempDir(), "none.sock"), k == "FIREBREAK_SOCKET"

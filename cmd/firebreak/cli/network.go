@@ -166,7 +166,8 @@ func (a *App) networkCommand() *cobra.Command {
 		Short: "Show or replace what a sandbox may reach",
 		Long: `Network shows a sandbox's policy and what its programs wanted to reach. With --allow
 or --policy it replaces the whole policy by what they say, with --none by one that
-allows nothing, and closes the connections that the one before had allowed.
+allows nothing, and closes the connections that the one before had allowed. The
+bindings that it was made with stay, unless a rule of the policy denies their hosts.
 
 A sandbox that was made without network rules has no network device, and gets none:
 make it with --policy FILE, where FILE says ` + "`allow: []`" + `, to open it later.`,
@@ -201,10 +202,11 @@ make it with --policy FILE, where FILE says ` + "`allow: []`" + `, to open it la
 
 // networkOut is what `network --json` prints.
 type networkOut struct {
-	Network *networkState `json:"network"` // null: no network device
-	Closed  *int64        `json:"closed_connections,omitempty"`
-	Egress  []flowOut     `json:"egress"`
-	More    int64         `json:"egress_more"`
+	Network  *networkState `json:"network"` // null: no network device
+	Bindings []string      `json:"bindings,omitempty"`
+	Closed   *int64        `json:"closed_connections,omitempty"`
+	Egress   []flowOut     `json:"egress"`
+	More     int64         `json:"egress_more"`
 }
 
 type networkState struct {
@@ -257,13 +259,16 @@ func (a *App) showNetwork(cmd *cobra.Command, s *session, id string, asJSON bool
 	}
 	n := sb.GetNetwork()
 	if asJSON {
-		return a.printJSON(networkOut{Network: networkJSON(n), Egress: flowsJSON(sb.GetEgress()), More: sb.GetEgressMore()})
+		return a.printJSON(networkOut{Network: networkJSON(n), Bindings: sb.GetBindings(), Egress: flowsJSON(sb.GetEgress()), More: sb.GetEgressMore()})
 	}
 	if n == nil {
 		_, err := fmt.Fprintln(a.Out, "no network device")
 		return sandbox.Wrap("print", "", err)
 	}
 	fmt.Fprintf(a.Out, "generation %d, mode %s, sha256:%s\n", n.GetGeneration(), visible(n.GetMode()), visible(n.GetDigest()))
+	if list := sb.GetBindings(); len(list) > 0 {
+		fmt.Fprintf(a.Out, "bindings %s\n", visible(strings.Join(list, ", ")))
+	}
 	if n.GetProblem() != "" {
 		a.say("cut off: %s", oneLine(n.GetProblem()))
 	}

@@ -3,6 +3,7 @@ package cli
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -105,11 +106,12 @@ func (a *App) secretValue(ctx context.Context, name string, from secretFrom) (st
 	default:
 		b, err = io.ReadAll(io.LimitReader(a.In, maxSecretInput))
 	}
+	var typed *sandbox.Error
+	if err != nil && !errors.As(err, &typed) {
+		err = sandbox.Errorf("secret", sandbox.KindInvalid, "%w", err)
+	}
 	if err != nil {
-		if ctx.Err() != nil {
-			return "", err
-		}
-		return "", sandbox.Errorf("secret", sandbox.KindInvalid, "%w", err)
+		return "", err
 	}
 	v := strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), "\r")
 	return v, notText("secret", v)
@@ -125,29 +127,42 @@ func notText(op, v string) error {
 	return nil
 }
 
-// askSecret reads a line from the terminal without showing it.
+// maxTyped is what a terminal takes in one line; more is cut off, silently.
+const maxTyped = 4000
+
+// askSecret reads a line from the terminal, which shows nothing from before it asks
+// until it is as it was.
 func (a *App) askSecret(ctx context.Context, name string) ([]byte, error) {
 	fd := int(a.In.(*os.File).Fd())
-	state, err := term.GetState(fd)
+	state, err := term.MakeRaw(fd)
 	if err != nil {
 		return nil, err
 	}
-	fmt.Fprintf(a.Err, "secret %s (not shown): ", visible(name))
-	defer fmt.Fprintln(a.Err)
+	defer term.Restore(fd, state)
+	t := term.NewTerminal(struct {
+		io.Reader
+		io.Writer
+	}{a.In, a.Err}, "")
 	type line struct {
-		b   []byte
-		err error
+		text string
+		err  error
 	}
 	read := make(chan line, 1)
 	go func() { // it ends with the line, or the process
-		b, err := term.ReadPassword(fd)
-		read <- line{b, err}
+		text, err := t.ReadPassword("secret " + visible(name) + " (not shown): ")
+		read <- line{text, err}
 	}()
 	select {
 	case l := <-read:
-		return l.b, l.err
+		switch {
+		case errors.Is(l.err, io.EOF): // ^C, ^D
+			return nil, sandbox.Errorf("secret", sandbox.KindCanceled, "nothing was stored")
+		case len(l.text) >= maxTyped:
+			return nil, sandbox.Errorf("secret", sandbox.KindInvalid, "the secret is too long to be typed").WithHint("give it with --from-file, or redirect standard input")
+		}
+		return []byte(l.text), l.err
 	case <-ctx.Done():
-		return nil, sandbox.Wrap("secret", "", cmp.Or(term.Restore(fd, state), ctx.Err()))
+		return nil, sandbox.Wrap("secret", "", ctx.Err())
 	}
 }
 

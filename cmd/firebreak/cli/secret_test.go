@@ -125,7 +125,7 @@ func TestSecretSet(t *testing.T) {
 	} {
 		s.asked = nil
 		code, out, errs := runCLI(t, s, c.stdin, env, append([]string{"secret", "set", "openai"}, c.args...)...)
-		if code != c.code || strings.Contains(out+errs, secretCanary) && name != "as argument" {
+		if code != c.code || strings.Contains(out+errs, secretCanary) {
 			t.Errorf("%s: %d %q %q", name, code, out, errs)
 		}
 		req, _ := s.last().(*v1.SetSecretRequest)

@@ -63,7 +63,10 @@ func roots(log *slog.Logger) []byte {
 			continue
 		}
 		for _, e := range list[:min(len(list), maxRootFiles)] {
-			add(filepath.Join(dir, e.Name()))
+			path := filepath.Join(dir, e.Name())
+			if to, err := os.Readlink(path); err != nil || strings.Contains(to, "/") { // others are second names of what is here
+				add(path)
+			}
 		}
 	}
 	if out.Len() > maxRoots {

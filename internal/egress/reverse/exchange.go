@@ -20,56 +20,77 @@ import (
 // its request is sent on.
 const small = 64 << 10
 
+// request is one that is being answered.
+type request struct {
+	*client
+	head head
+	req  *http.Request
+	body *upload
+	kept bool // another may follow, if this one was read to its end
+}
+
 // exchange sends a request on and its answer back, and reports whether another
 // request may follow.
 func (c *client) exchange(ctx context.Context, h head, req *http.Request) (again bool) {
-	p, r := c.proxy, c.route
+	p := c.proxy
 	body := &upload{client: c, from: req.Body, expects: h.expects && req.Body != http.NoBody}
 	body.whole.Store(req.Body == http.NoBody)
-	kept := h.minor && !req.Close
-	refuse := func(no *Refusal, told bool) bool {
-		if !told && no.Reason != "" {
-			p.o.Refused(r.Target, h.method, no)
-		}
-		return c.refuse(no, kept && (body.whole.Load() || c.drain(body, req)))
-	}
+	x := &request{client: c, head: h, req: req, body: body, kept: h.minor && !req.Close}
 	out, no := c.outgoing(h, req)
 	if no != nil {
-		return refuse(no, false)
+		return x.deny(no)
 	}
 	select {
 	case p.requests <- struct{}{}:
 		defer func() { <-p.requests }()
 	default:
-		return refuse(&Refusal{Status: http.StatusServiceUnavailable, Reason: ReasonLimit, Text: "the sandbox has too many requests to bindings at once"}, false)
+		return x.deny(&Refusal{Status: http.StatusServiceUnavailable, Reason: ReasonLimit, Text: "the sandbox has too many requests to bindings at once"})
 	}
 	sent, no := c.body(out, req, body)
 	if no != nil {
-		return refuse(no, false)
+		return x.deny(no)
 	}
-	if no := p.o.Decide(r.Target, h.method); no != nil {
-		return refuse(no, true)
+	if no := p.o.Decide(c.route.Target, h.method); no != nil {
+		return x.say(no)
 	}
+	return x.send(ctx, out, sent)
+}
+
+// deny tells of a refusal that has a reason, and says it.
+func (x *request) deny(no *Refusal) (again bool) {
+	if no.Reason != "" {
+		x.proxy.o.Refused(x.route.Target, x.head.method, no)
+	}
+	return x.say(no)
+}
+
+func (x *request) say(no *Refusal) (again bool) {
+	return x.refuse(no, x.kept && (x.body.whole.Load() || x.drain(x.body, x.req)))
+}
+
+// send has the request go on and the answer come back.
+func (x *request) send(ctx context.Context, out *http.Request, sent *sending) (again bool) {
+	p := x.proxy
 	ctx, cancel := context.WithCancel(ctx)
 	idle := time.AfterFunc(p.o.Idle, cancel)
 	defer func() {
 		cancel()
-		body.end()
+		x.body.end()
 		<-sent.done // who sends the request on has let go of it
 		idle.Stop()
 	}()
 	sent.alive = func() { idle.Reset(p.o.Idle) }
 	sent.tell = func() {
-		p.o.Refused(r.Target, h.method, leak())
+		p.o.Refused(x.route.Target, x.head.method, leak())
 		cancel()
 	}
 	stop := func() {}
-	if body.whole.Load() {
-		stop = c.watch(cancel)
+	if x.body.whole.Load() {
+		stop = x.watch(cancel)
 	}
-	resp, err := r.transport.RoundTrip(out.WithContext(ctx))
+	resp, err := x.route.transport.RoundTrip(out.WithContext(ctx))
 	if err == nil {
-		again = c.answer(h, resp, kept && body.whole.Load(), sent.alive)
+		again = x.answer(x.head, resp, x.kept && x.body.whole.Load(), sent.alive)
 	}
 	stop()
 	if err == nil {
@@ -78,13 +99,13 @@ func (c *client) exchange(ctx context.Context, h head, req *http.Request) (again
 	idled := !idle.Stop()
 	switch {
 	case sent.leaked.Load():
-		return refuse(leak(), true)
+		return x.say(leak())
 	case sent.failed.Load():
-		return refuse(&Refusal{Status: http.StatusBadRequest, Text: "the body cannot be read", close: true}, true)
+		return x.say(&Refusal{Status: http.StatusBadRequest, Text: "the body cannot be read", close: true})
 	case ctx.Err() == nil || idled:
-		return refuse(why(err), false)
+		return x.deny(why(err))
 	}
-	c.broken = true // the sandbox has gone, or the wire
+	x.broken = true // the sandbox has gone, or the wire
 	return false
 }
 

@@ -27,6 +27,9 @@ type Target struct {
 	Secret  []byte   // the proxy's, which overwrites it in the end
 }
 
+// Format implements fmt.Formatter: in no format a target is its secret.
+func (t *Target) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "binding %s", t.Name) }
+
 // The most a wire's bindings may be.
 const (
 	MaxTargets = 32

@@ -1539,7 +1539,8 @@ func (x *SetTimeoutRequest) GetExtendOnly() bool {
 }
 
 // UpdateNetworkRequest has the fields of NetworkRules; none: nothing may be
-// reached any more.
+// reached any more but through the sandbox's bindings, which it keeps unless a
+// rule denies their hosts.
 type UpdateNetworkRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`

@@ -1,0 +1,76 @@
+package hostile
+
+import (
+	"bytes"
+	"context"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestBindings attacks from sandboxes that may make requests with a secret they must
+// not have, to a server that tells everything it is sent: nothing arrives anywhere
+// but at the binding's host, with the binding's key and nobody else's; and the secret
+// is nowhere, not in the sandbox and not in what the server answers, logs and keeps.
+func TestBindings(t *testing.T) {
+	o := newOutside(t)
+	v := new(vault)
+	o.reachable[netip.AddrPortFrom(o.Site("api.vault.example", v), 443)] = true
+	o.asked["api.vault.example"] = true
+	w := serveIn(t, built(t), o, "SSL_CERT_FILE="+o.Authority.File)
+	w.vault = v
+	w.must(t, vaultKey, "secret", "set", "vault-key")
+	w.must(t, "", "binding", "add", "vault", "--secret", "vault-key", "--host", "api.vault.example", "--path", "/v1")
+	w.must(t, "", "binding", "add", "other", "--secret", "vault-key", "--host", "api.vault.example", "--path", "/v1")
+	n := w.neighbours(t)
+	begin := o.mark(t)
+	n.unharmed(t, func() {
+		for _, a := range bindingAttacks {
+			t.Run(a.title(), func(t *testing.T) {
+				v.took()
+				w.carryOut(t, n, a)
+			})
+		}
+	})
+	for _, l := range o.leaks(t, begin) {
+		t.Error(l)
+	}
+}
+
+// must runs a command that has to work.
+func (w *world) must(t *testing.T, stdin string, args ...string) {
+	t.Helper()
+	if out, errs, code := w.cliWith(stdin, args...); code != 0 {
+		t.Fatalf("firebreak %v: %d %s %s", args, code, out, errs)
+	}
+}
+
+// TestBindingsBite runs programs of TestBindings where no router is between them and a
+// server that tells its key, and looks for each form of the secret with the search of
+// TestBindings: what finds nothing anywhere shows nothing.
+func TestBindingsBite(t *testing.T) {
+	built(t)
+	for name, form := range secretForms {
+		if s := look(strings.NewReader(strings.Repeat("x", 1<<20) + string(form) + "yy")); s.form == "" || s.canary {
+			t.Errorf("the search does not see the secret %s: %+v", name, s)
+		}
+	}
+	o := newOutside(t)
+	o.Site("api.vault.example", &vault{tells: true})
+	for program, least := range map[string]int{"bind_echo.py": 30, "bind_leak.py": 40} {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		cmd := exec.CommandContext(ctx, "/usr/bin/python3", program, masked())
+		var out bytes.Buffer
+		cmd.Dir, cmd.Stdout, cmd.Stderr = "programs", &out, &out
+		cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=" + t.TempDir(), "PYTHONDONTWRITEBYTECODE=1", "VAULT_BASE_URL=http://api.vault.example"}
+		err := o.Run(cmd)
+		cancel()
+		if found := strings.Count(out.String(), "FINDING"); err != nil || found < least {
+			t.Errorf("%s: %v, %d findings, want %d:\n%s", program, err, found, least, out.String())
+		} else {
+			t.Logf("%s: %d findings", program, found)
+		}
+	}
+}
