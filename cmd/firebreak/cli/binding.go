@@ -32,11 +32,16 @@ and their path are the binding's.
 The secret goes into Authorization as a bearer token, or --as basic (--field is the
 user), header (--field is its name) or query (--field is the parameter).
 
+With --git a binding is for one repository, and what git's own programs ask of it: they
+clone http://NAME.binding.internal/OWNER/REPO, and push to the refs of --git-push. The
+secret is sent as the password of x-access-token.
+
 Whoever can make sandboxes can give them the binding: what the host lets the secret do,
 code that nobody reviewed can do through it.`,
 		Example: `  firebreak binding add openai --secret openai --host api.openai.com --path /v1
   firebreak binding add weather --secret weather --host api.example.com --method GET --as query --field key
-  firebreak binding add registry --secret registry --host pkgs.example.com --as header --field X-Api-Key --tier user-kernel`,
+  firebreak binding add registry --secret registry --host pkgs.example.com --as header --field X-Api-Key --tier user-kernel
+  firebreak binding add gh --secret ghtoken --host github.com --git owner/repo --git-push 'refs/heads/agent/*'`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			b.Name, b.Port = args[0], int(port)
@@ -67,6 +72,8 @@ code that nobody reviewed can do through it.`,
 	fs.StringVar(&b.As, "as", "", "where the secret goes: bearer, basic, header or query (default bearer)")
 	fs.StringVar(&b.Field, "field", "", "the header or the parameter; for basic the user")
 	fs.StringVar(&b.Tier, "tier", "", "the weakest isolation class of a sandbox that may use it")
+	fs.StringVar(&b.Git, "git", "", "the one repository that it is for, OWNER/NAME")
+	fs.StringArrayVar(&b.GitPush, "git-push", nil, "a ref that may be pushed to, or refs/heads/agent/* (repeatable; default none)")
 	fs.BoolVar(&asJSON, "json", false, "print what the API shows")
 	_ = cmd.MarkFlagRequired("secret")
 	_ = cmd.MarkFlagRequired("host")
@@ -112,9 +119,13 @@ func (a *App) bindingLs() *cobra.Command {
 				w := tabwriter.NewWriter(a.Out, 0, 0, 2, ' ', 0)
 				fmt.Fprintln(w, "NAME\tSECRET\tUPSTREAM\tMETHODS\tAS\tTIER\tSET\tBY")
 				for _, b := range list {
+					uses := strings.Join(b.GetMethods(), ",")
+					if b.GetGit() != "" {
+						uses = strings.Join(append([]string{"fetch"}, b.GetGitPush()...), ",")
+					}
 					as := strings.TrimSpace(b.GetAs() + " " + b.GetField())
 					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", visible(b.GetName()), visible(b.GetSecret()), visible(upstream(b)),
-						visible(cmp.Or(strings.Join(b.GetMethods(), ","), "usual")), visible(as), visible(cmp.Or(b.GetTier(), "any")), date(b.GetUpdatedAt()), visible(b.GetPrincipal()))
+						visible(cmp.Or(uses, "usual")), visible(as), visible(cmp.Or(b.GetTier(), "any")), date(b.GetUpdatedAt()), visible(b.GetPrincipal()))
 				}
 				return w.Flush()
 			})
