@@ -63,7 +63,7 @@ func TestBindingGit(t *testing.T) {
 	if err := json.Unmarshal([]byte(r.stdout), &out); err != nil || r.code != 0 || !out.Receipt.Clean {
 		t.Fatalf("%v: %+v", err, r)
 	}
-	mustContain(t, "the program", out.Stdout, "this is owner/repo\n", "old "+before, "pushed\n", "HEAD -> main (not by this binding)", `the binding does not let "refs/heads/main" be pushed to, only refs/heads/agent/*`,
+	mustContain(t, "the program", out.Stdout, "this is owner/repo\n", "old "+strings.ReplaceAll(before, " ", "\t"), "pushed\n", "HEAD -> main (not by this binding)", `the binding does not let "refs/heads/main" be pushed to, only refs/heads/agent/*`,
 		"HEAD -> agent/y (not with the others)", "HEAD -> v1 (not by this binding)", "the binding is for the repository owner/repo", "found 1\n", "\n2\n")
 	if strings.Contains(out.Stdout, "WRONG") || strings.Contains(r.stdout, half+other) || t.Failed() {
 		t.Errorf("the program: %s %s", out.Stdout, out.Stderr)
