@@ -132,6 +132,16 @@ func (b *bound) decide(t *reverse.Target, method string) *reverse.Refusal {
 		w.deny(e)
 		return &reverse.Refusal{Status: http.StatusForbidden, Reason: e.Reason, Text: "the policy denies the binding's host"}
 	}
+	if !b.reached(t) { // and so it will be dialled
+		ctx, cancel := context.WithTimeout(b.ctx, dialTime)
+		defer cancel()
+		var no *reverse.Refusal
+		if _, _, err := b.resolve(ctx, table, t); errors.As(err, &no) {
+			e.Reason, e.Hint = no.Reason, no.Text
+			w.deny(e)
+			return no
+		}
+	}
 	e.Decision, e.Reason = Allow, ReasonBinding
 	if err := w.ledger.allow(e); err != nil {
 		e.Reason, e.Hint = ReasonUnrecorded, "what cannot be recorded does not happen"
@@ -171,7 +181,7 @@ func (b *bound) dial(ctx context.Context, t *reverse.Target) (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		u := &upstream{Conn: conn, bound: b}
+		u := &upstream{Conn: conn, bound: b, to: t}
 		release, err := w.live.Admit(table.Generation(), u)
 		if err == nil && b.enter(u, release) {
 			w.router.total.allowed.Add(1)
@@ -182,13 +192,11 @@ func (b *bound) dial(ctx context.Context, t *reverse.Target) (net.Conn, error) {
 	return nil, &reverse.Refusal{Status: http.StatusServiceUnavailable, Reason: ReasonStale, Text: "the policy changed while it was asked; try again"}
 }
 
-// reach connects to a binding's host by an address that neither a deny rule nor
-// the dialer refuses. What is private an operator has to have opened.
-func (b *bound) reach(ctx context.Context, table *policy.Table, t *reverse.Target) (net.Conn, error) {
+// resolve finds the addresses of a binding's host, which neither a deny rule nor
+// the dialer refuses. What is private an operator has to have opened. Errors:
+// *reverse.Refusal, those of the dialer.
+func (b *bound) resolve(ctx context.Context, table *policy.Table, t *reverse.Target) (*netaddr.Dialer, []netip.Addr, error) {
 	w := b.wire
-	no := func(reason policy.Reason) error {
-		return &reverse.Refusal{Status: http.StatusForbidden, Reason: reason.String(), Text: "the binding's host is, or has an address, where nothing may be sent"}
-	}
 	d := w.router.config.Dialer
 	if d.Lookup != nil {
 		d.Lookup = w.recent.through(d.Lookup, t.Port)
@@ -197,23 +205,53 @@ func (b *bound) reach(ctx context.Context, table *policy.Table, t *reverse.Targe
 	addrs, err := d.Resolve(ctx, t.Host, t.Port)
 	for _, a := range addrs {
 		if table.Could(policy.Flow{Host: t.Host, Port: t.Port, Addr: a}).Reason == policy.ReasonDenied {
-			return nil, no(policy.ReasonDenied)
+			return nil, nil, forbidden(policy.ReasonDenied)
 		}
 	}
-	var conn net.Conn
-	if err == nil {
-		conn, err = d.DialPinned(ctx, "tcp", t.Host, t.Port, addrs[:min(len(addrs), maxAddrs)])
-	}
+	return &d, addrs[:min(len(addrs), maxAddrs)], refusalFor(err)
+}
+
+// refusalFor is err, or what the sandbox is told where it is that an address is
+// not dialled.
+func refusalFor(err error) error {
 	var refused *netaddr.RefusedError
 	switch {
-	case errors.As(err, &refused) && refused.Class.Openable():
-		return nil, no(policy.ReasonPrivate)
-	case errors.As(err, &refused):
-		return nil, no(policy.ReasonAddress)
-	case err != nil:
-		w.recent.forget(t.Host.Name(), t.Port)
+	case !errors.As(err, &refused):
+		return err
+	case refused.Class.Openable():
+		return forbidden(policy.ReasonPrivate)
 	}
-	return conn, err
+	return forbidden(policy.ReasonAddress)
+}
+
+func forbidden(reason policy.Reason) *reverse.Refusal {
+	return &reverse.Refusal{Status: http.StatusForbidden, Reason: reason.String(), Text: "the binding's host is, or has an address, where nothing may be sent"}
+}
+
+// reach connects to a binding's host.
+func (b *bound) reach(ctx context.Context, table *policy.Table, t *reverse.Target) (net.Conn, error) {
+	d, addrs, err := b.resolve(ctx, table, t)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := d.DialPinned(ctx, "tcp", t.Host, t.Port, addrs)
+	if err != nil {
+		b.wire.recent.forget(t.Host.Name(), t.Port)
+		return nil, refusalFor(err)
+	}
+	return conn, nil
+}
+
+// reached reports whether there is a connection to a binding's host.
+func (b *bound) reached(t *reverse.Target) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for u := range b.open {
+		if u.to == t {
+			return true
+		}
+	}
+	return false
 }
 
 // enter notes a connection to a host. Not ok: it was closed meanwhile, or the wire
@@ -248,6 +286,7 @@ func (b *bound) hangUp() {
 type upstream struct {
 	net.Conn
 	bound   *bound
+	to      *reverse.Target
 	closed  bool   // guarded by bound.mu
 	release func() // guarded by bound.mu; out of Live
 }

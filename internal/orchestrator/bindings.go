@@ -32,6 +32,14 @@ func (r *CreateRequest) bound() {
 	}
 }
 
+// state is the network that the sandbox begins with; nil for none.
+func (r *CreateRequest) state() *NetworkState {
+	if r.Network == nil {
+		return nil
+	}
+	return &NetworkState{NetworkPolicy: *r.Network, Generation: 1, Bindings: slices.Clone(r.Bindings)}
+}
+
 // checkBindings decides whether a sandbox of this backend may have the bindings that are
 // asked for, and returns where it finds them, by the variables that say so.
 func (o *Orchestrator) checkBindings(ctx context.Context, tenant sandbox.TenantID, names []string, info sandbox.Info) (map[string]string, error) {

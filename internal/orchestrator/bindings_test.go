@@ -165,6 +165,9 @@ func TestRecordRequests(t *testing.T) {
 		t.Error("it passes without evidence")
 	}
 	w.audit.set(nil)
+	foreign := request("POST", "allow", "binding", 0)
+	foreign.Binding = "another"
+	wantKind(t, o.RecordEgress(sb.Instance, foreign), sandbox.KindInvalid)
 	for _, e := range []EgressEvent{request("POST", "deny", "method", 0), request("POST", "allow", "binding", 0), request("GET", "allow", "binding", 0),
 		request("POST", "deny", "path", 3)} {
 		if err := o.RecordEgress(sb.Instance, e); err != nil {

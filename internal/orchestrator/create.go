@@ -118,10 +118,10 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 		Root: t.Root, ReadonlyRoot: req.ReadonlyRoot, Limits: limits, Explicit: req.explicit(),
 		AcceptWeaker: req.AcceptWeaker, MinIsolation: req.MinIsolation}
 	req.bound()
-	if err := o.checkNetwork(&req, info, spec); err != nil {
-		return nil, err
-	}
 	urls, err := o.checkBindings(ctx, who.Tenant, req.Bindings, info)
+	if err == nil {
+		err = o.checkNetwork(&req, info, spec)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -129,10 +129,6 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 	if err != nil {
 		return nil, err
 	}
-	env := map[string]string{}
-	maps.Copy(env, t.Env)
-	maps.Copy(env, urls)
-	maps.Copy(env, req.Env)
 	sb := Sandbox{
 		Sandbox: store.Sandbox{ID: req.ID, Tenant: who.Tenant, Instance: spec.Instance, Name: req.Name, State: store.Creating,
 			Backend: info.Name, Isolation: info.Isolation, Template: pick(t.Name, t.Digest), TemplateDigest: t.Digest,
@@ -140,15 +136,22 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 			AcceptWeaker: req.AcceptWeaker, ReadonlyRoot: req.ReadonlyRoot,
 			IdleTimeout: idle, MaxLife: given(req.Timeout, d.Timeout),
 			Principal: who.Principal, Created: o.Clock().UTC()},
-		Details: Details{Pack: pick(req.Pack, t.Default), Packs: slices.Clone(t.Packs), Env: env, Hostname: spec.Hostname, WorkDir: t.WorkDir(), Notes: notes, Run: req.run, IdleAction: req.IdleAction},
-	}
-	if req.Network != nil {
-		sb.Details.Network = &NetworkState{NetworkPolicy: *req.Network, Generation: 1, Bindings: slices.Clone(req.Bindings)}
+		Details: Details{Pack: pick(req.Pack, t.Default), Packs: slices.Clone(t.Packs), Env: merged(t.Env, urls, req.Env), Hostname: spec.Hostname, WorkDir: t.WorkDir(), Notes: notes, Run: req.run, IdleAction: req.IdleAction,
+			Network: req.state()},
 	}
 	if sb.MaxLife > 0 {
 		sb.ExpiresAt = sb.Created.Add(sb.MaxLife)
 	}
 	return &plan{backend: backend, spec: spec, sb: sb, release: release}, nil
+}
+
+// merged is all of envs; of what two have, the later one's.
+func merged(envs ...map[string]string) map[string]string {
+	out := map[string]string{}
+	for _, env := range envs {
+		maps.Copy(out, env)
+	}
+	return out
 }
 
 // checkNetwork decides whether the backend may serve spec, with the wire that

@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"context"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -98,7 +99,7 @@ func (o *Orchestrator) Egress() EgressStats {
 // RecordEgress records a decision of a wire's as evidence, tells whoever watches
 // the sandbox, and counts it. The decision takes effect after it: an error denies.
 // Errors: KindNotFound for a wire of no living sandbox, KindInvalid for what is no
-// decision, KindUnavailable at shutdown, those of the Recorder.
+// decision, or through a binding that the sandbox has not, KindUnavailable at shutdown, those of the Recorder.
 //
 // Cost: some microseconds; longer while evidence lags.
 func (o *Orchestrator) RecordEgress(id sandbox.InstanceID, e EgressEvent) error {
@@ -112,10 +113,14 @@ func (o *Orchestrator) RecordEgress(id sandbox.InstanceID, e EgressEvent) error 
 		return sandbox.Errorf("egress", sandbox.KindInvalid, "%.20q of %.20q is no decision", e.Decision, e.Kind).WithID(string(l.id))
 	}
 	e.bound()
+	invokes := e.Kind == flowRequest && e.Decision != "deny"
+	if invokes && !slices.Contains(l.bindings, e.Binding) { // a router that says so lies
+		return sandbox.Errorf("egress", sandbox.KindInvalid, "the sandbox has no binding %.64q", e.Binding).WithID(string(l.id))
+	}
 	ctx, cancel := context.WithTimeout(o.ctx, flowWait)
 	defer cancel()
 	r := e.evidence()
-	first := e.Kind == flowRequest && e.Decision != "deny" && !l.invokedBefore(e.Binding)
+	first := invokes && !l.invokedBefore(e.Binding)
 	if first {
 		r.Class = sandbox.Gate
 	}

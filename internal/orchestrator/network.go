@@ -29,9 +29,10 @@ type Network interface {
 	// error, nothing passes it. Bindings that are no longer what they were when it
 	// was opened are left out, and unbound says which and why.
 	Adopt(ctx context.Context, id sandbox.InstanceID, p Egress) (unbound string, err error)
-	// Update puts p in the place of what a wire allowed; its bindings stay. When it returns without an
-	// error, nothing passes that p does not allow: it says how many connections
-	// were closed for it, and the generation that decisions name from now on.
+	// Update puts p in the place of what a wire allowed; its bindings stay. When it
+	// returns without an error, nothing passes that p does not allow: it says how many
+	// connections were closed for it, and the generation that decisions name from now
+	// on.
 	Update(ctx context.Context, id sandbox.InstanceID, p Egress) (generation uint64, closed int, err error)
 	// Close removes a wire, after its instance, and looks for each object again. What
 	// is told of its connections has been told when it returns. It finishes its work

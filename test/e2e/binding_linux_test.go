@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -150,8 +151,8 @@ func runOf(t *testing.T, out string) string {
 	return run.ID
 }
 
-// TestBindingRestart: a sandbox keeps its bindings when its server is killed, and what
-// it uses is not removed meanwhile.
+// TestBindingRestart: a sandbox keeps its bindings when the router is killed, and when
+// its server is; what it uses is not removed meanwhile.
 func TestBindingRestart(t *testing.T) {
 	w, v := bindingWorld(t)
 	s := w.serve("--stop-sandboxes=false")
@@ -180,19 +181,31 @@ func TestBindingRestart(t *testing.T) {
 		t.Errorf("a secret in use is removed: %+v", r)
 	}
 
+	again := func(after string) {
+		t.Helper()
+		for end := time.Now().Add(time.Minute); ; {
+			ok, said := ask(id)
+			if ok {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("after %s the binding does not work: %s", after, said)
+			}
+		}
+	}
+	routers := internet.Routers(s.cmd.Process.Pid)
+	if len(routers) != 1 {
+		t.Fatalf("the server has the routers %v", routers)
+	}
+	if err := syscall.Kill(routers[0], syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	again("the router's death")
 	s.cmd.Process.Kill()
 	s.cmd.Wait()
 	w.transport.CloseIdleConnections()
 	s = w.serve()
-	for end := time.Now().Add(time.Minute); ; {
-		ok, said := ask(id)
-		if ok {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatalf("after a kill the binding does not work: %s", said)
-		}
-	}
+	again("the server's death")
 	if _, report, _ = s.do("GET", "/v1/sandboxes/"+id, ""); !strings.Contains(report, `"bindings":["vault"]`) || !strings.Contains(report, `"problem":""`) {
 		t.Errorf("after a kill the report is %s", report)
 	}

@@ -3,11 +3,15 @@ package hostile
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/firebreak-dev/firebreak/test/internet"
 )
 
 // TestBindings attacks from sandboxes that may make requests with a secret they must
@@ -43,6 +47,18 @@ func TestBindings(t *testing.T) {
 	})
 	for _, l := range o.leaks(t, begin) {
 		t.Error(l)
+	}
+	routers := internet.Routers(w.cmd.Process.Pid)
+	if len(routers) != 1 {
+		t.Errorf("the server has the routers %v", routers)
+	}
+	for _, pid := range append(routers, w.cmd.Process.Pid) { // where every user of the machine may look
+		for _, name := range []string{"environ", "cmdline"} {
+			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, name))
+			if form := contains(b); err != nil || form != "" {
+				t.Errorf("the %s of process %d has the secret %s: %v", name, pid, form, err)
+			}
+		}
 	}
 }
 

@@ -11,7 +11,8 @@
 // It parses what hostile code sends and is the only one that dials for it, so it
 // is the process that can do least: `firebreak router`, which ends up in Run. It
 // has a uid that nothing else has, no capability, opens no file, starts no
-// program, and has a list of the system calls it makes. Where it comes from:
+// program, and has a list of the system calls it makes. What it has to know of
+// files (name servers, certificates) it is told. Where it comes from:
 //
 //	Start ── a thread of its own ── no_new_privs, bounding set, Landlock ── fork, uid, exec
 //	      ── Run ── Confine: looks whether all that holds; limits, seccomp ── Serve
@@ -35,7 +36,8 @@
 //
 // # When the router dies
 //
-// The keeper has a descriptor of each TAP, the policies and what was used of their
-// budgets, and gives them to the next one at once. Until that serves, nothing is
-// answered: sandboxes keep their device and reach nobody. Connections are lost.
+// The keeper has a descriptor of each TAP, the policies, the bindings with their
+// secrets, and what was used of budgets, and gives them to the next one at once.
+// Until that serves, nothing is answered: sandboxes keep their device and reach
+// nobody. Connections are lost.
 package control

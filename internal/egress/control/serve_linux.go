@@ -193,6 +193,7 @@ func (s *server) do(m *down, tap *os.File) (a up, err error) {
 		t, err := s.compiler.compile(m.Wire.Policies)
 		if err != nil {
 			tap.Close()
+			wipe(m.Wire.Bindings)
 			return a, err
 		}
 		err = s.router.Attach(egress.Wire{ID: m.ID, Epoch: m.Wire.Epoch, Table: t, Used: m.Wire.Used, Bindings: m.Wire.Bindings}, tap)

@@ -54,7 +54,9 @@ func (k *Keeper) Attach(ctx context.Context, o Wire, tap *os.File) (err error) {
 		served, why := w.by == s, w.err // it began after add, and was given the wire
 		k.mu.Unlock()
 		if !served {
-			why = k.give(ctx, s, w)
+			if why = ctx.Err(); why == nil { // the answer may be as quick as the caller
+				why = k.give(ctx, s, w)
+			}
 		}
 		switch {
 		case errors.Is(why, errLost):
