@@ -308,7 +308,7 @@ func TestNoMessageCarriesASecret(t *testing.T) {
 	known := map[string]bool{}
 	for _, f := range strings.Fields(`Secret.name Secret.created_at Secret.updated_at Secret.principal Secret.version Secret.reference
 		ListSecretsResponse.secrets Binding.name Binding.secret Binding.host Binding.port Binding.plain Binding.methods Binding.path Binding.as Binding.field
-		Binding.tier Binding.version Binding.created_at Binding.updated_at Binding.principal ListBindingsResponse.bindings`) {
+		Binding.tier Binding.git Binding.git_push Binding.version Binding.created_at Binding.updated_at Binding.principal ListBindingsResponse.bindings`) {
 		known[f] = true
 	}
 	var walk func(protoreflect.MessageDescriptor)

@@ -80,7 +80,7 @@ for name, body in {
     "an empty packet": mine + b"0004" + evil + END + PACK,
     "nothing, then commands": END + create(OTHER) + END + PACK,
     "a length with a sign": mine + b"+" + evil[1:] + END + PACK,
-    "a length too long": push(mine) + b"fff9" + evil,
+    "a length too long": mine + b"fff9" + evil + END + PACK,
     "a signed push": push(line(b"push-cert" + CAN), line(b"certificate version 0.1\n"), line(ZERO + b" " + MAIN + b" " + OTHER + b"\n"), line(b"push-cert-end\n")),
     "options": mine.replace(b"agent=git/2.39", b"push-options  ") + END + line(b"merge_request.create") + END + PACK,
     "a late shallow": push(mine, line(b"shallow " + MAIN), evil),
@@ -91,6 +91,7 @@ for name, body in {
     attempt(name, lambda b=body: pushed(b))
     attempt(name + ", packed", lambda b=body: pushed(gzip.compress(b), headers=["Content-Encoding: gzip"]))
 bad = push(create(OTHER))
+attempt("commands after the pack", lambda: b"ok " + OTHER in request(push(create(AGENT + b"z")) + evil + END + PACK))
 attempt("packed twice", lambda: pushed(gzip.compress(gzip.compress(bad)), headers=["Content-Encoding: gzip"]))
 attempt("packed in two pieces", lambda: pushed(gzip.compress(END) + gzip.compress(bad), headers=["Content-Encoding: gzip"]))
 attempt("packed, it is not said how", lambda: pushed(gzip.compress(bad)))
