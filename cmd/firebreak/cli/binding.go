@@ -62,10 +62,16 @@ code that nobody reviewed can do through it.`,
 			})
 		},
 	}
+	bindingFlags(cmd, &b, &port, &asJSON)
+	return cmd
+}
+
+// bindingFlags are those that say what a binding is.
+func bindingFlags(cmd *cobra.Command, b *client.Binding, port *uint16, asJSON *bool) {
 	fs := cmd.Flags()
 	fs.StringVar(&b.Secret, "secret", "", "the secret's name")
 	fs.StringVar(&b.Host, "host", "", "where requests go: one name")
-	fs.Uint16Var(&port, "port", 0, "its port (default 443, or 80 with --plain)")
+	fs.Uint16Var(port, "port", 0, "its port (default 443, or 80 with --plain)")
 	fs.BoolVar(&b.Plain, "plain", false, "without TLS: the secret crosses the network in the clear")
 	fs.StringArrayVar(&b.Methods, "method", nil, "a method that may be used (repeatable; default GET, HEAD, POST, PUT, PATCH, DELETE)")
 	fs.StringVar(&b.Path, "path", "", "what paths begin with, by whole segments (default /)")
@@ -74,7 +80,7 @@ code that nobody reviewed can do through it.`,
 	fs.StringVar(&b.Tier, "tier", "", "the weakest isolation class of a sandbox that may use it")
 	fs.StringVar(&b.Git, "git", "", "the one repository that it is for, OWNER/NAME")
 	fs.StringArrayVar(&b.GitPush, "git-push", nil, "a ref that may be pushed to, or refs/heads/agent/* (repeatable; default none)")
-	fs.BoolVar(&asJSON, "json", false, "print what the API shows")
+	fs.BoolVar(asJSON, "json", false, "print what the API shows")
 	_ = cmd.MarkFlagRequired("secret")
 	_ = cmd.MarkFlagRequired("host")
 	complete := func(flag string, words ...string) {
@@ -82,7 +88,6 @@ code that nobody reviewed can do through it.`,
 	}
 	complete("as", "bearer", "basic", "header", "query")
 	complete("tier", "shared-kernel", "user-kernel", "hypervisor", "confidential")
-	return cmd
 }
 
 // upstream is where a binding's requests go.

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/firebreak-dev/firebreak/internal/netaddr"
@@ -290,105 +291,127 @@ func hostOf(t *testing.T, name string) netaddr.Host {
 	return h
 }
 
-// TestGit: git itself, which knows nothing of bindings, clones and pushes through one
-// to git's own server, and is told what may not be pushed.
-func TestGit(t *testing.T) {
-	dir := t.TempDir()
-	git := func(where string, args ...string) (string, error) {
-		cmd := exec.Command("git", append([]string{"-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"}, args...)...)
-		cmd.Dir = filepath.Join(dir, where)
-		cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "GIT_CONFIG_NOSYSTEM=1", "GIT_TERMINAL_PROMPT=0"}
-		out, err := cmd.CombinedOutput()
-		return strings.TrimSpace(string(out)), err
-	}
-	must := func(where string, args ...string) string {
-		t.Helper()
-		out, err := git(where, args...)
-		if err != nil {
-			t.Fatalf("git %q: %v %s", args, err, out)
-		}
-		return out
-	}
+// gitHost is git's own server of one repository behind a gate that lets the agent's
+// refs be pushed to, and a place where git runs.
+type gitHost struct {
+	*gate
+	dir      string
+	versions sync.Map // of the protocol that it was asked in
+}
+
+func newGitHost(t *testing.T) *gitHost {
+	h := &gitHost{gate: &gate{TB: t}, dir: t.TempDir()}
 	for _, d := range []string{"srv/owner", "first"} {
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Join(h.dir, d), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
-	must("first", "init", "-q")
-	must("first", "commit", "-q", "--allow-empty", "-m", "one")
-	must("first", "clone", "-q", "--bare", ".", "../srv/owner/repo.git")
-	refs := func() string { return must("srv/owner/repo.git", "for-each-ref") }
-	before := refs()
-	backend := &cgi.Handler{Path: filepath.Join(must(".", "--exec-path"), "git-http-backend"), Root: "/", Stderr: io.Discard,
-		Env: []string{"GIT_PROJECT_ROOT=" + filepath.Join(dir, "srv"), "GIT_HTTP_EXPORT_ALL=1", "HOME=" + dir, "GIT_CONFIG_NOSYSTEM=1", "REMOTE_USER=a"}}
-	versions := map[string]bool{}
-	g := newGate(t, forGit("refs/heads/agent/*"), func(w http.ResponseWriter, r *http.Request) {
+	h.must("first", "init", "-q")
+	h.must("first", "commit", "-q", "--allow-empty", "-m", "one")
+	h.must("first", "clone", "-q", "--bare", ".", "../srv/owner/repo.git")
+	backend := &cgi.Handler{Path: filepath.Join(h.must(".", "--exec-path"), "git-http-backend"), Root: "/", Stderr: io.Discard,
+		Env: []string{"GIT_PROJECT_ROOT=" + filepath.Join(h.dir, "srv"), "GIT_HTTP_EXPORT_ALL=1", "HOME=" + h.dir, "GIT_CONFIG_NOSYSTEM=1", "REMOTE_USER=a"}}
+	h.gate = newGate(t, forGit("refs/heads/agent/*"), func(w http.ResponseWriter, r *http.Request) {
 		if user, pass, _ := r.BasicAuth(); user != "x-access-token" || pass != secret {
 			w.WriteHeader(http.StatusUnauthorized)
 			return
 		}
-		versions[r.Header.Get("Git-Protocol")] = true
+		h.versions.Store(r.Header.Get("Git-Protocol"), true)
 		backend.ServeHTTP(w, r)
 	})
-	// Its proxy is how git is brought here.
-	sandbox := func(where string, args ...string) (string, error) {
-		return git(where, append([]string{"-c", "http.proxy=http://" + g.addr, "-c", "protocol.version=2"}, args...)...)
+	return h
+}
+
+// git runs git as somebody without a configuration.
+func (h *gitHost) git(where string, args ...string) (string, error) {
+	cmd := exec.Command("git", append([]string{"-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"}, args...)...)
+	cmd.Dir = filepath.Join(h.dir, where)
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + h.dir, "GIT_CONFIG_NOSYSTEM=1", "GIT_TERMINAL_PROMPT=0"}
+	out, err := cmd.CombinedOutput()
+	return strings.TrimSpace(string(out)), err
+}
+
+func (h *gitHost) must(where string, args ...string) string {
+	h.Helper()
+	out, err := h.git(where, args...)
+	if err != nil {
+		h.Fatalf("git %q: %v %s", args, err, out)
 	}
-	works := func(where string, args ...string) {
-		t.Helper()
-		if out, err := sandbox(where, args...); err != nil {
-			t.Fatalf("git %q: %v %s", args, err, out)
-		}
+	return out
+}
+
+// sandbox is git through the gate, which its proxy brings it to.
+func (h *gitHost) sandbox(where string, args ...string) (string, error) {
+	return h.git(where, append([]string{"-c", "http.proxy=http://" + h.addr, "-c", "protocol.version=2"}, args...)...)
+}
+
+func (h *gitHost) works(where string, args ...string) {
+	h.Helper()
+	if out, err := h.sandbox(where, args...); err != nil {
+		h.Fatalf("git %q: %v %s", args, err, out)
 	}
+}
+
+// refused is what fails, says why and changes nothing.
+func (h *gitHost) refused(says string, args ...string) {
+	h.Helper()
+	before, was := h.refs(), h.requests.Load()
+	out, err := h.sandbox("work", args...)
+	if err == nil || !strings.Contains(out, says) || strings.Contains(out, secret) {
+		h.Errorf("git %q: %v %s", args, err, out)
+	}
+	if h.requests.Load() > was+2 || h.refs() != before { // its refs, and whether it may
+		h.Errorf("git %q changes the repository, or gets further than its refs: %s", args, h.refs())
+	}
+}
+
+func (h *gitHost) refs() string { return h.must("srv/owner/repo.git", "for-each-ref") }
+
+// TestGit: git itself, which knows nothing of bindings, clones and pushes through one
+// to git's own server, and is told what may not be pushed.
+func TestGit(t *testing.T) {
+	h := newGitHost(t)
+	before := h.refs()
 	const base = "http://api.binding.internal/owner/"
-	works(".", "clone", "-q", base+"repo", "work")
-	works(".", "clone", "-q", base+"repo.git", "dotted")
-	works(".", "-c", "protocol.version=0", "clone", "-q", base+"repo", "old")
-	if !versions["version=2"] || !versions[""] {
-		t.Errorf("the host was asked in the versions %v", versions)
-	}
-	refused := func(says string, args ...string) {
-		t.Helper()
-		was := g.requests.Load()
-		out, err := sandbox("work", args...)
-		if err == nil || !strings.Contains(out, says) || strings.Contains(out, secret) {
-			t.Errorf("git %q: %v %s", args, err, out)
-		}
-		if g.requests.Load() > was+2 || refs() != before {
-			t.Errorf("git %q changes the repository, or gets further than its refs: %s", args, refs())
+	h.works(".", "clone", "-q", base+"repo", "work")
+	h.works(".", "clone", "-q", base+"repo.git", "dotted")
+	h.works(".", "-c", "protocol.version=0", "clone", "-q", base+"repo", "old")
+	for _, version := range []string{"version=2", ""} {
+		if _, asked := h.versions.Load(version); !asked {
+			t.Errorf("the host was not asked in the version %q", version)
 		}
 	}
 	big := make([]byte, 3<<20) // more than git keeps: it comes in chunks
 	_, _ = rand.Read(big)
-	if err := os.WriteFile(filepath.Join(dir, "work", "big"), big, 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(h.dir, "work", "big"), big, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	must("work", "add", "-A")
-	must("work", "commit", "-q", "-m", "two")
-	refused("main -> main (not by this binding)", "push", "origin", "main")
-	refused(`does not let "refs/heads/main" be pushed to, only refs/heads/agent/*`, "-c", "http.postBuffer=8000000", "push", "origin", "main")
-	refused("(not with the others)", "push", "origin", "HEAD:refs/heads/agent/x", "HEAD:refs/heads/main")
-	refused("not by this binding", "push", "origin", ":refs/heads/main")
-	refused("not by this binding", "push", "--force", "origin", "HEAD:refs/tags/v1")
-	refused("not by this binding", "push", "origin", "HEAD:refs/heads/agent/größe")
-	refused("the binding is for the repository owner/repo", "ls-remote", base+"other")
-	refused("the binding is for", "fetch", "http://api.binding.internal/other/repo")
-	if n := len(g.said()); n < 8 {
-		t.Errorf("only %q was told", g.said())
+	h.must("work", "add", "-A")
+	h.must("work", "commit", "-q", "-m", "two")
+	h.refused("main -> main (not by this binding)", "push", "origin", "main")
+	h.refused(`does not let "refs/heads/main" be pushed to, only refs/heads/agent/*`, "-c", "http.postBuffer=8000000", "push", "origin", "main")
+	h.refused("(not with the others)", "push", "origin", "HEAD:refs/heads/agent/x", "HEAD:refs/heads/main")
+	h.refused("not by this binding", "push", "origin", ":refs/heads/main")
+	h.refused("not by this binding", "push", "--force", "origin", "HEAD:refs/tags/v1")
+	h.refused("not by this binding", "push", "origin", "HEAD:refs/heads/agent/größe")
+	h.refused("the binding is for the repository owner/repo", "ls-remote", base+"other")
+	h.refused("the binding is for", "fetch", "http://api.binding.internal/other/repo")
+	if n := len(h.said()); n < 8 {
+		t.Errorf("only %q was told", h.said())
 	}
-	works("work", "push", "-q", "origin", "HEAD:refs/heads/agent/x")
-	works("work", "-c", "http.postBuffer=8000000", "push", "-q", "origin", "HEAD:refs/heads/agent/y/z")
-	head := must("work", "rev-parse", "HEAD")
-	if got := refs(); !strings.Contains(got, head+" commit\trefs/heads/agent/x") || !strings.Contains(got, head+" commit\trefs/heads/agent/y/z") || !strings.Contains(got, before) {
+	h.works("work", "push", "-q", "origin", "HEAD:refs/heads/agent/x")
+	h.works("work", "-c", "http.postBuffer=8000000", "push", "-q", "origin", "HEAD:refs/heads/agent/y/z")
+	head := h.must("work", "rev-parse", "HEAD")
+	if got := h.refs(); !strings.Contains(got, head+" commit\trefs/heads/agent/x") || !strings.Contains(got, head+" commit\trefs/heads/agent/y/z") || !strings.Contains(got, before) {
 		t.Errorf("the repository has %s", got)
 	}
-	works("work", "push", "-q", "origin", ":refs/heads/agent/x")
-	works("old", "fetch", "-q")
-	works(".", "clone", "-q", "--depth", "1", "--branch", "agent/y/z", base+"repo", "shallow")
-	must("shallow", "commit", "-q", "--allow-empty", "-m", "three")
-	works("shallow", "push", "-q", "origin", "HEAD:refs/heads/agent/s")
+	h.works("work", "push", "-q", "origin", ":refs/heads/agent/x")
+	h.works("old", "fetch", "-q")
+	h.works(".", "clone", "-q", "--depth", "1", "--branch", "agent/y/z", base+"repo", "shallow")
+	h.must("shallow", "commit", "-q", "--allow-empty", "-m", "three")
+	h.works("shallow", "push", "-q", "origin", "HEAD:refs/heads/agent/s")
 	for _, d := range []string{"work", "dotted", "old", "shallow"} {
-		if out, err := exec.Command("grep", "-rlF", secret, filepath.Join(dir, d)).CombinedOutput(); err == nil || len(out) > 0 {
+		if out, err := exec.Command("grep", "-rlF", secret, filepath.Join(h.dir, d)).CombinedOutput(); err == nil || len(out) > 0 {
 			t.Errorf("the secret is in %s", out)
 		}
 	}
