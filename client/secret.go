@@ -47,13 +47,18 @@ type Binding struct {
 	As      string // bearer, basic, header, query
 	Field   string // the header or the parameter; for basic the user
 	Tier    string // the weakest isolation class of a sandbox that may use it
+	// Git is the one repository that it is for, OWNER/NAME, by git's smart protocol;
+	// path and methods are left out then, and the secret is a password. GitPush is
+	// the refs that may be pushed to: in full, or all below one as refs/heads/agent/*.
+	Git     string
+	GitPush []string
 }
 
 // AddBinding stores a binding under its name, in place of what was there. Errors:
 // KindInvalid with what to write instead; KindNotFound for its secret; KindCapacity.
 func (c *Client) AddBinding(ctx context.Context, b Binding) (*v1.Binding, error) {
 	return message(c.secrets.AddBinding(ctx, connect.NewRequest(&v1.AddBindingRequest{Name: b.Name, Secret: b.Secret, Host: b.Host, Port: int32(b.Port),
-		Plain: b.Plain, Methods: b.Methods, Path: b.Path, As: b.As, Field: b.Field, Tier: b.Tier})))
+		Plain: b.Plain, Methods: b.Methods, Path: b.Path, As: b.As, Field: b.Field, Tier: b.Tier, Git: b.Git, GitPush: b.GitPush})))
 }
 
 // Bindings lists the tenant's bindings, by name.

@@ -75,7 +75,7 @@ func Actions() []Action {
 
 		{Name: "secret.set", Then: Flow, When: "before a secret is stored under a name; of its value nothing is recorded, no digest either", Object: "name", Detail: "reference"},
 		{Name: "secret.remove", Then: Flow, When: "before a secret is forgotten", Object: "name"},
-		{Name: "binding.set", Then: Flow, When: "before a binding is stored under a name", Object: "name", Digest: "the binding, JSON as it is stored", Detail: "secret (its name), host, port, plain, methods, path, as, field, tier"},
+		{Name: "binding.set", Then: Flow, When: "before a binding is stored under a name", Object: "name", Digest: "the binding, JSON as it is stored", Detail: "secret (its name), host, port, plain, methods, path, as, field, git, push, tier"},
 		{Name: "binding.remove", Then: Flow, When: "before a binding is forgotten", Object: "name"},
 
 		{Name: "key.create", Then: Gate, When: "before and after a key is made", Object: "name, then key id", Detail: "role"},

@@ -24,6 +24,7 @@ type Binding struct {
 	Methods []string `json:"methods,omitempty"`
 	Path    string   `json:"path"` // a prefix of whole segments, "/" for all
 	Inject  Inject   `json:"inject"`
+	Git     *Git     `json:"git,omitempty"` // nil: for HTTP of any kind
 	// Tier is the weakest isolation of a sandbox that may use it; IsolationNone: any.
 	Tier sandbox.Isolation `json:"-"` // by its name, as "tier"
 }
@@ -33,6 +34,14 @@ type Inject struct {
 	As string `json:"as"` // bearer, basic, header, query
 	// Name of the header or the query's parameter; for basic the user.
 	Name string `json:"name,omitempty"`
+}
+
+// Git makes a binding one for a repository, by git's smart protocol alone.
+type Git struct {
+	Repo string `json:"repo"` // OWNER/NAME, without .git
+	// Push is the refs that may be pushed to: in full, or all below one as in
+	// refs/heads/agent/*; none: none.
+	Push []string `json:"push,omitempty"`
 }
 
 // The ways to inject a secret.
@@ -81,6 +90,7 @@ const (
 	maxPath    = 1024
 	maxMethods = 16
 	maxUser    = 256
+	maxPush    = 32
 )
 
 var (
@@ -130,6 +140,11 @@ func (b Binding) Normal() (Binding, error) {
 			b.Port = 80
 		}
 	}
+	if b.Git != nil {
+		if b, err = b.normalGit(); err != nil {
+			return b, err
+		}
+	}
 	if b.Methods, err = normalMethods(b.Methods); err != nil {
 		return b, err
 	}
@@ -151,7 +166,8 @@ func (b Binding) Check() error {
 	if err != nil {
 		return err
 	}
-	if n.Host != b.Host || n.Port != b.Port || n.Path != b.Path || n.Inject != b.Inject || !slices.Equal(n.Methods, b.Methods) {
+	if n.Host != b.Host || n.Port != b.Port || n.Path != b.Path || n.Inject != b.Inject || !slices.Equal(n.Methods, b.Methods) ||
+		n.Git != nil && (n.Git.Repo != b.Git.Repo || !slices.Equal(n.Git.Push, b.Git.Push)) {
 		return invalid("the binding is not in its normal form")
 	}
 	return nil

@@ -30,6 +30,12 @@ func TestNormal(t *testing.T) {
 		"cookie":   {func(b *Binding) { b.Inject = Inject{"header", "cookie"} }, Binding{Inject: Inject{"header", "Cookie"}}},
 		"query":    {func(b *Binding) { b.Inject = Inject{"query", "api_key"} }, Binding{Inject: Inject{"query", "api_key"}}},
 		"tier":     {func(b *Binding) { b.Tier = sandbox.IsolationHypervisor }, Binding{Tier: sandbox.IsolationHypervisor}},
+		"git":      {func(b *Binding) { b.Git = &Git{Repo: "/o/r.git"} }, Binding{Git: &Git{Repo: "o/r"}, Path: "/o/r", Inject: Inject{"basic", "x-access-token"}}},
+		"git as": {func(b *Binding) { b.Git, b.Path, b.Inject = &Git{Repo: "o/r"}, "/o/r", Inject{"bearer", ""} },
+			Binding{Git: &Git{Repo: "o/r"}, Path: "/o/r"}},
+		"git push": {func(b *Binding) {
+			b.Git, b.Inject = &Git{Repo: "r", Push: []string{"refs/tags/v1", "refs/heads/a/*", "refs/tags/v1"}}, Inject{"basic", "oauth2"}
+		}, Binding{Git: &Git{Repo: "r", Push: []string{"refs/heads/a/*", "refs/tags/v1"}}, Path: "/r", Inject: Inject{"basic", "oauth2"}}},
 	} {
 		b := plainBinding
 		c.change(&b)
@@ -82,6 +88,24 @@ func TestBadBindings(t *testing.T) {
 		"tier":           func(b *Binding) { b.Tier = 9 },
 		"negative tier":  func(b *Binding) { b.Tier = -1 },
 	}
+	git := func(g Git, change func(*Binding)) func(*Binding) {
+		return func(b *Binding) { b.Git = &g; change(b) }
+	}
+	same := func(*Binding) {}
+	for _, repo := range []string{"", "/", "..", "a/../b", "a//b", "a b", "a?b", "a%62", ".git", "a/.git", "https://a/b"} {
+		cases["git "+repo] = git(Git{Repo: repo}, same)
+	}
+	for _, p := range []string{"", "main", "*", "refs/*", "refs/heads/a*", "refs/heads/../x", "refs/heads/", "+refs/heads/x", "refs/heads/x:refs/heads/y", "refs/heads/ü"} {
+		cases["git-push "+p] = git(Git{Repo: "a", Push: []string{p}}, same)
+	}
+	many := Git{Repo: "a"}
+	for i := range 33 {
+		many.Push = append(many.Push, "refs/heads/"+strings.Repeat("x", i+1))
+	}
+	cases["git-push, many"] = git(many, same)
+	cases["git's path"] = git(Git{Repo: "a"}, func(b *Binding) { b.Path = "/b" })
+	cases["git's method"] = git(Git{Repo: "a"}, func(b *Binding) { b.Methods = []string{"GET"} })
+	cases["git's query"] = git(Git{Repo: "a"}, func(b *Binding) { b.Inject = Inject{"query", "k"} })
 	for _, h := range []string{"", "*.example.com", "*", "10.0.0.1", "93.184.216.34", "::1", "[2606:2800::1]", "2130706433", "0x7f.1", "a.example.com:443", "https://a.example.com",
 		"a_b.example.com", "user@a.example.com", "a.example.com/x", "a b", "openai.binding.internal", "binding.internal", "A.Binding.Internal."} {
 		cases["host "+h] = func(b *Binding) { b.Host = h }
@@ -120,11 +144,18 @@ func TestBindingJSON(t *testing.T) {
 	if err := json.Unmarshal(text, &back); err != nil || !reflect.DeepEqual(back, b) {
 		t.Errorf("%+v, %v", back, err)
 	}
-	b.Tier = sandbox.IsolationNone
+	b.Git = &Git{Repo: "o/r", Push: []string{"refs/heads/x"}}
+	if text, err = json.Marshal(b); err != nil || !strings.Contains(string(text), `"git":{"repo":"o/r","push":["refs/heads/x"]}`) {
+		t.Errorf("%s, %v", text, err)
+	}
+	if b.Check() == nil { // its path is another's
+		t.Error("a binding for git that is none is normal")
+	}
+	b.Git, b.Tier = nil, sandbox.IsolationNone
 	if text, err = json.Marshal(&b); err != nil || strings.Contains(string(text), "tier") {
 		t.Errorf("%s, %v", text, err)
 	}
-	if err := json.Unmarshal(text, &back); err != nil || back.Tier != sandbox.IsolationNone {
+	if err := json.Unmarshal(text, &back); err != nil || back.Tier != sandbox.IsolationNone || back.Git != nil {
 		t.Errorf("%+v, %v", back, err)
 	}
 	if err := json.Unmarshal([]byte(`{"tier":"L9"}`), &back); sandbox.KindOf(err) != sandbox.KindInvalid {
@@ -136,7 +167,8 @@ func TestBindingJSON(t *testing.T) {
 // should be.
 func FuzzBinding(f *testing.F) {
 	for _, s := range []string{`{"name":"api","secret":"s","host":"a.example.com"}`, `{"name":"api","secret":"s","host":"A.example.com.","path":"/v1/","methods":["get"],"tier":"hypervisor"}`,
-		`{"name":"a","secret":"s","host":"a.b","inject":{"as":"header","name":"x-y"}}`, `{"name":"a","secret":"s","host":"1.2.3.4"}`} {
+		`{"name":"a","secret":"s","host":"a.b","inject":{"as":"header","name":"x-y"}}`, `{"name":"a","secret":"s","host":"1.2.3.4"}`,
+		`{"name":"a","secret":"s","host":"a.b","git":{"repo":"/o/r.git","push":["refs/heads/b/*","refs/heads/a"]}}`} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {

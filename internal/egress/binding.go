@@ -13,7 +13,15 @@ type Binding struct {
 	Path    string   `json:"path"`              // a prefix of whole segments, "/" for all
 	As      string   `json:"as"`                // bearer, basic, header, query: where the secret goes
 	Field   string   `json:"field,omitempty"`   // the header, the parameter or the user
+	Git     *Git     `json:"git,omitempty"`
 	Secret  Hidden   `json:"secret"`
+}
+
+// Git makes a binding one for a repository by git's smart protocol, whose path is
+// the binding's.
+type Git struct {
+	Repo string   `json:"repo"`           // OWNER/NAME, without .git
+	Push []string `json:"push,omitempty"` // refs that may be pushed to, in full or as refs/heads/agent/*
 }
 
 // Hidden is a secret on its way to the router. It prints as nothing, and crosses

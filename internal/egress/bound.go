@@ -48,7 +48,7 @@ func newBound(ctx context.Context, w *wire, bindings []Binding) (*bound, error) 
 		if _, in := bindingOf(h); in {
 			return nil, errors.New("a binding leads to a binding")
 		}
-		t := &reverse.Target{Name: x.Name, Host: h, Port: x.Port, Plain: x.Plain, Methods: x.Methods, Path: x.Path, As: x.As, Field: x.Field, Secret: x.Secret}
+		t := &reverse.Target{Name: x.Name, Host: h, Port: x.Port, Plain: x.Plain, Methods: x.Methods, Path: x.Path, As: x.As, Field: x.Field, Git: (*reverse.Git)(x.Git), Secret: x.Secret}
 		if i, again := byName[x.Name]; again {
 			clear(targets[i].Secret)
 			targets[i] = t

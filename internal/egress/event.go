@@ -35,6 +35,7 @@ const (
 	ReasonMethod      = "method"      // of a request: the binding is for others
 	ReasonPath        = "path"        // of a request: the binding is for others
 	ReasonRequest     = "request"     // of a request: it is none, or one that means two things
+	ReasonPush        = "push"        // of a request: a push to a ref that the binding is not for
 	ReasonLeak        = "leak"        // a secret, or something like it, is where none goes
 )
 

@@ -47,6 +47,12 @@ func fromBinding(req *v1.AddBindingRequest) (b broker.Binding, err error) {
 	}
 	b = broker.Binding{Name: req.GetName(), Secret: req.GetSecret(), Host: req.GetHost(), Port: uint16(req.GetPort()), Plain: req.GetPlain(),
 		Methods: req.GetMethods(), Path: req.GetPath(), Inject: broker.Inject{As: req.GetAs(), Name: req.GetField()}}
+	switch {
+	case req.GetGit() != "":
+		b.Git = &broker.Git{Repo: req.GetGit(), Push: req.GetGitPush()}
+	case len(req.GetGitPush()) > 0:
+		return b, sandbox.Errorf("binding", sandbox.KindInvalid, "git-push: the binding is not for git").WithHint("say for which repository: --git OWNER/NAME")
+	}
 	if req.GetTier() != "" {
 		if b.Tier, err = sandbox.ParseIsolation(req.GetTier()); err != nil {
 			return b, err
@@ -63,6 +69,9 @@ func bindingDetail(b broker.Binding) map[string]string {
 	}
 	if len(b.Methods) > 0 {
 		d["methods"] = strings.Join(b.Methods, " ")
+	}
+	if b.Git != nil {
+		d["git"], d["push"] = b.Git.Repo, strings.Join(b.Git.Push, " ")
 	}
 	if b.Inject.Name != "" {
 		d["field"] = b.Inject.Name
@@ -81,6 +90,9 @@ func toBinding(row store.Binding) (*v1.Binding, error) {
 	}
 	out := &v1.Binding{Name: row.Name, Secret: row.Secret, Host: b.Host, Port: int32(b.Port), Plain: b.Plain, Methods: b.Methods, Path: b.Path,
 		As: b.Inject.As, Field: b.Inject.Name, Version: row.Version, CreatedAt: stamp(row.Created), UpdatedAt: stamp(row.Updated), Principal: row.Principal}
+	if b.Git != nil {
+		out.Git, out.GitPush = b.Git.Repo, b.Git.Push
+	}
 	if b.Tier != sandbox.IsolationNone {
 		out.Tier = b.Tier.String()
 	}

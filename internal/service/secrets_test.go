@@ -229,6 +229,8 @@ func TestBindings(t *testing.T) {
 		"port":     func(b *v1.AddBindingRequest) { b.Port = 70000 },
 		"header":   func(b *v1.AddBindingRequest) { b.As, b.Field = "header", "Host" },
 		"tier":     func(b *v1.AddBindingRequest) { b.Tier = "L2" },
+		"git":      func(b *v1.AddBindingRequest) { b.Git = "o/r" }, // with a path of its own
+		"git-push": func(b *v1.AddBindingRequest) { b.GitPush = []string{"refs/heads/x"} },
 	} {
 		bad := proto.Clone(req).(*v1.AddBindingRequest)
 		change(bad)
@@ -240,6 +242,15 @@ func TestBindings(t *testing.T) {
 	if again, err := r.AddBinding(admin, &v1.AddBindingRequest{Name: "openai", Secret: "token", Host: "api.example.com", Plain: true, As: "header", Field: "x-key"}); err != nil ||
 		again.Version != 2 || again.Port != 80 || again.Field != "X-Key" || again.Tier != "" {
 		t.Errorf("%v, %v", again, err)
+	}
+	if _, err := r.AddBinding(admin, &v1.AddBindingRequest{Name: "gh", Secret: "token", Host: "github.com", Git: "o/r", GitPush: []string{"refs/heads/agent/*"}}); err != nil {
+		t.Error(err)
+	}
+	if gh, err := r.GetBinding(viewer, &v1.GetBindingRequest{Name: "gh"}); err != nil || gh.Git != "o/r" || gh.Path != "/o/r" || strings.Join(gh.GitPush, " ") != "refs/heads/agent/*" || gh.As != "basic" || gh.Field != "x-access-token" {
+		t.Errorf("%v, %v", gh, err)
+	}
+	if _, err := r.RemoveBinding(admin, &v1.RemoveBindingRequest{Name: "gh"}); err != nil {
+		t.Error(err)
 	}
 	row, err := r.Store.Tenant("default").Binding(t.Context(), "openai")
 	var b broker.Binding
@@ -255,7 +266,7 @@ func TestBindings(t *testing.T) {
 		t.Error(err)
 	}
 	r.secretRecords("binding.set allowed openai api.example.com", "secret.set allowed token ", "binding.set allowed openai api.example.com", "secret.remove allowed token ",
-		"binding.set allowed openai api.example.com", "binding.remove allowed openai ", "binding.remove allowed openai ", "secret.remove allowed token ")
+		"binding.set allowed openai api.example.com", "binding.set allowed gh github.com", "binding.remove allowed gh ", "binding.remove allowed openai ", "binding.remove allowed openai ", "secret.remove allowed token ")
 }
 
 // TestNoMessageCarriesASecret: of all messages of the API one has a field for a
@@ -297,7 +308,7 @@ func TestNoMessageCarriesASecret(t *testing.T) {
 	known := map[string]bool{}
 	for _, f := range strings.Fields(`Secret.name Secret.created_at Secret.updated_at Secret.principal Secret.version Secret.reference
 		ListSecretsResponse.secrets Binding.name Binding.secret Binding.host Binding.port Binding.plain Binding.methods Binding.path Binding.as Binding.field
-		Binding.tier Binding.version Binding.created_at Binding.updated_at Binding.principal ListBindingsResponse.bindings`) {
+		Binding.tier Binding.git Binding.git_push Binding.version Binding.created_at Binding.updated_at Binding.principal ListBindingsResponse.bindings`) {
 		known[f] = true
 	}
 	var walk func(protoreflect.MessageDescriptor)

@@ -24,10 +24,17 @@ func TestBindings(t *testing.T) {
 	o.reachable[netip.AddrPortFrom(o.Site("api.vault.example", v), 443)] = true
 	o.asked["api.vault.example"] = true
 	w := serveIn(t, built(t), o, "SSL_CERT_FILE="+o.Authority.File)
-	w.vault = v
+	forge, err := o.Forge(vaultKey, "owner/repo", "owner/other")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.reachable[netip.AddrPortFrom(o.Site("git.vault.example", forge), 443)] = true
+	o.asked["git.vault.example"] = true
+	w.vault, w.refs = v, forge.Refs
 	w.must(t, vaultKey, "secret", "set", "vault-key")
 	w.must(t, "", "binding", "add", "vault", "--secret", "vault-key", "--host", "api.vault.example", "--path", "/v1")
 	w.must(t, "", "binding", "add", "other", "--secret", "vault-key", "--host", "api.vault.example", "--path", "/v1")
+	w.must(t, "", "binding", "add", "gh", "--secret", "vault-key", "--host", "git.vault.example", "--git", "owner/repo", "--git-push", "refs/heads/agent/*")
 	n := w.neighbours(t)
 	begin := o.mark(t)
 	n.unharmed(t, func() {

@@ -36,8 +36,39 @@ var bindingAttacks = []attack{
 		fields: `"bindings":["vault"]`, wants: []string{`request GET vault api.vault.example:443 allowed`}},
 	{number: 21, name: "a search of the sandbox and of the host", verdict: deny, run: []string{"bind_search.py", masked()}, with: shared, limits: `"memory_bytes":536870912,"cpus":2`, timeout: 5 * time.Minute, reasons: "done", prints: `(?s)used .*welcome.*searched \d{4,} `, check: secretNowhere,
 		fields: `"bindings":["vault"],"env":{"CANARY":"` + canary + `"},"metadata":{"canary":"` + canary + `"}`, wants: []string{`request GET vault api.vault.example:443 allowed`}},
+	{number: 22, name: "git's token, and other refs", verdict: deny, run: []string{"bind_git.py", masked()}, with: shared, limits: `"memory_bytes":536870912,"cpus":2`, timeout: 5 * time.Minute, reasons: "done", prints: "(?s)control worked.*tried.*tried", check: onlyTheAgents,
+		fields: `"bindings":["gh"]`, wants: []string{`request GET gh git.vault.example:443 allowed`, `request POST gh git.vault.example:443 allowed`, `request POST gh git.vault.example:443 denied push`,
+			`request POST gh git.vault.example:443 denied request`, `request GET gh git.vault.example:443 denied path`, `dns git.vault.example deny no_rule`}},
 	{number: 23, name: "another sandbox's binding", verdict: deny, act: anotherSandboxes,
 		fields: `"bindings":["vault"]`, wants: []string{`dns other.binding.internal deny \S+`}},
+}
+
+// onlyTheAgents: of the forge's refs those are new that the binding lets be pushed to,
+// and the others are as they were.
+func onlyTheAgents(t *testing.T, w *world, id string, r reply, took time.Duration) {
+	noFindings(t, w, id, r, took)
+	mine := 0
+	for _, repository := range []string{"owner/repo", "owner/other"} {
+		refs, err := w.refs(repository)
+		if err != nil {
+			t.Error(err)
+		}
+		for line := range strings.Lines(refs) {
+			_, ref, _ := strings.Cut(strings.TrimSpace(line), " ")
+			switch {
+			case strings.HasPrefix(ref, "refs/heads/agent/") && repository == "owner/repo":
+				mine++
+			case ref != "refs/heads/main":
+				t.Errorf("%s has %s", repository, ref)
+			}
+		}
+		if !strings.Contains(refs, "refs/heads/main") {
+			t.Errorf("%s has no main any more: %s", repository, refs)
+		}
+	}
+	if mine == 0 {
+		t.Error("nothing was pushed where it may be")
+	}
 }
 
 // canary is what a search has to find: one that does not is blind.

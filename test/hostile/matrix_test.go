@@ -43,7 +43,6 @@ type row struct {
 
 const (
 	noInspection = "nobody looks into requests yet"
-	noGit        = "bindings are for HTTP; git is not served through them yet"
 	noSnapshots  = "no snapshots yet"
 	noModel      = "the model executes no code"
 )
@@ -71,7 +70,7 @@ var rows = []row{
 	{19, "A placeholder sent to a host it is not bound to", "DENY", "", "by base URL; there are no placeholders yet", nil},
 	{20, "A server that echoes the injected credential", "DENY", "", "", nil},
 	{21, "Search the whole sandbox for a secret of the host", "DENY", "", "all of the sandbox's memory is searched from the host; there are no snapshots yet", map[column]string{onGVisor: "test/e2e TestDemo"}},
-	{22, "Git: read the token, push where it is not allowed", "DENY", noGit, "", nil},
+	{22, "Git: read the token, push where it is not allowed", "DENY", "", "over HTTP, through a binding; what a host's own automation does with what is pushed is the host's", nil},
 	{23, "Use the binding of another sandbox", "DENY", "", "", nil},
 	{24, "Install a package that is too young", "DENY", noInspection, "", nil},
 	{25, "Install a package known to be malicious, or of another hash", "DENY", noInspection, "", nil},

@@ -99,6 +99,7 @@ type world struct {
 	start    func(*exec.Cmd) error // the server
 	env      []string              // of every command, beside the usual
 	vault    *vault                // what its bindings are for, if there is one
+	refs     func(repository string) (string, error)
 	// transport reaches it.
 	transport *http.Transport
 

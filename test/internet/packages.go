@@ -12,55 +12,8 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
-	"net/http/cgi"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
 )
-
-// Repository serves a git repository over HTTP, as git itself does it: files are
-// what is committed on the branch main. The URL is https://NAME/REPOSITORY.git.
-func (n *Internet) Repository(repository string, files map[string]string) (http.Handler, error) {
-	dir, err := os.MkdirTemp(n.dir, "git-")
-	if err != nil {
-		return nil, err
-	}
-	work, bare := filepath.Join(dir, "work"), filepath.Join(dir, "srv", repository+".git")
-	if err := os.MkdirAll(work, 0o755); err != nil {
-		return nil, err
-	}
-	for name, text := range files {
-		if err := os.MkdirAll(filepath.Dir(filepath.Join(work, name)), 0o755); err != nil {
-			return nil, err
-		}
-		if err := os.WriteFile(filepath.Join(work, name), []byte(text), 0o644); err != nil {
-			return nil, err
-		}
-	}
-	git := func(args ...string) (string, error) {
-		cmd := exec.Command("git", append([]string{"-C", work, "-c", "user.name=a", "-c", "user.email=a@b.example"}, args...)...)
-		cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "GIT_CONFIG_NOSYSTEM=1"}
-		out, err := cmd.CombinedOutput()
-		if err != nil {
-			return "", fmt.Errorf("git %q: %w: %s", args, err, out)
-		}
-		return strings.TrimSpace(string(out)), nil
-	}
-	for _, args := range [][]string{{"init", "-q", "-b", "main"}, {"add", "-A"}, {"commit", "-q", "-m", "first"}, {"clone", "-q", "--bare", ".", bare}} {
-		if _, err := git(args...); err != nil {
-			return nil, err
-		}
-	}
-	programs, err := git("--exec-path")
-	if err != nil {
-		return nil, err
-	}
-	return &cgi.Handler{Path: filepath.Join(programs, "git-http-backend"), Root: "/", Dir: dir, Stderr: io.Discard,
-		Env: []string{"GIT_PROJECT_ROOT=" + filepath.Dir(bare), "GIT_HTTP_EXPORT_ALL=1", "HOME=" + dir, "GIT_CONFIG_NOSYSTEM=1"}}, nil
-}
 
 // PythonIndex is a package index with one package, a module of the same name that
 // holds the text. Its address for pip is https://NAME/simple/.

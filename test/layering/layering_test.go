@@ -32,6 +32,7 @@ var ranks = []struct {
 	{"internal/portproxy", 0},
 	{"internal/guest/runtime", 0},
 	{"internal/netaddr", 0},
+	{"internal/gitname", 0},
 	{"internal/guest", 1},
 	{"internal/policy", 1},
 	{"internal/policy/rego", 2},

@@ -32,11 +32,16 @@ and their path are the binding's.
 The secret goes into Authorization as a bearer token, or --as basic (--field is the
 user), header (--field is its name) or query (--field is the parameter).
 
+With --git a binding is for one repository, and what git's own programs ask of it: they
+clone http://NAME.binding.internal/OWNER/REPO, and push to the refs of --git-push. The
+secret is sent as the password of x-access-token.
+
 Whoever can make sandboxes can give them the binding: what the host lets the secret do,
 code that nobody reviewed can do through it.`,
 		Example: `  firebreak binding add openai --secret openai --host api.openai.com --path /v1
   firebreak binding add weather --secret weather --host api.example.com --method GET --as query --field key
-  firebreak binding add registry --secret registry --host pkgs.example.com --as header --field X-Api-Key --tier user-kernel`,
+  firebreak binding add registry --secret registry --host pkgs.example.com --as header --field X-Api-Key --tier user-kernel
+  firebreak binding add gh --secret ghtoken --host github.com --git owner/repo --git-push 'refs/heads/agent/*'`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			b.Name, b.Port = args[0], int(port)
@@ -57,17 +62,25 @@ code that nobody reviewed can do through it.`,
 			})
 		},
 	}
+	bindingFlags(cmd, &b, &port, &asJSON)
+	return cmd
+}
+
+// bindingFlags are those that say what a binding is.
+func bindingFlags(cmd *cobra.Command, b *client.Binding, port *uint16, asJSON *bool) {
 	fs := cmd.Flags()
 	fs.StringVar(&b.Secret, "secret", "", "the secret's name")
 	fs.StringVar(&b.Host, "host", "", "where requests go: one name")
-	fs.Uint16Var(&port, "port", 0, "its port (default 443, or 80 with --plain)")
+	fs.Uint16Var(port, "port", 0, "its port (default 443, or 80 with --plain)")
 	fs.BoolVar(&b.Plain, "plain", false, "without TLS: the secret crosses the network in the clear")
 	fs.StringArrayVar(&b.Methods, "method", nil, "a method that may be used (repeatable; default GET, HEAD, POST, PUT, PATCH, DELETE)")
 	fs.StringVar(&b.Path, "path", "", "what paths begin with, by whole segments (default /)")
 	fs.StringVar(&b.As, "as", "", "where the secret goes: bearer, basic, header or query (default bearer)")
 	fs.StringVar(&b.Field, "field", "", "the header or the parameter; for basic the user")
 	fs.StringVar(&b.Tier, "tier", "", "the weakest isolation class of a sandbox that may use it")
-	fs.BoolVar(&asJSON, "json", false, "print what the API shows")
+	fs.StringVar(&b.Git, "git", "", "the one repository that it is for, OWNER/NAME")
+	fs.StringArrayVar(&b.GitPush, "git-push", nil, "a ref that may be pushed to, or refs/heads/agent/* (repeatable; default none)")
+	fs.BoolVar(asJSON, "json", false, "print what the API shows")
 	_ = cmd.MarkFlagRequired("secret")
 	_ = cmd.MarkFlagRequired("host")
 	complete := func(flag string, words ...string) {
@@ -75,7 +88,6 @@ code that nobody reviewed can do through it.`,
 	}
 	complete("as", "bearer", "basic", "header", "query")
 	complete("tier", "shared-kernel", "user-kernel", "hypervisor", "confidential")
-	return cmd
 }
 
 // upstream is where a binding's requests go.
@@ -112,9 +124,13 @@ func (a *App) bindingLs() *cobra.Command {
 				w := tabwriter.NewWriter(a.Out, 0, 0, 2, ' ', 0)
 				fmt.Fprintln(w, "NAME\tSECRET\tUPSTREAM\tMETHODS\tAS\tTIER\tSET\tBY")
 				for _, b := range list {
+					uses := strings.Join(b.GetMethods(), ",")
+					if b.GetGit() != "" {
+						uses = strings.Join(append([]string{"fetch"}, b.GetGitPush()...), ",")
+					}
 					as := strings.TrimSpace(b.GetAs() + " " + b.GetField())
 					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", visible(b.GetName()), visible(b.GetSecret()), visible(upstream(b)),
-						visible(cmp.Or(strings.Join(b.GetMethods(), ","), "usual")), visible(as), visible(cmp.Or(b.GetTier(), "any")), date(b.GetUpdatedAt()), visible(b.GetPrincipal()))
+						visible(cmp.Or(uses, "usual")), visible(as), visible(cmp.Or(b.GetTier(), "any")), date(b.GetUpdatedAt()), visible(b.GetPrincipal()))
 				}
 				return w.Flush()
 			})

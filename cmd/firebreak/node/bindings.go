@@ -58,7 +58,7 @@ func (b *bindings) resolve(ctx context.Context, tenant sandbox.TenantID, name st
 		return egress.Binding{}, err
 	}
 	defer s.Destroy()
-	out := egress.Binding{Name: x.Name, Host: x.Host, Port: x.Port, Plain: x.Plain, Methods: x.Methods, Path: x.Path, As: x.Inject.As, Field: x.Inject.Name}
+	out := egress.Binding{Name: x.Name, Host: x.Host, Port: x.Port, Plain: x.Plain, Methods: x.Methods, Path: x.Path, As: x.Inject.As, Field: x.Inject.Name, Git: (*egress.Git)(x.Git)}
 	s.Use(func(plain []byte) { out.Secret = bytes.Clone(plain) })
 	return out, nil
 }

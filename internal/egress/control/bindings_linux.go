@@ -11,6 +11,7 @@ import (
 const (
 	maxBindingText = 4 << 10 // bytes of a path, or of another text of a binding
 	maxMethods     = 16
+	maxTexts       = 64
 )
 
 // checkBindings holds bindings of one wire against what they may be in size. What
@@ -24,7 +25,10 @@ func checkBindings(list []egress.Binding) error {
 		b := &list[i]
 		secrets += len(b.Secret)
 		texts := append([]string{b.Name, b.Host, b.Path, b.As, b.Field}, b.Methods...)
-		if len(b.Methods) > maxMethods || slices.ContainsFunc(texts, func(s string) bool { return len(s) > maxBindingText }) {
+		if b.Git != nil {
+			texts = append(append(texts, b.Git.Repo), b.Git.Push...)
+		}
+		if len(b.Methods) > maxMethods || len(texts) > maxTexts || slices.ContainsFunc(texts, func(s string) bool { return len(s) > maxBindingText }) {
 			return fmt.Errorf("the binding %.64q has too many methods, or too long a text", b.Name)
 		}
 	}
@@ -40,6 +44,9 @@ func cloneBindings(list []egress.Binding) []egress.Binding {
 	for i := range out {
 		out[i].Methods = slices.Clone(out[i].Methods)
 		out[i].Secret = slices.Clone(out[i].Secret)
+		if g := out[i].Git; g != nil {
+			out[i].Git = &egress.Git{Repo: g.Repo, Push: slices.Clone(g.Push)}
+		}
 	}
 	return out
 }

@@ -113,6 +113,8 @@ func TestBindingsAreBounded(t *testing.T) {
 		"path":    {change(func(b *egress.Binding) { b.Path = "/" + strings.Repeat("x", 5000) }), sandbox.KindTooLarge},
 		"methods": {change(func(b *egress.Binding) { b.Methods = make([]string, 17) }), sandbox.KindTooLarge},
 		"none":    {change(func(b *egress.Binding) { b.As = "" }), sandbox.KindInvalid},
+		"refs":    {change(func(b *egress.Binding) { b.Git = &egress.Git{Repo: "a", Push: make([]string, 100)} }), sandbox.KindTooLarge},
+		"git":     {change(func(b *egress.Binding) { b.Git = &egress.Git{Repo: "a"} }), sandbox.KindInvalid},
 	} {
 		if err := k.Attach(t.Context(), Wire{ID: "in1", Policies: rules("443", ""), Bindings: c.bindings}, p.tap); sandbox.KindOf(err) != c.kind {
 			t.Errorf("%s: %v", name, err)

@@ -200,9 +200,12 @@ func (c *client) watch(gone func()) (stop func()) {
 
 // refuse answers a request that is not sent on. again: another may follow.
 func (c *client) refuse(no *Refusal, again bool) bool {
-	text := no.Text + "\n"
-	h := http.Header{"Content-Type": {"text/plain; charset=utf-8"}, "X-Content-Type-Options": {"nosniff"}, "Cache-Control": {"no-store"}}
-	c.begin(no.Status, h, int64(len(text)), false, again && !no.close)
+	text, kind, status := no.Text+"\n", "text/plain; charset=utf-8", no.Status
+	if no.result != nil {
+		text, kind, status = string(no.result), "application/x-"+pushing+"-result", http.StatusOK
+	}
+	h := http.Header{"Content-Type": {kind}, "X-Content-Type-Options": {"nosniff"}, "Cache-Control": {"no-store"}}
+	c.begin(status, h, int64(len(text)), false, again && !no.close)
 	if !c.bare {
 		_, _ = c.out.WriteString(text)
 	}

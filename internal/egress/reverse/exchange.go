@@ -65,6 +65,9 @@ func (x *request) deny(no *Refusal) (again bool) {
 }
 
 func (x *request) say(no *Refusal) (again bool) {
+	if no.result != nil {
+		x.swallow()
+	}
 	return x.refuse(no, x.kept && (x.body.whole.Load() || x.drain(x.body, x.req)))
 }
 
@@ -118,6 +121,28 @@ func (c *client) drain(u *upload, req *http.Request) bool {
 	return err == nil
 }
 
+// maxSwallow is how much of a refused push is read, and thrown away.
+const maxSwallow = 256 << 20
+
+// swallow reads what is left of a refused push: git reads no answer before it has
+// sent all of it.
+func (x *request) swallow() {
+	_, _ = io.Copy(io.Discard, io.LimitReader(x.body, maxSwallow)) // what fails, fails again for the answer
+}
+
+// permits refuses a request that is not one of the binding's.
+func (r *route) permits(method, path, query string, header http.Header) *Refusal {
+	switch {
+	case r.Git != nil:
+		return r.Git.admit(method, path, query, header)
+	case !r.allows(method):
+		return &Refusal{Status: http.StatusMethodNotAllowed, Reason: ReasonMethod, Text: "the binding is not for this method"}
+	case !r.holds(path):
+		return &Refusal{Status: http.StatusForbidden, Reason: ReasonPath, Text: "the binding is for paths below " + r.Path}
+	}
+	return nil
+}
+
 // outgoing makes the request that is sent on, without its body.
 func (c *client) outgoing(h head, req *http.Request) (*http.Request, *Refusal) {
 	r := c.route
@@ -126,14 +151,13 @@ func (c *client) outgoing(h head, req *http.Request) (*http.Request, *Refusal) {
 		return nil, no
 	}
 	path, query, what := splitTarget(target)
-	switch {
-	case what != "":
+	if what != "" {
 		return nil, &Refusal{Status: http.StatusBadRequest, Reason: ReasonRequest, Text: what}
-	case !r.allows(h.method):
-		return nil, &Refusal{Status: http.StatusMethodNotAllowed, Reason: ReasonMethod, Text: "the binding is not for this method"}
-	case !r.holds(path):
-		return nil, &Refusal{Status: http.StatusForbidden, Reason: ReasonPath, Text: "the binding is for paths below " + r.Path}
-	case c.leaks(path, query, req.Header):
+	}
+	if no := r.permits(h.method, path, query, req.Header); no != nil {
+		return nil, no
+	}
+	if c.leaks(path, query, req.Header) {
 		return nil, leak()
 	}
 	switch req.Header.Get("Content-Encoding") {
@@ -148,6 +172,9 @@ func (c *client) outgoing(h head, req *http.Request) (*http.Request, *Refusal) {
 	header := req.Header.Clone()
 	delete(header, "Content-Encoding")
 	stripRequest(header, r.header)
+	if r.Git != nil {
+		r.Git.strip(header)
+	}
 	header["Accept-Encoding"] = []string{"identity"}
 	if header["User-Agent"] == nil {
 		header["User-Agent"] = []string{""} // net/http would say its own
@@ -231,8 +258,15 @@ func (s *sending) Close() error {
 // their way.
 func (c *client) body(out, req *http.Request, u *upload) (*sending, *Refusal) {
 	s := &sending{tell: func() {}, alive: func() {}, done: make(chan struct{})}
-	if req.Body == http.NoBody {
+	git := c.route.Git
+	pushes := git != nil && git.part(out.URL.Path) == pushing
+	switch none := req.Body == http.NoBody; {
+	case none && pushes:
+		return s, s.over(noPush("it has no body"))
+	case none:
 		return s, s.over(nil)
+	case git != nil && out.Method == http.MethodGet:
+		return s, s.over(odd(http.StatusBadRequest, "git asks for this without a body"))
 	}
 	var from io.Reader = u
 	length := req.ContentLength
@@ -240,6 +274,11 @@ func (c *client) body(out, req *http.Request, u *upload) (*sending, *Refusal) {
 		from, length = unpack(u), -1
 	}
 	s.from = newStream(from, c.proxy.secrets, false)
+	if pushes {
+		if no := s.commands(git); no != nil {
+			return s, s.over(no)
+		}
+	}
 	if req.ContentLength < 0 || req.ContentLength > small {
 		out.Body, out.ContentLength, u.lent = s, length, true
 		return s, nil
@@ -259,6 +298,20 @@ func (c *client) body(out, req *http.Request, u *upload) (*sending, *Refusal) {
 		out.ContentLength = int64(len(b))
 	}
 	return s, s.over(nil)
+}
+
+// commands reads those of a push, and refuses it before any of it is sent on.
+func (s *sending) commands(g *Git) *Refusal {
+	p, err := readPush(s.from)
+	var no *Refusal
+	switch {
+	case err == nil:
+		s.from = io.MultiReader(bytes.NewReader(p.head), s.from)
+		return g.judge(p)
+	case errors.As(err, &no), errors.Is(err, errLeak), errors.Is(err, errBomb):
+		return why(err)
+	}
+	return odd(http.StatusBadRequest, "the body cannot be read")
 }
 
 // over is no, of a body that nobody reads any more.

@@ -14,6 +14,7 @@ type Refusal struct {
 	Reason string // in records
 	Text   string // for people; without secrets and addresses
 	close  bool   // nothing after it can be understood
+	result []byte // in place of Text, to a git that pushes
 }
 
 // The reasons of this package.
@@ -23,6 +24,7 @@ const (
 	ReasonPath    = "path"
 	ReasonLeak    = "leak"
 	ReasonLimit   = "limit"
+	ReasonPush    = "push" // to a ref that is not the binding's
 )
 
 func odd(status int, text string) *Refusal {

@@ -24,6 +24,7 @@ type Target struct {
 	Path    string   // a prefix of whole segments
 	As      string   // bearer, basic, header, query
 	Field   string   // the header, the parameter or the user
+	Git     *Git     // nil: it is for HTTP of any kind
 	Secret  []byte   // the proxy's, which overwrites it in the end
 }
 
@@ -80,6 +81,9 @@ func (t *Target) check() error {
 	default:
 		return fmt.Errorf("the binding %s is injected as %.20q, which is not known", t.Name, t.As)
 	}
+	if t.Git != nil {
+		return t.Git.check(t)
+	}
 	return nil
 }
 
@@ -106,7 +110,10 @@ func (t *Target) allows(method string) bool {
 
 // holds reports whether a path, which was checked, is one of the binding's.
 func (t *Target) holds(path string) bool {
-	if t.Path == "/" {
+	switch {
+	case t.Git != nil:
+		return t.Git.part(path) != ""
+	case t.Path == "/":
 		return true
 	}
 	rest, ok := strings.CutPrefix(path, t.Path)

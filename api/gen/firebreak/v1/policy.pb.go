@@ -273,7 +273,7 @@ type EgressFlow struct {
 	Rule string `protobuf:"bytes,6,opt,name=rule,proto3" json:"rule,omitempty"`
 	// Why: rule, observed, denied, no_rule, port, protocol, address, private, claim,
 	// rego, rego_failed, budget, invalid; limit, silent, unresolved, unrecorded, stale;
-	// of a request: binding, unbound, method, path, request, leak.
+	// of a request: binding, unbound, method, path, request, push, leak.
 	Reason string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
 	// What would permit it.
 	Hint string `protobuf:"bytes,8,opt,name=hint,proto3" json:"hint,omitempty"`

@@ -364,7 +364,12 @@ type Binding struct {
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	// Who set it last.
-	Principal     string `protobuf:"bytes,14,opt,name=principal,proto3" json:"principal,omitempty"`
+	Principal string `protobuf:"bytes,14,opt,name=principal,proto3" json:"principal,omitempty"`
+	// The one repository that it is for, by git's smart protocol; empty: it is for HTTP
+	// of any kind.
+	Git string `protobuf:"bytes,15,opt,name=git,proto3" json:"git,omitempty"`
+	// The refs of it that may be pushed to.
+	GitPush       []string `protobuf:"bytes,16,rep,name=git_push,json=gitPush,proto3" json:"git_push,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -497,6 +502,20 @@ func (x *Binding) GetPrincipal() string {
 	return ""
 }
 
+func (x *Binding) GetGit() string {
+	if x != nil {
+		return x.Git
+	}
+	return ""
+}
+
+func (x *Binding) GetGitPush() []string {
+	if x != nil {
+		return x.GitPush
+	}
+	return nil
+}
+
 type AddBindingRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A DNS label: it becomes NAME.binding.internal in sandboxes.
@@ -519,7 +538,13 @@ type AddBindingRequest struct {
 	Field string `protobuf:"bytes,9,opt,name=field,proto3" json:"field,omitempty"`
 	// The weakest isolation class of a sandbox that may use it: shared-kernel,
 	// user-kernel, hypervisor or confidential; any unless given.
-	Tier          string `protobuf:"bytes,10,opt,name=tier,proto3" json:"tier,omitempty"`
+	Tier string `protobuf:"bytes,10,opt,name=tier,proto3" json:"tier,omitempty"`
+	// The one repository that it is for, as OWNER/NAME, by git's smart protocol. Path and
+	// methods are left out then, and the secret is a password unless as says otherwise.
+	Git string `protobuf:"bytes,11,opt,name=git,proto3" json:"git,omitempty"`
+	// The refs of it that may be pushed to: in full, or all below one, as in
+	// refs/heads/agent/*.
+	GitPush       []string `protobuf:"bytes,12,rep,name=git_push,json=gitPush,proto3" json:"git_push,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -622,6 +647,20 @@ func (x *AddBindingRequest) GetTier() string {
 		return x.Tier
 	}
 	return ""
+}
+
+func (x *AddBindingRequest) GetGit() string {
+	if x != nil {
+		return x.Git
+	}
+	return ""
+}
+
+func (x *AddBindingRequest) GetGitPush() []string {
+	if x != nil {
+		return x.GitPush
+	}
+	return nil
 }
 
 type ListBindingsRequest struct {
@@ -851,7 +890,7 @@ const file_firebreak_v1_secret_proto_rawDesc = "" +
 	"\asecrets\x18\x01 \x03(\v2\x14.firebreak.v1.SecretR\asecrets\"4\n" +
 	"\x13RemoveSecretRequest\x12\x1d\n" +
 	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\"\x16\n" +
-	"\x14RemoveSecretResponse\"\x89\x03\n" +
+	"\x14RemoveSecretResponse\"\xb6\x03\n" +
 	"\aBinding\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06secret\x18\x02 \x01(\tR\x06secret\x12\x12\n" +
@@ -869,7 +908,9 @@ const file_firebreak_v1_secret_proto_rawDesc = "" +
 	"created_at\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
 	"\n" +
 	"updated_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x12\x1c\n" +
-	"\tprincipal\x18\x0e \x01(\tR\tprincipal\"\x8c\x03\n" +
+	"\tprincipal\x18\x0e \x01(\tR\tprincipal\x12\x10\n" +
+	"\x03git\x18\x0f \x01(\tR\x03git\x12\x19\n" +
+	"\bgit_push\x18\x10 \x03(\tR\agitPush\"\xd6\x03\n" +
 	"\x11AddBindingRequest\x12?\n" +
 	"\x04name\x18\x01 \x01(\tB+\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\x12!\n" +
 	"\x06secret\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x06secret\x12\x1e\n" +
@@ -883,7 +924,9 @@ const file_firebreak_v1_secret_proto_rawDesc = "" +
 	"\x02as\x18\b \x01(\tB%\xbaH\"r R\x00R\x06bearerR\x05basicR\x06headerR\x05queryR\x02as\x12\x1e\n" +
 	"\x05field\x18\t \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x05field\x12\x1b\n" +
 	"\x04tier\x18\n" +
-	" \x01(\tB\a\xbaH\x04r\x02\x18 R\x04tier\"\x15\n" +
+	" \x01(\tB\a\xbaH\x04r\x02\x18 R\x04tier\x12\x1a\n" +
+	"\x03git\x18\v \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x03git\x12,\n" +
+	"\bgit_push\x18\f \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10 \"\ar\x05\x10\x01\x18\x80\x02R\agitPush\"\x15\n" +
 	"\x13ListBindingsRequest\"I\n" +
 	"\x14ListBindingsResponse\x121\n" +
 	"\bbindings\x18\x01 \x03(\v2\x15.firebreak.v1.BindingR\bbindings\"2\n" +
