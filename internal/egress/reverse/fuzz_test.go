@@ -29,7 +29,6 @@ func FuzzServe(f *testing.F) {
 	})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		current.Store(t)
-		requests, decided := g.requests.Load(), g.decided.Load()
 		ours, theirs := net.Pipe()
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		defer cancel()
@@ -49,8 +48,9 @@ func FuzzServe(f *testing.F) {
 		if strings.Contains(string(answer), secret) {
 			t.Errorf("%q was answered with the secret", b)
 		}
-		if n := g.requests.Load() - requests; n > g.decided.Load()-decided {
-			t.Errorf("%q: %d requests, of which not all were decided about", b, n)
+		// Over all inputs: a request of one that gave up may arrive during the next.
+		if n := g.requests.Load(); n > g.decided.Load() {
+			t.Errorf("%q: %d requests so far, of which not all were decided about", b, n)
 		}
 	})
 }
