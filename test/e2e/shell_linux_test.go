@@ -208,8 +208,8 @@ func TestShell(t *testing.T) {
 		p.expect("stty size\r\n")
 		size = strings.TrimSpace(strings.TrimSuffix(p.expect("%"), "%"))
 	}
-	p.types("sleep 1000\r")
-	p.expect("sleep 1000\r\n")
+	p.types("sh -c 'echo up; exec sleep 1000'\r")
+	p.expect("up\r\n")           // what is typed before it has the terminal is the shell's
 	p.types("typed ahead\r\x03") // and nobody reads it
 	p.expect("% ")
 	p.types("cat\rhello\r")
