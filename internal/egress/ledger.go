@@ -18,7 +18,8 @@ const (
 	distinct = 64
 )
 
-// ledger tells of the denials of one wire, and of requests through its bindings. All methods may be called at once.
+// ledger tells of the denials of one wire, and of requests through its bindings.
+// All methods may be called at once.
 type ledger struct {
 	log    *slog.Logger
 	record func(Event) error

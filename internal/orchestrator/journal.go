@@ -197,9 +197,7 @@ func (j journal) used(id sandbox.ID, otherwise time.Time) time.Time {
 	return otherwise
 }
 
-// forget removes what touch made.
-//
-// With it goes what add made of procs.
+// forget removes what touch made, and what add made of procs.
 func (j journal) forget(id sandbox.ID, procs []*entry) error {
 	errs := []error{absent(os.Remove(filepath.Join(j.dir, string(id)+usedSuffix)))}
 	for _, e := range procs {
