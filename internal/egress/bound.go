@@ -15,7 +15,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
-	"github.com/firebreak-dev/firebreak/internal/egress/reverse"
+	"github.com/firebreak-dev/firebreak/internal/egress/inspect"
 	"github.com/firebreak-dev/firebreak/internal/netaddr"
 	"github.com/firebreak-dev/firebreak/internal/policy"
 )
@@ -29,7 +29,7 @@ const (
 type bound struct {
 	wire  *wire
 	ctx   context.Context // the wire's
-	proxy *reverse.Proxy
+	proxy *inspect.Proxy
 
 	mu    sync.Mutex
 	ended bool                   // guarded by mu
@@ -39,7 +39,7 @@ type bound struct {
 func newBound(ctx context.Context, w *wire, bindings []Binding) (*bound, error) {
 	b := &bound{wire: w, ctx: ctx, open: map[*upstream]struct{}{}}
 	byName := map[string]int{}
-	var targets []*reverse.Target
+	var targets []*inspect.Target
 	for _, x := range bindings {
 		h, err := netaddr.ParseHost(x.Host)
 		if err != nil {
@@ -48,7 +48,7 @@ func newBound(ctx context.Context, w *wire, bindings []Binding) (*bound, error) 
 		if _, in := bindingOf(h); in {
 			return nil, errors.New("a binding leads to a binding")
 		}
-		t := &reverse.Target{Name: x.Name, Host: h, Port: x.Port, Plain: x.Plain, Methods: x.Methods, Path: x.Path, As: x.As, Field: x.Field, Git: (*reverse.Git)(x.Git), Secret: x.Secret}
+		t := &inspect.Target{Name: x.Name, Host: h, Port: x.Port, Plain: x.Plain, Methods: x.Methods, Path: x.Path, As: x.As, Field: x.Field, Git: (*inspect.Git)(x.Git), Secret: x.Secret}
 		if i, again := byName[x.Name]; again {
 			clear(targets[i].Secret)
 			targets[i] = t
@@ -59,7 +59,7 @@ func newBound(ctx context.Context, w *wire, bindings []Binding) (*bound, error) 
 	}
 	c := &w.router.config
 	var err error
-	b.proxy, err = reverse.New(reverse.Options{
+	b.proxy, err = inspect.New(inspect.Options{
 		Zone: policy.BindingZone, Roots: c.Roots, Dial: b.dial, Decide: b.decide, Refused: b.refused, Head: c.Limits.Sniff, Idle: c.Limits.Idle,
 	}, targets)
 	return b, err
@@ -117,8 +117,8 @@ func (f *flow) serveBinding(ctx context.Context, r *tcp.ForwarderRequest, name s
 	}
 }
 
-// decide is reverse.Options' Decide. What a rule denies, no binding permits.
-func (b *bound) decide(t *reverse.Target, method string) *reverse.Refusal {
+// decide is inspect.Options' Decide. What a rule denies, no binding permits.
+func (b *bound) decide(t *inspect.Target, method string) *inspect.Refusal {
 	w := b.wire
 	table := w.live.Table()
 	fl := policy.Flow{Host: t.Host, Port: t.Port}
@@ -130,12 +130,12 @@ func (b *bound) decide(t *reverse.Target, method string) *reverse.Refusal {
 			e.Rule = d.Rule.ID
 		}
 		w.deny(e)
-		return &reverse.Refusal{Status: http.StatusForbidden, Reason: e.Reason, Text: "the policy denies the binding's host"}
+		return &inspect.Refusal{Status: http.StatusForbidden, Reason: e.Reason, Text: "the policy denies the binding's host"}
 	}
 	if !b.reached(t) { // and so it will be dialled
 		ctx, cancel := context.WithTimeout(b.ctx, dialTime)
 		defer cancel()
-		var no *reverse.Refusal
+		var no *inspect.Refusal
 		if _, _, err := b.resolve(ctx, table, t); errors.As(err, &no) {
 			e.Reason, e.Hint = no.Reason, no.Text
 			w.deny(e)
@@ -146,27 +146,27 @@ func (b *bound) decide(t *reverse.Target, method string) *reverse.Refusal {
 	if err := w.ledger.allow(e); err != nil {
 		e.Reason, e.Hint = ReasonUnrecorded, "what cannot be recorded does not happen"
 		w.deny(e)
-		return &reverse.Refusal{Status: http.StatusServiceUnavailable, Reason: e.Reason, Text: e.Hint}
+		return &inspect.Refusal{Status: http.StatusServiceUnavailable, Reason: e.Reason, Text: e.Hint}
 	}
 	return nil
 }
 
-// refused is reverse.Options' Refused.
-func (b *bound) refused(t *reverse.Target, method string, no *reverse.Refusal) {
+// refused is inspect.Options' Refused.
+func (b *bound) refused(t *inspect.Target, method string, no *inspect.Refusal) {
 	e := b.event(t, method)
 	e.Reason, e.Hint, e.Generation = no.Reason, no.Text, b.wire.live.Table().Generation()
 	b.wire.deny(e)
 }
 
-func (b *bound) event(t *reverse.Target, method string) Event {
+func (b *bound) event(t *inspect.Target, method string) Event {
 	e := b.wire.event(KindRequest, t.Host, t.Port)
 	e.Protocol, e.Binding, e.Method = policy.ProtocolHTTP.String(), t.Name, method[:min(len(method), maxMethod)]
 	return e
 }
 
-// dial is reverse.Options' Dial. The connection ends with the policy, as others
+// dial is inspect.Options' Dial. The connection ends with the policy, as others
 // do, and with the wire.
-func (b *bound) dial(ctx context.Context, t *reverse.Target) (net.Conn, error) {
+func (b *bound) dial(ctx context.Context, t *inspect.Target) (net.Conn, error) {
 	w := b.wire
 	if !w.begin() {
 		return nil, net.ErrClosed
@@ -189,13 +189,13 @@ func (b *bound) dial(ctx context.Context, t *reverse.Target) (net.Conn, error) {
 		}
 		conn.Close()
 	}
-	return nil, &reverse.Refusal{Status: http.StatusServiceUnavailable, Reason: ReasonStale, Text: "the policy changed while it was asked; try again"}
+	return nil, &inspect.Refusal{Status: http.StatusServiceUnavailable, Reason: ReasonStale, Text: "the policy changed while it was asked; try again"}
 }
 
 // resolve finds the addresses of a binding's host, which neither a deny rule nor
 // the dialer refuses. What is private an operator has to have opened. Errors:
-// *reverse.Refusal, those of the dialer.
-func (b *bound) resolve(ctx context.Context, table *policy.Table, t *reverse.Target) (*netaddr.Dialer, []netip.Addr, error) {
+// *inspect.Refusal, those of the dialer.
+func (b *bound) resolve(ctx context.Context, table *policy.Table, t *inspect.Target) (*netaddr.Dialer, []netip.Addr, error) {
 	w := b.wire
 	d := w.router.config.Dialer
 	if d.Lookup != nil {
@@ -224,12 +224,12 @@ func refusalFor(err error) error {
 	return forbidden(policy.ReasonAddress)
 }
 
-func forbidden(reason policy.Reason) *reverse.Refusal {
-	return &reverse.Refusal{Status: http.StatusForbidden, Reason: reason.String(), Text: "the binding's host is, or has an address, where nothing may be sent"}
+func forbidden(reason policy.Reason) *inspect.Refusal {
+	return &inspect.Refusal{Status: http.StatusForbidden, Reason: reason.String(), Text: "the binding's host is, or has an address, where nothing may be sent"}
 }
 
 // reach connects to a binding's host.
-func (b *bound) reach(ctx context.Context, table *policy.Table, t *reverse.Target) (net.Conn, error) {
+func (b *bound) reach(ctx context.Context, table *policy.Table, t *inspect.Target) (net.Conn, error) {
 	d, addrs, err := b.resolve(ctx, table, t)
 	if err != nil {
 		return nil, err
@@ -243,7 +243,7 @@ func (b *bound) reach(ctx context.Context, table *policy.Table, t *reverse.Targe
 }
 
 // reached reports whether there is a connection to a binding's host.
-func (b *bound) reached(t *reverse.Target) bool {
+func (b *bound) reached(t *inspect.Target) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for u := range b.open {
@@ -286,7 +286,7 @@ func (b *bound) hangUp() {
 type upstream struct {
 	net.Conn
 	bound   *bound
-	to      *reverse.Target
+	to      *inspect.Target
 	closed  bool   // guarded by bound.mu
 	release func() // guarded by bound.mu; out of Live
 }

@@ -12,7 +12,7 @@
 // that was recorded. Everything else is answered with a reset, or with silence.
 //
 // A name below BindingZone is a binding of the sandbox: HTTP to it goes on, by
-// package reverse, to the binding's host with a secret the sandbox never has. It
+// package inspect, to the binding's host with a secret the sandbox never has. It
 // is the one thing that is not a policy's to allow; what rules deny stays denied.
 //
 // Whose a connection is, is known by the wire it came from and by nothing in it.

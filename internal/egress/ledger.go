@@ -14,7 +14,7 @@ const (
 	window  = 5 * time.Second
 	longest = time.Minute // of windows that follow each other, each is twice as long
 	// Denials of one wire and kind that are told one by one in a window. A flood of
-	// queries does not hide a connection, nor the reverse.
+	// queries does not hide a connection, nor the inspect.
 	distinct = 64
 )
 

@@ -94,7 +94,7 @@ func TestLedgerAtOnce(t *testing.T) {
 }
 
 // TestLedgerKinds: a flood of queries does not hide what a sandbox wanted to connect
-// to, nor the reverse.
+// to, nor the inspect.
 func TestLedgerKinds(t *testing.T) {
 	for _, kinds := range [][2]string{{KindDNS, KindConnect}, {KindConnect, KindDNS}} {
 		synctest.Test(t, func(t *testing.T) {

@@ -49,7 +49,7 @@ var ranks = []struct {
 	{"internal/backup", 3},
 	{"internal/egress/dns", 2},
 	{"internal/egress/wire", 2},
-	{"internal/egress/reverse", 2},
+	{"internal/egress/inspect", 2},
 	{"internal/egress", 3},
 	{"internal/egress/control", 4},
 	{"internal/attest", 3},

@@ -5,7 +5,7 @@ import (
 	"slices"
 
 	"github.com/firebreak-dev/firebreak/internal/egress"
-	"github.com/firebreak-dev/firebreak/internal/egress/reverse"
+	"github.com/firebreak-dev/firebreak/internal/egress/inspect"
 )
 
 const (
@@ -17,8 +17,8 @@ const (
 // checkBindings holds bindings of one wire against what they may be in size. What
 // else they have to be the router says.
 func checkBindings(list []egress.Binding) error {
-	if len(list) > reverse.MaxTargets {
-		return fmt.Errorf("a sandbox has at most %d bindings", reverse.MaxTargets)
+	if len(list) > inspect.MaxTargets {
+		return fmt.Errorf("a sandbox has at most %d bindings", inspect.MaxTargets)
 	}
 	secrets := 0
 	for i := range list {
@@ -32,8 +32,8 @@ func checkBindings(list []egress.Binding) error {
 			return fmt.Errorf("the binding %.64q has too many methods, or too long a text", b.Name)
 		}
 	}
-	if secrets > reverse.MaxSecrets {
-		return fmt.Errorf("the secrets of a sandbox's bindings are together longer than %d KiB", reverse.MaxSecrets>>10)
+	if secrets > inspect.MaxSecrets {
+		return fmt.Errorf("the secrets of a sandbox's bindings are together longer than %d KiB", inspect.MaxSecrets>>10)
 	}
 	return nil
 }

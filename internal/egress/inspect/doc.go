@@ -1,8 +1,8 @@
-// Package reverse speaks HTTP/1.1 with a sandbox and sends what it asks for on to
+// Package inspect speaks HTTP/1.1 with a sandbox and sends what it asks for on to
 // the one host a binding is for, with the binding's secret added. The sandbox
 // never sees that.
 //
-//	p, err := reverse.New(reverse.Options{Dial: dial, Decide: decide, Refused: refused}, targets)
+//	p, err := inspect.New(inspect.Options{Dial: dial, Decide: decide, Refused: refused}, targets)
 //	p.Serve(ctx, conn, "openai")
 //	p.Close()
 //
@@ -13,4 +13,4 @@
 //
 // A request that holds one of the secrets, as it is or encoded, goes nowhere, and
 // where one stands in a response there are stars instead.
-package reverse
+package inspect
