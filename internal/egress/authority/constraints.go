@@ -11,9 +11,12 @@ import (
 	"github.com/firebreak-dev/firebreak/internal/policy"
 )
 
-// maxConstraints is how many names and networks a certificate has. Every program
-// in the sandbox reads them for every connection, and some refuse to read more.
-const maxConstraints = 2000
+// What a certificate has at most: every program in the sandbox reads them for every
+// connection, and some refuse to read more.
+const (
+	maxConstraints = 2000     // names and networks
+	maxNames       = 64 << 10 // bytes of all names
+)
 
 // nowhere is a name that nobody has (RFC 2606). A certificate that permits it, and
 // excludes it again, is for no name; that an empty list would be is not said
@@ -26,8 +29,11 @@ const nowhere = "invalid"
 // understand to say one of both. Where a scope is for anything, or too long to be
 // said, nothing is.
 func constrain(c *x509.Certificate, s policy.Scope) {
-	names := subsume(s.Names)
-	if s.Any || len(names)+len(s.Networks) > maxConstraints {
+	names, length := subsume(s.Names), 0
+	for _, n := range names {
+		length += len(n)
+	}
+	if s.Any || len(names)+len(s.Networks) > maxConstraints || length > maxNames {
 		return
 	}
 	c.PermittedDNSDomainsCritical = true
