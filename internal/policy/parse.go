@@ -224,6 +224,20 @@ func (r *reader) rule(n *yaml.Node, effect string) (Rule, error) {
 				return err
 			})
 		},
+		"methods": func(n *yaml.Node) error {
+			return r.texts(n, func(s string) error {
+				m, err := parseMethod(s)
+				rule.Methods = append(rule.Methods, m)
+				return err
+			})
+		},
+		"paths": func(n *yaml.Node) error {
+			return r.texts(n, func(s string) error {
+				p, err := parsePath(s)
+				rule.Paths = append(rule.Paths, p)
+				return err
+			})
+		},
 	}
 	if effect == "allow" {
 		known["protocol"] = func(n *yaml.Node) error {
@@ -232,6 +246,12 @@ func (r *reader) rule(n *yaml.Node, effect string) (Rule, error) {
 				rule.Protocols |= 1 << p
 				return err
 			})
+		}
+		known["inspect"] = func(n *yaml.Node) error {
+			if rule.Opaque = n.Kind == yaml.ScalarNode && n.Value == "none"; !rule.Opaque {
+				return r.errorf(n.Line, "%.40q is no way to inspect", n.Value).WithHint("write none, or leave it out: TLS and HTTP are inspected then")
+			}
+			return nil
 		}
 		known["budget"] = func(n *yaml.Node) error { return r.budget(n, &rule.Budget) }
 	}
@@ -251,6 +271,20 @@ func (r *reader) finish(n *yaml.Node, rule *Rule, effect string) error {
 		return r.errorf(n.Line, "a rule for raw TCP names its ports")
 	case rule.Budget.Names > 0 && !stars:
 		return r.errorf(n.Line, "a budget of names is for wildcards")
+	case rule.Opaque && rule.Protocols == 1<<ProtocolTCP:
+		return r.errorf(n.Line, "`inspect: none` is for TLS and HTTP; raw TCP is never inspected")
+	case rule.Opaque && rule.aboutRequests():
+		return r.errorf(n.Line, "methods and paths are not seen where `inspect: none`")
+	case rule.Protocols.has(ProtocolTCP) && rule.aboutRequests():
+		return r.errorf(n.Line, "methods and paths are not seen in raw TCP").WithHint("make it two rules")
+	case len(rule.Methods) > maxMethods || len(rule.Paths) > maxPaths:
+		return r.errorf(n.Line, "a rule has at most %d methods and %d paths", maxMethods, maxPaths)
+	}
+	slices.Sort(rule.Methods)
+	rule.Methods = slices.Compact(rule.Methods)
+	slices.Sort(rule.Paths)
+	if rule.Paths = slices.Compact(rule.Paths); slices.Contains(rule.Paths, "/") {
+		rule.Paths = nil // all
 	}
 	if rule.Protocols == 0 {
 		rule.Protocols = usualProtocols
