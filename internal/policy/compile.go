@@ -39,8 +39,8 @@ type Question struct {
 	Rule       *Compiled   // that allows the flow
 	Candidates []*Compiled // all allow rules that would, Rule among them
 	Generation uint64
-	// Method, Path and Binding are those of a Request; all are empty where the
-	// question is about a connection.
+	// Method, Path and Binding are those of a Request; where the question is about a
+	// connection all are empty. Path has no escapes any more, and is empty if it is odd.
 	Method, Path, Binding string
 }
 

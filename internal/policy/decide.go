@@ -69,6 +69,9 @@ type Decision struct {
 	Err        error         // why there was no answer, with ReasonRegoFailed
 }
 
+// Opaque reports whether the connection passes unread, as the rule says.
+func (d Decision) Opaque() bool { return d.Allow && d.Rule != nil && d.Rule.Opaque }
+
 // Observed reports whether a policy that enforces would have denied.
 func (d Decision) Observed() bool { return d.Allow && d.Reason == ReasonObserved }
 
@@ -95,7 +98,7 @@ func (t *Table) judged(ctx context.Context, f Flow, q *asked, d Decision) Decisi
 	}
 	ask := Question{Flow: f, Class: d.Class, Rule: d.Rule, Candidates: t.candidates(f, q), Generation: t.generation}
 	if q != nil {
-		ask.Method, ask.Path, ask.Binding = q.Method, q.Path, q.Binding
+		ask.Method, ask.Path, ask.Binding = q.Method, q.meaning(), q.Binding
 	}
 	agreed, err := t.judge.Agree(ctx, ask)
 	switch {
@@ -335,11 +338,14 @@ func (t *Table) Hint(f Flow, d Decision) string {
 	case ReasonBudget:
 		return "the budget of the rule is used up"
 	case ReasonMethod:
-		return "the rules for " + host + port + " are for other methods: it takes one with the method in `methods`, or without `methods`"
+		return fmt.Sprintf("to permit it: a rule for %s%s with the method in `methods`, or without; they are for %s", host, port, t.said(f, func(r *Rule) []string { return r.Methods }))
 	case ReasonPath:
-		return "the rules for " + host + port + " are for other paths: it takes one with the path in `paths`, or without `paths`"
+		return fmt.Sprintf("to permit it: a rule for %s%s with the path in `paths`, or without; they are for %s", host, port, t.said(f, func(r *Rule) []string { return r.Paths }))
 	case ReasonInspect:
-		return fmt.Sprintf("the rule %q denies some requests only, so that what cannot be read does not pass; give it the `ports` it is meant for", d.Rule.ID)
+		if d.Rule == nil {
+			return fmt.Sprintf("what passes to %s%s has to be read, and cannot be", host, port)
+		}
+		return fmt.Sprintf("the rule %q denies some requests to %s%s, so that nothing passes unread; its `ports` say where else it need not be", d.Rule.ID, host, port)
 	}
 	return "host, port, address and protocol have to be known"
 }

@@ -181,64 +181,20 @@ func (r *reader) rules(n *yaml.Node, effect string) ([]Rule, error) {
 // rule reads one rule; a scalar is a rule for that host.
 func (r *reader) rule(n *yaml.Node, effect string) (Rule, error) {
 	rule := Rule{line: n.Line}
-	host := func(n *yaml.Node) error {
-		return r.texts(n, func(s string) error {
-			p, prefix, err := parseHost(s)
-			switch {
-			case err != nil:
-				return err
-			case prefix.IsValid():
-				rule.Networks = append(rule.Networks, prefix)
-			default:
-				rule.Hosts = append(rule.Hosts, p)
-			}
-			return nil
-		})
-	}
+	known := r.about(&rule)
 	if n.Kind == yaml.ScalarNode {
-		if err := host(n); err != nil {
+		if err := known["host"](n); err != nil {
 			return rule, err
 		}
 		return rule, r.finish(n, &rule, effect)
 	}
-	known := map[string]func(*yaml.Node) error{
-		"id": func(n *yaml.Node) (err error) {
-			if rule.ID, err = r.text(n); err == nil && !reName.MatchString(rule.ID) {
-				err = r.errorf(n.Line, "%.80q is not an id: lower-case letters, digits, dots and hyphens", rule.ID)
-			}
-			return err
-		},
-		"note": func(n *yaml.Node) (err error) { rule.Note, err = r.text(n); return err },
-		"host": host,
-		"cidr": func(n *yaml.Node) error {
-			return r.texts(n, func(s string) error {
-				p, err := parsePrefix(s)
-				rule.Networks = append(rule.Networks, p)
-				return err
-			})
-		},
-		"ports": func(n *yaml.Node) error {
-			return r.texts(n, func(s string) error {
-				p, err := parsePorts(s)
-				rule.Ports = append(rule.Ports, p)
-				return err
-			})
-		},
-		"methods": func(n *yaml.Node) error {
-			return r.texts(n, func(s string) error {
-				m, err := parseMethod(s)
-				rule.Methods = append(rule.Methods, m)
-				return err
-			})
-		},
-		"paths": func(n *yaml.Node) error {
-			return r.texts(n, func(s string) error {
-				p, err := parsePath(s)
-				rule.Paths = append(rule.Paths, p)
-				return err
-			})
-		},
+	known["id"] = func(n *yaml.Node) (err error) {
+		if rule.ID, err = r.text(n); err == nil && !reName.MatchString(rule.ID) {
+			err = r.errorf(n.Line, "%.80q is not an id: lower-case letters, digits, dots and hyphens", rule.ID)
+		}
+		return err
 	}
+	known["note"] = func(n *yaml.Node) (err error) { rule.Note, err = r.text(n); return err }
 	if effect == "allow" {
 		known["protocol"] = func(n *yaml.Node) error {
 			return r.texts(n, func(s string) error {
@@ -259,6 +215,47 @@ func (r *reader) rule(n *yaml.Node, effect string) (Rule, error) {
 		return rule, err
 	}
 	return rule, r.finish(n, &rule, effect)
+}
+
+// about are the keys that say what a rule is about.
+func (r *reader) about(rule *Rule) map[string]func(*yaml.Node) error {
+	list := func(each func(string) error) func(*yaml.Node) error {
+		return func(n *yaml.Node) error { return r.texts(n, each) }
+	}
+	return map[string]func(*yaml.Node) error{
+		"host": list(func(s string) error {
+			p, prefix, err := parseHost(s)
+			switch {
+			case err != nil:
+				return err
+			case prefix.IsValid():
+				rule.Networks = append(rule.Networks, prefix)
+			default:
+				rule.Hosts = append(rule.Hosts, p)
+			}
+			return nil
+		}),
+		"cidr": list(func(s string) error {
+			p, err := parsePrefix(s)
+			rule.Networks = append(rule.Networks, p)
+			return err
+		}),
+		"ports": list(func(s string) error {
+			p, err := parsePorts(s)
+			rule.Ports = append(rule.Ports, p)
+			return err
+		}),
+		"methods": list(func(s string) error {
+			m, err := parseMethod(s)
+			rule.Methods = append(rule.Methods, m)
+			return err
+		}),
+		"paths": list(func(s string) error {
+			p, err := parsePath(s)
+			rule.Paths = append(rule.Paths, p)
+			return err
+		}),
+	}
 }
 
 // finish fills in the defaults of a rule and checks it as a whole.

@@ -3,6 +3,7 @@ package policy
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/url"
 	"regexp"
 	"slices"
@@ -70,6 +71,14 @@ func (r *Rule) aboutRequests() bool { return len(r.Methods)+len(r.Paths) > 0 }
 type asked struct {
 	Request
 	plain bool // the path means one thing; see OddPath
+}
+
+// meaning is the path without its escapes, if it means one thing.
+func (q *asked) meaning() string {
+	if p, err := url.PathUnescape(q.Path); q.plain && err == nil {
+		return p
+	}
+	return ""
 }
 
 // permits reports whether an allow rule permits a request by its method and path,
@@ -210,6 +219,29 @@ func (t *Table) CouldRequest(f Flow, r Request) Decision {
 	return t.decide(f, &q)
 }
 
+// said is what the allow rules for a connection say about requests, cut short.
+func (t *Table) said(f Flow, what func(*Rule) []string) string {
+	all := map[string]bool{}
+	for _, r := range t.candidates(f, nil) {
+		for _, s := range what(&r.Rule) {
+			all[s] = true
+		}
+	}
+	return short(slices.Sorted(maps.Keys(all)))
+}
+
+// short is a list for people.
+func short(list []string) string {
+	if n := len(list); n > maxSaid {
+		list = append(slices.Clone(list[:maxSaid]), fmt.Sprintf("%d more", n-maxSaid))
+	}
+	return strings.Join(list, ", ")
+}
+
+// maxSaid is how many of a list people are told.
+const maxSaid = 6
+
+// asked looks at a request's path once, if any rule will.
 func (t *Table) asked(r Request) asked {
-	return asked{r, !t.paths || OddPath(r.Path) == ""}
+	return asked{r, !t.paths && t.judge == nil || OddPath(r.Path) == ""}
 }
