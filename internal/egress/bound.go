@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -30,6 +31,8 @@ type bound struct {
 	wire  *wire
 	ctx   context.Context // the wire's
 	proxy *inspect.Proxy
+	// Where bindings lead; not changed.
+	targets []*inspect.Target
 
 	mu    sync.Mutex
 	ended bool                   // guarded by mu
@@ -57,10 +60,11 @@ func newBound(ctx context.Context, w *wire, bindings []Binding) (*bound, error) 
 		byName[x.Name] = len(targets)
 		targets = append(targets, t)
 	}
+	b.targets = targets
 	c := &w.router.config
 	var err error
 	b.proxy, err = inspect.New(inspect.Options{
-		Zone: policy.BindingZone, Roots: c.Roots, Dial: b.dial, Ask: func(t *inspect.Target) inspect.Asker { return asker{b, t} }, Head: c.Limits.Sniff, Idle: c.Limits.Idle,
+		Zone: policy.BindingZone, Roots: c.Roots, Dial: b.dial, Reach: b.visited, Ask: func(t *inspect.Target) inspect.Asker { return asker{b, t} }, Head: c.Limits.Sniff, Idle: c.Limits.Idle,
 	}, targets)
 	return b, err
 }
@@ -248,6 +252,11 @@ func (b *bound) reach(ctx context.Context, table *policy.Table, t *inspect.Targe
 	return conn, nil
 }
 
+// leads reports whether a binding leads to a host.
+func (b *bound) leads(h netaddr.Host, port uint16) bool {
+	return slices.ContainsFunc(b.targets, func(t *inspect.Target) bool { return t.Host == h && t.Port == port })
+}
+
 // reached reports whether there is a connection to a binding's host.
 func (b *bound) reached(t *inspect.Target) bool {
 	b.mu.Lock()
@@ -292,9 +301,9 @@ func (b *bound) hangUp() {
 type upstream struct {
 	net.Conn
 	bound   *bound
-	to      *inspect.Target
-	closed  bool   // guarded by bound.mu
-	release func() // guarded by bound.mu; out of Live
+	to      *inspect.Target // nil: a site
+	closed  bool            // guarded by bound.mu
+	release func()          // guarded by bound.mu; out of Live
 }
 
 // Read implements net.Conn.
