@@ -74,7 +74,9 @@ func (l *ledger) deny(e Event) {
 // later how many more there were. Bindings and methods are few, and each host took
 // a connection, which was recorded.
 func (l *ledger) allow(e Event) error {
-	e.Count = 1
+	if e.Count = 1; e.Decision == "" {
+		e.Decision = Allow
+	}
 	l.allowing.Lock() // nobody is counted with one that is not recorded
 	defer l.allowing.Unlock()
 	if !l.fold(e) {
