@@ -338,9 +338,9 @@ func (t *Table) Hint(f Flow, d Decision) string {
 	case ReasonBudget:
 		return "the budget of the rule is used up"
 	case ReasonMethod:
-		return fmt.Sprintf("to permit it: a rule for %s%s with the method in `methods`, or without; they are for %s", host, port, t.said(f, func(r *Rule) []string { return r.Methods }))
+		return fmt.Sprintf("to permit it: a rule for %s%s with the method in `methods`, or without any; there is %s", host, port, t.said(f, func(r *Rule) []string { return r.Methods }))
 	case ReasonPath:
-		return fmt.Sprintf("to permit it: a rule for %s%s with the path in `paths`, or without; they are for %s", host, port, t.said(f, func(r *Rule) []string { return r.Paths }))
+		return fmt.Sprintf("to permit it: a rule for %s%s with the path in `paths`, or without any; there is %s", host, port, t.said(f, func(r *Rule) []string { return r.Paths }))
 	case ReasonInspect:
 		if d.Rule == nil {
 			return fmt.Sprintf("what passes to %s%s has to be read, and cannot be", host, port)

@@ -149,8 +149,14 @@ func TestPresets(t *testing.T) {
 		table := compile(t, Options{}, "include: "+name)
 		for _, r := range d.Allow {
 			for _, h := range r.Hosts {
-				if h.Stars > 0 || r.Protocols.has(ProtocolTCP) || r.ID == "" {
-					t.Errorf("%s: %s is not one host by TLS or HTTP with an id", name, h)
+				if h.Stars > 0 || r.Protocols.has(ProtocolTCP) || r.Opaque || r.ID == "" {
+					t.Errorf("%s: %s is not one host by TLS or HTTP that is read, with an id", name, h)
+				}
+				// What package managers do; npm install posts, and so does git fetch.
+				for method, want := range map[string]bool{"GET": true, "HEAD": true, "POST": slices.Contains([]string{"registry.npmjs.org", "github.com", "api.github.com"}, h.Name) || name == "model-providers"} {
+					if d := table.DecideRequest(t.Context(), flow(t, h.Name+":443 tls 1.1.1.1"), Request{Method: method, Path: "/@types%2fnode"}); d.Allow != want {
+						t.Errorf("%s: %s %s: %s", name, method, h, d.Reason)
+					}
 				}
 				if d := table.Decide(t.Context(), flow(t, h.Name+":443 tls 1.1.1.1")); !d.Allow || d.Rule.ID != name+"/"+r.ID {
 					t.Errorf("%s: %s: %s", name, h, d.Reason)
