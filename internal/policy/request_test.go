@@ -246,7 +246,7 @@ func TestRequestHints(t *testing.T) {
 	for in, want := range map[string]string{
 		"GET api.example.com:443/x":  "to permit it: a rule for api.example.com:443 with the path in `paths`, or without any; there is /simple/x, /v1, /v1/things, /wide",
 		"PUT 93.184.1.2:443/x":       "to permit it: a rule for 93.184.1.2:443 with the method in `methods`, or without any; there is GET",
-		"GET many.example.net:443/x": "to permit it: a rule for many.example.net:443 with the path in `paths`, or without any; there is /p0, /p1, /p2, /p3, /p4, /p5 and others",
+		"GET many.example.net:443/x": "to permit it: a rule for many.example.net:443 with the path in `paths`, or without any; there is /p0, /p1, /p10, /p11, /p12, /p13 and others",
 	} {
 		f, r := request(t, in)
 		if hint := table.Hint(f, table.DecideRequest(t.Context(), f, r)); hint != want {
