@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -30,6 +31,8 @@ type bound struct {
 	wire  *wire
 	ctx   context.Context // the wire's
 	proxy *inspect.Proxy
+	// Where bindings lead; not changed.
+	targets []*inspect.Target
 
 	mu    sync.Mutex
 	ended bool                   // guarded by mu
@@ -57,10 +60,11 @@ func newBound(ctx context.Context, w *wire, bindings []Binding) (*bound, error) 
 		byName[x.Name] = len(targets)
 		targets = append(targets, t)
 	}
+	b.targets = targets
 	c := &w.router.config
 	var err error
 	b.proxy, err = inspect.New(inspect.Options{
-		Zone: policy.BindingZone, Roots: c.Roots, Dial: b.dial, Decide: b.decide, Refused: b.refused, Head: c.Limits.Sniff, Idle: c.Limits.Idle,
+		Zone: policy.BindingZone, Roots: c.Roots, Dial: b.dial, Reach: b.visited, Ask: func(t *inspect.Target) inspect.Asker { return asker{b, t} }, Head: c.Limits.Sniff, Idle: c.Limits.Idle,
 	}, targets)
 	return b, err
 }
@@ -117,14 +121,20 @@ func (f *flow) serveBinding(ctx context.Context, r *tcp.ForwarderRequest, name s
 	}
 }
 
-// decide is inspect.Options' Decide. What a rule denies, no binding permits.
-func (b *bound) decide(t *inspect.Target, method string) *inspect.Refusal {
-	w := b.wire
+// asker decides about the requests of one binding.
+type asker struct {
+	*bound
+	to *inspect.Target
+}
+
+// Decide implements inspect.Asker. What a rule denies, no binding permits.
+func (a asker) Decide(_ context.Context, method, path string) *inspect.Refusal {
+	b, t, w := a.bound, a.to, a.wire
 	table := w.live.Table()
 	fl := policy.Flow{Host: t.Host, Port: t.Port}
 	e := b.event(t, method)
 	e.Generation = table.Generation()
-	if d := table.Could(fl); d.Reason == policy.ReasonDenied || d.Reason == policy.ReasonAddress {
+	if d := table.CouldRequest(fl, policy.Request{Method: method, Path: path, Binding: t.Name}); d.Reason == policy.ReasonDenied || d.Reason == policy.ReasonAddress {
 		e.Reason, e.Hint = d.Reason.String(), table.Hint(fl, d)
 		if d.Rule != nil {
 			e.Rule = d.Rule.ID
@@ -151,11 +161,11 @@ func (b *bound) decide(t *inspect.Target, method string) *inspect.Refusal {
 	return nil
 }
 
-// refused is inspect.Options' Refused.
-func (b *bound) refused(t *inspect.Target, method string, no *inspect.Refusal) {
-	e := b.event(t, method)
-	e.Reason, e.Hint, e.Generation = no.Reason, no.Text, b.wire.live.Table().Generation()
-	b.wire.deny(e)
+// Refused implements inspect.Asker.
+func (a asker) Refused(method string, no *inspect.Refusal) {
+	e := a.event(a.to, method)
+	e.Reason, e.Hint, e.Generation = no.Reason, no.Text, a.wire.live.Table().Generation()
+	a.wire.deny(e)
 }
 
 func (b *bound) event(t *inspect.Target, method string) Event {
@@ -242,6 +252,11 @@ func (b *bound) reach(ctx context.Context, table *policy.Table, t *inspect.Targe
 	return conn, nil
 }
 
+// leads reports whether a binding leads to a host.
+func (b *bound) leads(h netaddr.Host, port uint16) bool {
+	return slices.ContainsFunc(b.targets, func(t *inspect.Target) bool { return t.Host == h && t.Port == port })
+}
+
 // reached reports whether there is a connection to a binding's host.
 func (b *bound) reached(t *inspect.Target) bool {
 	b.mu.Lock()
@@ -286,9 +301,9 @@ func (b *bound) hangUp() {
 type upstream struct {
 	net.Conn
 	bound   *bound
-	to      *inspect.Target
-	closed  bool   // guarded by bound.mu
-	release func() // guarded by bound.mu; out of Live
+	to      *inspect.Target // nil: a site
+	closed  bool            // guarded by bound.mu
+	release func()          // guarded by bound.mu; out of Live
 }
 
 // Read implements net.Conn.
