@@ -86,6 +86,8 @@ type NetworkState struct {
 	Bindings []string `json:"bindings,omitempty"`
 	// Unbound says which of them are cut off at present, and why. It is not kept.
 	Unbound string `json:"-"`
+	// Untrusted says why programs may not trust the sandbox's authority. It is not kept.
+	Untrusted string `json:"-"`
 	// Problem says why the wire is cut off at present. It is not kept.
 	Problem string `json:"-"`
 }
@@ -212,6 +214,12 @@ func (l *live) adoptWire(ctx context.Context) {
 		l.o.Log.Error("bindings of a sandbox are cut off", "sandbox", l.id, "error", unbound)
 	}
 	l.cutOff(err, unbound)
+	l.mu.Lock()
+	s := l.sess // without one: who makes the next sees to it
+	l.mu.Unlock()
+	if err == nil && s != nil {
+		l.trustAgain(ctx, s)
+	}
 }
 
 // takeUp has the wire served, without bindings that the sandbox may not use any more:
@@ -375,6 +383,7 @@ func (l *live) rewire(ctx context.Context, old, next *NetworkState) (closed int,
 			return closed, err
 		}
 	}
+	l.trustNext(ctx)
 	return closed, nil
 }
 

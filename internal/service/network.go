@@ -220,7 +220,7 @@ func toNetwork(n *orchestrator.NetworkState) *v1.SandboxNetwork {
 	if n == nil {
 		return nil
 	}
-	out := &v1.SandboxNetwork{Generation: int64(n.Generation), Mode: n.Mode, Digest: n.Digest(), Problem: text(cmp.Or(n.Problem, n.Unbound))}
+	out := &v1.SandboxNetwork{Generation: int64(n.Generation), Mode: n.Mode, Digest: n.Digest(), Problem: text(cmp.Or(n.Problem, n.Unbound, n.Untrusted))}
 	for _, d := range n.Documents {
 		out.Documents = append(out.Documents, &v1.NetworkDocument{Name: d.Name, Source: d.Source, Digest: d.Digest, Text: d.Text})
 	}

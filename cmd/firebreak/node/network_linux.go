@@ -10,7 +10,9 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/firebreak-dev/firebreak/internal/broker"
 	"github.com/firebreak-dev/firebreak/internal/egress"
+	"github.com/firebreak-dev/firebreak/internal/egress/authority"
 	"github.com/firebreak-dev/firebreak/internal/egress/control"
 	"github.com/firebreak-dev/firebreak/internal/egress/wire"
 	"github.com/firebreak-dev/firebreak/internal/orchestrator"
@@ -24,8 +26,10 @@ type network struct {
 	dir     string // of the wires' namespaces
 	private []netip.Prefix
 	bound   *bindings // nil: there are none
-	record  func(sandbox.InstanceID, orchestrator.EgressEvent) error
-	log     *slog.Logger
+	// derive makes what is the same after a restart; nil: nothing has to be.
+	derive func(label string) ([]byte, error)
+	record func(sandbox.InstanceID, orchestrator.EgressEvent) error
+	log    *slog.Logger
 
 	starting sync.Mutex // held while the router is started
 
@@ -36,13 +40,21 @@ type network struct {
 }
 
 var (
-	_ orchestrator.Network  = (*network)(nil)
-	_ orchestrator.Accounts = (*network)(nil)
+	_ orchestrator.Network     = (*network)(nil)
+	_ orchestrator.Accounts    = (*network)(nil)
+	_ orchestrator.Authorities = (*network)(nil)
 )
 
+// authorities is what the seed of sandboxes' authorities is derived for.
+const authorities = "sandbox authorities"
+
 // newNetwork returns the wires of a node, and what ends their router.
-func newNetwork(o options, bound *bindings, record func(sandbox.InstanceID, orchestrator.EgressEvent) error) (orchestrator.Network, func() error) {
-	n := &network{dir: filepath.Join(o.dir, "wires"), private: o.config.EgressPrivate, bound: bound, record: record, log: o.log,
+func newNetwork(o options, b *broker.Broker, bound *bindings, record func(sandbox.InstanceID, orchestrator.EgressEvent) error) (orchestrator.Network, func() error) {
+	var derive func(string) ([]byte, error)
+	if b != nil {
+		derive = b.Derive
+	}
+	n := &network{derive: derive, dir: filepath.Join(o.dir, "wires"), private: o.config.EgressPrivate, bound: bound, record: record, log: o.log,
 		ahead: map[sandbox.InstanceID]uint64{}}
 	return n, n.close
 }
@@ -60,7 +72,15 @@ func (n *network) router(ctx context.Context) (*control.Keeper, error) {
 	if k != nil {
 		return k, nil
 	}
-	k, err := control.Start(ctx, control.Options{Logger: n.log, Private: n.private, Record: n.decided})
+	var seed []byte
+	if n.derive != nil {
+		var err error
+		if seed, err = n.derive(authorities); err != nil {
+			return nil, err
+		}
+		defer clear(seed)
+	}
+	k, err := control.Start(ctx, control.Options{Logger: n.log, Private: n.private, Record: n.decided, Seed: seed})
 	if err != nil {
 		return nil, err
 	}
@@ -168,6 +188,20 @@ func (n *network) Used(id sandbox.InstanceID) map[string]policy.Used {
 		return k.Used(string(id))
 	}
 	return nil
+}
+
+// Authority implements orchestrator.Authorities.
+func (n *network) Authority(id sandbox.InstanceID) (certificate, hash string, err error) {
+	k := n.running()
+	if k == nil {
+		return "", "", nil
+	}
+	text := k.Authority(string(id))
+	if len(text) == 0 {
+		return "", "", nil
+	}
+	hash, err = authority.SubjectHash(text)
+	return string(text), hash, err
 }
 
 // Close implements orchestrator.Network.

@@ -35,7 +35,7 @@ const (
 	// MinSeed is the shortest seed, in bytes.
 	MinSeed = 32
 	// MaxCertificate and MaxKey are the longest that Derive makes, in bytes.
-	MaxCertificate = 192 << 10
+	MaxCertificate = 128 << 10
 	MaxKey         = 256
 
 	organization = "Firebreak"
