@@ -16,12 +16,13 @@ import (
 // grants are bindings of alice's, and what they need.
 type grants map[string]sandbox.Isolation
 
-func (g grants) Needs(_ context.Context, tenant sandbox.TenantID, name string) (sandbox.Isolation, error) {
+func (g grants) Needs(_ context.Context, tenant sandbox.TenantID, name string) (BindingNeeds, error) {
 	needs, known := g[name]
 	if tenant != alice.Tenant || !known {
-		return 0, sandbox.Errorf("binding", sandbox.KindNotFound, "not here")
+		return BindingNeeds{}, sandbox.Errorf("binding", sandbox.KindNotFound, "not here")
 	}
-	return needs, nil
+	env, _ := map[string]string{"keyed": "API_KEY", "twin": "API_KEY", "own": "OPENAI_BASE_URL"}[name]
+	return BindingNeeds{Isolation: needs, Env: env}, nil
 }
 
 // binds adds bindings to what a world's Orchestrators are made of.
