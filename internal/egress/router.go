@@ -13,6 +13,7 @@ import (
 
 	"gvisor.dev/gvisor/pkg/log"
 
+	"github.com/firebreak-dev/firebreak/internal/egress/authority"
 	"github.com/firebreak-dev/firebreak/internal/netaddr"
 	"github.com/firebreak-dev/firebreak/internal/policy"
 	"github.com/firebreak-dev/firebreak/sandbox"
@@ -74,6 +75,9 @@ type Wire struct {
 	// Bindings are what requests may be made through, by their names; of those that
 	// share one the last counts. The router owns the secrets.
 	Bindings []Binding
+	// Authority is whom the sandbox trusts, for its hosts, until the first Update; nil:
+	// nobody, and what would have to be looked into is denied. The router owns the key.
+	Authority *authority.Authority
 }
 
 // Router serves the wires of sandboxes. All methods may be called at once.
@@ -117,6 +121,7 @@ func (r *Router) Attach(w Wire, tap *os.File) (err error) {
 			for _, b := range w.Bindings {
 				clear(b.Secret)
 			}
+			w.Authority.Wipe()
 		}
 	}()
 	if w.ID == "" || w.Table == nil {
@@ -154,13 +159,22 @@ func (r *Router) find(op, id string) (*wire, error) {
 	return w, nil
 }
 
-// Update makes t the policy of a wire and closes the connections that the one
-// before allowed, all of them, before it returns. It returns the new generation
-// and how many it closed. Errors: KindNotFound.
-func (r *Router) Update(id string, t *policy.Table) (generation uint64, closed int, err error) {
+// Update makes t the policy of a wire, and a its authority unless that is nil, and
+// closes the connections that the one before allowed, all of them, before it returns.
+// It returns the new generation and how many it closed. It owns the key of a. Errors:
+// KindNotFound, KindInvalid for what is no authority; nothing has changed then.
+func (r *Router) Update(id string, t *policy.Table, a *authority.Authority) (generation uint64, closed int, err error) {
+	defer a.Wipe()
 	w, err := r.find("egress update", id)
 	if err != nil {
 		return 0, 0, err
+	}
+	if a != nil {
+		i, err := authority.NewIssuer(a)
+		if err != nil {
+			return 0, 0, err
+		}
+		w.issuer.Store(i) // before the policy: what it allows is vouched for
 	}
 	generation, closed = w.live.Update(t)
 	return generation, closed, nil

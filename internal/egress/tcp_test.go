@@ -248,7 +248,7 @@ func TestUpdate(t *testing.T) {
 	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
-	generation, closed, err := r.Update("one", table(t, "allow: [elsewhere.example]"))
+	generation, closed, err := r.Update("one", table(t, "allow: [elsewhere.example]"), nil)
 	if generation != 2 || closed != 1 || err != nil {
 		t.Error(generation, closed, err)
 	}
@@ -265,7 +265,7 @@ func TestUpdate(t *testing.T) {
 	if s.conns.Load() != 1 {
 		t.Error(s.conns.Load())
 	}
-	if _, _, err := r.Update("two", nil); sandbox.KindOf(err) != sandbox.KindNotFound {
+	if _, _, err := r.Update("two", nil, nil); sandbox.KindOf(err) != sandbox.KindNotFound {
 		t.Error(err)
 	}
 }
@@ -366,7 +366,7 @@ func TestOwn(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := r.Update("one", next); err != nil {
+		if _, _, err := r.Update("one", next, nil); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/firebreak-dev/firebreak/internal/egress"
+	"github.com/firebreak-dev/firebreak/internal/egress/authority"
 	"github.com/firebreak-dev/firebreak/internal/policy"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -60,7 +61,8 @@ type wire struct {
 	Epoch int                    `json:"epoch"`
 	Used  map[string]policy.Used `json:"used,omitempty"`
 	// Bindings are of attach alone.
-	Bindings []egress.Binding `json:"bindings,omitempty"`
+	Bindings  []egress.Binding     `json:"bindings,omitempty"`
+	Authority *authority.Authority `json:"authority"`
 }
 
 // ack says that all events up to Seq are recorded, apart from Failed.
@@ -154,9 +156,9 @@ func decodeDown(b []byte, descriptor bool) (*down, error) {
 	case opNames:
 		ok = has(false, false, false, true, false, false)
 	case opAttach:
-		ok = has(true, true, false, false, true, false) && m.Wire.Epoch >= 0 && checkBindings(m.Wire.Bindings) == nil
+		ok = has(true, true, false, false, true, false) && m.Wire.Epoch >= 0 && checkBindings(m.Wire.Bindings) == nil && checkAuthority(m.Wire.Authority) == nil
 	case opUpdate:
-		ok = has(true, true, false, false, true, false) && m.Wire.Epoch >= 0 && m.Wire.Bindings == nil
+		ok = has(true, true, false, false, true, false) && m.Wire.Epoch >= 0 && m.Wire.Bindings == nil && checkAuthority(m.Wire.Authority) == nil
 	case opDetach:
 		ok = has(true, true, false, false, false, false)
 	case opStats, opStop:

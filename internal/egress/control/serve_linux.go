@@ -194,16 +194,18 @@ func (s *server) do(m *down, tap *os.File) (a up, err error) {
 		if err != nil {
 			tap.Close()
 			wipe(m.Wire.Bindings)
+			m.Wire.Authority.Wipe()
 			return a, err
 		}
-		err = s.router.Attach(egress.Wire{ID: m.ID, Epoch: m.Wire.Epoch, Table: t, Used: m.Wire.Used, Bindings: m.Wire.Bindings}, tap)
+		err = s.router.Attach(egress.Wire{ID: m.ID, Epoch: m.Wire.Epoch, Table: t, Used: m.Wire.Used, Bindings: m.Wire.Bindings, Authority: m.Wire.Authority}, tap)
 		return a, err
 	case opUpdate:
 		t, err := s.compiler.compile(m.Wire.Policies)
 		if err != nil {
+			m.Wire.Authority.Wipe()
 			return a, err
 		}
-		a.Generation, a.Closed, err = s.router.Update(m.ID, t)
+		a.Generation, a.Closed, err = s.router.Update(m.ID, t, m.Wire.Authority)
 		return a, err
 	case opDetach:
 		a.Used, err = s.router.Detach(m.ID)

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/firebreak-dev/firebreak/internal/egress"
+	"github.com/firebreak-dev/firebreak/internal/egress/authority"
 	"github.com/firebreak-dev/firebreak/internal/egress/dns"
 	"github.com/firebreak-dev/firebreak/internal/policy"
 	"github.com/firebreak-dev/firebreak/sandbox"
@@ -39,6 +40,8 @@ type kept struct {
 	rules    map[string]bool // all there ever were, by id
 	used     map[string]policy.Used
 	bindings []egress.Binding
+	// authority is whom the sandbox trusts, for the hosts of policies and bindings.
+	authority *authority.Authority
 
 	generation uint64 // of policies
 	by         *session
@@ -65,7 +68,8 @@ const poolStride = 11
 // next is the wire as the session s is told to serve it from now on. The caller
 // holds Keeper.mu.
 func (w *kept) next(s *session) *wire {
-	m := &wire{Policies: w.policies, Epoch: (w.epoch + w.served*poolStride) % dns.Epochs, Used: map[string]policy.Used{}, Bindings: cloneBindings(w.bindings)}
+	m := &wire{Policies: w.policies, Epoch: (w.epoch + w.served*poolStride) % dns.Epochs, Used: map[string]policy.Used{}, Bindings: cloneBindings(w.bindings),
+		Authority: w.authority.Clone()}
 	for id, u := range w.used {
 		u.Concurrent = 0 // nothing is left of those
 		m.Used[id] = u
@@ -73,6 +77,18 @@ func (w *kept) next(s *session) *wire {
 	w.served++
 	w.by, w.err, w.base = s, nil, w.generation-1 // a router begins with 1
 	return m
+}
+
+// forget overwrites what of the wire is secret. The caller holds Keeper.mu.
+func (w *kept) forget() {
+	wipe(w.bindings)
+	w.authority.Wipe()
+}
+
+// forget overwrites what of a wire's message is secret.
+func (m *wire) forget() {
+	wipe(m.Bindings)
+	m.Authority.Wipe()
 }
 
 // learn adds what a router says was used. It can say too much, to the sandbox's

@@ -26,13 +26,18 @@ func (k *Keeper) Attach(ctx context.Context, o Wire, tap *os.File) (err error) {
 	if err != nil {
 		return err
 	}
+	trusted, err := k.derive(o.ID, table, o.Bindings)
+	if err != nil {
+		return err
+	}
 	own, err := duplicate(tap)
 	if err != nil {
+		trusted.Wipe()
 		return sandbox.Errorf(op, sandbox.KindInvalid, "%w", err).WithID(o.ID)
 	}
 	w := &kept{
 		id: o.ID, one: make(chan struct{}, 1), tap: own, epoch: o.Epoch, policies: o.Policies.clone(), rules: map[string]bool{},
-		used: maps.Clone(o.Used), generation: 1, bindings: cloneBindings(o.Bindings),
+		used: maps.Clone(o.Used), generation: 1, bindings: cloneBindings(o.Bindings), authority: trusted,
 	}
 	if w.used == nil {
 		w.used = map[string]policy.Used{}
@@ -42,7 +47,7 @@ func (k *Keeper) Attach(ctx context.Context, o Wire, tap *os.File) (err error) {
 	defer w.unlock()
 	if err := k.add(w); err != nil {
 		own.Close()
-		wipe(w.bindings)
+		w.forget()
 		return err
 	}
 	for {
@@ -129,16 +134,26 @@ func (k *Keeper) Update(ctx context.Context, id string, p Policies) (generation 
 	}
 	defer w.unlock()
 	k.mu.Lock()
+	bindings := w.bindings
+	k.mu.Unlock()
+	vouched, err := k.derive(id, table, bindings)
+	if err != nil {
+		return 0, 0, err
+	}
+	k.mu.Lock()
 	if w.tap == nil {
 		k.mu.Unlock()
+		vouched.Wipe()
 		return 0, 0, sandbox.Errorf(op, sandbox.KindNotFound, "the wire is being detached").WithID(id)
 	}
-	before, by := w.policies, w.by
-	w.policies = p.clone() // before anything is asked: a router that follows begins with these
+	before, trusted, by := w.policies, w.authority, w.by
+	w.policies, w.authority = p.clone(), vouched // before anything is asked: a router that follows begins with these
 	w.generation++
 	w.know(table)
 	generation = w.generation
+	sent := vouched.Clone()
 	k.mu.Unlock()
+	defer sent.Wipe()
 	for {
 		s, err := k.session(ctx, op, id)
 		if err != nil {
@@ -150,9 +165,12 @@ func (k *Keeper) Update(ctx context.Context, id string, p Policies) (generation 
 		if again || s != by { // another router has begun, with the new ones
 			return generation, 0, why
 		}
-		a, err := s.call(ctx, &down{Op: opUpdate, ID: id, Wire: &wire{Policies: p}}, -1, answerWait)
+		a, err := s.call(ctx, &down{Op: opUpdate, ID: id, Wire: &wire{Policies: p, Authority: sent}}, -1, answerWait)
 		switch {
 		case err == nil:
+			k.mu.Lock()
+			trusted.Wipe()
+			k.mu.Unlock()
 			return generation, a.Closed, nil
 		case errors.Is(err, errLost):
 			continue
@@ -162,7 +180,7 @@ func (k *Keeper) Update(ctx context.Context, id string, p Policies) (generation 
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		if w.by == by {
-			w.policies, w.generation = before, generation-1
+			w.policies, w.generation, w.authority = before, generation-1, trusted
 		}
 		return 0, 0, err
 	}
@@ -188,7 +206,7 @@ func (k *Keeper) remove(ctx context.Context, w *kept) error {
 	if w.tap != nil {
 		w.tap.Close() // no router gets it any more
 		w.tap = nil
-		wipe(w.bindings)
+		w.forget()
 	}
 	s := w.by
 	k.mu.Unlock()
@@ -243,11 +261,12 @@ func (k *Keeper) Close() error {
 	k.done.Wait()
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	clear(k.seed)
 	for id, w := range k.wires {
 		if w.tap != nil {
 			w.tap.Close()
 			w.tap = nil
-			wipe(w.bindings)
+			w.forget()
 		}
 		delete(k.wires, id)
 	}
