@@ -159,7 +159,7 @@ func (n *network) Update(ctx context.Context, id sandbox.InstanceID, p orchestra
 	if len(unbound) > 0 { // asked for now, and not there
 		return 0, 0, unbound[0]
 	}
-	its, closed, err := k.Update(ctx, string(id), control.Policies{Documents: p.Documents}, g.transforms)
+	its, closed, err := k.Update(ctx, string(id), control.Policies{Documents: p.Documents}, g.transforms...)
 	if err != nil {
 		return 0, 0, err
 	}
