@@ -60,7 +60,7 @@ func newBound(ctx context.Context, w *wire, bindings []Binding) (*bound, error) 
 	c := &w.router.config
 	var err error
 	b.proxy, err = inspect.New(inspect.Options{
-		Zone: policy.BindingZone, Roots: c.Roots, Dial: b.dial, Decide: b.decide, Refused: b.refused, Head: c.Limits.Sniff, Idle: c.Limits.Idle,
+		Zone: policy.BindingZone, Roots: c.Roots, Dial: b.dial, Ask: func(t *inspect.Target) inspect.Asker { return asker{b, t} }, Head: c.Limits.Sniff, Idle: c.Limits.Idle,
 	}, targets)
 	return b, err
 }
@@ -117,14 +117,20 @@ func (f *flow) serveBinding(ctx context.Context, r *tcp.ForwarderRequest, name s
 	}
 }
 
-// decide is inspect.Options' Decide. What a rule denies, no binding permits.
-func (b *bound) decide(t *inspect.Target, method string) *inspect.Refusal {
-	w := b.wire
+// asker decides about the requests of one binding.
+type asker struct {
+	*bound
+	to *inspect.Target
+}
+
+// Decide implements inspect.Asker. What a rule denies, no binding permits.
+func (a asker) Decide(_ context.Context, method, path string) *inspect.Refusal {
+	b, t, w := a.bound, a.to, a.wire
 	table := w.live.Table()
 	fl := policy.Flow{Host: t.Host, Port: t.Port}
 	e := b.event(t, method)
 	e.Generation = table.Generation()
-	if d := table.Could(fl); d.Reason == policy.ReasonDenied || d.Reason == policy.ReasonAddress {
+	if d := table.CouldRequest(fl, policy.Request{Method: method, Path: path, Binding: t.Name}); d.Reason == policy.ReasonDenied || d.Reason == policy.ReasonAddress {
 		e.Reason, e.Hint = d.Reason.String(), table.Hint(fl, d)
 		if d.Rule != nil {
 			e.Rule = d.Rule.ID
@@ -151,11 +157,11 @@ func (b *bound) decide(t *inspect.Target, method string) *inspect.Refusal {
 	return nil
 }
 
-// refused is inspect.Options' Refused.
-func (b *bound) refused(t *inspect.Target, method string, no *inspect.Refusal) {
-	e := b.event(t, method)
-	e.Reason, e.Hint, e.Generation = no.Reason, no.Text, b.wire.live.Table().Generation()
-	b.wire.deny(e)
+// Refused implements inspect.Asker.
+func (a asker) Refused(method string, no *inspect.Refusal) {
+	e := a.event(a.to, method)
+	e.Reason, e.Hint, e.Generation = no.Reason, no.Text, a.wire.live.Table().Generation()
+	a.wire.deny(e)
 }
 
 func (b *bound) event(t *inspect.Target, method string) Event {

@@ -39,6 +39,9 @@ type Question struct {
 	Rule       *Compiled   // that allows the flow
 	Candidates []*Compiled // all allow rules that would, Rule among them
 	Generation uint64
+	// Method, Path and Binding are those of a Request; where the question is about a
+	// connection all are empty. Path has no escapes any more, and is empty if it is odd.
+	Method, Path, Binding string
 }
 
 // Table is compiled documents. It never changes; all methods may be called at
@@ -46,6 +49,8 @@ type Question struct {
 type Table struct {
 	rules       []*Compiled // deny rules first, then allow, as written
 	allow, deny matcher
+	narrow      matcher // deny rules that are about some requests only
+	paths       bool    // some rule has paths
 	observe     bool
 	private     []netip.Prefix
 	own         func(netip.Addr) bool
@@ -121,19 +126,19 @@ func Compile(o Options, docs ...*Document) (*Table, error) {
 		}
 		return 1
 	})
-	for _, effect := range []bool{true, false} {
-		m := newMatcher()
-		for _, r := range t.rules {
-			if r.Deny == effect {
-				c.index(&m, r)
+	t.allow, t.deny, t.narrow = newMatcher(), newMatcher(), newMatcher()
+	for _, r := range t.rules {
+		m := &t.allow
+		if r.Deny {
+			if m = &t.deny; r.aboutRequests() {
+				m = &t.narrow
 			}
 		}
+		c.index(m, r)
+		t.paths = t.paths || len(r.Paths) > 0
+	}
+	for _, m := range []*matcher{&t.allow, &t.deny, &t.narrow} {
 		m.seal()
-		if effect {
-			t.deny = m
-		} else {
-			t.allow = m
-		}
 	}
 	if len(t.modules) == 0 {
 		return t, nil

@@ -43,9 +43,13 @@ const (
 	ReasonRego                     // a Rego module did not agree
 	ReasonRegoFailed               // a Rego module gave no answer
 	ReasonBudget                   // the rule's budget is used up
+	ReasonMethod                   // rules are about the connection, none about the method
+	ReasonPath                     // rules are about connection and method, none about the path
+	ReasonInspect                  // it would pass unread, and has to be read
 )
 
-var reasonNames = [...]string{"invalid", "rule", "observed", "denied", "no_rule", "port", "protocol", "address", "private", "claim", "rego", "rego_failed", "budget"}
+var reasonNames = [...]string{"invalid", "rule", "observed", "denied", "no_rule", "port", "protocol", "address", "private", "claim", "rego", "rego_failed", "budget",
+	"method", "path", "inspect"}
 
 // String is the reason in records and events.
 func (r Reason) String() string {
@@ -65,6 +69,9 @@ type Decision struct {
 	Err        error         // why there was no answer, with ReasonRegoFailed
 }
 
+// Opaque reports whether the connection passes unread, as the rule says.
+func (d Decision) Opaque() bool { return d.Allow && d.Rule != nil && d.Rule.Opaque }
+
 // Observed reports whether a policy that enforces would have denied.
 func (d Decision) Observed() bool { return d.Allow && d.Reason == ReasonObserved }
 
@@ -72,15 +79,28 @@ func (d Decision) Observed() bool { return d.Allow && d.Reason == ReasonObserved
 // denies. It takes some hundred nanoseconds and allocates nothing, but 48 bytes
 // where a wildcard matches. Where the policy has Rego that is asked about what a
 // rule allows, within ctx, and takes some hundred microseconds.
+//
+// Methods and paths of allow rules have no say, since each may be that of a
+// request to come, and deny rules that have some are left out: DecideRequest is
+// about them. What such a deny rule is about has to be read: no raw TCP passes
+// to it, and no rule lets it pass unread.
 func (t *Table) Decide(ctx context.Context, f Flow) Decision {
 	if f.Port == 0 || f.Protocol == ProtocolUnknown || !f.Addr.IsValid() {
 		return Decision{Generation: t.generation}
 	}
-	d := t.decide(f)
+	return t.judged(ctx, f, nil, t.decide(f, nil))
+}
+
+// judged is d, or what Rego makes of it.
+func (t *Table) judged(ctx context.Context, f Flow, q *asked, d Decision) Decision {
 	if t.judge == nil || d.Reason != ReasonRule {
 		return d
 	}
-	agreed, err := t.judge.Agree(ctx, Question{f, d.Class, d.Rule, t.candidates(f), t.generation})
+	ask := Question{Flow: f, Class: d.Class, Rule: d.Rule, Candidates: t.candidates(f, q), Generation: t.generation}
+	if q != nil {
+		ask.Method, ask.Path, ask.Binding = q.Method, q.meaning(), q.Binding
+	}
+	agreed, err := t.judge.Agree(ctx, ask)
 	switch {
 	case err != nil:
 		d.Allow, d.Reason, d.Err = false, ReasonRegoFailed, err
@@ -93,9 +113,10 @@ func (t *Table) Decide(ctx context.Context, f Flow) Decision {
 // Could decides as far as is known: a missing port, address or protocol is one
 // that some rule has. It is for what comes before Decide: answering a DNS query,
 // accepting a connection, resolving a name.
-func (t *Table) Could(f Flow) Decision { return t.decide(f) }
+func (t *Table) Could(f Flow) Decision { return t.decide(f, nil) }
 
-func (t *Table) decide(f Flow) Decision {
+// decide decides about a connection, or a request on one.
+func (t *Table) decide(f Flow, q *asked) Decision {
 	d := Decision{Generation: t.generation}
 	literal := f.Host.Addr()
 	switch {
@@ -113,26 +134,37 @@ func (t *Table) decide(f Flow) Decision {
 		}
 		f.Addr = netaddr.Effective(f.Addr)
 	}
-	if r := t.denied(f); r != nil {
-		d.Reason, d.Rule = ReasonDenied, r
+	by := t.deny.denied(f, nil)
+	if by == nil && q != nil {
+		by = t.narrow.denied(f, q)
+	}
+	if by != nil {
+		d.Reason, d.Rule = ReasonDenied, by
 		return d
 	}
 	if !claims(f) {
 		d.Reason = ReasonClaim
 		return d
 	}
-	e, why := t.allowed(f)
+	var read *Compiled // why the connection has to be read
+	if q == nil {
+		read = t.narrow.denied(f, nil)
+	}
+	e, why := t.allowed(f, q, read != nil)
 	if e.rule == nil {
 		d.Reason = why
-		if d.Class != netaddr.Public && f.Addr.IsValid() {
+		switch {
+		case d.Class != netaddr.Public && f.Addr.IsValid():
 			d.Reason = ReasonPrivate // what a rule would have to say first
-		} else if t.observe {
+		case read != nil && (why == ReasonInspect && !t.observe || t.observe && f.Protocol == ProtocolTCP):
+			d.Reason, d.Rule = ReasonInspect, read
+		case t.observe:
 			d.Allow, d.Reason = true, ReasonObserved
 		}
 		return d
 	}
 	d.Rule = e.rule
-	if d.Class != netaddr.Public && f.Addr.IsValid() && !t.opened(f, d.Class) {
+	if d.Class != netaddr.Public && f.Addr.IsValid() && !t.opened(f, q, d.Class) {
 		d.Reason = ReasonPrivate
 		return d
 	}
@@ -149,14 +181,15 @@ func (t *Table) classify(a netip.Addr) netaddr.Class {
 	return c
 }
 
-// denied returns the deny rule for the host, the claimed host or the address.
-func (t *Table) denied(f Flow) (by *Compiled) {
-	if len(t.deny.exact)+t.deny.long+len(t.deny.nets.starts) == 0 {
+// denied returns the deny rule for the host, the claimed host or the address, and
+// for the request if there is one.
+func (m *matcher) denied(f Flow, q *asked) (by *Compiled) {
+	if len(m.exact)+m.long+len(m.nets.starts) == 0 {
 		return nil
 	}
 	find := func(es []entry) bool {
 		for i := range es {
-			if f.Port != 0 && hasPort(es[i].rule.Ports, f.Port) || f.Port == 0 && es[i].rule.Ports[0] == allPorts[0] {
+			if (f.Port != 0 && hasPort(es[i].rule.Ports, f.Port) || f.Port == 0 && es[i].rule.Ports[0] == allPorts[0]) && (q == nil || es[i].rule.forbids(q)) {
 				by = es[i].rule
 				return true
 			}
@@ -164,12 +197,12 @@ func (t *Table) denied(f Flow) (by *Compiled) {
 		return false
 	}
 	for _, h := range [...]netaddr.Host{f.Host, f.Claimed} {
-		if h.Name() != "" && t.deny.byName(h.Name(), find) || h.Addr().IsValid() && t.deny.byAddr(netaddr.Effective(h.Addr()), find) {
+		if h.Name() != "" && m.byName(h.Name(), find) || h.Addr().IsValid() && m.byAddr(netaddr.Effective(h.Addr()), find) {
 			return by
 		}
 	}
 	if f.Addr.IsValid() {
-		t.deny.byAddr(f.Addr, find)
+		m.byAddr(f.Addr, find)
 	}
 	return by
 }
@@ -186,18 +219,26 @@ func claims(f Flow) bool {
 	return f.Claimed == f.Host
 }
 
-// allowed returns the most specific allow rule, or why there is none.
-func (t *Table) allowed(f Flow) (found entry, why Reason) {
+// unread reports whether what a rule lets pass of a protocol is not read.
+func (r *Rule) unread(p Protocol) bool {
+	return r.Opaque || p == ProtocolTCP || p == ProtocolUnknown && r.Protocols == 1<<ProtocolTCP
+}
+
+// allowed returns the most specific allow rule, or why there is none. If read,
+// the connection has to be.
+func (t *Table) allowed(f Flow, q *asked, read bool) (found entry, why Reason) {
 	why = ReasonNoRule
 	find := func(es []entry) bool {
 		for i := range es {
 			switch r := es[i].rule; {
 			case f.Port != 0 && !hasPort(r.Ports, f.Port):
-				if why == ReasonNoRule {
-					why = ReasonPort
-				}
+				why = max(why, ReasonPort)
 			case f.Protocol != ProtocolUnknown && !r.Protocols.has(f.Protocol):
-				why = ReasonProtocol
+				why = max(why, ReasonProtocol)
+			case read && r.unread(f.Protocol):
+				why = max(why, ReasonInspect)
+			case q != nil && r.permits(q) != ReasonRule:
+				why = max(why, r.permits(q))
 			default:
 				found = es[i]
 				return true
@@ -213,11 +254,12 @@ func (t *Table) allowed(f Flow) (found entry, why Reason) {
 	return found, why
 }
 
-// candidates are all allow rules for a flow, the most specific first.
-func (t *Table) candidates(f Flow) (list []*Compiled) {
+// candidates are all allow rules for a flow or a request, the most specific first.
+func (t *Table) candidates(f Flow, q *asked) (list []*Compiled) {
+	read := q == nil && t.narrow.denied(f, nil) != nil
 	all := func(es []entry) bool {
 		for i := range es {
-			if r := es[i].rule; hasPort(r.Ports, f.Port) && r.Protocols.has(f.Protocol) {
+			if r := es[i].rule; hasPort(r.Ports, f.Port) && r.Protocols.has(f.Protocol) && !(read && r.unread(f.Protocol)) && (q == nil || r.permits(q) == ReasonRule) {
 				list = append(list, r)
 			}
 		}
@@ -233,12 +275,12 @@ func (t *Table) candidates(f Flow) (list []*Compiled) {
 
 // opened reports whether a rule names the network of an address that is not
 // public, with the operator's permission.
-func (t *Table) opened(f Flow, c netaddr.Class) bool {
+func (t *Table) opened(f Flow, q *asked, c netaddr.Class) bool {
 	return t.allow.byAddr(f.Addr, func(es []entry) bool {
 		for i := range es {
 			e := &es[i]
 			if (c == netaddr.Own && e.own || c != netaddr.Own && e.private) && (f.Port == 0 || hasPort(e.rule.Ports, f.Port)) &&
-				(f.Protocol == ProtocolUnknown || e.rule.Protocols.has(f.Protocol)) {
+				(f.Protocol == ProtocolUnknown || e.rule.Protocols.has(f.Protocol)) && (q == nil || e.rule.permits(q) == ReasonRule) {
 				return true
 			}
 		}
@@ -295,6 +337,15 @@ func (t *Table) Hint(f Flow, d Decision) string {
 		return "the policy's Rego gave no answer, which denies"
 	case ReasonBudget:
 		return "the budget of the rule is used up"
+	case ReasonMethod:
+		return fmt.Sprintf("to permit it: a rule for %s%s with the method in `methods`, or without; they are for %s", host, port, t.said(f, func(r *Rule) []string { return r.Methods }))
+	case ReasonPath:
+		return fmt.Sprintf("to permit it: a rule for %s%s with the path in `paths`, or without; they are for %s", host, port, t.said(f, func(r *Rule) []string { return r.Paths }))
+	case ReasonInspect:
+		if d.Rule == nil {
+			return fmt.Sprintf("what passes to %s%s has to be read, and cannot be", host, port)
+		}
+		return fmt.Sprintf("the rule %q denies some requests to %s%s, so that nothing passes unread; its `ports` say where else it need not be", d.Rule.ID, host, port)
 	}
 	return "host, port, address and protocol have to be known"
 }

@@ -285,9 +285,9 @@ func TestJudge(t *testing.T) {
 
 // large is a policy as large as any that a person maintains: names, wildcards
 // and networks by the thousand, and deny rules.
-func large(tb testing.TB) *Table {
+func large(tb testing.TB, more ...string) *Table {
 	var b strings.Builder
-	b.WriteString("allow:\n")
+	b.WriteString("allow:\n" + strings.Join(more, ""))
 	for i := range 3000 {
 		fmt.Fprintf(&b, "  - host%d.example%d.com\n", i, i%50)
 	}

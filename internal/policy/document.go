@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"net/netip"
 	"regexp"
@@ -89,8 +90,15 @@ type Rule struct {
 	Networks  []netip.Prefix
 	Ports     []PortRange
 	Protocols protocols
-	Budget    Budget
-	Note      string // for people
+	// Opaque lets TLS and HTTP pass unread: an allow rule's `inspect: none`. Nothing is
+	// known of the requests then, and no secret put into them.
+	Opaque bool
+	// Methods and Paths are the requests the rule is about, none: all. Paths are
+	// prefixes of whole segments, without a slash at the end. Both are sorted.
+	Methods []string
+	Paths   []string
+	Budget  Budget
+	Note    string // for people
 
 	line int // in the document
 }
@@ -126,7 +134,7 @@ var (
 
 // derivedID names a rule by what it says.
 func (r *Rule) derivedID(effect string) string {
-	what, n := "", len(r.Hosts)+len(r.Networks)
+	what, n, about := "", len(r.Hosts)+len(r.Networks), r.requestList()
 	if len(r.Hosts) > 0 {
 		what = r.Hosts[0].String()
 	} else if len(r.Networks) > 0 {
@@ -136,9 +144,33 @@ func (r *Rule) derivedID(effect string) string {
 		what += fmt.Sprintf("+%d", n-1)
 	}
 	if effect == "deny" && len(r.Ports) == 1 && r.Ports[0] == allPorts[0] {
-		return effect + " " + what
+		return effect + " " + what + about
 	}
-	return effect + " " + what + ":" + r.portList()
+	return effect + " " + what + ":" + r.portList() + about
+}
+
+// maxPathList bounds the paths in a derived id, whose length is bounded, too.
+const maxPathList = 200
+
+// requestList is what a derived id says of requests: nothing for a rule about
+// connections, and something else for each other rule.
+func (r *Rule) requestList() string {
+	text := ""
+	if r.Opaque {
+		text = " inspect:none"
+	}
+	if len(r.Methods) > 0 {
+		text += " " + strings.Join(r.Methods, ",")
+	}
+	if len(r.Paths) == 0 {
+		return text
+	}
+	paths := " " + strings.Join(r.Paths, " ")
+	if len(paths) > maxPathList {
+		sum := sha256.Sum256([]byte(paths))
+		paths = fmt.Sprintf("%s... %x", paths[:maxPathList], sum[:8])
+	}
+	return text + paths
 }
 
 func (r *Rule) portList() string {

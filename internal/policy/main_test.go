@@ -65,3 +65,10 @@ func flow(t testing.TB, s string) Flow {
 	}
 	return f
 }
+
+func prefixes(list ...string) (all []netip.Prefix) {
+	for _, s := range list {
+		all = append(all, netip.MustParsePrefix(s))
+	}
+	return all
+}

@@ -181,8 +181,49 @@ func (r *reader) rules(n *yaml.Node, effect string) ([]Rule, error) {
 // rule reads one rule; a scalar is a rule for that host.
 func (r *reader) rule(n *yaml.Node, effect string) (Rule, error) {
 	rule := Rule{line: n.Line}
-	host := func(n *yaml.Node) error {
-		return r.texts(n, func(s string) error {
+	known := r.about(&rule)
+	if n.Kind == yaml.ScalarNode {
+		if err := known["host"](n); err != nil {
+			return rule, err
+		}
+		return rule, r.finish(n, &rule, effect)
+	}
+	known["id"] = func(n *yaml.Node) (err error) {
+		if rule.ID, err = r.text(n); err == nil && !reName.MatchString(rule.ID) {
+			err = r.errorf(n.Line, "%.80q is not an id: lower-case letters, digits, dots and hyphens", rule.ID)
+		}
+		return err
+	}
+	known["note"] = func(n *yaml.Node) (err error) { rule.Note, err = r.text(n); return err }
+	if effect == "allow" {
+		known["protocol"] = func(n *yaml.Node) error {
+			return r.texts(n, func(s string) error {
+				p, err := ParseProtocol(s)
+				rule.Protocols |= 1 << p
+				return err
+			})
+		}
+		known["inspect"] = func(n *yaml.Node) error {
+			if rule.Opaque = n.Kind == yaml.ScalarNode && n.Value == "none"; !rule.Opaque {
+				return r.errorf(n.Line, "%.40q is no way to inspect", n.Value).WithHint("write none, or leave it out: TLS and HTTP are inspected then")
+			}
+			return nil
+		}
+		known["budget"] = func(n *yaml.Node) error { return r.budget(n, &rule.Budget) }
+	}
+	if err := r.mapping(n, "a rule of "+effect, known); err != nil {
+		return rule, err
+	}
+	return rule, r.finish(n, &rule, effect)
+}
+
+// about are the keys that say what a rule is about.
+func (r *reader) about(rule *Rule) map[string]func(*yaml.Node) error {
+	list := func(each func(string) error) func(*yaml.Node) error {
+		return func(n *yaml.Node) error { return r.texts(n, each) }
+	}
+	return map[string]func(*yaml.Node) error{
+		"host": list(func(s string) error {
 			p, prefix, err := parseHost(s)
 			switch {
 			case err != nil:
@@ -193,52 +234,28 @@ func (r *reader) rule(n *yaml.Node, effect string) (Rule, error) {
 				rule.Hosts = append(rule.Hosts, p)
 			}
 			return nil
-		})
-	}
-	if n.Kind == yaml.ScalarNode {
-		if err := host(n); err != nil {
-			return rule, err
-		}
-		return rule, r.finish(n, &rule, effect)
-	}
-	known := map[string]func(*yaml.Node) error{
-		"id": func(n *yaml.Node) (err error) {
-			if rule.ID, err = r.text(n); err == nil && !reName.MatchString(rule.ID) {
-				err = r.errorf(n.Line, "%.80q is not an id: lower-case letters, digits, dots and hyphens", rule.ID)
-			}
+		}),
+		"cidr": list(func(s string) error {
+			p, err := parsePrefix(s)
+			rule.Networks = append(rule.Networks, p)
 			return err
-		},
-		"note": func(n *yaml.Node) (err error) { rule.Note, err = r.text(n); return err },
-		"host": host,
-		"cidr": func(n *yaml.Node) error {
-			return r.texts(n, func(s string) error {
-				p, err := parsePrefix(s)
-				rule.Networks = append(rule.Networks, p)
-				return err
-			})
-		},
-		"ports": func(n *yaml.Node) error {
-			return r.texts(n, func(s string) error {
-				p, err := parsePorts(s)
-				rule.Ports = append(rule.Ports, p)
-				return err
-			})
-		},
+		}),
+		"ports": list(func(s string) error {
+			p, err := parsePorts(s)
+			rule.Ports = append(rule.Ports, p)
+			return err
+		}),
+		"methods": list(func(s string) error {
+			m, err := parseMethod(s)
+			rule.Methods = append(rule.Methods, m)
+			return err
+		}),
+		"paths": list(func(s string) error {
+			p, err := parsePath(s)
+			rule.Paths = append(rule.Paths, p)
+			return err
+		}),
 	}
-	if effect == "allow" {
-		known["protocol"] = func(n *yaml.Node) error {
-			return r.texts(n, func(s string) error {
-				p, err := ParseProtocol(s)
-				rule.Protocols |= 1 << p
-				return err
-			})
-		}
-		known["budget"] = func(n *yaml.Node) error { return r.budget(n, &rule.Budget) }
-	}
-	if err := r.mapping(n, "a rule of "+effect, known); err != nil {
-		return rule, err
-	}
-	return rule, r.finish(n, &rule, effect)
 }
 
 // finish fills in the defaults of a rule and checks it as a whole.
@@ -251,6 +268,20 @@ func (r *reader) finish(n *yaml.Node, rule *Rule, effect string) error {
 		return r.errorf(n.Line, "a rule for raw TCP names its ports")
 	case rule.Budget.Names > 0 && !stars:
 		return r.errorf(n.Line, "a budget of names is for wildcards")
+	case rule.Opaque && rule.Protocols == 1<<ProtocolTCP:
+		return r.errorf(n.Line, "`inspect: none` is for TLS and HTTP; raw TCP is never inspected")
+	case rule.Opaque && rule.aboutRequests():
+		return r.errorf(n.Line, "methods and paths are not seen where `inspect: none`")
+	case rule.Protocols.has(ProtocolTCP) && rule.aboutRequests():
+		return r.errorf(n.Line, "methods and paths are not seen in raw TCP").WithHint("make it two rules")
+	case len(rule.Methods) > maxMethods || len(rule.Paths) > maxPaths:
+		return r.errorf(n.Line, "a rule has at most %d methods and %d paths", maxMethods, maxPaths)
+	}
+	slices.Sort(rule.Methods)
+	rule.Methods = slices.Compact(rule.Methods)
+	slices.Sort(rule.Paths)
+	if rule.Paths = slices.Compact(rule.Paths); slices.Contains(rule.Paths, "/") {
+		rule.Paths = nil // all
 	}
 	if rule.Protocols == 0 {
 		rule.Protocols = usualProtocols

@@ -45,6 +45,9 @@ type writtenRule struct {
 	CIDR     []string       `yaml:"cidr,omitempty,flow"`
 	Ports    []string       `yaml:"ports,omitempty,flow"`
 	Protocol []string       `yaml:"protocol,omitempty,flow"`
+	Inspect  string         `yaml:"inspect,omitempty"`
+	Methods  []string       `yaml:"methods,omitempty,flow"`
+	Paths    []string       `yaml:"paths,omitempty,flow"`
 	Budget   map[string]any `yaml:"budget,omitempty,flow"`
 	Note     string         `yaml:"note,omitempty"`
 }
@@ -65,7 +68,10 @@ func writeRules(b *bytes.Buffer, rules []Rule, deny bool) {
 }
 
 func (r *Rule) written(deny bool) writtenRule {
-	w := writtenRule{ID: r.ID, Note: r.Note}
+	w := writtenRule{ID: r.ID, Methods: r.Methods, Paths: r.Paths, Note: r.Note}
+	if r.Opaque {
+		w.Inspect = "none"
+	}
 	stars := false
 	for _, h := range r.Hosts {
 		w.Host = append(w.Host, h.String())

@@ -28,14 +28,39 @@ type Observation struct {
 	Reason   string `json:"reason,omitempty"`
 	// Kind is what happened: "connect" or nothing is a connection that was decided
 	// about, "dns" a name that was asked for, "close" a connection's end, "request"
-	// one through a binding, which no rule permits.
-	Kind string `json:"kind,omitempty"`
+	// one on a connection, with its method, or through a binding, which no rule permits.
+	Kind    string `json:"kind,omitempty"`
+	Binding string `json:"binding,omitempty"`
+	Method  string `json:"method,omitempty"`
 }
 
 // wanted reports whether an observation says more of what is wanted than others
 // do: of a name that may be asked for, the connection says it with the port.
 func (o Observation) wanted() bool {
-	return o.Host != "" && (o.Kind == "" || o.Kind == "connect" || o.Kind == "dns" && o.Decision == "deny")
+	switch o.Kind {
+	case "", "connect":
+		return o.Host != ""
+	case "dns":
+		return o.Host != "" && o.Decision == "deny"
+	case "request": // what else is denied of one, no rule permits
+		return o.Host != "" && o.Binding == "" && (o.Decision != "deny" || o.Reason == ReasonMethod.String() || o.Reason == ReasonPath.String())
+	}
+	return false
+}
+
+// permitted reports whether a table permits what was observed on a connection that
+// it allows. The path of a request is not known: where it passed, some rule with
+// paths will have permitted it.
+func (o Observation) permitted(f Flow, t *Table) bool {
+	if o.Kind != "request" {
+		return true
+	}
+	if a := f.Host.Addr(); a.IsValid() {
+		f.Addr = a
+	}
+	return slices.ContainsFunc(t.candidates(f, nil), func(r *Compiled) bool {
+		return (len(r.Methods) == 0 || slices.Contains(r.Methods, o.Method)) && (len(r.Paths) == 0 || o.Decision == "allow")
+	})
 }
 
 // observations are one, or a list of them.
@@ -108,7 +133,8 @@ const siblings = 4
 
 // Suggest makes the smallest set of rules for observations: one for each name,
 // or one wildcard with a budget of names for four and more below the same one,
-// never over a public suffix; one for each address. What table allows already
+// never over a public suffix; one for each address. They are about all requests:
+// those of one run say little of those of the next. What table allows already
 // is left out; it may be nil. Hosts come from hostile code: what no rule can
 // allow is only told of.
 func Suggest(observed []Observation, table *Table) Suggestion {
@@ -127,7 +153,7 @@ func Suggest(observed []Observation, table *Table) Suggestion {
 			s.leave("%s is %s: its rule has effect only where the operator permits it", f.Host, c)
 		}
 		if table != nil {
-			if d := table.Could(f); d.Allow && !d.Observed() {
+			if d := table.Could(f); d.Allow && !d.Observed() && o.permitted(f, table) {
 				continue
 			} else if d.Reason == ReasonDenied {
 				s.leave("%s is denied by the rule %q", f.Host.WithPort(f.Port), d.Rule.ID)

@@ -1,14 +1,18 @@
 package cli
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -160,8 +164,18 @@ func count(n int, what string) string {
 // explainFlags describe a connection.
 type explainFlags struct {
 	protocol, address, claimed string
+	method, path               string
 	private                    []string
 	all, json                  bool
+}
+
+// explain decides about the connection, or the request on it that the flags
+// describe.
+func (f *explainFlags) explain(ctx context.Context, t *policy.Table, flow policy.Flow) policy.Explanation {
+	if f.method == "" && f.path == "" {
+		return t.Explain(ctx, flow)
+	}
+	return t.ExplainRequest(ctx, flow, policy.Request{Method: cmp.Or(f.method, http.MethodGet), Path: cmp.Or(f.path, "/")})
 }
 
 // flow is the connection; what is not given follows from the rest as it usually
@@ -198,6 +212,13 @@ func (f *explainFlags) flow(target string) (flow policy.Flow, err error) {
 	} else if flow.Protocol != policy.ProtocolTCP {
 		flow.Claimed = flow.Host
 	}
+	switch {
+	case f.method+f.path == "":
+	case flow.Protocol == policy.ProtocolTCP:
+		return flow, bad("--method", errors.New("raw TCP has no requests"))
+	case strings.Contains(f.path, "?"):
+		return flow, bad("--path", errors.New("rules are not about queries: leave it out from the question mark on"))
+	}
 	return flow, nil
 }
 
@@ -208,11 +229,14 @@ type explainOut struct {
 	Protocol string    `json:"protocol"`
 	Address  string    `json:"address,omitempty"`
 	Class    string    `json:"class,omitempty"`
+	Method   string    `json:"method,omitempty"`
+	Path     string    `json:"path,omitempty"`
 	Decision string    `json:"decision"` // "allow", "observe", "deny"
 	Reason   string    `json:"reason"`
 	Rule     string    `json:"rule,omitempty"`
 	Hint     string    `json:"hint,omitempty"`
-	Rego     string    `json:"rego,omitempty"` // "not asked" where it would be
+	Unread   bool      `json:"unread,omitempty"` // the connection passes, and nobody looks at its requests
+	Rego     string    `json:"rego,omitempty"`   // "not asked" where it would be
 	Steps    []stepOut `json:"steps"`
 }
 
@@ -226,7 +250,10 @@ type stepOut struct {
 
 func explained(x policy.Explanation, t *policy.Table, all bool) explainOut {
 	d := x.Decision
-	o := explainOut{Host: x.Flow.Host.String(), Port: x.Flow.Port, Protocol: x.Flow.Protocol.String(), Decision: "deny", Reason: d.Reason.String(), Hint: x.Hint, Steps: []stepOut{}}
+	o := explainOut{Host: x.Flow.Host.String(), Port: x.Flow.Port, Protocol: x.Flow.Protocol.String(), Decision: "deny", Reason: d.Reason.String(), Hint: x.Hint, Unread: d.Opaque(), Steps: []stepOut{}}
+	if x.Request != nil {
+		o.Method, o.Path = x.Request.Method, x.Request.Path
+	}
 	if d.Allow {
 		o.Decision = "allow"
 	}
@@ -253,14 +280,16 @@ func (a *App) policyExplain() *cobra.Command {
 	var f explainFlags
 	cmd := &cobra.Command{
 		Use:   "explain FILE HOST[:PORT]",
-		Short: "Say whether a policy allows a connection, by which rule, and why not",
-		Long: `Explain decides about one connection as a sandbox's router does and shows the rules
-that are about it. Nothing is looked up: without --address the address a name
+		Short: "Say whether a policy allows a connection or a request, by which rule, and why not",
+		Long: `Explain decides about one connection as a sandbox's router does, or with --method
+or --path about a request on it, and shows the rules that are about it. Nothing is looked up: without --address the address a name
 stands for, and with it Rego, has no say. The port is 443 unless given, the
-protocol tls (http on port 80), and what the connection claims is the host.
+protocol tls (http on port 80), what the connection claims is the host, and a
+request is GET /.
 
 Exit code: 0 allowed (or only observed), 1 denied, 2 wrong usage or policy.`,
 		Example: `  firebreak policy explain build.yaml pypi.org
+  firebreak policy explain build.yaml api.example.com --method POST --path /v1/x
   firebreak policy explain build.yaml db.example.com:5432 --protocol tcp --address 10.1.2.3 --private 10.1.0.0/16
   firebreak policy explain --json build.yaml 169.254.169.254:80`,
 		Args: cobra.ExactArgs(2),
@@ -273,7 +302,7 @@ Exit code: 0 allowed (or only observed), 1 denied, 2 wrong usage or policy.`,
 			if err != nil {
 				return err
 			}
-			x := t.Explain(cmd.Context(), flow)
+			x := f.explain(cmd.Context(), t, flow)
 			o := explained(x, t, f.all)
 			if f.json {
 				err = a.printJSON(o)
@@ -289,6 +318,8 @@ Exit code: 0 allowed (or only observed), 1 denied, 2 wrong usage or policy.`,
 	fs := cmd.Flags()
 	fs.StringVar(&f.protocol, "protocol", "", "what is spoken: tls, http or tcp for anything else")
 	fs.StringVar(&f.address, "address", "", "the address the name stands for")
+	fs.StringVar(&f.method, "method", "", "ask about a request with this method on the connection")
+	fs.StringVar(&f.path, "path", "", "ask about a request for this path, as it is sent, without a query")
 	fs.StringVar(&f.claimed, "claimed", "", "the host that SNI or the Host header names, if another")
 	fs.StringArrayVar(&f.private, "private", nil, privateDoc)
 	fs.BoolVar(&f.all, "all", false, "show rules that are about other hosts, too")
@@ -306,6 +337,9 @@ func (a *App) printExplanation(o explainOut, rules int) error {
 	text := visible(head) + "\n"
 	if o.Hint != "" {
 		text += "  hint: " + oneLine(o.Hint) + "\n"
+	}
+	if o.Unread {
+		text += "  it passes unread: nothing is known of its requests, and no secret put into them\n"
 	}
 	if o.Rego != "" {
 		text += "  Rego was not asked: give --address\n"

@@ -162,6 +162,9 @@ func (s *secrets) begins(b []byte) bool {
 	return i < len(s.patterns) && bytes.HasPrefix(s.patterns[i], b)
 }
 
+// any reports whether there is something to look for.
+func (s *secrets) any() bool { return len(s.patterns) > 0 }
+
 // in reports whether text holds a secret.
 func (s *secrets) in(text []byte) bool {
 	for i := 0; i+shortest <= len(text); i++ {

@@ -120,25 +120,6 @@ func (t *Target) holds(path string) bool {
 	return ok && (rest == "" || rest[0] == '/')
 }
 
-// scheme is what is spoken with the host.
-func (t *Target) scheme() string {
-	if t.Plain {
-		return "http"
-	}
-	return "https"
-}
-
-// authority is the host as requests name it.
-func (t *Target) authority() string {
-	if t.Plain && t.Port == 80 || !t.Plain && t.Port == 443 {
-		if t.Host.Addr().Is6() {
-			return "[" + t.Host.String() + "]"
-		}
-		return t.Host.String()
-	}
-	return t.Host.WithPort(t.Port)
-}
-
 // credential is what the binding adds to a header, and to which; of query none.
 func (t *Target) credential() (header, value string) {
 	switch t.As {

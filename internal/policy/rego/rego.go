@@ -3,8 +3,8 @@
 //
 //	table, err := policy.Compile(policy.Options{Judge: rego.Options{}.Judge}, doc)
 //
-// A module is `package firebreak` and defines `allow`. It is given the connection
-// and the rules that would allow it as input (see Input in the guide), and agrees
+// A module is `package firebreak` and defines `allow`. It is given the connection,
+// or the request on one, and the rules that would allow it as input (see Input in the guide), and agrees
 // by making data.firebreak.allow exactly true. Anything else denies: false,
 // undefined, another type, an error, a time-out. Of several modules all have to
 // agree. Modules reach nothing: what reads the network, the clock, the
@@ -294,6 +294,12 @@ func (j *judge) evaluate(ctx context.Context, q policy.Question) (agreed bool, e
 // input is what a module sees.
 func input(q policy.Question, now time.Time) ast.Value {
 	f := q.Flow
+	orNull := func(s string) *ast.Term {
+		if s == "" {
+			return ast.NullTerm()
+		}
+		return ast.StringTerm(s)
+	}
 	claimed := ast.NullTerm()
 	if f.Claimed.IsValid() {
 		claimed = ast.StringTerm(f.Claimed.String())
@@ -310,6 +316,9 @@ func input(q policy.Question, now time.Time) ast.Value {
 		[2]*ast.Term{ast.StringTerm("class"), ast.StringTerm(q.Class.String())},
 		[2]*ast.Term{ast.StringTerm("protocol"), ast.StringTerm(f.Protocol.String())},
 		[2]*ast.Term{ast.StringTerm("claimed"), claimed},
+		[2]*ast.Term{ast.StringTerm("method"), orNull(q.Method)},
+		[2]*ast.Term{ast.StringTerm("path"), orNull(q.Path)},
+		[2]*ast.Term{ast.StringTerm("binding"), orNull(q.Binding)},
 		[2]*ast.Term{ast.StringTerm("rule"), ast.StringTerm(q.Rule.ID)},
 		[2]*ast.Term{ast.StringTerm("candidates"), ast.NewTerm(ast.NewArray(ids...))},
 		[2]*ast.Term{ast.StringTerm("generation"), ast.UIntNumberTerm(q.Generation)},
