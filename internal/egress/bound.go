@@ -44,7 +44,7 @@ func newBound(ctx context.Context, w *wire, bindings []Binding, transforms []Tra
 	b := &bound{wire: w, ctx: ctx, open: map[*upstream]struct{}{}}
 	c := &w.router.config
 	b.proxy, err = inspect.New(inspect.Options{
-		Zone: policy.BindingZone, Roots: c.Roots, Dial: b.dial, Ask: func(t *inspect.Target) inspect.Asker { return asker{b, t} }, Head: c.Limits.Sniff, Idle: c.Limits.Idle,
+		Zone: policy.BindingZone, Roots: c.Roots, Dial: b.dial, Reach: b.visited, Ask: func(t *inspect.Target) inspect.Asker { return asker{b, t} }, Head: c.Limits.Sniff, Idle: c.Limits.Idle,
 	}, targets, setsOf(transforms)...)
 	return b, err
 }
@@ -108,10 +108,18 @@ func bindingOf(h netaddr.Host) (name string, in bool) {
 	return strings.CutSuffix(h.Name(), "."+policy.BindingZone)
 }
 
-// zone is dns.Answerer's Zone.
+// zone is dns.Answerer's Zone: names of bindings, and of hosts for which the sandbox
+// has a placeholder.
 func (b *bound) zone(h netaddr.Host) (in, exists bool) {
-	name, in := bindingOf(h)
-	return in, in && b.proxy.Has(name)
+	if name, in := bindingOf(h); in {
+		return true, b.proxy.Has(name)
+	}
+	if !b.proxy.Opens(h) {
+		return false, false
+	}
+	// A rule that is about the name has its say, and its budget.
+	opens := opened(b.wire.live.Table().Could(policy.Flow{Host: h}))
+	return opens, opens
 }
 
 // serveBinding handles a connection to a name in the zone of bindings, which no
@@ -326,9 +334,9 @@ func (b *bound) hangUp() {
 type upstream struct {
 	net.Conn
 	bound   *bound
-	to      *inspect.Target
-	closed  bool   // guarded by bound.mu
-	release func() // guarded by bound.mu; out of Live
+	to      *inspect.Target // nil: a site
+	closed  bool            // guarded by bound.mu
+	release func()          // guarded by bound.mu; out of Live
 }
 
 // Read implements net.Conn.

@@ -38,6 +38,8 @@ type wire struct {
 	dials   *rate.Limiter
 	bound   *bound
 	issuer  atomic.Pointer[authority.Issuer] // nil: the sandbox trusts nobody here
+	trust   trust
+	told    told
 	link    *link
 	stack   *stack.Stack
 	cancel  context.CancelFunc // of what its goroutines do

@@ -25,7 +25,8 @@ func (s Site) named() bool { return !s.Plain && s.Host == s.Name && s.Name.Name(
 type grants struct {
 	routes     map[string]*route   // of bindings, by their names
 	direct     map[place][]*route  // of those with a placeholder, as their hosts themselves
-	bound      map[place][]*Target // all bindings
+	bound      map[place][]*Target // all bindings with TLS
+	leads      map[place]bool      // where any binding leads
 	transforms transforms
 	secrets    *secrets
 
@@ -39,7 +40,7 @@ func (p *Proxy) newGrants(targets []*Target, sets []*Transform) (*grants, error)
 	if len(targets) > MaxTargets {
 		return nil, fmt.Errorf("%d bindings; a sandbox has at most %d", len(targets), MaxTargets)
 	}
-	g := &grants{routes: map[string]*route{}, direct: map[place][]*route{}, bound: map[place][]*Target{}}
+	g := &grants{routes: map[string]*route{}, direct: map[place][]*route{}, bound: map[place][]*Target{}, leads: map[place]bool{}}
 	size := 0
 	var texts, stands [][]byte
 	for _, t := range targets {
@@ -86,7 +87,7 @@ func (p *Proxy) enroll(g *grants, t *Target) error {
 	}
 	r := &route{Site: Site{t.Host, t.Host, t.Port, t.Plain}, face: Site{face, face, 80, true}, binding: t}
 	r.transport = p.transport(r, func(ctx context.Context) (net.Conn, error) { return p.o.Dial(ctx, t) })
-	g.routes[t.Name] = r
+	g.routes[t.Name], g.leads[r.place()] = r, true
 	if t.Plain {
 		return nil
 	}
@@ -154,15 +155,23 @@ func (p *Proxy) routeTo(name string) *route {
 	return p.granted.routes[name]
 }
 
-// Reads reports whether what is said to a host has to be read, since something could
-// be added to it, and opens whether a binding lets requests pass to it that no rule
-// does.
-func (p *Proxy) Reads(h netaddr.Host, port uint16) (reads, opens bool) {
+// Given is what there is for one port of a host.
+type Given struct {
+	Bound bool // a binding leads there
+	Sets  bool // something is added to what the sandbox sends there itself
+	Opens bool // a binding lets requests pass that no rule does
+}
+
+// Read reports whether what is said there has to be read, as raw TCP or not.
+func (g Given) Read(raw bool) bool { return g.Sets || g.Bound && !raw }
+
+// At says what there is for one port of a host.
+func (p *Proxy) At(h netaddr.Host, port uint16) Given {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	at := place{h, port}
-	opens = len(p.granted.direct[at]) > 0
-	return opens || len(p.granted.bound[at]) > 0 || p.granted.transforms.of(at) != nil, opens
+	opens := len(p.granted.direct[at]) > 0
+	return Given{Bound: p.granted.leads[at], Opens: opens, Sets: opens || p.granted.transforms.of(at) != nil}
 }
 
 // Opens reports whether a binding lets requests to a host pass on some port.
