@@ -316,7 +316,7 @@ func TestSocketSecrets(t *testing.T) {
 func FuzzSocket(f *testing.F) {
 	f.Add(wireFrame(opText, true, true, "hello"), uint64(1))
 	f.Add(append(wireFrame(opText, false, true, "a"), append(wireFrame(opPing, true, true, "b"), wireFrame(opMore, true, true, "c")...)...), uint64(2))
-	f.Add(append(wireFrame(opBinary, true, true, strings.Repeat("x", 70_000)), wireFrame(opClose, true, true, "\x03\xe8")...), uint64(3))
+	f.Add(append(wireFrame(opBinary, true, true, strings.Repeat("x", 300)), wireFrame(opClose, true, true, "\x03\xe8")...), uint64(3))
 	f.Add([]byte{0x81, 0xfe, 0, 5, 1, 2, 3, 4}, uint64(4))
 	f.Fuzz(func(t *testing.T, b []byte, seed uint64) {
 		type said struct {
