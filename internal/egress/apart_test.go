@@ -65,7 +65,7 @@ func TestBindingApart(t *testing.T) {
 	}
 	for range 5 {
 		for _, id := range []string{"one", "two"} {
-			if _, _, err := r.Update(id, table(t, nothing)); err != nil {
+			if _, _, err := r.Update(id, table(t, nothing), nil); err != nil {
 				t.Error(err)
 			}
 		}

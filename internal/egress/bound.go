@@ -36,10 +36,32 @@ type bound struct {
 	open  map[*upstream]struct{} // guarded by mu
 }
 
-func newBound(ctx context.Context, w *wire, bindings []Binding) (*bound, error) {
+func newBound(ctx context.Context, w *wire, bindings []Binding, transforms []Transform) (*bound, error) {
+	targets, err := targetsOf(bindings)
+	if err != nil {
+		return nil, err
+	}
 	b := &bound{wire: w, ctx: ctx, open: map[*upstream]struct{}{}}
+	c := &w.router.config
+	b.proxy, err = inspect.New(inspect.Options{
+		Zone: policy.BindingZone, Roots: c.Roots, Dial: b.dial, Reach: b.visited, Ask: func(t *inspect.Target) inspect.Asker { return asker{b, t} }, Head: c.Limits.Sniff, Idle: c.Limits.Idle,
+	}, targets, setsOf(transforms)...)
+	return b, err
+}
+
+// grant gives the wire's requests others to be made with, from the next one on.
+// Errors: one of them cannot be; nothing has changed then.
+func (b *bound) grant(bindings []Binding, transforms []Transform) error {
+	targets, err := targetsOf(bindings)
+	if err != nil {
+		return err
+	}
+	return b.proxy.Grant(targets, setsOf(transforms))
+}
+
+// targetsOf are bindings as the proxy has them.
+func targetsOf(bindings []Binding) (targets []*inspect.Target, err error) {
 	byName := map[string]int{}
-	var targets []*inspect.Target
 	for _, x := range bindings {
 		h, err := netaddr.ParseHost(x.Host)
 		if err != nil {
@@ -48,21 +70,33 @@ func newBound(ctx context.Context, w *wire, bindings []Binding) (*bound, error) 
 		if _, in := bindingOf(h); in {
 			return nil, errors.New("a binding leads to a binding")
 		}
-		t := &inspect.Target{Name: x.Name, Host: h, Port: x.Port, Plain: x.Plain, Methods: x.Methods, Path: x.Path, As: x.As, Field: x.Field, Git: (*inspect.Git)(x.Git), Secret: x.Secret}
+		t := &inspect.Target{Name: x.Name, Host: h, Port: x.Port, Plain: x.Plain, Methods: x.Methods, Path: x.Path, As: x.As, Field: x.Field, Git: (*inspect.Git)(x.Git), Secret: x.Secret,
+			Placeholder: x.Placeholder}
 		if i, again := byName[x.Name]; again {
 			clear(targets[i].Secret)
+			clear(targets[i].Placeholder)
 			targets[i] = t
 			continue
 		}
 		byName[x.Name] = len(targets)
 		targets = append(targets, t)
 	}
-	c := &w.router.config
-	var err error
-	b.proxy, err = inspect.New(inspect.Options{
-		Zone: policy.BindingZone, Roots: c.Roots, Dial: b.dial, Decide: b.decide, Refused: b.refused, Head: c.Limits.Sniff, Idle: c.Limits.Idle,
-	}, targets)
-	return b, err
+	return targets, nil
+}
+
+// setsOf are transforms as the proxy has them.
+func setsOf(transforms []Transform) (sets []*inspect.Transform) {
+	for _, x := range transforms {
+		t := &inspect.Transform{Host: x.Host, Port: x.Port}
+		for _, h := range x.Headers {
+			t.Headers = append(t.Headers, inspect.Header{Name: h.Name, Value: h.Value})
+		}
+		for _, s := range x.Secrets {
+			t.Secrets = append(t.Secrets, s)
+		}
+		sets = append(sets, t)
+	}
+	return sets
 }
 
 // bindingOf is the name of the binding that a host would be, if it is in their
@@ -74,10 +108,18 @@ func bindingOf(h netaddr.Host) (name string, in bool) {
 	return strings.CutSuffix(h.Name(), "."+policy.BindingZone)
 }
 
-// zone is dns.Answerer's Zone.
+// zone is dns.Answerer's Zone: names of bindings, and of hosts for which the sandbox
+// has a placeholder.
 func (b *bound) zone(h netaddr.Host) (in, exists bool) {
-	name, in := bindingOf(h)
-	return in, in && b.proxy.Has(name)
+	if name, in := bindingOf(h); in {
+		return true, b.proxy.Has(name)
+	}
+	if !b.proxy.Opens(h) {
+		return false, false
+	}
+	// A rule that is about the name has its say, and its budget.
+	opens := opened(b.wire.live.Table().Could(policy.Flow{Host: h}))
+	return opens, opens
 }
 
 // serveBinding handles a connection to a name in the zone of bindings, which no
@@ -117,14 +159,20 @@ func (f *flow) serveBinding(ctx context.Context, r *tcp.ForwarderRequest, name s
 	}
 }
 
-// decide is inspect.Options' Decide. What a rule denies, no binding permits.
-func (b *bound) decide(t *inspect.Target, method string) *inspect.Refusal {
-	w := b.wire
+// asker decides about the requests of one binding.
+type asker struct {
+	*bound
+	to *inspect.Target
+}
+
+// Decide implements inspect.Asker. What a rule denies, no binding permits.
+func (a asker) Decide(_ context.Context, method, path string) *inspect.Refusal {
+	b, t, w := a.bound, a.to, a.wire
 	table := w.live.Table()
 	fl := policy.Flow{Host: t.Host, Port: t.Port}
 	e := b.event(t, method)
 	e.Generation = table.Generation()
-	if d := table.Could(fl); d.Reason == policy.ReasonDenied || d.Reason == policy.ReasonAddress {
+	if d := table.CouldRequest(fl, policy.Request{Method: method, Path: path, Binding: t.Name}); d.Reason == policy.ReasonDenied || d.Reason == policy.ReasonAddress {
 		e.Reason, e.Hint = d.Reason.String(), table.Hint(fl, d)
 		if d.Rule != nil {
 			e.Rule = d.Rule.ID
@@ -151,11 +199,11 @@ func (b *bound) decide(t *inspect.Target, method string) *inspect.Refusal {
 	return nil
 }
 
-// refused is inspect.Options' Refused.
-func (b *bound) refused(t *inspect.Target, method string, no *inspect.Refusal) {
-	e := b.event(t, method)
-	e.Reason, e.Hint, e.Generation = no.Reason, no.Text, b.wire.live.Table().Generation()
-	b.wire.deny(e)
+// Refused implements inspect.Asker.
+func (a asker) Refused(method string, no *inspect.Refusal) {
+	e := a.event(a.to, method)
+	e.Reason, e.Hint, e.Generation = no.Reason, no.Text, a.wire.live.Table().Generation()
+	a.wire.deny(e)
 }
 
 func (b *bound) event(t *inspect.Target, method string) Event {
@@ -286,9 +334,9 @@ func (b *bound) hangUp() {
 type upstream struct {
 	net.Conn
 	bound   *bound
-	to      *inspect.Target
-	closed  bool   // guarded by bound.mu
-	release func() // guarded by bound.mu; out of Live
+	to      *inspect.Target // nil: a site
+	closed  bool            // guarded by bound.mu
+	release func()          // guarded by bound.mu; out of Live
 }
 
 // Read implements net.Conn.

@@ -383,18 +383,18 @@ func TestBindingEnds(t *testing.T) {
 		return ended
 	}
 	ended := hang()
-	if _, closed, err := r.Update("one", table(t, nothing)); err != nil || closed != 1 {
+	if _, closed, err := r.Update("one", table(t, nothing), nil); err != nil || closed != 1 {
 		t.Errorf("%d closed, %v", closed, err)
 	}
 	if err := <-ended; err == nil {
 		t.Error("an answer that was cut off looks whole")
 	}
 	p.mustGet("http://api.binding.internal/v1/", 200) // and goes on under the next one
-	if _, _, err := r.Update("one", table(t, nothing+"\ndeny: [good.example]")); err != nil {
+	if _, _, err := r.Update("one", table(t, nothing+"\ndeny: [good.example]"), nil); err != nil {
 		t.Error(err)
 	}
 	p.mustGet("http://api.binding.internal/v1/", 403)
-	if _, _, err := r.Update("one", table(t, nothing)); err != nil {
+	if _, _, err := r.Update("one", table(t, nothing), nil); err != nil {
 		t.Error(err)
 	}
 	ended = hang()

@@ -146,12 +146,12 @@ func TestUpdates(t *testing.T) {
 	same, last := table(t, raw), uint64(0)
 	for range 100 {
 		var err error
-		if last, _, err = r.Update("one", same); err != nil {
+		if last, _, err = r.Update("one", same, nil); err != nil {
 			t.Error(err)
 		}
 		time.Sleep(3 * time.Millisecond)
 	}
-	if _, _, err := r.Update("one", table(t, "allow: [elsewhere.example]")); err != nil {
+	if _, _, err := r.Update("one", table(t, "allow: [elsewhere.example]"), nil); err != nil {
 		t.Error(err)
 	}
 	close(stop)

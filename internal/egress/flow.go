@@ -41,6 +41,7 @@ type flow struct {
 	event   Event         // of the decision that allows it
 	meter   *policy.Meter // nil: no rule allows it
 	release func()        // out of Live
+	settles bool          // it was read, and ended well
 
 	mu       sync.Mutex
 	endpoint tcpip.Endpoint // guarded by mu until it is set; the sandbox's side
@@ -74,6 +75,9 @@ func (w *wire) serve(ctx context.Context, r *tcp.ForwarderRequest) {
 		return
 	}
 	sniffed, raw := f.speaks(w.live.Table())
+	if at := w.bound.proxy.At(f.host, f.port); at.Opens || at.Sets {
+		sniffed = true
+	}
 	switch {
 	case !known:
 		f.deny(policy.Flow{}, policy.ReasonAddress.String(), "the address means nothing here; names have to be asked for again")
@@ -110,7 +114,7 @@ func (f *flow) speaks(t *policy.Table) (sniffed, raw bool) {
 func (f *flow) carry(ctx context.Context, r *tcp.ForwarderRequest, sniffed, raw bool) {
 	defer f.finish()
 	if !sniffed {
-		if !f.dial(ctx, policy.ProtocolTCP, netaddr.Host{}) || !f.accept(r) {
+		if g, ok := f.admit(ctx, policy.ProtocolTCP, netaddr.Host{}); !ok || !f.reach(ctx, g) || !f.accept(r) {
 			r.Complete(true)
 			return
 		}
@@ -124,8 +128,15 @@ func (f *flow) carry(ctx context.Context, r *tcp.ForwarderRequest, sniffed, raw 
 	}
 	r.Complete(false)
 	p, claimed, ok := f.sniff(ctx, raw)
-	if ok && f.dial(ctx, p, claimed) {
-		f.relay(ctx)
+	if !ok {
+		return
+	}
+	if g, ok := f.open(p, claimed); ok {
+		f.visit(ctx, g)
+		return
+	}
+	if g, ok := f.admit(ctx, p, claimed); ok {
+		f.pass(ctx, g)
 	}
 }
 
@@ -201,7 +212,7 @@ func (f *flow) finish() {
 		f.recordEnd(reason, cause)
 	}
 	if ep != nil {
-		if conn == nil || stopped {
+		if conn == nil && !f.settles || stopped {
 			ep.Abort()
 		} else {
 			f.settle(ep)

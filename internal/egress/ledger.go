@@ -4,6 +4,7 @@ package egress
 
 import (
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 )
@@ -44,12 +45,20 @@ func newLedger(log *slog.Logger, record func(Event) error) *ledger {
 
 // alike is what folded events have in common.
 type alike struct {
-	kind, protocol, host, reason, binding, method string
-	port                                          uint16
+	kind, protocol, host, reason, binding, method, rule string
+	port                                                uint16
 }
 
+// common are methods by which requests are told apart; how many others there are is
+// up to the sandbox.
+var common = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+
 func (e *Event) alike() alike {
-	return alike{e.Kind, e.Protocol, e.Host, e.Reason, e.Binding, e.Method, e.Port}
+	a := alike{e.Kind, e.Protocol, e.Host, e.Reason, e.Binding, e.Method, e.Rule, e.Port}
+	if !slices.Contains(common, a.method) && a.method != "" {
+		a.method = "other"
+	}
+	return a
 }
 
 // deny tells of e, now or later.
@@ -61,10 +70,13 @@ func (l *ledger) deny(e Event) {
 }
 
 // allow tells of a request that is about to be sent on: at once of the first of
-// its binding and method in a window, whose error is returned, and later how many
-// more there were. Bindings and the methods they are for are few.
+// its binding or rule, host and method in a window, whose error is returned, and
+// later how many more there were. Bindings and methods are few, and each host took
+// a connection, which was recorded.
 func (l *ledger) allow(e Event) error {
-	e.Decision, e.Count = Allow, 1
+	if e.Count = 1; e.Decision == "" {
+		e.Decision = Allow
+	}
 	l.allowing.Lock() // nobody is counted with one that is not recorded
 	defer l.allowing.Unlock()
 	if !l.fold(e) {
@@ -168,10 +180,10 @@ func (l *ledger) keep(e *Event) {
 	switch was, more := l.seen[k], l.more[e.Kind]; {
 	case was != nil:
 		was.Count += e.Count
-		if e.Decision == Allow {
+		if e.Decision != Deny {
 			l.owed[k] = true
 		}
-	case e.Decision == Allow:
+	case e.Decision != Deny:
 		l.seen[k], l.owed[k] = e, true
 	case e.Host != "" && l.kinds[e.Kind] < distinct:
 		now := *e

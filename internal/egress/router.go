@@ -13,6 +13,7 @@ import (
 
 	"gvisor.dev/gvisor/pkg/log"
 
+	"github.com/firebreak-dev/firebreak/internal/egress/authority"
 	"github.com/firebreak-dev/firebreak/internal/netaddr"
 	"github.com/firebreak-dev/firebreak/internal/policy"
 	"github.com/firebreak-dev/firebreak/sandbox"
@@ -74,6 +75,11 @@ type Wire struct {
 	// Bindings are what requests may be made through, by their names; of those that
 	// share one the last counts. The router owns the secrets.
 	Bindings []Binding
+	// Transforms set headers of requests. The router owns what is hidden in them.
+	Transforms []Transform
+	// Authority is whom the sandbox trusts, for its hosts, until the first Update; nil:
+	// nobody, and what would have to be looked into is denied. The router owns the key.
+	Authority *authority.Authority
 }
 
 // Router serves the wires of sandboxes. All methods may be called at once.
@@ -114,9 +120,8 @@ func (r *Router) Attach(w Wire, tap *os.File) (err error) {
 	defer func() {
 		if err != nil {
 			tap.Close()
-			for _, b := range w.Bindings {
-				clear(b.Secret)
-			}
+			wipe(w.Bindings, w.Transforms)
+			w.Authority.Wipe()
 		}
 	}()
 	if w.ID == "" || w.Table == nil {
@@ -154,16 +159,55 @@ func (r *Router) find(op, id string) (*wire, error) {
 	return w, nil
 }
 
-// Update makes t the policy of a wire and closes the connections that the one
-// before allowed, all of them, before it returns. It returns the new generation
-// and how many it closed. Errors: KindNotFound.
-func (r *Router) Update(id string, t *policy.Table) (generation uint64, closed int, err error) {
+// Update makes t the policy of a wire, and a its authority unless that is nil, and
+// closes the connections that the one before allowed, all of them, before it returns.
+// It returns the new generation and how many it closed. It owns the key of a. Errors:
+// KindNotFound, KindInvalid for what is no authority; nothing has changed then.
+func (r *Router) Update(id string, t *policy.Table, a *authority.Authority) (generation uint64, closed int, err error) {
+	defer a.Wipe()
 	w, err := r.find("egress update", id)
 	if err != nil {
 		return 0, 0, err
 	}
+	if a != nil {
+		i, err := authority.NewIssuer(a)
+		if err != nil {
+			return 0, 0, err
+		}
+		w.issuer.Store(i) // before the policy: what it allows is vouched for
+	}
 	generation, closed = w.live.Update(t)
 	return generation, closed, nil
+}
+
+// Grant makes bindings and transforms those of a wire, from its next request on. It
+// owns what is hidden in them, also if it fails. Errors: KindNotFound, KindInvalid for
+// one that is none; nothing has changed then.
+func (r *Router) Grant(id string, bindings []Binding, transforms []Transform) error {
+	w, err := r.find("egress grant", id)
+	if err == nil && !w.begin() {
+		err = sandbox.Errorf("egress grant", sandbox.KindNotFound, "the wire has ended").WithID(id)
+	}
+	if err != nil {
+		wipe(bindings, transforms)
+		return err
+	}
+	defer w.work.Done()
+	if err := w.bound.grant(bindings, transforms); err != nil {
+		wipe(bindings, transforms)
+		return sandbox.Errorf("egress grant", sandbox.KindInvalid, "%w", err).WithID(id)
+	}
+	return nil
+}
+
+// wipe overwrites what is hidden.
+func wipe(bindings []Binding, transforms []Transform) {
+	for i := range bindings {
+		bindings[i].Wipe()
+	}
+	for i := range transforms {
+		transforms[i].Wipe()
+	}
 }
 
 // Used is what the sandbox has used of its rules, by their ids, until now.

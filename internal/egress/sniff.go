@@ -98,15 +98,15 @@ func hostField(b []byte, port uint16) netaddr.Host {
 			return netaddr.Host{}
 		}
 		seen = true
-		if found, ok = authority(strings.Trim(string(value), " \t"), port); !ok {
+		if found, ok = authorityOf(strings.Trim(string(value), " \t"), port); !ok {
 			return netaddr.Host{}
 		}
 	}
 	return found
 }
 
-// authority reads HOST or HOST:PORT, of which the port is the connection's.
-func authority(s string, port uint16) (netaddr.Host, bool) {
+// authorityOf reads HOST or HOST:PORT, of which the port is the connection's.
+func authorityOf(s string, port uint16) (netaddr.Host, bool) {
 	h, p, err := netaddr.ParseHostPort(s)
 	return h, err == nil && (p == 0 || p == port)
 }
@@ -126,7 +126,7 @@ func aims(method, target string, host netaddr.Host, port uint16) bool {
 	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
 		rest = rest[:i]
 	}
-	h, ok := authority(rest, port)
+	h, ok := authorityOf(rest, port)
 	return ok && h == host
 }
 

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -177,8 +178,10 @@ func TestNames(t *testing.T) {
 	}
 }
 
-// TestTLS: a handshake with the right name passes untouched.
-func TestTLS(t *testing.T) {
+// TestOpaque: where a rule says so, a handshake with the right name passes
+// untouched, whatever is spoken after it; not where a binding leads to the same
+// host.
+func TestOpaque(t *testing.T) {
 	p := newPlace(t)
 	cert := selfSigned(t, "good.example")
 	s := serve(t, func(c net.Conn) {
@@ -186,7 +189,8 @@ func TestTLS(t *testing.T) {
 		_, _ = io.Copy(tc, tc)
 		_ = tc.Close()
 	})
-	_, j := attached(t, p, rules(s.port), nil)
+	unread := "allow:\n  - {id: good, host: good.example, ports: " + s.port + ", inspect: none}" + loopback
+	_, j := attached(t, p, unread, nil)
 	c := tls.Client(p.mustDial(p.addr("good.example")+":"+s.port), &tls.Config{ServerName: "good.example", InsecureSkipVerify: true})
 	if _, err := io.WriteString(c, "hello"); err != nil {
 		t.Fatal(err)
@@ -197,6 +201,28 @@ func TestTLS(t *testing.T) {
 	}
 	e := j.wait(t, "it is told of", func(e Event) bool { return e.Kind == KindConnect })
 	if e.Protocol != "tls" || e.Decision != Allow || e.Rule != "good" || e.Address != "127.0.0.1" || e.Generation != 1 {
+		t.Errorf("%+v", e)
+	}
+	port, err := strconv.Atoi(s.port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := newPlace(t)
+	_, j, _ = read(t, q, nil, unread, nil, Binding{Name: "api", Host: "good.example", Port: uint16(port), Path: "/", As: "bearer", Secret: Hidden(theSecret)})
+	before := s.conns.Load()
+	q.denied(q.addr("good.example")+":"+s.port, hello(t, &tls.Config{ServerName: "good.example"}))
+	if e := j.wait(t, "the denial", func(e Event) bool { return e.Decision == Deny }); e.Reason != "inspect" || e.Hint == "" || s.conns.Load() != before {
+		t.Errorf("%+v", e)
+	}
+}
+
+// TestNoAuthority: TLS that has to be read, and cannot be, does not pass.
+func TestNoAuthority(t *testing.T) {
+	p := newPlace(t)
+	s := serve(t, echo)
+	_, j := attached(t, p, rules(s.port), nil)
+	p.denied(p.addr("good.example")+":"+s.port, hello(t, &tls.Config{ServerName: "good.example"}))
+	if e := j.wait(t, "the denial", func(e Event) bool { return e.Decision == Deny }); e.Reason != "inspect" || e.Hint == "" || s.conns.Load() != 0 {
 		t.Errorf("%+v", e)
 	}
 }
@@ -248,7 +274,7 @@ func TestUpdate(t *testing.T) {
 	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
-	generation, closed, err := r.Update("one", table(t, "allow: [elsewhere.example]"))
+	generation, closed, err := r.Update("one", table(t, "allow: [elsewhere.example]"), nil)
 	if generation != 2 || closed != 1 || err != nil {
 		t.Error(generation, closed, err)
 	}
@@ -265,7 +291,7 @@ func TestUpdate(t *testing.T) {
 	if s.conns.Load() != 1 {
 		t.Error(s.conns.Load())
 	}
-	if _, _, err := r.Update("two", nil); sandbox.KindOf(err) != sandbox.KindNotFound {
+	if _, _, err := r.Update("two", nil, nil); sandbox.KindOf(err) != sandbox.KindNotFound {
 		t.Error(err)
 	}
 }
@@ -366,7 +392,7 @@ func TestOwn(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := r.Update("one", next); err != nil {
+		if _, _, err := r.Update("one", next, nil); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -7,12 +7,14 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
+	"github.com/firebreak-dev/firebreak/internal/egress/authority"
 	"github.com/firebreak-dev/firebreak/internal/egress/dns"
 	"github.com/firebreak-dev/firebreak/internal/netaddr"
 	"github.com/firebreak-dev/firebreak/internal/policy"
@@ -35,6 +37,9 @@ type wire struct {
 	recent  recent
 	dials   *rate.Limiter
 	bound   *bound
+	issuer  atomic.Pointer[authority.Issuer] // nil: the sandbox trusts nobody here
+	trust   trust
+	told    told
 	link    *link
 	stack   *stack.Stack
 	cancel  context.CancelFunc // of what its goroutines do
@@ -54,8 +59,17 @@ func newWire(r *Router, w Wire, tap *os.File) (*wire, error) {
 		dials:  rate.NewLimiter(rate.Limit(limits.Rate), limits.Rate),
 		flows:  map[*flow]struct{}{},
 	}
+	if w.Authority != nil {
+		i, err := authority.NewIssuer(w.Authority)
+		w.Authority.Wipe()
+		if err != nil {
+			cancel()
+			return nil, err
+		}
+		out.issuer.Store(i)
+	}
 	out.names = resolver{wire: out, answerer: dns.Answerer{Policy: out.live, Account: out.account, Pool: out.pool}, told: map[netaddr.Host]uint64{}}
-	bound, err := newBound(ctx, out, w.Bindings)
+	bound, err := newBound(ctx, out, w.Bindings, w.Transforms)
 	if err != nil {
 		cancel()
 		return nil, sandbox.Errorf("egress attach", sandbox.KindInvalid, "%w", err).WithID(w.ID)

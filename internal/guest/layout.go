@@ -21,6 +21,11 @@ const (
 	// MaxResult caps a structured result, in bytes.
 	MaxResult = 1 << 20
 
+	// TrustFile and TrustBundle are in the TrustDir: the certificate of the sandbox's
+	// authority alone, and behind the system's.
+	TrustFile   = "ca.pem"
+	TrustBundle = "ca-bundle.pem"
+
 	// DefaultUser runs user code; without a passwd entry it is uid and gid
 	// DefaultUID with DefaultHome.
 	DefaultUser = "user"
@@ -29,3 +34,13 @@ const (
 	// DefaultPath is PATH inside.
 	DefaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 )
+
+// TrustDir is where a sandbox has its authority's certificate: a directory that is
+// root's. With a root that is read-only it is in the one place besides the home that
+// is not.
+func TrustDir(readOnly bool) string {
+	if readOnly {
+		return "/tmp/.firebreak"
+	}
+	return "/etc/firebreak"
+}

@@ -53,17 +53,19 @@ const (
 	OpRemove    Op = "remove"
 	OpWatch     Op = "watch"
 	OpDial      Op = "dial"
+	OpTrust     Op = "trust"
 	OpQuiesce   Op = "quiesce" // reserved: forks
 	OpReseed    Op = "reseed"  // reserved: forks
 )
 
 // Call asks the guest for something. Exactly the part that fits Op is set.
 type Call struct {
-	Op      Op        `json:"op"`
-	Exec    *ExecCall `json:"exec,omitempty"`
-	Process *ProcCall `json:"process,omitempty"`
-	File    *FileCall `json:"file,omitempty"`
-	Dial    *DialCall `json:"dial,omitempty"`
+	Op      Op         `json:"op"`
+	Exec    *ExecCall  `json:"exec,omitempty"`
+	Process *ProcCall  `json:"process,omitempty"`
+	File    *FileCall  `json:"file,omitempty"`
+	Dial    *DialCall  `json:"dial,omitempty"`
+	Trust   *TrustCall `json:"trust,omitempty"`
 }
 
 // ExecCall starts a program. The call's id becomes the process id of the
@@ -139,6 +141,15 @@ type FileCall struct {
 // the answer, file frames carry its bytes both ways.
 type DialCall struct {
 	Port int `json:"port"`
+}
+
+// TrustCall makes programs trust an authority beside those that they trust.
+type TrustCall struct {
+	Certificate string `json:"certificate"` // one, in PEM
+	// Link is the hash of its subject by which OpenSSL looks for it in a directory.
+	Link     string   `json:"link"`
+	ReadOnly bool     `json:"read_only,omitempty"` // the root is: all there can be is TrustDir
+	Java     []string `json:"java,omitempty"`      // directories of Java, besides those that are known
 }
 
 // Reply answers a call: Error, or what the operation returns.

@@ -118,7 +118,7 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 		Root: t.Root, ReadonlyRoot: req.ReadonlyRoot, Limits: limits, Explicit: req.explicit(),
 		AcceptWeaker: req.AcceptWeaker, MinIsolation: req.MinIsolation}
 	req.bound()
-	urls, err := o.checkBindings(ctx, who.Tenant, req.Bindings, info)
+	urls, err := o.checkBindings(ctx, who.Tenant, &req, info)
 	if err == nil {
 		err = o.checkNetwork(&req, info, spec)
 	}
@@ -136,7 +136,7 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 			AcceptWeaker: req.AcceptWeaker, ReadonlyRoot: req.ReadonlyRoot,
 			IdleTimeout: idle, MaxLife: given(req.Timeout, d.Timeout),
 			Principal: who.Principal, Created: o.Clock().UTC()},
-		Details: Details{Pack: pick(req.Pack, t.Default), Packs: slices.Clone(t.Packs), Env: merged(t.Env, urls, req.Env), Hostname: spec.Hostname, WorkDir: t.WorkDir(), Notes: notes, Run: req.run, IdleAction: req.IdleAction,
+		Details: Details{Pack: pick(req.Pack, t.Default), Packs: slices.Clone(t.Packs), Env: merged(t.Env, req.trustEnv(), urls, req.Env), Hostname: spec.Hostname, WorkDir: t.WorkDir(), Notes: notes, Run: req.run, IdleAction: req.IdleAction,
 			Network: req.state()},
 	}
 	if sb.MaxLife > 0 {
@@ -391,6 +391,10 @@ func (l *live) meet(ctx context.Context, p *plan) error {
 	l.sess = s
 	l.mu.Unlock()
 	failpoint.Hit("create/after-session")
+	if err := l.trust(ctx, s); err != nil {
+		return sandbox.Wrap("create", string(l.id), err)
+	}
+	failpoint.Hit("create/after-trust")
 	return nil
 }
 

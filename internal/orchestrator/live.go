@@ -31,6 +31,8 @@ type live struct {
 	starting sync.RWMutex
 	// wiring is held while the sandbox's wire is taken up, updated or removed.
 	wiring sync.Mutex
+	// trusting is held while its programs are made to trust the wire's authority.
+	trusting sync.Mutex
 
 	mu      sync.Mutex
 	sb      Sandbox          // guarded by mu; as last stored, or nearly

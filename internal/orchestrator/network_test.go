@@ -437,7 +437,7 @@ func TestWireSurvivesCrashes(t *testing.T) {
 		scenario(o, sandbox.NewID())
 		restore()
 	}()
-	for _, want := range []string{"create/before-wire", "create/after-wire", "create/after-boot", "network/after-intent", "network/after-effect", "end/after-wire"} {
+	for _, want := range []string{"create/before-wire", "create/after-wire", "create/after-boot", "create/after-trust", "network/after-intent", "network/after-effect", "network/after-trust", "end/after-wire"} {
 		if !slices.Contains(points, want) {
 			t.Fatalf("%q has no %s", points, want)
 		}
@@ -464,6 +464,9 @@ func TestWireSurvivesCrashes(t *testing.T) {
 				if !open || string(wire.Documents[0]) != sb.Details.Network.Documents[0].Text || wire.Epoch != 1 || sb.Details.Network.Problem != "" {
 					t.Errorf("%+v, wire %+v (%v)", sb.Details.Network, wire, open)
 				}
+				eventually(t, "the sandbox trusts whom its wire is", func() bool {
+					return trusted(t, o, id, "/etc/firebreak/ca.pem") == certificate(wire.Documents)
+				})
 				if _, err := o.Destroy(t.Context(), alice, string(id)); err != nil {
 					t.Error(err)
 				}

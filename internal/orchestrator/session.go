@@ -111,6 +111,8 @@ func (l *live) redial(inst sandbox.Instance) (s *guest.Session, err error) {
 		if s, err = l.open(ctx, inst); err == nil {
 			if err = l.killStrays(ctx, s); err != nil {
 				s.Close()
+			} else {
+				l.trustAgain(ctx, s)
 			}
 		}
 		cancel()

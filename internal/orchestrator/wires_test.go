@@ -1,7 +1,9 @@
 package orchestrator
 
 import (
+	"bytes"
 	"context"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"maps"
@@ -123,6 +125,21 @@ func (n *wires) Used(id sandbox.InstanceID) map[string]policy.Used {
 		return maps.Clone(w.Used)
 	}
 	return nil
+}
+
+// certificate is what a wire's authority has that lets pass what documents say.
+func certificate(documents [][]byte) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: bytes.Join(documents, nil)}))
+}
+
+func (n *wires) Authority(id sandbox.InstanceID) (string, string, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	w := n.open[id]
+	if w == nil || !w.served {
+		return "", "", nil
+	}
+	return certificate(w.Documents), "0123abcd", n.fail["authority"]
 }
 
 func (n *wires) List(context.Context) (ids []sandbox.InstanceID, err error) {

@@ -49,6 +49,7 @@ var ranks = []struct {
 	{"internal/backup", 3},
 	{"internal/egress/dns", 2},
 	{"internal/egress/wire", 2},
+	{"internal/egress/authority", 2},
 	{"internal/egress/inspect", 2},
 	{"internal/egress", 3},
 	{"internal/egress/control", 4},

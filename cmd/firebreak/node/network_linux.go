@@ -10,7 +10,9 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/firebreak-dev/firebreak/internal/broker"
 	"github.com/firebreak-dev/firebreak/internal/egress"
+	"github.com/firebreak-dev/firebreak/internal/egress/authority"
 	"github.com/firebreak-dev/firebreak/internal/egress/control"
 	"github.com/firebreak-dev/firebreak/internal/egress/wire"
 	"github.com/firebreak-dev/firebreak/internal/orchestrator"
@@ -24,8 +26,10 @@ type network struct {
 	dir     string // of the wires' namespaces
 	private []netip.Prefix
 	bound   *bindings // nil: there are none
-	record  func(sandbox.InstanceID, orchestrator.EgressEvent) error
-	log     *slog.Logger
+	// derive makes what is the same after a restart; nil: nothing has to be.
+	derive func(label string) ([]byte, error)
+	record func(sandbox.InstanceID, orchestrator.EgressEvent) error
+	log    *slog.Logger
 
 	starting sync.Mutex // held while the router is started
 
@@ -36,13 +40,21 @@ type network struct {
 }
 
 var (
-	_ orchestrator.Network  = (*network)(nil)
-	_ orchestrator.Accounts = (*network)(nil)
+	_ orchestrator.Network     = (*network)(nil)
+	_ orchestrator.Accounts    = (*network)(nil)
+	_ orchestrator.Authorities = (*network)(nil)
 )
 
+// authorities is what the seed of sandboxes' authorities is derived for.
+const authorities = "sandbox authorities"
+
 // newNetwork returns the wires of a node, and what ends their router.
-func newNetwork(o options, bound *bindings, record func(sandbox.InstanceID, orchestrator.EgressEvent) error) (orchestrator.Network, func() error) {
-	n := &network{dir: filepath.Join(o.dir, "wires"), private: o.config.EgressPrivate, bound: bound, record: record, log: o.log,
+func newNetwork(o options, b *broker.Broker, bound *bindings, record func(sandbox.InstanceID, orchestrator.EgressEvent) error) (orchestrator.Network, func() error) {
+	var derive func(string) ([]byte, error)
+	if b != nil {
+		derive = b.Derive
+	}
+	n := &network{derive: derive, dir: filepath.Join(o.dir, "wires"), private: o.config.EgressPrivate, bound: bound, record: record, log: o.log,
 		ahead: map[sandbox.InstanceID]uint64{}}
 	return n, n.close
 }
@@ -60,7 +72,15 @@ func (n *network) router(ctx context.Context) (*control.Keeper, error) {
 	if k != nil {
 		return k, nil
 	}
-	k, err := control.Start(ctx, control.Options{Logger: n.log, Private: n.private, Record: n.decided})
+	var seed []byte
+	if n.derive != nil {
+		var err error
+		if seed, err = n.derive(authorities); err != nil {
+			return nil, err
+		}
+		defer clear(seed)
+	}
+	k, err := control.Start(ctx, control.Options{Logger: n.log, Private: n.private, Record: n.decided, Seed: seed})
 	if err != nil {
 		return nil, err
 	}
@@ -95,8 +115,8 @@ func (n *network) Open(ctx context.Context, id sandbox.InstanceID, p orchestrato
 	if err != nil {
 		return nil, err
 	}
-	list, unbound := n.bound.resolveAll(ctx, p)
-	defer wipe(list)
+	g, unbound := n.bound.resolveAll(ctx, p)
+	defer g.wipe()
 	if len(unbound) > 0 {
 		return nil, unbound[0]
 	}
@@ -104,7 +124,7 @@ func (n *network) Open(ctx context.Context, id sandbox.InstanceID, p orchestrato
 	if err != nil {
 		return nil, err
 	}
-	if err := n.attach(ctx, k, id, p, list, link); err != nil {
+	if err := n.attach(ctx, k, id, p, g, link); err != nil {
 		_, left := wire.Remove(n.dir, string(id))
 		return nil, errors.Join(err, left)
 	}
@@ -124,21 +144,21 @@ func (n *network) Adopt(ctx context.Context, id sandbox.InstanceID, p orchestrat
 	if err != nil {
 		return "", err
 	}
-	list, errs := n.bound.resolveAll(ctx, p)
-	defer wipe(list)
+	g, errs := n.bound.resolveAll(ctx, p)
+	defer g.wipe()
 	var why []string
 	for _, err := range errs {
 		why = append(why, err.Error())
 	}
-	return strings.Join(why, "; "), n.attach(ctx, k, id, p, list, link)
+	return strings.Join(why, "; "), n.attach(ctx, k, id, p, g, link)
 }
 
 // attach has a wire served. The keeper has descriptors, and copies of the secrets, of
 // its own afterwards.
-func (n *network) attach(ctx context.Context, k *control.Keeper, id sandbox.InstanceID, p orchestrator.Egress, list []egress.Binding, link *wire.Link) error {
+func (n *network) attach(ctx context.Context, k *control.Keeper, id sandbox.InstanceID, p orchestrator.Egress, g granted, link *wire.Link) error {
 	defer link.Tap.Close()
 	n.generation(id, p.Generation, 1)
-	return k.Attach(ctx, control.Wire{ID: string(id), Epoch: p.Epoch, Policies: control.Policies{Documents: p.Documents}, Used: p.Used, Bindings: list}, link.Tap)
+	return k.Attach(ctx, control.Wire{ID: string(id), Epoch: p.Epoch, Policies: control.Policies{Documents: p.Documents}, Used: p.Used, Bindings: g.bindings, Transforms: g.transforms}, link.Tap)
 }
 
 // generation notes that the keeper's generation is ours.
@@ -154,7 +174,12 @@ func (n *network) Update(ctx context.Context, id sandbox.InstanceID, p orchestra
 	if k == nil {
 		return 0, 0, sandbox.Errorf("egress update", sandbox.KindNotFound, "the wire is not attached").WithID(string(id))
 	}
-	its, closed, err := k.Update(ctx, string(id), control.Policies{Documents: p.Documents})
+	g, unbound := n.bound.resolveAll(ctx, orchestrator.Egress{Tenant: p.Tenant, Transforms: p.Transforms})
+	defer g.wipe()
+	if len(unbound) > 0 { // asked for now, and not there
+		return 0, 0, unbound[0]
+	}
+	its, closed, err := k.Update(ctx, string(id), control.Policies{Documents: p.Documents}, g.transforms...)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -168,6 +193,20 @@ func (n *network) Used(id sandbox.InstanceID) map[string]policy.Used {
 		return k.Used(string(id))
 	}
 	return nil
+}
+
+// Authority implements orchestrator.Authorities.
+func (n *network) Authority(id sandbox.InstanceID) (certificate, hash string, err error) {
+	k := n.running()
+	if k == nil {
+		return "", "", nil
+	}
+	text := k.Authority(string(id))
+	if len(text) == 0 {
+		return "", "", nil
+	}
+	hash, err = authority.SubjectHash(text)
+	return string(text), hash, err
 }
 
 // Close implements orchestrator.Network.

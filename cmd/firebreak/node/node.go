@@ -152,7 +152,7 @@ func (w Wiring) open(ctx context.Context, o options) (n *node, err error) {
 	n.closers = append(n.closers, n.auth.Close)
 	secrets := o.broker(st)
 	bound := newBindings(st, secrets)
-	network, stopNetwork := newNetwork(o, bound, func(id sandbox.InstanceID, e orchestrator.EgressEvent) error { return n.orch.RecordEgress(id, e) })
+	network, stopNetwork := newNetwork(o, secrets, bound, func(id sandbox.InstanceID, e orchestrator.EgressEvent) error { return n.orch.RecordEgress(id, e) })
 	n.closers = append(n.closers, stopNetwork)
 	c := orchestrator.Config{
 		Network:  network,

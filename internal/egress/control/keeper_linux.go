@@ -1,7 +1,9 @@
 package control
 
 import (
+	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"io/fs"
 	"log/slog"
@@ -13,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/firebreak-dev/firebreak/internal/egress"
+	"github.com/firebreak-dev/firebreak/internal/egress/authority"
 	"github.com/firebreak-dev/firebreak/internal/netaddr"
 	"github.com/firebreak-dev/firebreak/internal/policy"
 	"github.com/firebreak-dev/firebreak/sandbox"
@@ -32,6 +35,10 @@ type Options struct {
 	// Resolv and Hosts are the files that say how names are resolved; default
 	// /etc/resolv.conf and /etc/hosts. A change is seen after some seconds.
 	Resolv, Hosts string
+	// Seed is what the authorities of sandboxes are made from, at least
+	// authority.MinSeed bytes: with the same one programs in them go on trusting theirs
+	// after a restart. The keeper copies it. Default: random.
+	Seed []byte
 }
 
 // Keeper has a router in a process of its own, and one that follows when it dies.
@@ -51,6 +58,7 @@ type Keeper struct {
 	current *session         // guarded by mu; nil while there is none that serves
 	changed chan struct{}    // guarded by mu; closed and made anew with current
 	told    names            // guarded by mu; what current knows
+	seed    []byte           // guarded by mu; of authorities
 }
 
 // self is the program of this process, also when its file has been replaced.
@@ -71,8 +79,13 @@ func Start(ctx context.Context, o Options) (*Keeper, error) {
 	if o.Hosts == "" {
 		o.Hosts = "/etc/hosts"
 	}
+	seed := bytes.Clone(o.Seed)
+	if o.Seed = nil; len(seed) == 0 {
+		seed = make([]byte, authority.MinSeed)
+		rand.Read(seed)
+	}
 	k := &Keeper{
-		o: o, log: o.Logger, roots: roots(o.Logger), compiler: newCompiler(o.Private, new(netaddr.Machine)),
+		o: o, seed: seed, log: o.Logger, roots: roots(o.Logger), compiler: newCompiler(o.Private, new(netaddr.Machine)),
 		wires: map[string]*kept{}, changed: make(chan struct{}), loop: make(chan struct{}),
 	}
 	s, err := k.begin(ctx)

@@ -169,11 +169,11 @@ func (k *Keeper) give(ctx context.Context, s *session, w *kept) error {
 	m := w.next(s)
 	k.mu.Unlock()
 	if err != nil {
-		wipe(m.Bindings)
+		m.forget()
 		return err
 	}
 	defer tap.Close()
-	defer wipe(m.Bindings)
+	defer m.forget()
 	raw, err := tap.SyscallConn()
 	if err != nil {
 		return err

@@ -6,22 +6,25 @@ import (
 	"encoding/json"
 	"net/netip"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/firebreak-dev/firebreak/internal/egress"
+	"github.com/firebreak-dev/firebreak/internal/egress/authority"
 	"github.com/firebreak-dev/firebreak/internal/policy"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
 func downs() []*down {
+	some := &authority.Authority{Certificate: []byte("c"), Key: []byte("k")}
 	p := Policies{Documents: [][]byte{[]byte("allow: []\n")}, Included: map[string][]byte{"x": []byte("allow: []")}}
 	return []*down{
 		{Op: opStart, Ref: 1, Start: &start{Private: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Names: names{Resolv: []byte("nameserver 1.1.1.1"), Hosts: []byte("::1 a")}, Roots: []byte("-----")}},
 		{Op: opNames, Names: &names{}},
 		{Op: opAttach, Ref: 2, ID: "in1", Wire: &wire{Policies: p, Epoch: 3, Used: map[string]policy.Used{"good": {Upload: 1}},
-			Bindings: []egress.Binding{{Name: "api", Host: "good.example", Port: 443, Methods: []string{"GET"}, Path: "/", As: "header", Field: "X-Key", Secret: egress.Hidden("s")}}}},
-		{Op: opUpdate, Ref: 3, ID: "in1", Wire: &wire{Policies: p}},
+			Bindings: []egress.Binding{{Name: "api", Host: "good.example", Port: 443, Methods: []string{"GET"}, Path: "/", As: "header", Field: "X-Key", Secret: egress.Hidden("s")}}, Authority: some}},
+		{Op: opUpdate, Ref: 3, ID: "in1", Wire: &wire{Policies: p, Authority: some}},
 		{Op: opDetach, Ref: 4, ID: "in1"},
 		{Op: opStats, Ref: 5},
 		{Op: opStop, Ref: 6},
@@ -63,9 +66,12 @@ func TestMessages(t *testing.T) {
 	for _, text := range []string{``, `{}`, `null`, `[]`, `{"op":"exec","ref":1}`, `{"op":"stats"}`, `{"op":"stats","ref":1,"id":"in1"}`, `{"op":"detach","ref":1,"id":"../x"}`,
 		`{"op":"update","ref":1,"id":"in1"}`, `{"op":"update","ref":1,"id":"in1","wire":{"documents":null,"epoch":-1}}`, `{"op":"ack"}`,
 		`{"op":"update","ref":1,"id":"in1","wire":{"documents":null,"epoch":0,"bindings":[{"name":"a"}]}}`, `{"op":"ack","ack":{"seq":-1}}`,
+		`{"op":"update","ref":1,"id":"in1","wire":{"documents":null,"epoch":0,"authority":null}}`, `{"op":"update","ref":1,"id":"in1","wire":{"documents":null,"epoch":0,"authority":{"certificate":"Yw==","key":""}}}`,
+		`{"op":"update","ref":1,"id":"in1","wire":{"documents":null,"epoch":0,"authority":{"certificate":"Yw==","key":"` + strings.Repeat("a", 400) + `"}}}`,
+		`{"op":"update","ref":1,"id":"in1","wire":{"documents":null,"epoch":0,"authority":{"certificate":"` + strings.Repeat("a", 400<<10) + `","key":"Yw=="}}}`,
 		`{"op":"stats","ref":1} {}`, `{"op":"stats","ref":1,"more":1}`} {
 		if m, err := decodeDown([]byte(text), false); err == nil {
-			t.Errorf("%s was taken: %+v", text, m)
+			t.Errorf("%.300s was taken: %+v", text, m)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/firebreak-dev/firebreak/internal/egress"
+	"github.com/firebreak-dev/firebreak/internal/egress/authority"
 	"github.com/firebreak-dev/firebreak/internal/egress/dns"
 	"github.com/firebreak-dev/firebreak/internal/policy"
 	"github.com/firebreak-dev/firebreak/sandbox"
@@ -24,6 +25,9 @@ type Wire struct {
 	// Bindings are what requests may be made through. The keeper copies them, and
 	// overwrites its copies of the secrets when the wire is detached.
 	Bindings []egress.Binding
+	// Transforms set headers of requests, until the first Update. They are kept as
+	// bindings are.
+	Transforms []egress.Transform
 }
 
 // kept is a wire as the keeper has it: what the next router needs.
@@ -39,6 +43,10 @@ type kept struct {
 	rules    map[string]bool // all there ever were, by id
 	used     map[string]policy.Used
 	bindings []egress.Binding
+	// transforms are those of the policies.
+	transforms []egress.Transform
+	// authority is whom the sandbox trusts, for the hosts of policies and bindings.
+	authority *authority.Authority
 
 	generation uint64 // of policies
 	by         *session
@@ -65,7 +73,8 @@ const poolStride = 11
 // next is the wire as the session s is told to serve it from now on. The caller
 // holds Keeper.mu.
 func (w *kept) next(s *session) *wire {
-	m := &wire{Policies: w.policies, Epoch: (w.epoch + w.served*poolStride) % dns.Epochs, Used: map[string]policy.Used{}, Bindings: cloneBindings(w.bindings)}
+	m := &wire{Policies: w.policies, Epoch: (w.epoch + w.served*poolStride) % dns.Epochs, Used: map[string]policy.Used{}, Bindings: cloneBindings(w.bindings),
+		Transforms: cloneTransforms(w.transforms), Authority: w.authority.Clone()}
 	for id, u := range w.used {
 		u.Concurrent = 0 // nothing is left of those
 		m.Used[id] = u
@@ -73,6 +82,20 @@ func (w *kept) next(s *session) *wire {
 	w.served++
 	w.by, w.err, w.base = s, nil, w.generation-1 // a router begins with 1
 	return m
+}
+
+// forget overwrites what of the wire is secret. The caller holds Keeper.mu.
+func (w *kept) forget() {
+	wipe(w.bindings)
+	wipeTransforms(w.transforms)
+	w.authority.Wipe()
+}
+
+// forget overwrites what of a wire's message is secret.
+func (m *wire) forget() {
+	wipe(m.Bindings)
+	wipeTransforms(m.Transforms)
+	m.Authority.Wipe()
 }
 
 // learn adds what a router says was used. It can say too much, to the sandbox's

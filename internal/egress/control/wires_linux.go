@@ -22,17 +22,25 @@ func (k *Keeper) Attach(ctx context.Context, o Wire, tap *os.File) (err error) {
 	if err := checkBindings(o.Bindings); err != nil {
 		return sandbox.Errorf(op, sandbox.KindTooLarge, "%w", err).WithID(o.ID)
 	}
+	if err := checkTransforms(o.Transforms); err != nil {
+		return sandbox.Errorf(op, sandbox.KindTooLarge, "%w", err).WithID(o.ID)
+	}
 	table, err := k.compiler.compile(o.Policies)
+	if err != nil {
+		return err
+	}
+	trusted, err := k.derive(o.ID, table, o.Bindings)
 	if err != nil {
 		return err
 	}
 	own, err := duplicate(tap)
 	if err != nil {
+		trusted.Wipe()
 		return sandbox.Errorf(op, sandbox.KindInvalid, "%w", err).WithID(o.ID)
 	}
 	w := &kept{
 		id: o.ID, one: make(chan struct{}, 1), tap: own, epoch: o.Epoch, policies: o.Policies.clone(), rules: map[string]bool{},
-		used: maps.Clone(o.Used), generation: 1, bindings: cloneBindings(o.Bindings),
+		used: maps.Clone(o.Used), generation: 1, bindings: cloneBindings(o.Bindings), transforms: cloneTransforms(o.Transforms), authority: trusted,
 	}
 	if w.used == nil {
 		w.used = map[string]policy.Used{}
@@ -42,7 +50,7 @@ func (k *Keeper) Attach(ctx context.Context, o Wire, tap *os.File) (err error) {
 	defer w.unlock()
 	if err := k.add(w); err != nil {
 		own.Close()
-		wipe(w.bindings)
+		w.forget()
 		return err
 	}
 	for {
@@ -113,61 +121,6 @@ func (k *Keeper) find(ctx context.Context, op, id string) (*kept, error) {
 	return w, nil
 }
 
-// Update makes p the policies of a wire. When it returns, every connection that
-// the ones before allowed is closed; closed says how many, as far as a router that
-// died meanwhile could say. Errors: KindNotFound, those about documents, with
-// nothing changed; KindUnavailable and ctx's, after which the new ones may hold.
-func (k *Keeper) Update(ctx context.Context, id string, p Policies) (generation uint64, closed int, err error) {
-	const op = "egress update"
-	table, err := k.compiler.compile(p)
-	if err != nil {
-		return 0, 0, err
-	}
-	w, err := k.find(ctx, op, id)
-	if err != nil {
-		return 0, 0, err
-	}
-	defer w.unlock()
-	k.mu.Lock()
-	if w.tap == nil {
-		k.mu.Unlock()
-		return 0, 0, sandbox.Errorf(op, sandbox.KindNotFound, "the wire is being detached").WithID(id)
-	}
-	before, by := w.policies, w.by
-	w.policies = p.clone() // before anything is asked: a router that follows begins with these
-	w.generation++
-	w.know(table)
-	generation = w.generation
-	k.mu.Unlock()
-	for {
-		s, err := k.session(ctx, op, id)
-		if err != nil {
-			return 0, 0, err
-		}
-		k.mu.Lock()
-		again, why := w.by != by, w.err
-		k.mu.Unlock()
-		if again || s != by { // another router has begun, with the new ones
-			return generation, 0, why
-		}
-		a, err := s.call(ctx, &down{Op: opUpdate, ID: id, Wire: &wire{Policies: p}}, -1, answerWait)
-		switch {
-		case err == nil:
-			return generation, a.Closed, nil
-		case errors.Is(err, errLost):
-			continue
-		case ctx.Err() != nil:
-			return 0, 0, sandbox.Errorf(op, sandbox.KindOf(ctx.Err()), "%w", ctx.Err()).WithID(id)
-		}
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		if w.by == by {
-			w.policies, w.generation = before, generation-1
-		}
-		return 0, 0, err
-	}
-}
-
 // Detach ends a wire. When it returns, nothing of it is left in the router or
 // here. Idempotent. Errors: ctx's, and then it has to be called again.
 func (k *Keeper) Detach(ctx context.Context, id string) error {
@@ -188,7 +141,7 @@ func (k *Keeper) remove(ctx context.Context, w *kept) error {
 	if w.tap != nil {
 		w.tap.Close() // no router gets it any more
 		w.tap = nil
-		wipe(w.bindings)
+		w.forget()
 	}
 	s := w.by
 	k.mu.Unlock()
@@ -243,11 +196,12 @@ func (k *Keeper) Close() error {
 	k.done.Wait()
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	clear(k.seed)
 	for id, w := range k.wires {
 		if w.tap != nil {
 			w.tap.Close()
 			w.tap = nil
-			wipe(w.bindings)
+			w.forget()
 		}
 		delete(k.wires, id)
 	}

@@ -23,13 +23,12 @@ const (
 	maxDrain  = 1 << 20          // bytes that it may still send meanwhile
 )
 
-// client is the sandbox's side of one connection.
+// client is the sandbox's side of one connection with HTTP/1.
 type client struct {
-	proxy *Proxy
-	route *route
-	conn  net.Conn
-	in    *bufio.Reader
-	out   *bufio.Writer
+	*session
+	conn net.Conn
+	in   *bufio.Reader
+	out  *bufio.Writer
 
 	bare   bool // the request is a HEAD: its answer has no body
 	broken bool // what was sent last is not whole
@@ -40,8 +39,8 @@ type client struct {
 
 var writers = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, firstRead) }}
 
-func newClient(p *Proxy, r *route, conn net.Conn) *client {
-	c := &client{proxy: p, route: r, conn: conn, in: bufio.NewReaderSize(conn, firstRead), out: writers.Get().(*bufio.Writer)}
+func newClient(s *session, conn net.Conn) *client {
+	c := &client{session: s, conn: conn, in: bufio.NewReaderSize(conn, firstRead), out: writers.Get().(*bufio.Writer)}
 	c.out.Reset(slow{conn})
 	return c
 }
@@ -49,6 +48,12 @@ func newClient(p *Proxy, r *route, conn net.Conn) *client {
 func (c *client) release() {
 	c.out.Reset(nil)
 	writers.Put(c.out)
+}
+
+// serve answers requests until there are none any more.
+func (c *client) serve(ctx context.Context) {
+	for ctx.Err() == nil && c.one(ctx) {
+	}
 }
 
 // slow writes to a sandbox that reads at least something now and then.
@@ -81,12 +86,14 @@ func (c *client) one(ctx context.Context) (again bool) {
 			no = odd(http.StatusBadRequest, "the request cannot be read")
 		}
 	}
-	if no == nil {
-		return c.exchange(ctx, h, req)
+	if no != nil {
+		c.ask.Refused(h.method, no)
+		c.refuse(no, false)
+		return false
 	}
-	c.proxy.o.Refused(c.route.Target, h.method, no)
-	c.refuse(no, false)
-	return false
+	body := &posted{client: c, from: req.Body, expects: h.expects && req.Body != http.NoBody}
+	body.read.Store(req.Body == http.NoBody)
+	return (&exchange{session: c.session, front: &turn{c, body, h, req}, head: h, req: req, body: body}).run(ctx)
 }
 
 // head waits for the head of a request, which stays unread. Neither: there is none
@@ -126,20 +133,20 @@ func (c *client) head() ([]byte, *Refusal) {
 	}
 }
 
-// upload is the body of a request as the sandbox sends it.
-type upload struct {
+// posted is the body of a request with HTTP/1.
+type posted struct {
 	client  *client
 	from    io.Reader
 	expects bool // 100 Continue
 	lent    bool // to who sends the request on
-	whole   atomic.Bool
+	read    atomic.Bool
 
 	mu   sync.Mutex
 	over bool // guarded by mu; nothing more is read
 }
 
 // Read implements io.Reader.
-func (u *upload) Read(p []byte) (int, error) {
+func (u *posted) Read(p []byte) (int, error) {
 	if u.expects {
 		u.expects = false
 		if err := u.client.proceed(); err != nil {
@@ -155,13 +162,16 @@ func (u *upload) Read(p []byte) (int, error) {
 	u.mu.Unlock()
 	n, err := u.from.Read(p)
 	if err == io.EOF {
-		u.whole.Store(true)
+		u.read.Store(true)
 	}
 	return n, err
 }
 
-// end has whoever reads stop.
-func (u *upload) end() {
+func (u *posted) whole() bool { return u.read.Load() }
+
+func (u *posted) lend() { u.lent = true }
+
+func (u *posted) end() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.over = true
@@ -179,9 +189,20 @@ func (c *client) proceed() error {
 	return err
 }
 
-// watch calls gone when the sandbox goes away while it waits for an answer. stop
-// ends that.
-func (c *client) watch(gone func()) (stop func()) {
+// turn is one request of a client, and its answer.
+type turn struct {
+	*client
+	body *posted
+	head head
+	req  *http.Request
+}
+
+// kept reports whether another request may follow, if this one was read to its end.
+func (t *turn) kept() bool { return t.head.minor && !t.req.Close }
+
+// watch implements front.
+func (t *turn) watch(gone func()) (stop func()) {
+	c := t.client
 	done := make(chan struct{})
 	var stopped atomic.Bool
 	_ = c.conn.SetReadDeadline(time.Time{})
@@ -198,14 +219,48 @@ func (c *client) watch(gone func()) (stop func()) {
 	}
 }
 
+// refuse implements front.
+func (t *turn) refuse(no *Refusal) (again bool) {
+	if no == nil {
+		t.broken = true
+		return false
+	}
+	return t.client.refuse(no, t.kept() && (t.body.whole() || t.drain()))
+}
+
+// drain throws away the body of a refused request that is here already.
+func (t *turn) drain() bool {
+	u := t.body
+	if u.lent || u.expects || t.req.ContentLength < 0 || t.req.ContentLength > int64(t.in.Buffered()) {
+		return false
+	}
+	_, err := io.Copy(io.Discard, u)
+	return err == nil
+}
+
+// reply implements front.
+func (t *turn) reply(_ context.Context, a *answer) (again bool) {
+	again = t.kept() && t.body.whole()
+	if a.body == nil {
+		t.begin(a.status, a.header, a.length, false, again)
+		if t.out.Flush() != nil {
+			t.broken = true
+		}
+		return again && !t.broken
+	}
+	chunked := a.length < 0 && t.head.minor
+	again = again && (chunked || a.length >= 0)
+	t.begin(a.status, a.header, a.length, chunked, again)
+	if t.out.Flush() != nil || !t.copy(a.body, a.length, chunked, a.alive) {
+		t.broken = true
+	}
+	return again && !t.broken
+}
+
 // refuse answers a request that is not sent on. again: another may follow.
 func (c *client) refuse(no *Refusal, again bool) bool {
-	text, kind, status := no.Text+"\n", "text/plain; charset=utf-8", no.Status
-	if no.result != nil {
-		text, kind, status = string(no.result), "application/x-"+pushing+"-result", http.StatusOK
-	}
-	h := http.Header{"Content-Type": {kind}, "X-Content-Type-Options": {"nosniff"}, "Cache-Control": {"no-store"}}
-	c.begin(status, h, int64(len(text)), false, again && !no.close)
+	text, h := no.say(http.Header{})
+	c.begin(no.status(), h, int64(len(text)), false, again && !no.close)
 	if !c.bare {
 		_, _ = c.out.WriteString(text)
 	}
@@ -278,10 +333,19 @@ func (c *client) copy(body io.Reader, length int64, chunked bool, alive func()) 
 // part ends the connection such that the sandbox reads what was said last, though
 // it may still be sending. It reports whether the sandbox has ended it too.
 func (c *client) part() bool {
-	if w, ok := c.conn.(interface{ CloseWrite() error }); !ok || w.CloseWrite() != nil {
+	if t, ok := c.conn.(*Conn); ok {
+		_ = t.SetWriteDeadline(time.Now().Add(lastWords))
+		_ = t.Conn.CloseWrite() // fails if the other side is gone, which part sees
+		return part(t.below.Conn)
+	}
+	return part(c.conn)
+}
+
+func part(conn net.Conn) bool {
+	if w, ok := conn.(interface{ CloseWrite() error }); !ok || w.CloseWrite() != nil {
 		return false
 	}
-	_ = c.conn.SetReadDeadline(time.Now().Add(lastWords))
-	_, err := io.Copy(io.Discard, io.LimitReader(c.conn, maxDrain))
+	_ = conn.SetReadDeadline(time.Now().Add(lastWords))
+	_, err := io.Copy(io.Discard, io.LimitReader(conn, maxDrain))
 	return err == nil
 }

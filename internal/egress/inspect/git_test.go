@@ -283,7 +283,7 @@ func TestGitTargets(t *testing.T) {
 	}
 }
 
-func hostOf(t *testing.T, name string) netaddr.Host {
+func hostOf(t testing.TB, name string) netaddr.Host {
 	h, err := netaddr.ParseHost(name)
 	if err != nil {
 		t.Fatal(err)

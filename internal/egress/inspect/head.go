@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"golang.org/x/net/http/httpguts"
+
+	"github.com/firebreak-dev/firebreak/internal/netaddr"
 )
 
 // Refusal is why a request is not sent on, and what the sandbox is told.
@@ -19,6 +21,7 @@ type Refusal struct {
 
 // The reasons of this package.
 const (
+	ReasonClaim   = "claim"   // it is for another host than the connection
 	ReasonRequest = "request" // it is none, or one that means two things
 	ReasonMethod  = "method"
 	ReasonPath    = "path"
@@ -26,6 +29,26 @@ const (
 	ReasonLimit   = "limit"
 	ReasonPush    = "push" // to a ref that is not the binding's
 )
+
+// say is what a refusal says, and in h what that is.
+func (r *Refusal) say(h http.Header) (text string, header http.Header) {
+	kind := "text/plain; charset=utf-8"
+	if text = r.Text + "\n"; r.result != nil {
+		text, kind = string(r.result), "application/x-"+pushing+"-result"
+	}
+	h.Set("Content-Type", kind)
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Cache-Control", "no-store")
+	return text, h
+}
+
+// status is what it is answered with.
+func (r *Refusal) status() int {
+	if r.result != nil {
+		return http.StatusOK // with which git is told of it
+	}
+	return r.Status
+}
 
 func odd(status int, text string) *Refusal {
 	return &Refusal{Status: status, Reason: ReasonRequest, Text: text, close: true}
@@ -41,6 +64,9 @@ const (
 type head struct {
 	method, target, host string
 	expects, minor       bool // Expect: 100-continue; HTTP/1.1 and not 1.0
+	trailers             bool // the sandbox reads what follows an answer
+	port                 bool // the host was named with its port
+	socket               bool // WebSocket is asked for
 }
 
 // checkHead reads the head of a request, which ends with an empty line, as
@@ -85,21 +111,32 @@ func checkHead(b []byte) (h head, no *Refusal) {
 // requestLine reads "METHOD TARGET HTTP/1.x".
 func (h *head) requestLine(line string) *Refusal {
 	parts := strings.Split(line, " ")
-	if len(parts) != 3 || !fieldName(strings.ReplaceAll(parts[0], "_", "-")) || len(parts[0]) > 64 || parts[1] == "" {
+	if len(parts) != 3 {
 		return odd(http.StatusBadRequest, "the first line is not that of a request")
 	}
 	h.method, h.target = parts[0], parts[1]
-	for i := range len(h.target) {
-		if h.target[i] <= ' ' || h.target[i] >= 0x7f {
-			return odd(http.StatusBadRequest, "the target has a character that is to be escaped")
-		}
+	if no := h.check(); no != nil {
+		return no
 	}
 	switch parts[2] {
 	case "HTTP/1.1":
 		h.minor = true
 	case "HTTP/1.0":
 	default:
-		return odd(http.StatusHTTPVersionNotSupported, "a binding speaks HTTP/1.1")
+		return odd(http.StatusHTTPVersionNotSupported, "what is spoken here is HTTP/1.1")
+	}
+	return nil
+}
+
+// check looks at method and target.
+func (h *head) check() *Refusal {
+	if !fieldName(strings.ReplaceAll(h.method, "_", "-")) || len(h.method) > 64 || h.target == "" {
+		return odd(http.StatusBadRequest, "the first line is not that of a request")
+	}
+	for i := range len(h.target) {
+		if h.target[i] <= ' ' || h.target[i] >= 0x7f {
+			return odd(http.StatusBadRequest, "the target has a character that is to be escaped")
+		}
 	}
 	return nil
 }
@@ -112,9 +149,9 @@ func (h *head) fields(seen map[string]string) *Refusal {
 	_, upgrade := seen["upgrade"]
 	switch {
 	case upgrade:
-		return odd(http.StatusNotImplemented, "a binding upgrades no connection: no WebSocket, no HTTP/2")
+		return odd(http.StatusNotImplemented, "the connection is not upgraded")
 	case h.method == http.MethodConnect:
-		return odd(http.StatusMethodNotAllowed, "a binding is no proxy: CONNECT leads nowhere")
+		return odd(http.StatusMethodNotAllowed, "this is no proxy: CONNECT leads nowhere")
 	case sized && coded:
 		return odd(http.StatusBadRequest, "there are a Content-Length and a Transfer-Encoding")
 	case coded && (!h.minor || !strings.EqualFold(coding, "chunked")):
@@ -134,22 +171,23 @@ func fieldName(s string) bool {
 	return httpguts.ValidHeaderFieldName(s) && !strings.Contains(s, "_")
 }
 
-// origin is the target as a path and a query, if the request is for host, which
-// has port 80.
-func (h *head) origin(host string) (target string, no *Refusal) {
+// origin is the target as a path and a query, if the request is for face.
+func (h *head) origin(face Site) (target string, no *Refusal) {
 	isHost := func(s string) bool {
-		return strings.EqualFold(strings.TrimSuffix(s, ":80"), host)
+		host, port, err := netaddr.ParseHostPort(s)
+		h.port = port != 0
+		return err == nil && host == face.Name && (port == 0 || port == face.Port) && !strings.HasSuffix(s, ".")
 	}
 	switch {
 	case h.host == "":
 		return "", odd(http.StatusBadRequest, "there is no Host")
 	case !isHost(h.host):
-		return "", odd(http.StatusMisdirectedRequest, "the Host is not "+host+", which the connection is to")
+		return "", misdirected("the Host is not " + face.Name.String() + ", which the connection is to")
 	case h.target[0] == '/':
 		return h.target, nil
 	}
 	scheme, rest, ok := strings.Cut(h.target, "://")
-	if !ok || !strings.EqualFold(scheme, "http") {
+	if !ok || !strings.EqualFold(scheme, face.scheme()) {
 		return "", odd(http.StatusBadRequest, "the target is not a path")
 	}
 	at, path := rest, "/"
@@ -157,7 +195,12 @@ func (h *head) origin(host string) (target string, no *Refusal) {
 		at, path = rest[:i], rest[i:]
 	}
 	if !isHost(at) {
-		return "", odd(http.StatusMisdirectedRequest, "the target is not on "+host+", which the connection is to")
+		return "", misdirected("the target is not on " + face.Name.String() + ", which the connection is to")
 	}
 	return path, nil
+}
+
+// misdirected refuses a request for another host than the connection's.
+func misdirected(text string) *Refusal {
+	return &Refusal{Status: http.StatusMisdirectedRequest, Reason: ReasonClaim, Text: text, close: true}
 }

@@ -64,6 +64,7 @@ func FuzzHead(f *testing.F) {
 		"GET http://api.binding.internal/v1 HTTP/1.0\r\nHost: api.binding.internal:80\r\n\r\n", top + "X_A: b\r\n\r\n", top + " folded\r\n\r\n"} {
 		f.Add([]byte(s))
 	}
+	face := hostOf(f, "api.binding.internal")
 	f.Fuzz(func(t *testing.T, b []byte) {
 		i := bytes.Index(b, []byte("\r\n\r\n"))
 		if i < 0 || i != len(b)-4 {
@@ -73,7 +74,7 @@ func FuzzHead(f *testing.F) {
 		if no != nil {
 			return
 		}
-		target, no := h.origin("api.binding.internal")
+		target, no := h.origin(Site{Name: face, Port: 80, Plain: true})
 		if no != nil {
 			return
 		}

@@ -59,12 +59,7 @@ func newGate(t testing.TB, change func(*Target, *Options), handle http.HandlerFu
 			c, err := new(net.Dialer).DialContext(ctx, "tcp", up.Listener.Addr().String())
 			return &counted{c, &g.bytes}, err
 		},
-		Decide: func(*Target, string) *Refusal { g.decided.Add(1); return nil },
-		Refused: func(_ *Target, method string, no *Refusal) {
-			g.mu.Lock()
-			defer g.mu.Unlock()
-			g.refused = append(g.refused, method+" "+no.Reason)
-		},
+		Ask: func(*Target) Asker { return g },
 	}
 	if change != nil {
 		change(target, &o)
@@ -105,6 +100,19 @@ func newGate(t testing.TB, change func(*Target, *Options), handle http.HandlerFu
 		}
 	})
 	return g
+}
+
+// Decide implements Asker.
+func (g *gate) Decide(context.Context, string, string) *Refusal {
+	g.decided.Add(1)
+	return nil
+}
+
+// Refused implements Asker.
+func (g *gate) Refused(method string, no *Refusal) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.refused = append(g.refused, method+" "+no.Reason)
 }
 
 type counted struct {
@@ -233,7 +241,11 @@ func TestSmuggling(t *testing.T) {
 		if want := fmt.Sprintf("HTTP/1.1 %d ", c.status); !strings.HasPrefix(got, want) || strings.Count(got, "HTTP/1.1 ") != 1 {
 			t.Errorf("%s: %.200q, want %d and no more", name, got, c.status)
 		}
-		if after := g.said(); len(after) != before+1 || !strings.HasSuffix(after[before], " request") {
+		reason := " request"
+		if c.status == 421 {
+			reason = " claim"
+		}
+		if after := g.said(); len(after) != before+1 || !strings.HasSuffix(after[before], reason) {
 			t.Errorf("%s: told %q", name, after[before:])
 		}
 	}

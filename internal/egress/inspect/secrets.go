@@ -30,6 +30,7 @@ type secrets struct {
 	filter   [1 << 16 / 64]uint64
 	initial  [256]bool // bytes patterns begin with
 	longest  int
+	stands   *secrets // those of them that only stand for secrets; nil: none
 }
 
 // newSecrets looks for each of texts.
@@ -162,6 +163,9 @@ func (s *secrets) begins(b []byte) bool {
 	return i < len(s.patterns) && bytes.HasPrefix(s.patterns[i], b)
 }
 
+// any reports whether there is something to look for.
+func (s *secrets) any() bool { return len(s.patterns) > 0 }
+
 // in reports whether text holds a secret.
 func (s *secrets) in(text []byte) bool {
 	for i := 0; i+shortest <= len(text); i++ {
@@ -250,5 +254,8 @@ func (s *secrets) redact(text string) string {
 func (s *secrets) wipe() {
 	for _, p := range s.patterns {
 		clear(p)
+	}
+	if s.stands != nil {
+		s.stands.wipe()
 	}
 }

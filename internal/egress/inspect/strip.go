@@ -66,6 +66,15 @@ func stripResponse(h http.Header) {
 	}
 }
 
+// stripAnswer removes what a host says about the connection, or about others that
+// it may be reached by.
+func stripAnswer(h http.Header) {
+	stripHop(h)
+	for _, name := range []string{"Alt-Svc", "Content-Length", "Public-Key-Pins"} {
+		delete(h, name)
+	}
+}
+
 // parameters of queries by which hosts know who asks.
 var parameters = []string{"access_token", "api_key", "apikey", "api-key", "x-api-key", "auth_token", "private_token", "oauth_token"}
 

@@ -55,6 +55,11 @@ func (l *link) onCall(id uint32, body []byte) error {
 			return guest.Violation("dial without a port")
 		}
 		l.dial(id, c.Dial.Port)
+	case guest.OpTrust:
+		if c.Trust == nil {
+			return guest.Violation("trust without a certificate")
+		}
+		l.async(id, c.Op, func(*transfer) (guest.Reply, error) { return guest.Reply{}, l.s.trust(*c.Trust) })
 	default:
 		l.async(id, c.Op, func(*transfer) (guest.Reply, error) {
 			return guest.Reply{}, sandbox.Errorf(string(c.Op), sandbox.KindUnsupported, "this agent cannot do that")

@@ -28,6 +28,8 @@ type Linux struct {
 
 	disks []string // writable file systems that had space at the start
 
+	trusting sync.Mutex // held while files are changed that programs find certificates in
+
 	limitOnce sync.Mutex
 	nproc     int          // guarded by limitOnce; RLIMIT_NPROC as set
 	memory    atomic.Int64 // the limit, as of the latest program

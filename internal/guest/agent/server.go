@@ -173,6 +173,9 @@ func (s *Server) attachment(d *guest.Decoder, w *wire, nonce string) (reset []by
 	l := newLink(s, w, s.set.Window)
 	answer := guest.Hello{Protocol: guest.ProtocolVersion, Version: s.version, NextID: s.nextID,
 		Capabilities: []string{"exec", "files", "watch", "dial", guest.CapabilityPTY, guest.CapabilityWindow, guest.CapabilityAttributes}}
+	if _, ok := s.sys.(Truster); ok {
+		answer.Capabilities = append(answer.Capabilities, guest.CapabilityTrust)
+	}
 	s.mu.Unlock()
 	defer l.end()
 	if err := l.json(guest.TypeHello, 0, answer); err != nil {

@@ -34,6 +34,15 @@ type System interface {
 	KillLargest(running []Process) (Process, error)
 }
 
+// Truster is a System whose programs can be made to trust an authority.
+type Truster interface {
+	// Trust puts the certificate where programs look for those they trust, in the
+	// place of what an earlier call put there. Errors: KindInvalid, and those of files
+	// about guest.TrustDir or the system's own list, when not all is done; where nothing
+	// can be written nothing is.
+	Trust(guest.TrustCall) error
+}
+
 // Conn is a connection to a program of the sandbox.
 type Conn interface {
 	io.ReadWriteCloser
