@@ -52,13 +52,16 @@ type Binding struct {
 	// the refs that may be pushed to: in full, or all below one as refs/heads/agent/*.
 	Git     string
 	GitPush []string
+	// Placeholder is the variable in which a sandbox's programs find what stands for
+	// the secret in requests to https://HOST itself; empty: none.
+	Placeholder string
 }
 
 // AddBinding stores a binding under its name, in place of what was there. Errors:
 // KindInvalid with what to write instead; KindNotFound for its secret; KindCapacity.
 func (c *Client) AddBinding(ctx context.Context, b Binding) (*v1.Binding, error) {
 	return message(c.secrets.AddBinding(ctx, connect.NewRequest(&v1.AddBindingRequest{Name: b.Name, Secret: b.Secret, Host: b.Host, Port: int32(b.Port),
-		Plain: b.Plain, Methods: b.Methods, Path: b.Path, As: b.As, Field: b.Field, Tier: b.Tier, Git: b.Git, GitPush: b.GitPush})))
+		Plain: b.Plain, Methods: b.Methods, Path: b.Path, As: b.As, Field: b.Field, Tier: b.Tier, Git: b.Git, GitPush: b.GitPush, Placeholder: b.Placeholder})))
 }
 
 // Bindings lists the tenant's bindings, by name.

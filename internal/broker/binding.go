@@ -25,6 +25,9 @@ type Binding struct {
 	Path    string   `json:"path"` // a prefix of whole segments, "/" for all
 	Inject  Inject   `json:"inject"`
 	Git     *Git     `json:"git,omitempty"` // nil: for HTTP of any kind
+	// Env is the variable in which a sandbox's programs find a placeholder of the
+	// secret, to be sent to https://HOST itself; empty: they use the base URL.
+	Env string `json:"env,omitempty"`
 	// Tier is the weakest isolation of a sandbox that may use it; IsolationNone: any.
 	Tier sandbox.Isolation `json:"-"` // by its name, as "tier"
 }
@@ -154,6 +157,9 @@ func (b Binding) Normal() (Binding, error) {
 	if b.Inject, err = b.Inject.normal(); err != nil {
 		return b, err
 	}
+	if err := b.checkEnv(); err != nil {
+		return b, err
+	}
 	if b.Tier < sandbox.IsolationNone || b.Tier > sandbox.IsolationConfidential {
 		return b, invalid("tier: %d is no isolation class", b.Tier)
 	}
@@ -169,6 +175,34 @@ func (b Binding) Check() error {
 	if n.Host != b.Host || n.Port != b.Port || n.Path != b.Path || n.Inject != b.Inject || !slices.Equal(n.Methods, b.Methods) ||
 		n.Git != nil && (n.Git.Repo != b.Git.Repo || !slices.Equal(n.Git.Push, b.Git.Push)) {
 		return invalid("the binding is not in its normal form")
+	}
+	return nil
+}
+
+// reEnv are names of variables that every shell can set.
+var reEnv = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,127}$`)
+
+// notEnv say how programs run, or whom they trust: a placeholder there would break
+// all of them.
+var notEnv = []string{"PATH", "HOME", "USER", "LOGNAME", "SHELL", "PWD", "TERM", "LANG", "TMPDIR", "HOSTNAME", "IFS", "ENV", "BASH_ENV",
+	"SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "PIP_CERT", "AWS_CA_BUNDLE",
+	"CARGO_HTTP_CAINFO", "DENO_CERT", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"}
+
+// checkEnv refuses a variable that cannot hold a placeholder, or a binding whose
+// requests are not looked into.
+func (b Binding) checkEnv() error {
+	upper := strings.ToUpper(b.Env)
+	switch {
+	case b.Env == "":
+		return nil
+	case !reEnv.MatchString(b.Env):
+		return invalid("placeholder: %.80q is no name of a variable", b.Env).WithHint("write --placeholder OPENAI_API_KEY: letters, digits and underscores, no digit first")
+	case slices.Contains(notEnv, upper), strings.HasPrefix(upper, "LD_"), strings.HasPrefix(upper, "FIREBREAK"), strings.HasPrefix(upper, "LC_"):
+		return invalid("placeholder: %s says how programs run", b.Env).WithHint("name the variable that the client reads its key from")
+	case strings.HasSuffix(upper, "_BASE_URL"):
+		return invalid("placeholder: %s is where a binding is found", b.Env).WithHint("name the variable that the client reads its key from")
+	case b.Plain:
+		return invalid("placeholder: the binding is without TLS").WithHint("a placeholder is replaced in HTTPS alone; leave one of --plain and --placeholder out")
 	}
 	return nil
 }

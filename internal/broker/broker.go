@@ -95,8 +95,9 @@ func frame(tenant sandbox.TenantID, name string) string {
 	return "firebreak secret 1\x00" + string(tenant) + "\x00" + name + "\x00"
 }
 
-// open is the inverse of Seal. Errors: KindUnavailable, with what an operator can do.
-func (b *Broker) open(tenant sandbox.TenantID, name, sealed string) (*Secret, error) {
+// Open is the inverse of Seal. The caller destroys the secret. Errors:
+// KindUnavailable, with what an operator can do.
+func (b *Broker) Open(tenant sandbox.TenantID, name, sealed string) (*Secret, error) {
 	const op = "open secret"
 	ids, err := keys(b.dir)
 	if sandbox.KindOf(err) == sandbox.KindNotFound {
@@ -139,7 +140,7 @@ func (b *Broker) Get(ctx context.Context, tenant sandbox.TenantID, name string) 
 		return nil, err
 	}
 	if kept.Reference == "" {
-		return b.open(tenant, name, kept.Sealed)
+		return b.Open(tenant, name, kept.Sealed)
 	}
 	r, err := ParseReference(kept.Reference)
 	if err != nil {

@@ -49,6 +49,7 @@ func (s *Server) controlRoutes() http.Handler {
 	mux.HandleFunc("PUT /sandboxes/{id}/network", s.keyed(s.updateNetwork))
 	mux.HandleFunc("GET /sandboxes/{id}/metrics", s.keyed(s.metrics))
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	s.secretRoutes(mux)
 	s.registerNotYet(mux)
 	mux.HandleFunc("/", s.keyed(func(w http.ResponseWriter, r *http.Request) error {
 		return sandbox.Errorf("route", sandbox.KindNotFound, "there is no route %s %.200q", r.Method, r.URL.Path)
@@ -77,13 +78,15 @@ type createRequest struct {
 }
 
 type networkRequest struct {
-	AllowOut           []string        `json:"allowOut"`
-	DenyOut            []string        `json:"denyOut"`
-	Rules              json.RawMessage `json:"rules"`
-	EgressProxy        json.RawMessage `json:"egressProxy"`
-	AllowPublicTraffic *bool           `json:"allowPublicTraffic"`
-	MaskRequestHost    string          `json:"maskRequestHost"`
-	HTTPSPorts         []int           `json:"httpsPorts"`
+	AllowOut           []string              `json:"allowOut"`
+	DenyOut            []string              `json:"denyOut"`
+	Rules              map[string][]hostRule `json:"rules"`
+	EgressProxy        json.RawMessage       `json:"egressProxy"`
+	AllowPublicTraffic *bool                 `json:"allowPublicTraffic"`
+	MaskRequestHost    string                `json:"maskRequestHost"`
+	HTTPSPorts         []int                 `json:"httpsPorts"`
+
+	closed bool // allow_internet_access is false
 }
 
 // given reports whether a field that is not understood asks for something.
@@ -172,6 +175,7 @@ func (s *Server) create(w http.ResponseWriter, r *http.Request) error {
 	req := &v1.CreateSandboxRequest{Env: c.EnvVars, Metadata: c.Metadata, TimeoutMs: proto.Int64(timeout.Milliseconds()), IdleTimeoutMs: proto.Int64(0)}
 	if c.Network != nil {
 		var err error
+		c.Network.closed = c.AllowInternetAccess != nil && !*c.AllowInternetAccess
 		if req.Network, err = c.Network.rules(); err != nil {
 			return err
 		}

@@ -39,9 +39,10 @@ type detailed struct {
 }
 
 type networkDetail struct {
-	AllowOut           []string `json:"allowOut"`
-	DenyOut            []string `json:"denyOut"`
-	AllowPublicTraffic bool     `json:"allowPublicTraffic"`
+	AllowOut           []string              `json:"allowOut"`
+	DenyOut            []string              `json:"denyOut"`
+	Rules              map[string][]hostRule `json:"rules,omitempty"`
+	AllowPublicTraffic bool                  `json:"allowPublicTraffic"`
 }
 
 type lifecycleDetail struct {

@@ -23,15 +23,26 @@ var everything = []string{"0.0.0.0/0", "::/0", "*"}
 const maxEntries = 256
 
 // rules are the network rules that a request's lists make; nil for those that
-// allow nothing.
+// allow nothing, and set no headers.
 func (n *networkRequest) rules() (*v1.NetworkRules, error) {
 	hosts, networks, err := allowed(n.AllowOut)
 	if err != nil {
 		return nil, err
 	}
-	denied, err := denied(n.DenyOut, networks)
-	if err != nil || len(hosts)+len(networks) == 0 {
+	transforms, err := n.transforms()
+	if err != nil {
 		return nil, err
+	}
+	denied, err := denied(n.DenyOut, networks)
+	if err != nil {
+		return nil, err
+	}
+	opened := n.opened(transforms)
+	if len(hosts)+len(networks)+len(opened) == 0 {
+		if len(transforms) == 0 {
+			return nil, nil
+		}
+		return &v1.NetworkRules{Transforms: transforms}, nil
 	}
 	type rule map[string]any
 	doc := struct {
@@ -41,6 +52,9 @@ func (n *networkRequest) rules() (*v1.NetworkRules, error) {
 	}{Name: "e2b"}
 	if len(hosts) > 0 { // as E2B does: HTTP by its Host header, TLS by its SNI
 		doc.Allow = append(doc.Allow, rule{"host": hosts, "ports": []int{443}, "protocol": "tls"}, rule{"host": hosts, "ports": []int{80}, "protocol": "http"})
+	}
+	if len(opened) > 0 { // headers are set in HTTPS alone
+		doc.Allow = append(doc.Allow, rule{"host": opened, "ports": []int{443}, "protocol": "tls"})
 	}
 	if len(networks) > 0 {
 		doc.Allow = append(doc.Allow, rule{"cidr": networks, "ports": []string{"1-65535"}, "protocol": []string{"tls", "http", "tcp"}})
@@ -52,7 +66,7 @@ func (n *networkRequest) rules() (*v1.NetworkRules, error) {
 	if err != nil { // strings and numbers always encode
 		panic(err)
 	}
-	return &v1.NetworkRules{Document: string(text)}, nil
+	return &v1.NetworkRules{Document: string(text), Transforms: transforms}, nil
 }
 
 // allowed reads allowOut.
@@ -146,6 +160,7 @@ func (s *Server) updateNetwork(w http.ResponseWriter, r *http.Request) error {
 	if err := c.notYetFields(); err != nil {
 		return err
 	}
+	c.closed = c.AllowInternetAccess != nil && !*c.AllowInternetAccess
 	rules, err := c.rules()
 	if err != nil {
 		return err
@@ -153,7 +168,7 @@ func (s *Server) updateNetwork(w http.ResponseWriter, r *http.Request) error {
 	if _, err := s.alive(r); err != nil {
 		return err
 	}
-	req := &v1.UpdateNetworkRequest{Id: r.PathValue("id"), Document: rules.GetDocument()}
+	req := &v1.UpdateNetworkRequest{Id: r.PathValue("id"), Document: rules.GetDocument(), Transforms: rules.GetTransforms()}
 	if _, err := checked(r.Context(), s, s.api.UpdateNetwork, req); err != nil {
 		return err
 	}
@@ -164,7 +179,7 @@ func (s *Server) updateNetwork(w http.ResponseWriter, r *http.Request) error {
 // toNetwork tells what holds as E2B's clients put it: names and networks that are
 // allowed, on whatever ports.
 func toNetwork(n *v1.SandboxNetwork) (out networkDetail, open bool) {
-	out = networkDetail{AllowOut: []string{}, DenyOut: []string{}}
+	out = networkDetail{AllowOut: []string{}, DenyOut: []string{}, Rules: toRules(n.GetTransforms())}
 	add := func(to *[]string, s string) {
 		if !slices.Contains(*to, s) {
 			*to = append(*to, s)
@@ -190,7 +205,8 @@ func toNetwork(n *v1.SandboxNetwork) (out networkDetail, open bool) {
 		}
 	}
 	if n.GetMode() == string(policy.ModeObserve) {
-		return networkDetail{AllowOut: []string{"0.0.0.0/0"}, DenyOut: out.DenyOut}, true
+		out.AllowOut = []string{"0.0.0.0/0"}
+		return out, true
 	}
 	add(&out.DenyOut, "0.0.0.0/0")
 	return out, false

@@ -199,8 +199,9 @@ func TestNetworkRoutes(t *testing.T) {
 			t.Errorf("%s: %+v", body, api.made)
 		}
 	}
-	for body, code := range map[string]int{`{"network":{"allowOut":["0.0.0.0/0"]}}`: 501, `{"network":{"allowOut":["a b"]}}`: 400, `{"network":{"allowOut":["a.example.com"],"rules":{"a":[1]}}}`: 501,
-		`{"network":{"egressProxy":{"address":"x"}}}`: 501, `{"network":{"new":1}}`: 400} {
+	for body, code := range map[string]int{`{"network":{"allowOut":["0.0.0.0/0"]}}`: 501, `{"network":{"allowOut":["a b"]}}`: 400, `{"network":{"allowOut":["a.example.com"],"rules":{"a":[1]}}}`: 400, `{"network":{"rules":{"1.2.3.4":[]}}}`: 501, `{"network":{"rules":{"*.com":[]}}}`: 400, `{"network":{"rules":{"a.example.com":[{"new":1}]}}}`: 400,
+		`{"network":{"rules":{"a.example.com":[],"A.example.com":[]}}}`: 400,
+		`{"network":{"egressProxy":{"address":"x"}}}`:                   501, `{"network":{"new":1}}`: 400} {
 		api.made = nil
 		if out := call("POST", "/sandboxes", body, code); api.made != nil || !strings.Contains(out, `"message"`) {
 			t.Errorf("%s: %+v, %s", body, api.made, out)
@@ -214,7 +215,7 @@ func TestNetworkRoutes(t *testing.T) {
 			t.Errorf("%s: %+v", body, api.updated)
 		}
 	}
-	for body, code := range map[string]int{`{"allowOut":["*"]}`: 501, `{"denyOut":["a.example.com"]}`: 400, `{"rules":{"a":[1]}}`: 501, `{"x":1}`: 400} {
+	for body, code := range map[string]int{`{"allowOut":["*"]}`: 501, `{"denyOut":["a.example.com"]}`: 400, `{"rules":{"a":[1]}}`: 400, `{"x":1}`: 400} {
 		api.updated = nil
 		if call("PUT", path, body, code); api.updated != nil {
 			t.Errorf("%s: %+v", body, api.updated)

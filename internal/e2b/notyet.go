@@ -16,8 +16,6 @@ var notYetRoutes = map[string]string{
 	"POST /sandboxes/{id}/fork":      "forking a sandbox",
 	"POST /sandboxes/{id}/snapshots": "making snapshots",
 	"/snapshots":                     "listing snapshots",
-	"/secrets":                       "keeping secrets",
-	"/secrets/{rest...}":             "keeping secrets",
 	"/volumes":                       "keeping volumes",
 	"/volumes/{rest...}":             "keeping volumes",
 	"/volumecontent/{rest...}":       "keeping volumes",
@@ -62,8 +60,6 @@ func (c *createRequest) notYetFields() error {
 
 func (n *networkRequest) notYetFields() error {
 	switch {
-	case given(n.Rules):
-		return notYet("changing what is sent to a host (rules)")
 	case given(n.EgressProxy):
 		return notYet("an egress proxy")
 	case n.MaskRequestHost != "" || len(n.HTTPSPorts) > 0:

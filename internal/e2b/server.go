@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
 
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
 	"github.com/firebreak-dev/firebreak/internal/auth"
@@ -27,6 +28,14 @@ type API interface {
 	Watches
 	Contexts
 	Ports
+	Secrets
+}
+
+// Secrets is the tenant's secrets, whose values are nowhere in what is answered.
+type Secrets interface {
+	SetSecret(context.Context, *v1.SetSecretRequest) (*v1.Secret, error)
+	ListSecrets(context.Context, *v1.ListSecretsRequest) (*v1.ListSecretsResponse, error)
+	RemoveSecret(context.Context, *v1.RemoveSecretRequest) (*v1.RemoveSecretResponse, error)
 }
 
 // Sandboxes is their life.
@@ -137,6 +146,8 @@ type Server struct {
 	rules   *service.Rules
 	control http.Handler
 	inside  map[string]http.Handler // by port
+
+	making sync.Mutex // held while a secret is made
 }
 
 // New returns a Server.

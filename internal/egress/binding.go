@@ -15,6 +15,24 @@ type Binding struct {
 	Field   string   `json:"field,omitempty"`   // the header, the parameter or the user
 	Git     *Git     `json:"git,omitempty"`
 	Secret  Hidden   `json:"secret"`
+	// Placeholder becomes the secret in requests to https://<host> itself, where the
+	// secret goes and nowhere else; empty: there is none.
+	Placeholder Hidden `json:"placeholder,omitempty"`
+}
+
+// Transform sets headers of the requests to a host that the policy lets pass,
+// whatever the sandbox says in them.
+type Transform struct {
+	Host    string            `json:"host"` // a name, or *.NAME for all below it; the most specific counts alone
+	Port    uint16            `json:"port"`
+	Headers []TransformHeader `json:"headers"`
+	Secrets []Hidden          `json:"secrets,omitempty"` // in their values
+}
+
+// TransformHeader is a header that is set.
+type TransformHeader struct {
+	Name  string `json:"name"` // in its canonical spelling
+	Value Hidden `json:"value"`
 }
 
 // Git makes a binding one for a repository by git's smart protocol, whose path is
@@ -27,6 +45,22 @@ type Git struct {
 // Hidden is a secret on its way to the router. It prints as nothing, and crosses
 // the router's socket in JSON, which is the one place where that is meant.
 type Hidden []byte
+
+// Wipe overwrites what is hidden in a binding.
+func (b *Binding) Wipe() {
+	clear(b.Secret)
+	clear(b.Placeholder)
+}
+
+// Wipe overwrites what is hidden in a transform.
+func (t *Transform) Wipe() {
+	for _, h := range t.Headers {
+		clear(h.Value)
+	}
+	for _, s := range t.Secrets {
+		clear(s)
+	}
+}
 
 // Format implements fmt.Formatter.
 func (Hidden) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte("[redacted]")) }

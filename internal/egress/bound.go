@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -31,18 +30,38 @@ type bound struct {
 	wire  *wire
 	ctx   context.Context // the wire's
 	proxy *inspect.Proxy
-	// Where bindings lead; not changed.
-	targets []*inspect.Target
 
 	mu    sync.Mutex
 	ended bool                   // guarded by mu
 	open  map[*upstream]struct{} // guarded by mu
 }
 
-func newBound(ctx context.Context, w *wire, bindings []Binding) (*bound, error) {
+func newBound(ctx context.Context, w *wire, bindings []Binding, transforms []Transform) (*bound, error) {
+	targets, err := targetsOf(bindings)
+	if err != nil {
+		return nil, err
+	}
 	b := &bound{wire: w, ctx: ctx, open: map[*upstream]struct{}{}}
+	c := &w.router.config
+	b.proxy, err = inspect.New(inspect.Options{
+		Zone: policy.BindingZone, Roots: c.Roots, Dial: b.dial, Reach: b.visited, Ask: func(t *inspect.Target) inspect.Asker { return asker{b, t} }, Head: c.Limits.Sniff, Idle: c.Limits.Idle,
+	}, targets, setsOf(transforms)...)
+	return b, err
+}
+
+// grant gives the wire's requests others to be made with, from the next one on.
+// Errors: one of them cannot be; nothing has changed then.
+func (b *bound) grant(bindings []Binding, transforms []Transform) error {
+	targets, err := targetsOf(bindings)
+	if err != nil {
+		return err
+	}
+	return b.proxy.Grant(targets, setsOf(transforms))
+}
+
+// targetsOf are bindings as the proxy has them.
+func targetsOf(bindings []Binding) (targets []*inspect.Target, err error) {
 	byName := map[string]int{}
-	var targets []*inspect.Target
 	for _, x := range bindings {
 		h, err := netaddr.ParseHost(x.Host)
 		if err != nil {
@@ -51,22 +70,33 @@ func newBound(ctx context.Context, w *wire, bindings []Binding) (*bound, error) 
 		if _, in := bindingOf(h); in {
 			return nil, errors.New("a binding leads to a binding")
 		}
-		t := &inspect.Target{Name: x.Name, Host: h, Port: x.Port, Plain: x.Plain, Methods: x.Methods, Path: x.Path, As: x.As, Field: x.Field, Git: (*inspect.Git)(x.Git), Secret: x.Secret}
+		t := &inspect.Target{Name: x.Name, Host: h, Port: x.Port, Plain: x.Plain, Methods: x.Methods, Path: x.Path, As: x.As, Field: x.Field, Git: (*inspect.Git)(x.Git), Secret: x.Secret,
+			Placeholder: x.Placeholder}
 		if i, again := byName[x.Name]; again {
 			clear(targets[i].Secret)
+			clear(targets[i].Placeholder)
 			targets[i] = t
 			continue
 		}
 		byName[x.Name] = len(targets)
 		targets = append(targets, t)
 	}
-	b.targets = targets
-	c := &w.router.config
-	var err error
-	b.proxy, err = inspect.New(inspect.Options{
-		Zone: policy.BindingZone, Roots: c.Roots, Dial: b.dial, Reach: b.visited, Ask: func(t *inspect.Target) inspect.Asker { return asker{b, t} }, Head: c.Limits.Sniff, Idle: c.Limits.Idle,
-	}, targets)
-	return b, err
+	return targets, nil
+}
+
+// setsOf are transforms as the proxy has them.
+func setsOf(transforms []Transform) (sets []*inspect.Transform) {
+	for _, x := range transforms {
+		t := &inspect.Transform{Host: x.Host, Port: x.Port}
+		for _, h := range x.Headers {
+			t.Headers = append(t.Headers, inspect.Header{Name: h.Name, Value: h.Value})
+		}
+		for _, s := range x.Secrets {
+			t.Secrets = append(t.Secrets, s)
+		}
+		sets = append(sets, t)
+	}
+	return sets
 }
 
 // bindingOf is the name of the binding that a host would be, if it is in their
@@ -78,10 +108,18 @@ func bindingOf(h netaddr.Host) (name string, in bool) {
 	return strings.CutSuffix(h.Name(), "."+policy.BindingZone)
 }
 
-// zone is dns.Answerer's Zone.
+// zone is dns.Answerer's Zone: names of bindings, and of hosts for which the sandbox
+// has a placeholder.
 func (b *bound) zone(h netaddr.Host) (in, exists bool) {
-	name, in := bindingOf(h)
-	return in, in && b.proxy.Has(name)
+	if name, in := bindingOf(h); in {
+		return true, b.proxy.Has(name)
+	}
+	if !b.proxy.Opens(h) {
+		return false, false
+	}
+	// A rule that is about the name has its say, and its budget.
+	opens := opened(b.wire.live.Table().Could(policy.Flow{Host: h}))
+	return opens, opens
 }
 
 // serveBinding handles a connection to a name in the zone of bindings, which no
@@ -250,11 +288,6 @@ func (b *bound) reach(ctx context.Context, table *policy.Table, t *inspect.Targe
 		return nil, refusalFor(err)
 	}
 	return conn, nil
-}
-
-// leads reports whether a binding leads to a host.
-func (b *bound) leads(h netaddr.Host, port uint16) bool {
-	return slices.ContainsFunc(b.targets, func(t *inspect.Target) bool { return t.Host == h && t.Port == port })
 }
 
 // reached reports whether there is a connection to a binding's host.

@@ -25,6 +25,7 @@ type grant struct {
 	decision policy.Decision
 	table    *policy.Table
 	addrs    []netip.Addr // each of which was decided about
+	bound    bool         // by no rule, for requests through a binding alone
 }
 
 // admit decides about the connection, now that what it is for is known: the name

@@ -37,6 +37,7 @@ const (
 	ReasonRequest     = "request"     // of a request: it is none, or one that means two things
 	ReasonPush        = "push"        // of a request: a push to a ref that the binding is not for
 	ReasonLeak        = "leak"        // a secret, or something like it, is where none goes
+	ReasonPlaceholder = "placeholder" // what stands for a secret is where that does not go
 )
 
 // Event is a decision, or the end of what one allowed. It crosses a socket, and

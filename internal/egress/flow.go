@@ -75,6 +75,9 @@ func (w *wire) serve(ctx context.Context, r *tcp.ForwarderRequest) {
 		return
 	}
 	sniffed, raw := f.speaks(w.live.Table())
+	if at := w.bound.proxy.At(f.host, f.port); at.Opens || at.Sets {
+		sniffed = true
+	}
 	switch {
 	case !known:
 		f.deny(policy.Flow{}, policy.ReasonAddress.String(), "the address means nothing here; names have to be asked for again")
@@ -126,6 +129,10 @@ func (f *flow) carry(ctx context.Context, r *tcp.ForwarderRequest, sniffed, raw 
 	r.Complete(false)
 	p, claimed, ok := f.sniff(ctx, raw)
 	if !ok {
+		return
+	}
+	if g, ok := f.open(p, claimed); ok {
+		f.visit(ctx, g)
 		return
 	}
 	if g, ok := f.admit(ctx, p, claimed); ok {

@@ -75,6 +75,8 @@ type Wire struct {
 	// Bindings are what requests may be made through, by their names; of those that
 	// share one the last counts. The router owns the secrets.
 	Bindings []Binding
+	// Transforms set headers of requests. The router owns what is hidden in them.
+	Transforms []Transform
 	// Authority is whom the sandbox trusts, for its hosts, until the first Update; nil:
 	// nobody, and what would have to be looked into is denied. The router owns the key.
 	Authority *authority.Authority
@@ -118,9 +120,7 @@ func (r *Router) Attach(w Wire, tap *os.File) (err error) {
 	defer func() {
 		if err != nil {
 			tap.Close()
-			for _, b := range w.Bindings {
-				clear(b.Secret)
-			}
+			wipe(w.Bindings, w.Transforms)
 			w.Authority.Wipe()
 		}
 	}()
@@ -178,6 +178,36 @@ func (r *Router) Update(id string, t *policy.Table, a *authority.Authority) (gen
 	}
 	generation, closed = w.live.Update(t)
 	return generation, closed, nil
+}
+
+// Grant makes bindings and transforms those of a wire, from its next request on. It
+// owns what is hidden in them, also if it fails. Errors: KindNotFound, KindInvalid for
+// one that is none; nothing has changed then.
+func (r *Router) Grant(id string, bindings []Binding, transforms []Transform) error {
+	w, err := r.find("egress grant", id)
+	if err == nil && !w.begin() {
+		err = sandbox.Errorf("egress grant", sandbox.KindNotFound, "the wire has ended").WithID(id)
+	}
+	if err != nil {
+		wipe(bindings, transforms)
+		return err
+	}
+	defer w.work.Done()
+	if err := w.bound.grant(bindings, transforms); err != nil {
+		wipe(bindings, transforms)
+		return sandbox.Errorf("egress grant", sandbox.KindInvalid, "%w", err).WithID(id)
+	}
+	return nil
+}
+
+// wipe overwrites what is hidden.
+func wipe(bindings []Binding, transforms []Transform) {
+	for i := range bindings {
+		bindings[i].Wipe()
+	}
+	for i := range transforms {
+		transforms[i].Wipe()
+	}
 }
 
 // Used is what the sandbox has used of its rules, by their ids, until now.

@@ -30,8 +30,8 @@ func (f *flow) pass(ctx context.Context, g grant) {
 	switch {
 	case !g.unread():
 		f.visit(ctx, g)
-	case g.flow.Protocol != policy.ProtocolTCP && f.wire.bound.leads(f.host, f.port):
-		f.deny(g.flow, policy.ReasonInspect.String(), "a binding of the sandbox leads to this host, so that what is sent there has to be read; bind another host, or allow it without `inspect: none`")
+	case f.wire.bound.proxy.At(f.host, f.port).Read(g.flow.Protocol == policy.ProtocolTCP):
+		f.deny(g.flow, policy.ReasonInspect.String(), "a binding of the sandbox leads to this host, or headers are set for it, so that what is sent there has to be read; allow it by TLS, and without `inspect: none`")
 	case f.reach(ctx, g):
 		f.relay(ctx)
 	}
@@ -51,6 +51,10 @@ func (f *flow) visit(ctx context.Context, g grant) {
 	}
 	e := w.granted(g.flow, g.decision)
 	e.Address = g.flow.Addr.String()
+	ask := inspect.Asker(visitor{wire: w, grant: g})
+	if g.bound {
+		e.Address, e.Reason, ask = "", ReasonBinding, opener{visitor{wire: w, grant: g}}
+	}
 	if !f.noted(e, g.flow) {
 		return
 	}
@@ -74,7 +78,6 @@ func (f *flow) visit(ctx context.Context, g grant) {
 		}
 		read = c
 	}
-	ask := visitor{wire: w, grant: g}
 	f.settles = w.bound.proxy.Visit(ctx, read, &inspect.Visit{Site: site, Generation: g.decision.Generation, Ask: ask})
 }
 

@@ -69,7 +69,7 @@ func newWire(r *Router, w Wire, tap *os.File) (*wire, error) {
 		out.issuer.Store(i)
 	}
 	out.names = resolver{wire: out, answerer: dns.Answerer{Policy: out.live, Account: out.account, Pool: out.pool}, told: map[netaddr.Host]uint64{}}
-	bound, err := newBound(ctx, out, w.Bindings)
+	bound, err := newBound(ctx, out, w.Bindings, w.Transforms)
 	if err != nil {
 		cancel()
 		return nil, sandbox.Errorf("egress attach", sandbox.KindInvalid, "%w", err).WithID(w.ID)

@@ -14,9 +14,15 @@ import (
 // Bindings tells what a sandbox has to be like that is to use a binding. What the
 // binding is, and its secret, only Network learns.
 type Bindings interface {
-	// Needs is the weakest isolation of a sandbox that may use a tenant's binding.
-	// Errors: KindNotFound.
-	Needs(ctx context.Context, tenant sandbox.TenantID, name string) (sandbox.Isolation, error)
+	// Needs is what a tenant's binding asks of a sandbox that is to have it. Errors:
+	// KindNotFound.
+	Needs(ctx context.Context, tenant sandbox.TenantID, name string) (BindingNeeds, error)
+}
+
+// BindingNeeds is what a binding asks of a sandbox.
+type BindingNeeds struct {
+	Isolation sandbox.Isolation // the weakest
+	Env       string            // the variable that is to hold a placeholder of its secret; empty: none
 }
 
 // maxBindings is how many a sandbox may have.
@@ -34,12 +40,14 @@ func (r *CreateRequest) state() *NetworkState {
 	if r.Network == nil {
 		return nil
 	}
-	return &NetworkState{NetworkPolicy: *r.Network, Generation: 1, Bindings: slices.Clone(r.Bindings)}
+	return &NetworkState{NetworkPolicy: *r.Network, Generation: 1, Bindings: slices.Clone(r.Bindings), Placeholders: r.placeholders}
 }
 
 // checkBindings decides whether a sandbox of this backend may have the bindings that are
-// asked for, and returns where it finds them, by the variables that say so.
-func (o *Orchestrator) checkBindings(ctx context.Context, tenant sandbox.TenantID, names []string, info sandbox.Info) (map[string]string, error) {
+// asked for, and returns where it finds them, by the variables that say so. It makes
+// the placeholders that some of them want.
+func (o *Orchestrator) checkBindings(ctx context.Context, tenant sandbox.TenantID, r *CreateRequest, info sandbox.Info) (map[string]string, error) {
+	names := r.Bindings
 	switch {
 	case len(names) == 0:
 		return nil, nil
@@ -48,31 +56,47 @@ func (o *Orchestrator) checkBindings(ctx context.Context, tenant sandbox.TenantI
 	case len(names) > maxBindings:
 		return nil, sandbox.Errorf("create", sandbox.KindInvalid, "%d bindings are asked for", len(names)).WithHint("a sandbox has at most %d", maxBindings)
 	}
-	env := map[string]string{}
+	env, of := map[string]string{}, map[string]string{}
+	r.placeholders = map[string]string{}
+	set := func(variable, value, name string) error {
+		if other, taken := of[variable]; taken {
+			return sandbox.Errorf("create", sandbox.KindInvalid, "the bindings %.64q and %.64q want the same variable, %s", other, name, variable).
+				WithHint("leave one of them out, or give one another --placeholder")
+		}
+		env[variable], of[variable] = value, name
+		return nil
+	}
 	for _, name := range names {
-		if err := o.checkBinding(ctx, tenant, name, info.Isolation); err != nil {
+		needs, err := o.checkBinding(ctx, tenant, name, info.Isolation)
+		if err == nil && of[baseURL(name)] != name { // asked for again: once
+			err = set(baseURL(name), "http://"+name+"."+policy.BindingZone, name)
+		}
+		if err == nil && needs.Env != "" && r.placeholders[name] == "" {
+			r.placeholders[name] = newPlaceholder()
+			err = set(needs.Env, r.placeholders[name], name)
+		}
+		if err != nil {
 			return nil, err
 		}
-		env[baseURL(name)] = "http://" + name + "." + policy.BindingZone
 	}
 	return env, nil
 }
 
 // checkBinding decides whether a tenant's sandbox that is so isolated may have a
 // binding.
-func (o *Orchestrator) checkBinding(ctx context.Context, tenant sandbox.TenantID, name string, isolation sandbox.Isolation) error {
+func (o *Orchestrator) checkBinding(ctx context.Context, tenant sandbox.TenantID, name string, isolation sandbox.Isolation) (BindingNeeds, error) {
 	needs, err := o.Bindings.Needs(ctx, tenant, name)
 	switch {
 	case sandbox.KindOf(err) == sandbox.KindNotFound:
-		return sandbox.Errorf("create", sandbox.KindNotFound, "there is no binding called %.64q", name).
+		return needs, sandbox.Errorf("create", sandbox.KindNotFound, "there is no binding called %.64q", name).
 			WithHint("`firebreak binding ls` lists yours, `firebreak binding add` makes one")
 	case err != nil:
-		return sandbox.Wrap("create", "", err)
-	case isolation < needs:
-		return sandbox.Errorf("create", sandbox.KindUnsupported, "the binding %.64q is for sandboxes isolated by %s or better, and this one is by %s", name, needs, isolation).
+		return needs, sandbox.Wrap("create", "", err)
+	case isolation < needs.Isolation:
+		return needs, sandbox.Errorf("create", sandbox.KindUnsupported, "the binding %.64q is for sandboxes isolated by %s or better, and this one is by %s", name, needs.Isolation, isolation).
 			WithHint("leave the binding out, or choose a stronger backend; `firebreak doctor` says which work here")
 	}
-	return nil
+	return needs, nil
 }
 
 // entitled are those bindings of e that the sandbox may still use: one may have been
@@ -85,7 +109,7 @@ func (l *live) entitled(ctx context.Context, e *Egress) (names []string, errs []
 	isolation := l.sb.Isolation
 	l.mu.Unlock()
 	for _, name := range e.Bindings {
-		if err := l.o.checkBinding(ctx, l.tenant, name, isolation); err != nil {
+		if _, err := l.o.checkBinding(ctx, l.tenant, name, isolation); err != nil {
 			errs = append(errs, err)
 			continue
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -16,12 +17,13 @@ import (
 // grants are bindings of alice's, and what they need.
 type grants map[string]sandbox.Isolation
 
-func (g grants) Needs(_ context.Context, tenant sandbox.TenantID, name string) (sandbox.Isolation, error) {
+func (g grants) Needs(_ context.Context, tenant sandbox.TenantID, name string) (BindingNeeds, error) {
 	needs, known := g[name]
 	if tenant != alice.Tenant || !known {
-		return 0, sandbox.Errorf("binding", sandbox.KindNotFound, "not here")
+		return BindingNeeds{}, sandbox.Errorf("binding", sandbox.KindNotFound, "not here")
 	}
-	return needs, nil
+	env, _ := map[string]string{"keyed": "API_KEY", "twin": "API_KEY", "own": "OPENAI_BASE_URL"}[name]
+	return BindingNeeds{Isolation: needs, Env: env}, nil
 }
 
 // binds adds bindings to what a world's Orchestrators are made of.
@@ -199,4 +201,87 @@ func TestRecordRequests(t *testing.T) {
 	if s := o.Egress(); s.Flows[[2]string{"request", "allow"}] != 2 || s.Flows[[2]string{"request", "deny"}] != 4 {
 		t.Errorf("%+v", s)
 	}
+}
+
+// TestPlaceholders: a binding that wants one puts it into a variable; it is another in
+// each sandbox, and the same after a restart. Two bindings do not share a variable.
+func TestPlaceholders(t *testing.T) {
+	w, n := newWiredWorld(t)
+	w.cfg = binds(n.kept(w), grants{"keyed": sandbox.IsolationNone, "twin": sandbox.IsolationNone, "plain": sandbox.IsolationNone})
+	o := w.start()
+	of := func(o *Orchestrator, sb Sandbox) string {
+		t.Helper()
+		_, out := mustExec(t, o, alice, sb.ID, sh("echo $API_KEY"))
+		wire, _ := n.of(sb.Instance)
+		if got := strings.TrimSpace(out.out.String()); wire.Placeholders["keyed"] != got || len(wire.Placeholders) != 1 {
+			t.Errorf("the environment has %q, the wire %q", got, wire.Placeholders)
+		}
+		return strings.TrimSpace(out.out.String())
+	}
+	one, two := mustCreate(t, o, alice, CreateRequest{Bindings: []string{"keyed", "plain"}}), mustCreate(t, o, alice, CreateRequest{Bindings: []string{"keyed"}})
+	first := of(o, one)
+	if !regexp.MustCompile(`^fbp_[0-9A-Za-z]{40}$`).MatchString(first) || first == of(o, two) {
+		t.Errorf("%q, %q", first, of(o, two))
+	}
+	_, err := o.Create(t.Context(), alice, CreateRequest{Bindings: []string{"keyed", "twin"}})
+	if e := wantKind(t, err, sandbox.KindInvalid); !strings.Contains(e.Message(), "API_KEY") {
+		t.Error(err)
+	}
+	own := mustCreate(t, o, alice, CreateRequest{Bindings: []string{"keyed"}, Env: map[string]string{"API_KEY": "mine"}})
+	if _, out := mustExec(t, o, alice, own.ID, sh("echo $API_KEY")); out.out.String() != "mine\n" {
+		t.Errorf("a caller's own variable is %q", out.out.String())
+	}
+	if _, _, err := o.UpdateNetwork(t.Context(), alice, string(one.ID), *policyOf("allow: [a.example.com]")); err != nil {
+		t.Error(err)
+	}
+	of(o, one)
+	w.abandon(o)
+	w.cfg = binds(n.config(w), grants{"keyed": sandbox.IsolationNone, "plain": sandbox.IsolationNone})
+	if got := of(w.start(), one); got != first {
+		t.Errorf("after a restart it is %q, not %q", got, first)
+	}
+}
+
+// TestTransforms: headers that are set are the policy's: kept, taken up, replaced with
+// it, and part of its digest.
+func TestTransforms(t *testing.T) {
+	w, n := newWiredWorld(t)
+	w.cfg = n.kept(w)
+	o := w.start()
+	set := func(value string) *NetworkPolicy {
+		p := policyOf("allow: [a.example.com]")
+		p.Transforms = []Transform{{Host: "a.example.com", Headers: []TransformHeader{{Name: "X-Key", Value: value}}}}
+		return p
+	}
+	sb := mustCreate(t, o, alice, CreateRequest{Network: set("${e2b.secrets.a}")})
+	got := func() string {
+		wire, _ := n.of(sb.Instance)
+		if len(wire.Transforms) == 0 {
+			return ""
+		}
+		return wire.Transforms[0].Headers[0].Value
+	}
+	if got() != "${e2b.secrets.a}" || set("x").Digest() == set("y").Digest() {
+		t.Errorf("%q", got())
+	}
+	if r := w.audit.find(t, sb.ID, "sandbox.create allowed"); r.Detail["transforms"] != "a.example.com" {
+		t.Errorf("%+v", r)
+	}
+	if _, _, err := o.UpdateNetwork(t.Context(), alice, string(sb.ID), *set("${e2b.secrets.b}")); err != nil || got() != "${e2b.secrets.b}" {
+		t.Errorf("%q, %v", got(), err)
+	}
+	w.abandon(o)
+	w.cfg = n.config(w)
+	if o = w.start(); got() != "${e2b.secrets.b}" {
+		t.Errorf("after a restart %q", got())
+	}
+	if _, _, err := o.UpdateNetwork(t.Context(), alice, string(sb.ID), *policyOf("allow: [a.example.com]")); err != nil || got() != "" {
+		t.Errorf("%q, %v", got(), err)
+	}
+	many := set("x")
+	for range maxTransforms {
+		many.Transforms = append(many.Transforms, many.Transforms[0])
+	}
+	_, err := o.Create(t.Context(), alice, CreateRequest{Network: many})
+	wantKind(t, err, sandbox.KindTooLarge)
 }

@@ -118,7 +118,7 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 		Root: t.Root, ReadonlyRoot: req.ReadonlyRoot, Limits: limits, Explicit: req.explicit(),
 		AcceptWeaker: req.AcceptWeaker, MinIsolation: req.MinIsolation}
 	req.bound()
-	urls, err := o.checkBindings(ctx, who.Tenant, req.Bindings, info)
+	urls, err := o.checkBindings(ctx, who.Tenant, &req, info)
 	if err == nil {
 		err = o.checkNetwork(&req, info, spec)
 	}

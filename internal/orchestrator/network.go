@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -58,12 +59,19 @@ type Egress struct {
 	// through, by the names that the tenant knows them by.
 	Tenant   sandbox.TenantID
 	Bindings []string
+	// Placeholders are what stands for the secrets of some of them in this sandbox.
+	Placeholders map[string]string
+	// Transforms set headers of requests.
+	Transforms []Transform
 }
 
-// NetworkPolicy is where a sandbox may connect: all that a table is made of.
+// NetworkPolicy is where a sandbox may connect: all that a table is made of, and what
+// becomes of its requests.
 type NetworkPolicy struct {
 	Mode      string           `json:"mode"`
 	Documents []PolicyDocument `json:"documents"`
+	// Transforms set headers of requests that the documents let pass.
+	Transforms []Transform `json:"transforms,omitempty"`
 }
 
 // PolicyDocument is a part of a NetworkPolicy. It includes nothing.
@@ -84,6 +92,8 @@ type NetworkState struct {
 	Used map[string]policy.Used `json:"used,omitempty"`
 	// Bindings are what requests may be made through, by name.
 	Bindings []string `json:"bindings,omitempty"`
+	// Placeholders are what stands for the secrets of some of them, by their names.
+	Placeholders map[string]string `json:"placeholders,omitempty"`
 	// Unbound says which of them are cut off at present, and why. It is not kept.
 	Unbound string `json:"-"`
 	// Untrusted says why programs may not trust the sandbox's authority. It is not kept.
@@ -101,11 +111,18 @@ const (
 // wireWait bounds what a wire's update or adoption may take.
 const wireWait = 10 * time.Second
 
-// Digest is the SHA-256, in hex, of the documents' digests, one a line, in order.
+// Digest is the SHA-256, in hex, of the documents' digests, one a line, in order, and
+// of the transforms as they are kept.
 func (p *NetworkPolicy) Digest() string {
 	var b strings.Builder
 	for _, d := range p.Documents {
 		b.WriteString(d.Digest + "\n")
+	}
+	for _, t := range p.Transforms {
+		fmt.Fprintf(&b, "transform %q\n", t.Host)
+		for _, h := range t.Headers {
+			fmt.Fprintf(&b, "%q: %q %q\n", h.Name, h.Value, h.Sealed)
+		}
 	}
 	sum := sha256.Sum256([]byte(b.String()))
 	return hex.EncodeToString(sum[:])
@@ -121,7 +138,7 @@ func (p *NetworkPolicy) check(op string) error {
 		return sandbox.Errorf(op, sandbox.KindTooLarge, "the sandbox's policy has %d documents and %s", len(p.Documents), sandbox.FormatSize(int64(n))).
 			WithHint("at most %d documents and %s, what they include counted", maxPolicyDocuments, sandbox.FormatSize(maxPolicyBytes))
 	}
-	return nil
+	return checkTransforms(op, p.Transforms)
 }
 
 // about are the facts that evidence of a policy holds.
@@ -132,11 +149,19 @@ func (p *NetworkPolicy) about() map[string]string {
 			names = append(names, d.Name)
 		}
 	}
-	return map[string]string{"mode": p.Mode, "documents": strconv.Itoa(len(p.Documents)), "policies": clip(strings.Join(names, " "))}
+	about := map[string]string{"mode": p.Mode, "documents": strconv.Itoa(len(p.Documents)), "policies": clip(strings.Join(names, " "))}
+	var hosts []string
+	for _, t := range p.Transforms {
+		hosts = append(hosts, t.Host)
+	}
+	if len(hosts) > 0 {
+		about["transforms"] = clip(strings.Join(hosts, " "))
+	}
+	return about
 }
 
 func (n *NetworkState) egress(tenant sandbox.TenantID) Egress {
-	e := Egress{Epoch: n.Epoch, Generation: n.Generation, Used: maps.Clone(n.Used), Tenant: tenant, Bindings: slices.Clone(n.Bindings)}
+	e := Egress{Epoch: n.Epoch, Generation: n.Generation, Used: maps.Clone(n.Used), Tenant: tenant, Bindings: slices.Clone(n.Bindings), Placeholders: maps.Clone(n.Placeholders), Transforms: n.Transforms}
 	for _, d := range n.Documents {
 		e.Documents = append(e.Documents, []byte(d.Text))
 	}
@@ -319,14 +344,14 @@ func (o *Orchestrator) UpdateNetwork(ctx context.Context, who Caller, ref string
 	switch {
 	case l.dead():
 		return Sandbox{}, 0, l.gone()
-	case old == nil && len(p.Documents) > 0:
+	case old == nil && len(p.Documents)+len(p.Transforms) > 0:
 		return Sandbox{}, 0, sandbox.Errorf("update network", sandbox.KindUnsupported, "the sandbox began without a network device, and gets none").
 			WithID(string(l.id)).WithHint("make one with network rules; a policy that says `allow: []` allows nothing until it is updated")
 	}
 	next := &NetworkState{NetworkPolicy: p, Generation: 1}
 	if old != nil {
 		next.Generation, next.Epoch, next.Used = old.Generation+1, old.Epoch, old.Used
-		next.Bindings, next.Unbound = old.Bindings, old.Unbound
+		next.Bindings, next.Placeholders, next.Unbound = old.Bindings, old.Placeholders, old.Unbound
 		if old.Problem != "" { // it will be taken up
 			next.Epoch++
 		}

@@ -57,8 +57,9 @@ type CreateRequest struct {
 	// a network device, which lets pass nothing else unless Network says so.
 	Bindings []string
 
-	run      sandbox.RunID // the run it belongs to
-	admitted *admission    // with it; nil: not yet
+	run          sandbox.RunID     // the run it belongs to
+	admitted     *admission        // with it; nil: not yet
+	placeholders map[string]string // of Bindings
 }
 
 // explicit is the set of limits that were asked for.

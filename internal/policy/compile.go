@@ -50,6 +50,7 @@ type Table struct {
 	rules       []*Compiled // deny rules first, then allow, as written
 	allow, deny matcher
 	narrow      matcher // deny rules that are about some requests only
+	narrows     bool    // there are some
 	paths       bool    // some rule has paths
 	observe     bool
 	private     []netip.Prefix
@@ -131,7 +132,7 @@ func Compile(o Options, docs ...*Document) (*Table, error) {
 		m := &t.allow
 		if r.Deny {
 			if m = &t.deny; r.aboutRequests() {
-				m = &t.narrow
+				m, t.narrows = &t.narrow, true
 			}
 		}
 		c.index(m, r)

@@ -88,14 +88,15 @@ func (t *Table) Decide(ctx context.Context, f Flow) Decision {
 	if f.Port == 0 || f.Protocol == ProtocolUnknown || !f.Addr.IsValid() {
 		return Decision{Generation: t.generation}
 	}
-	return t.judged(ctx, f, nil, t.decide(f, nil))
-}
-
-// judged is d, or what Rego makes of it.
-func (t *Table) judged(ctx context.Context, f Flow, q *asked, d Decision) Decision {
+	d := t.decide(f, nil)
 	if t.judge == nil || d.Reason != ReasonRule {
 		return d
 	}
+	return t.judged(ctx, f, nil, d)
+}
+
+// judged is d, by which a rule allows, or what Rego makes of it.
+func (t *Table) judged(ctx context.Context, f Flow, q *asked, d Decision) Decision {
 	ask := Question{Flow: f, Class: d.Class, Rule: d.Rule, Candidates: t.candidates(f, q), Generation: t.generation}
 	if q != nil {
 		ask.Method, ask.Path, ask.Binding = q.Method, q.meaning(), q.Binding
@@ -134,21 +135,20 @@ func (t *Table) decide(f Flow, q *asked) Decision {
 		}
 		f.Addr = netaddr.Effective(f.Addr)
 	}
-	by := t.deny.denied(f, nil)
-	if by == nil && q != nil {
-		by = t.narrow.denied(f, q)
-	}
-	if by != nil {
+	if by := t.deny.denied(f, nil); by != nil {
 		d.Reason, d.Rule = ReasonDenied, by
 		return d
+	}
+	var read *Compiled // why a connection has to be read
+	if t.narrows {
+		if read = t.narrow.denied(f, q); read != nil && q != nil {
+			d.Reason, d.Rule = ReasonDenied, read
+			return d
+		}
 	}
 	if !claims(f) {
 		d.Reason = ReasonClaim
 		return d
-	}
-	var read *Compiled // why the connection has to be read
-	if q == nil {
-		read = t.narrow.denied(f, nil)
 	}
 	e, why := t.allowed(f, q, read != nil)
 	if e.rule == nil {
@@ -256,7 +256,7 @@ func (t *Table) allowed(f Flow, q *asked, read bool) (found entry, why Reason) {
 
 // candidates are all allow rules for a flow or a request, the most specific first.
 func (t *Table) candidates(f Flow, q *asked) (list []*Compiled) {
-	read := q == nil && t.narrow.denied(f, nil) != nil
+	read := q == nil && t.narrows && t.narrow.denied(f, nil) != nil
 	all := func(es []entry) bool {
 		for i := range es {
 			if r := es[i].rule; hasPort(r.Ports, f.Port) && r.Protocols.has(f.Protocol) && !(read && r.unread(f.Protocol)) && (q == nil || r.permits(q) == ReasonRule) {
@@ -338,9 +338,9 @@ func (t *Table) Hint(f Flow, d Decision) string {
 	case ReasonBudget:
 		return "the budget of the rule is used up"
 	case ReasonMethod:
-		return fmt.Sprintf("to permit it: a rule for %s%s with the method in `methods`, or without; they are for %s", host, port, t.said(f, func(r *Rule) []string { return r.Methods }))
+		return fmt.Sprintf("to permit it: a rule for %s%s with the method in `methods`, or without any; there is %s", host, port, t.said(f, func(r *Rule) []string { return r.Methods }))
 	case ReasonPath:
-		return fmt.Sprintf("to permit it: a rule for %s%s with the path in `paths`, or without; they are for %s", host, port, t.said(f, func(r *Rule) []string { return r.Paths }))
+		return fmt.Sprintf("to permit it: a rule for %s%s with the path in `paths`, or without any; there is %s", host, port, t.said(f, func(r *Rule) []string { return r.Paths }))
 	case ReasonInspect:
 		if d.Rule == nil {
 			return fmt.Sprintf("what passes to %s%s has to be read, and cannot be", host, port)

@@ -83,9 +83,9 @@ func (t *Table) explain(ctx context.Context, f Flow, q *asked) Explanation {
 		case !r.Deny && read && r.unread(f.Protocol):
 			s.Why = fmt.Sprintf("%s, but would pass unread", what)
 		case q == nil && r.Deny && r.aboutRequests():
-			s.Why = fmt.Sprintf("%s, and denies requests%s only", what, r.requests())
+			s.Why = fmt.Sprintf("%s, and denies only requests%s", what, r.requests())
 		case q != nil && (r.Deny && !r.forbids(q) || !r.Deny && r.permits(q) != ReasonRule):
-			s.Why = fmt.Sprintf("%s, but for requests%s, not for %.40q %.200q", what, r.requests(), q.Method, q.Path)
+			s.Why = fmt.Sprintf("%s, but is only for requests%s", what, r.requests())
 		default:
 			s.Match, s.Why = true, what
 		}

@@ -23,7 +23,7 @@ func library(t *testing.T, texts map[string]string) func(string) (*Document, err
 
 func ruleIDs(t *Table) (ids []string) {
 	for _, r := range t.Rules() {
-		ids = append(ids, fmt.Sprint(r.ID, r.Deny, r.Ports, r.Protocols, r.Budget, r.Hosts, r.Networks))
+		ids = append(ids, fmt.Sprint(r.ID, r.Deny, r.Ports, r.Protocols, r.Budget, r.Hosts, r.Networks, r.Opaque, r.Methods, r.Paths))
 	}
 	return ids
 }
@@ -34,7 +34,7 @@ func TestFlatten(t *testing.T) {
 	named := library(t, map[string]string{
 		"a": "name: a\ninclude: [b, pypi]\nallow: [a.example.com, {host: '*.cdn.example.com', budget: {names: 9, upload: 1MiB}}]",
 		"b": "mode: observe\ninclude: [a, c, npm]\nallow: [{id: own, host: b.example.com, ports: [80, '8000-8010'], protocol: [http, tcp]}]\ndeny: [{cidr: 10.0.0.0/8, ports: 22}]",
-		"c": "allow: [c.example.com]\nrego: |\n  package firebreak\n  allow := true\n",
+		"c": "allow: [c.example.com, {host: c.example.com, methods: [PUT, GET], paths: [/v1/]}, {host: d.example.com, inspect: none}]\ndeny: [{host: c.example.com, paths: [/v1/x, /v1/a]}]\nrego: |\n  package firebreak\n  allow := true\n",
 	})
 	judge := func([]Module) (Judge, error) { return nil, nil }
 	for name, c := range map[string]struct {

@@ -209,7 +209,11 @@ func (t *Table) DecideRequest(ctx context.Context, f Flow, r Request) Decision {
 		return Decision{Generation: t.generation}
 	}
 	q := t.asked(r)
-	return t.judged(ctx, f, &q, t.decide(f, &q))
+	d := t.decide(f, &q)
+	if t.judge == nil || d.Reason != ReasonRule {
+		return d
+	}
+	return t.judged(ctx, f, &q, d)
 }
 
 // CouldRequest is Could for a request: it decides as far as the connection is
@@ -219,27 +223,31 @@ func (t *Table) CouldRequest(f Flow, r Request) Decision {
 	return t.decide(f, &q)
 }
 
-// said is what the allow rules for a connection say about requests, cut short.
+// said is what the allow rules for a connection say about requests, cut short: a
+// sandbox can have it asked for as often as it is denied something.
 func (t *Table) said(f Flow, what func(*Rule) []string) string {
 	all := map[string]bool{}
 	for _, r := range t.candidates(f, nil) {
 		for _, s := range what(&r.Rule) {
-			all[s] = true
+			if all[s] = true; len(all) > maxSaid {
+				return short(slices.Sorted(maps.Keys(all)))
+			}
 		}
 	}
 	return short(slices.Sorted(maps.Keys(all)))
 }
 
-// short is a list for people.
-func short(list []string) string {
-	if n := len(list); n > maxSaid {
-		list = append(slices.Clone(list[:maxSaid]), fmt.Sprintf("%d more", n-maxSaid))
-	}
-	return strings.Join(list, ", ")
-}
-
 // maxSaid is how many of a list people are told.
 const maxSaid = 6
+
+// short is a list for people.
+func short(list []string) string {
+	text := strings.Join(list[:min(len(list), maxSaid)], ", ")
+	if len(list) > maxSaid {
+		text += " and others"
+	}
+	return text
+}
 
 // asked looks at a request's path once, if any rule will.
 func (t *Table) asked(r Request) asked {

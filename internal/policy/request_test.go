@@ -236,6 +236,32 @@ func TestJudgeRequests(t *testing.T) {
 	}
 }
 
+// TestRequestHints: a hint says what rules there are for, and never all of many.
+func TestRequestHints(t *testing.T) {
+	var list []string
+	for i := range 64 {
+		list = append(list, fmt.Sprintf("/p%d", i))
+	}
+	table := compile(t, Options{}, requests, "allow: [{host: many.example.net, paths: ["+strings.Join(list, ", ")+"]}]")
+	for in, want := range map[string]string{
+		"GET api.example.com:443/x":  "to permit it: a rule for api.example.com:443 with the path in `paths`, or without any; there is /simple/x, /v1, /v1/things, /wide",
+		"PUT 93.184.1.2:443/x":       "to permit it: a rule for 93.184.1.2:443 with the method in `methods`, or without any; there is GET",
+		"GET many.example.net:443/x": "to permit it: a rule for many.example.net:443 with the path in `paths`, or without any; there is /p0, /p1, /p10, /p11, /p12, /p13 and others",
+	} {
+		f, r := request(t, in)
+		if hint := table.Hint(f, table.DecideRequest(t.Context(), f, r)); hint != want {
+			t.Errorf("%s: %s", in, hint)
+		}
+	}
+	f := flow(t, "both.example.org:443 tcp 1.1.1.1")
+	if hint := table.Hint(f, table.Decide(t.Context(), f)); !strings.Contains(hint, `"p/read" denies some requests to both.example.org:443`) {
+		t.Error(hint)
+	}
+	if hint := table.Hint(f, Decision{Reason: ReasonInspect}); !strings.Contains(hint, "has to be read") { // for another reason
+		t.Error(hint)
+	}
+}
+
 // TestRequestIDs: rules that differ have ids that do, and those of before are what
 // they were.
 func TestRequestIDs(t *testing.T) {

@@ -88,6 +88,28 @@ allow:
 	}
 }
 
+// TestSuggestRequests: a request that a policy did not permit becomes a rule for its
+// host; one through a binding, or that nothing permits, does not.
+func TestSuggestRequests(t *testing.T) {
+	line := func(host, decision, reason, more string) string {
+		return `{"kind":"request","host":"` + host + `","port":443,"protocol":"tls","decision":"` + decision + `","reason":"` + reason + `"` + more + "}\n"
+	}
+	observed, err := ReadObservations(strings.NewReader(line("get.example.com", "allow", "rule", `,"method":"GET"`) + line("put.example.com", "observe", "observed", `,"method":"PUT"`) +
+		line("post.example.com", "deny", "method", `,"method":"POST"`) + line("path.example.com", "allow", "rule", `,"method":"GET"`) + line("below.example.net", "deny", "path", `,"method":"GET"`) +
+		line("leak.example.com", "deny", "leak", `,"method":"GET"`) + line("bound.example.com", "allow", "binding", `,"method":"GET","binding":"x"`) + line("new.example.org", "observe", "observed", `,"method":"GET"`)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rules := "{methods: [GET], host: [get.example.com, put.example.com, post.example.com]}, {paths: [/v1], host: [path.example.com, below.example.net]}, leak.example.com"
+	want := "version: 1\nallow:\n  - host: [below.example.net]\n  - host: [new.example.org]\n  - host: [post.example.com]\n  - host: [put.example.com]\n"
+	if s := Suggest(observed, compile(t, Options{}, "allow: ["+rules+"]")); string(s.Document.YAML()) != want || len(s.Left) != 0 {
+		t.Errorf("suggested:\n%s%q", s.Document.YAML(), s.Left)
+	}
+	if s := Suggest(observed, nil); strings.Count(string(s.Document.YAML()), "'*.example.com'") != 1 || strings.Contains(string(s.Document.YAML()), "methods") { // *.example.com
+		t.Errorf("suggested:\n%s", s.Document.YAML())
+	}
+}
+
 // FuzzSuggest: what is suggested for hostile observations is a policy that
 // allows each public one of them, and no wildcard is over a public suffix.
 func FuzzSuggest(f *testing.F) {

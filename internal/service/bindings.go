@@ -46,7 +46,7 @@ func fromBinding(req *v1.AddBindingRequest) (b broker.Binding, err error) {
 		return b, sandbox.Errorf("binding", sandbox.KindInvalid, "port: %d is none", port).WithHint("a port is a number from 1 to 65535")
 	}
 	b = broker.Binding{Name: req.GetName(), Secret: req.GetSecret(), Host: req.GetHost(), Port: uint16(req.GetPort()), Plain: req.GetPlain(),
-		Methods: req.GetMethods(), Path: req.GetPath(), Inject: broker.Inject{As: req.GetAs(), Name: req.GetField()}}
+		Methods: req.GetMethods(), Path: req.GetPath(), Inject: broker.Inject{As: req.GetAs(), Name: req.GetField()}, Env: req.GetPlaceholder()}
 	switch {
 	case req.GetGit() != "":
 		b.Git = &broker.Git{Repo: req.GetGit(), Push: req.GetGitPush()}
@@ -76,6 +76,9 @@ func bindingDetail(b broker.Binding) map[string]string {
 	if b.Inject.Name != "" {
 		d["field"] = b.Inject.Name
 	}
+	if b.Env != "" {
+		d["placeholder"] = b.Env
+	}
 	if b.Tier != sandbox.IsolationNone {
 		d["tier"] = b.Tier.String()
 	}
@@ -89,7 +92,7 @@ func toBinding(row store.Binding) (*v1.Binding, error) {
 			WithHint("add it again: `firebreak binding add`")
 	}
 	out := &v1.Binding{Name: row.Name, Secret: row.Secret, Host: b.Host, Port: int32(b.Port), Plain: b.Plain, Methods: b.Methods, Path: b.Path,
-		As: b.Inject.As, Field: b.Inject.Name, Version: row.Version, CreatedAt: stamp(row.Created), UpdatedAt: stamp(row.Updated), Principal: row.Principal}
+		As: b.Inject.As, Field: b.Inject.Name, Placeholder: b.Env, Version: row.Version, CreatedAt: stamp(row.Created), UpdatedAt: stamp(row.Updated), Principal: row.Principal}
 	if b.Git != nil {
 		out.Git, out.GitPush = b.Git.Repo, b.Git.Push
 	}

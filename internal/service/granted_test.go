@@ -18,9 +18,9 @@ import (
 // stored are the bindings of a store, for any sandbox.
 type stored struct{ *store.Store }
 
-func (s stored) Needs(ctx context.Context, tenant sandbox.TenantID, name string) (sandbox.Isolation, error) {
+func (s stored) Needs(ctx context.Context, tenant sandbox.TenantID, name string) (orchestrator.BindingNeeds, error) {
 	_, err := s.Tenant(tenant).Binding(ctx, name)
-	return sandbox.IsolationNone, err
+	return orchestrator.BindingNeeds{}, err
 }
 
 // TestGrantedBindings: a sandbox has its tenant's bindings and nobody else's, and as

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
+	"github.com/firebreak-dev/firebreak/internal/auth"
 	"github.com/firebreak-dev/firebreak/internal/orchestrator"
 	"github.com/firebreak-dev/firebreak/internal/policy"
 	"github.com/firebreak-dev/firebreak/internal/store"
@@ -18,11 +19,12 @@ import (
 // FILE:LINE, KindTooLarge, KindNotFound (the sandbox, or a policy), KindGone,
 // KindUnsupported for a sandbox without a network device.
 func (s *Service) UpdateNetwork(ctx context.Context, req *v1.UpdateNetworkRequest) (*v1.UpdateNetworkResponse, error) {
-	who, _, err := s.allow(ctx, "SandboxService.UpdateNetwork")
+	const method = "SandboxService.UpdateNetwork"
+	who, principal, err := s.allow(ctx, method)
 	if err != nil {
 		return nil, err
 	}
-	p, err := s.networkPolicy(ctx, who.Tenant, req)
+	p, err := s.network(ctx, method, principal, req)
 	if err != nil {
 		return nil, err
 	}
@@ -43,6 +45,21 @@ type networkRules interface {
 	GetPolicy() []string
 	GetDocument() string
 	GetDocuments() map[string]string
+	GetTransforms() []*v1.HeaderTransform
+}
+
+// network is what a request says about a sandbox's network; nil where it says
+// nothing.
+func (s *Service) network(ctx context.Context, method string, p auth.Principal, rules networkRules) (*orchestrator.NetworkPolicy, error) {
+	n, err := s.networkPolicy(ctx, p.Tenant, rules)
+	if err != nil || len(rules.GetTransforms()) == 0 {
+		return n, err
+	}
+	if n == nil { // headers of requests that are allowed later
+		n = &orchestrator.NetworkPolicy{Mode: string(policy.ModeEnforce)}
+	}
+	n.Transforms, err = s.transforms(ctx, method, p, rules.GetTransforms())
+	return n, err
 }
 
 // maxSandboxRules bounds the rules of one sandbox: the router holds them for each.
@@ -221,6 +238,7 @@ func toNetwork(n *orchestrator.NetworkState) *v1.SandboxNetwork {
 		return nil
 	}
 	out := &v1.SandboxNetwork{Generation: int64(n.Generation), Mode: n.Mode, Digest: n.Digest(), Problem: text(cmp.Or(n.Problem, n.Unbound, n.Untrusted))}
+	out.Transforms = toTransforms(n.Transforms)
 	for _, d := range n.Documents {
 		out.Documents = append(out.Documents, &v1.NetworkDocument{Name: d.Name, Source: d.Source, Digest: d.Digest, Text: d.Text})
 	}

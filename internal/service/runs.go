@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
+	"github.com/firebreak-dev/firebreak/internal/auth"
 	"github.com/firebreak-dev/firebreak/internal/orchestrator"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -18,11 +19,12 @@ import (
 // CreateRun starts a run and returns at once; the run goes on whatever happens
 // to the caller. It is idempotent under an idempotency key.
 func (s *Service) CreateRun(ctx context.Context, req *v1.CreateRunRequest) (*v1.Run, error) {
-	who, _, err := s.allow(ctx, "RunService.CreateRun")
+	const method = "RunService.CreateRun"
+	who, p, err := s.allow(ctx, method)
 	if err != nil {
 		return nil, err
 	}
-	r, err := s.runRequest(ctx, who.Tenant, req)
+	r, err := s.runRequest(ctx, method, p, req)
 	if err != nil {
 		return nil, err
 	}
@@ -37,7 +39,7 @@ func (s *Service) CreateRun(ctx context.Context, req *v1.CreateRunRequest) (*v1.
 	return s.run(ctx, who, id)
 }
 
-func (s *Service) runRequest(ctx context.Context, tenant sandbox.TenantID, req *v1.CreateRunRequest) (r orchestrator.RunRequest, err error) {
+func (s *Service) runRequest(ctx context.Context, method string, who auth.Principal, req *v1.CreateRunRequest) (r orchestrator.RunRequest, err error) {
 	p := req.GetProgram()
 	if p == nil {
 		return r, sandbox.Errorf("run", sandbox.KindInvalid, "program is missing")
@@ -46,7 +48,7 @@ func (s *Service) runRequest(ctx context.Context, tenant sandbox.TenantID, req *
 	if sb == nil {
 		sb = &v1.CreateSandboxRequest{}
 	}
-	if r.Sandbox, err = s.createRequest(ctx, tenant, sb); err != nil {
+	if r.Sandbox, err = s.createRequest(ctx, method, who, sb); err != nil {
 		return r, err
 	}
 	r.Exec = orchestrator.ExecRequest{Code: p.Code, Command: p.Command, Args: p.GetArgs(), Pack: p.GetLanguagePack(),

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
+	"github.com/firebreak-dev/firebreak/internal/auth"
 	"github.com/firebreak-dev/firebreak/internal/orchestrator"
 	"github.com/firebreak-dev/firebreak/internal/store"
 	"github.com/firebreak-dev/firebreak/sandbox"
@@ -23,11 +24,12 @@ import (
 // Errors: KindInvalid, KindNotFound (template, binding), KindUnsupported, KindExists
 // (name), KindCapacity with RetryAfter, KindConflict (idempotency key).
 func (s *Service) CreateSandbox(ctx context.Context, req *v1.CreateSandboxRequest) (*v1.Sandbox, error) {
-	who, _, err := s.allow(ctx, "SandboxService.CreateSandbox")
+	const method = "SandboxService.CreateSandbox"
+	who, p, err := s.allow(ctx, method)
 	if err != nil {
 		return nil, err
 	}
-	c, err := s.createRequest(ctx, who.Tenant, req)
+	c, err := s.createRequest(ctx, method, p, req)
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +89,7 @@ func (s *Service) once(ctx context.Context, who orchestrator.Caller, op string, 
 }
 
 // createRequest converts and checks what a rule in the proto cannot say.
-func (s *Service) createRequest(ctx context.Context, tenant sandbox.TenantID, req *v1.CreateSandboxRequest) (c orchestrator.CreateRequest, err error) {
+func (s *Service) createRequest(ctx context.Context, method string, p auth.Principal, req *v1.CreateSandboxRequest) (c orchestrator.CreateRequest, err error) {
 	c = orchestrator.CreateRequest{Name: req.GetName(), Template: req.GetTemplate(), Backend: req.GetBackend(), Env: req.GetEnv(),
 		Metadata: req.GetMetadata(), Tier: req.GetTier(), ReadonlyRoot: req.GetReadonlyRoot(), AcceptWeaker: req.GetAcceptWeaker(),
 		Pack: req.GetLanguagePack(), Hostname: req.GetHostname(), IdleAction: orchestrator.IdleAction(req.GetIdleAction()), Bindings: req.GetBindings()}
@@ -105,7 +107,7 @@ func (s *Service) createRequest(ctx context.Context, tenant sandbox.TenantID, re
 	if c.Limits, err = limits(req.GetLimits()); err != nil {
 		return c, err
 	}
-	c.Network, err = s.networkPolicy(ctx, tenant, req.GetNetwork())
+	c.Network, err = s.network(ctx, method, p, req.GetNetwork())
 	return c, err
 }
 

@@ -32,6 +32,10 @@ and their path are the binding's.
 The secret goes into Authorization as a bearer token, or --as basic (--field is the
 user), header (--field is its name) or query (--field is the parameter).
 
+With --placeholder programs need no other URL: they find something in that variable
+which, sent to https://HOST where the secret goes, becomes the secret there. It is
+different in each sandbox, and means nothing anywhere else.
+
 With --git a binding is for one repository, and what git's own programs ask of it: they
 clone http://NAME.binding.internal/OWNER/REPO, and push to the refs of --git-push. The
 secret is sent as the password of x-access-token.
@@ -41,6 +45,7 @@ code that nobody reviewed can do through it.`,
 		Example: `  firebreak binding add openai --secret openai --host api.openai.com --path /v1
   firebreak binding add weather --secret weather --host api.example.com --method GET --as query --field key
   firebreak binding add registry --secret registry --host pkgs.example.com --as header --field X-Api-Key --tier user-kernel
+  firebreak binding add openai --secret openai --host api.openai.com --path /v1 --placeholder OPENAI_API_KEY
   firebreak binding add gh --secret ghtoken --host github.com --git owner/repo --git-push 'refs/heads/agent/*'`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -80,6 +85,7 @@ func bindingFlags(cmd *cobra.Command, b *client.Binding, port *uint16, asJSON *b
 	fs.StringVar(&b.Tier, "tier", "", "the weakest isolation class of a sandbox that may use it")
 	fs.StringVar(&b.Git, "git", "", "the one repository that it is for, OWNER/NAME")
 	fs.StringArrayVar(&b.GitPush, "git-push", nil, "a ref that may be pushed to, or refs/heads/agent/* (repeatable; default none)")
+	fs.StringVar(&b.Placeholder, "placeholder", "", "the variable that is to hold what stands for the secret in requests to https://HOST")
 	fs.BoolVar(asJSON, "json", false, "print what the API shows")
 	_ = cmd.MarkFlagRequired("secret")
 	_ = cmd.MarkFlagRequired("host")
@@ -122,15 +128,15 @@ func (a *App) bindingLs() *cobra.Command {
 					return err
 				}
 				w := tabwriter.NewWriter(a.Out, 0, 0, 2, ' ', 0)
-				fmt.Fprintln(w, "NAME\tSECRET\tUPSTREAM\tMETHODS\tAS\tTIER\tSET\tBY")
+				fmt.Fprintln(w, "NAME\tSECRET\tUPSTREAM\tMETHODS\tAS\tPLACEHOLDER\tTIER\tSET\tBY")
 				for _, b := range list {
 					uses := strings.Join(b.GetMethods(), ",")
 					if b.GetGit() != "" {
 						uses = strings.Join(append([]string{"fetch"}, b.GetGitPush()...), ",")
 					}
 					as := strings.TrimSpace(b.GetAs() + " " + b.GetField())
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", visible(b.GetName()), visible(b.GetSecret()), visible(upstream(b)),
-						visible(cmp.Or(uses, "usual")), visible(as), visible(cmp.Or(b.GetTier(), "any")), date(b.GetUpdatedAt()), visible(b.GetPrincipal()))
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", visible(b.GetName()), visible(b.GetSecret()), visible(upstream(b)),
+						visible(cmp.Or(uses, "usual")), visible(as), visible(cmp.Or(b.GetPlaceholder(), "-")), visible(cmp.Or(b.GetTier(), "any")), date(b.GetUpdatedAt()), visible(b.GetPrincipal()))
 				}
 				return w.Flush()
 			})

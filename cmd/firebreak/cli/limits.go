@@ -45,7 +45,7 @@ func (f *makeFlags) add(fs *pflag.FlagSet, timeoutDoc string) {
 	fs.BoolVar(&f.weaker, "accept-weaker", false, "run even if a limit given here cannot be enforced (recorded)")
 	fs.StringVar(&f.git, "git", "", "bring the files of a commit: REPO[#REF[:SUBPATH]], a repository of this machine or an https:// URL")
 	f.net.add(fs)
-	fs.StringArrayVar(&f.bindings, "binding", nil, "let it make requests through your binding NAME, at $NAME_BASE_URL (repeatable)")
+	fs.StringArrayVar(&f.bindings, "binding", nil, "let it make requests through your binding NAME, at $NAME_BASE_URL or with its placeholder (repeatable)")
 }
 
 // options checks the flags and turns them into a request. Whether a limit was

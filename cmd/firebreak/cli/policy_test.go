@@ -30,7 +30,11 @@ allow:
   - api.example.com
   - {host: db.example.com, ports: 5432, protocol: tcp}
   - {cidr: 10.1.0.0/16, ports: 5432, protocol: tcp}
-deny: [evil.example.com]
+  - {host: rest.example.com, methods: [GET, POST], paths: [/v1]}
+  - {host: pinned.example.com, inspect: none}
+deny:
+  - evil.example.com
+  - {host: rest.example.com, paths: [/v1/admin]}
 rego: |
   package firebreak
   allow if input.host != "files.pythonhosted.org"
@@ -60,8 +64,8 @@ func TestPolicy(t *testing.T) {
 		out  string // in stdout
 		errs string // in stderr
 	}{
-		{"", []string{"check", file}, 0, "6 allow rules; 1 deny rule; 1 Rego module; mode enforce", "p.yaml:8: 10.1.0.0/16 is not public (private)"},
-		{"", []string{"check", "--private", "10.0.0.0/8", file}, 0, "6 allow rules", ""},
+		{"", []string{"check", file}, 0, "8 allow rules; 2 deny rules; 1 Rego module; mode enforce", "p.yaml:8: 10.1.0.0/16 is not public (private)"},
+		{"", []string{"check", "--private", "10.0.0.0/8", file}, 0, "8 allow rules", ""},
 		{policyText, []string{"check", "-"}, 1, "", `there is no policy called "team"`},
 		{"allow: [a.b]", []string{"check", "-"}, 0, "-: 1 allow rule;", ""},
 		{"mode: observe", []string{"check", "-"}, 0, "mode observe", ""},
@@ -70,7 +74,7 @@ func TestPolicy(t *testing.T) {
 		{"", []string{"check", lost}, 1, "", "which is no name of a policy"},
 		{"", []string{"check", lost2}, 1, "", "built in are debian, github, go, model-providers, npm, pypi"},
 		{"", []string{"check", "--json", bad}, 1, `"ok":false,"error":"`, ""},
-		{"", []string{"check", "--json", file}, 0, `{"ok":true,"mode":"enforce","allow":6,"deny":1,"rego":1,"warnings":["`, ""},
+		{"", []string{"check", "--json", file}, 0, `{"ok":true,"mode":"enforce","allow":8,"deny":2,"rego":1,"warnings":["`, ""},
 		{"", []string{"check", filepath.Join(dir, "none.yaml")}, 1, "", "no such file"},
 		{"", []string{"check"}, exitUsage, "", "hint"},
 		{"", []string{"check", "--private", "10.0.0.1/8", file}, exitUsage, "", "is not a network"},
@@ -81,13 +85,25 @@ func TestPolicy(t *testing.T) {
 		{"", []string{"explain", file, "pypi.org"}, 0, "allow by pypi/index", ""},
 		{"", []string{"explain", file, "files.pythonhosted.org", "--address", "1.1.1.1"}, 1, "deny: rego\n  hint: the rule \"pypi/files\" allows it, and the policy's Rego does not agree", ""},
 		{"", []string{"explain", file, "evil.example.com"}, 1, "deny by p/deny evil.example.com\n", ""},
-		{"", []string{"explain", file, "other.example.com:8443"}, 1, "deny: no_rule\n  hint: to permit it: --allow other.example.com:8443\n  7 rules about other hosts\n", ""},
+		{"", []string{"explain", file, "other.example.com:8443"}, 1, "deny: no_rule\n  hint: to permit it: --allow other.example.com:8443\n  10 rules about other hosts\n", ""},
 		{"", []string{"explain", file, "api.example.com:80"}, 1, "deny: port\n", ""},
 		{"", []string{"explain", file, "api.example.com", "--claimed", "other.example.com"}, 1, "deny: claim\n", ""},
 		{"", []string{"explain", file, "169.254.169.254:80"}, 1, "deny: address\n  hint: no rule can permit it: 169.254.169.254 is metadata", ""},
 		{"", []string{"explain", file, "db.example.com:5432", "--protocol", "tcp", "--address", "10.1.2.3"}, 1, "deny: private\n  hint: 10.1.2.3 is private", ""},
 		{"", []string{"explain", file, "db.example.com:5432", "--protocol", "tcp", "--address", "10.1.2.3", "--private", "10.0.0.0/8"}, 0, "allow by p/allow db.example.com:5432\n", ""},
 		{"", []string{"explain", "--json", "--all", file, "pypi.org"}, 0, `"decision":"allow","reason":"rule","rule":"pypi/index","rego":"not asked","steps":[{"rule":"p/deny evil.example.com"`, ""},
+		{"", []string{"explain", file, "rest.example.com"}, 0, "allow by p/allow rest.example.com:443 GET,POST /v1\n  Rego was not asked: give --address\n  p/deny rest.example.com /v1/admin", ""},
+		{"", []string{"explain", file, "rest.example.com", "--method", "POST", "--path", "/v1/x"}, 0, "allow by p/allow rest.example.com:443 GET,POST /v1\n", ""},
+		{"", []string{"explain", file, "rest.example.com", "--path", "/v1/x", "--address", "1.1.1.1"}, 0, "allow by p/allow rest.example.com:443 GET,POST /v1\n", ""},
+		{"", []string{"explain", file, "rest.example.com", "--method", "PUT", "--path", "/v1/x"}, 1, "deny: method\n  hint: to permit it: a rule for rest.example.com:443 with the method in `methods`, or without any; there is GET, POST\n", ""},
+		{"", []string{"explain", file, "rest.example.com", "--method", "GET"}, 1, "deny: path\n  hint: to permit it: a rule for rest.example.com:443 with the path in `paths`, or without any; there is /v1\n", ""},
+		{"", []string{"explain", file, "rest.example.com", "--path", "/v1/%41dmin/x"}, 1, "deny by p/deny rest.example.com /v1/admin\n", ""},
+		{"", []string{"explain", file, "pinned.example.com", "--path", "/v1"}, 0, "allow by p/allow pinned.example.com:443 inspect:none\n  it passes unread", ""},
+		{"", []string{"explain", file, "files.pythonhosted.org", "--method", "GET", "--address", "1.1.1.1"}, 1, "deny: rego\n", ""},
+		{"", []string{"explain", "--json", file, "rest.example.com", "--path", "/v1"}, 0, `"method":"GET","path":"/v1","decision":"allow"`, ""},
+		{"", []string{"explain", "--json", file, "pinned.example.com"}, 0, `"reason":"rule","rule":"p/allow pinned.example.com:443 inspect:none","unread":true`, ""},
+		{"", []string{"explain", file, "db.example.com:5432", "--protocol", "tcp", "--method", "GET"}, exitUsage, "", "raw TCP has no requests"},
+		{"", []string{"explain", file, "rest.example.com", "--path", "/v1?x=y"}, exitUsage, "", "rules are not about queries"},
 		{"", []string{"explain", file, "0x7f.1"}, exitUsage, "", "is not a host"},
 		{"", []string{"explain", file, "a b"}, exitUsage, "", "is not a host"},
 		{"", []string{"explain", file, "a.b", "--protocol", "quic"}, exitUsage, "", "is not a protocol"},

@@ -15,7 +15,7 @@ import (
 // bindings joins what is stored of tenants' bindings, their secrets, and the router.
 type bindings struct {
 	store   *store.Store
-	secrets broker.Source
+	secrets *broker.Broker
 }
 
 var _ orchestrator.Bindings = (*bindings)(nil)
@@ -40,15 +40,15 @@ func (b *bindings) find(ctx context.Context, tenant sandbox.TenantID, name strin
 }
 
 // Needs implements orchestrator.Bindings.
-func (b *bindings) Needs(ctx context.Context, tenant sandbox.TenantID, name string) (sandbox.Isolation, error) {
+func (b *bindings) Needs(ctx context.Context, tenant sandbox.TenantID, name string) (orchestrator.BindingNeeds, error) {
 	x, err := b.find(ctx, tenant, name)
-	return x.Tier, err
+	return orchestrator.BindingNeeds{Isolation: x.Tier, Env: x.Env}, err
 }
 
 // resolve is a binding as the router takes it, with its secret, which the caller
 // overwrites when the router has it. Errors: KindNotFound; KindUnavailable when the
 // secret cannot be had now.
-func (b *bindings) resolve(ctx context.Context, tenant sandbox.TenantID, name string) (egress.Binding, error) {
+func (b *bindings) resolve(ctx context.Context, tenant sandbox.TenantID, name, placeholder string) (egress.Binding, error) {
 	x, err := b.find(ctx, tenant, name)
 	if err != nil {
 		return egress.Binding{}, err
@@ -60,26 +60,93 @@ func (b *bindings) resolve(ctx context.Context, tenant sandbox.TenantID, name st
 	defer s.Destroy()
 	out := egress.Binding{Name: x.Name, Host: x.Host, Port: x.Port, Plain: x.Plain, Methods: x.Methods, Path: x.Path, As: x.Inject.As, Field: x.Inject.Name, Git: (*egress.Git)(x.Git)}
 	s.Use(func(plain []byte) { out.Secret = bytes.Clone(plain) })
+	if x.Env != "" { // of a binding that wants none any more it stands for nothing
+		out.Placeholder = egress.Hidden(placeholder)
+	}
 	return out, nil
+}
+
+// transform is one as the router takes it, with secrets, which the caller overwrites
+// when the router has it. Errors: KindNotFound; KindUnavailable when a secret cannot
+// be had now.
+func (b *bindings) transform(ctx context.Context, tenant sandbox.TenantID, t orchestrator.Transform) (out egress.Transform, err error) {
+	out = egress.Transform{Host: t.Host, Port: 443}
+	defer func() {
+		if err != nil {
+			out.Wipe()
+		}
+	}()
+	for _, h := range t.Headers {
+		value, secrets, err := b.header(ctx, tenant, h)
+		if err != nil {
+			return out, err
+		}
+		out.Headers = append(out.Headers, egress.TransformHeader{Name: h.Name, Value: value})
+		for _, s := range secrets {
+			out.Secrets = append(out.Secrets, s)
+		}
+	}
+	return out, nil
+}
+
+// header is the value of one, and the secrets in it.
+func (b *bindings) header(ctx context.Context, tenant sandbox.TenantID, h orchestrator.TransformHeader) (value []byte, secrets [][]byte, err error) {
+	if h.Value != "" {
+		v, err := broker.ParseHeaderValue(h.Value)
+		if err != nil {
+			return nil, nil, err
+		}
+		return v.Resolve(ctx, b.secrets, tenant)
+	}
+	s, err := b.secrets.Open(tenant, orchestrator.SealedName, h.Sealed)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer s.Destroy()
+	s.Use(func(plain []byte) { value = bytes.Clone(plain) })
+	if credential := broker.Credential(h.Name, value); credential != nil { // nobody writes one down twice
+		secrets = append(secrets, credential)
+	}
+	return value, secrets, nil
+}
+
+// granted is what a wire's requests may be made with.
+type granted struct {
+	bindings   []egress.Binding
+	transforms []egress.Transform
 }
 
 // resolveAll is resolve for those of a wire. What cannot be had is left out, and errs
 // says why.
-func (b *bindings) resolveAll(ctx context.Context, p orchestrator.Egress) (list []egress.Binding, errs []error) {
+func (b *bindings) resolveAll(ctx context.Context, p orchestrator.Egress) (g granted, errs []error) {
 	for _, name := range p.Bindings {
-		x, err := b.resolve(ctx, p.Tenant, name)
+		x, err := b.resolve(ctx, p.Tenant, name, p.Placeholders[name])
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		list = append(list, x)
+		g.bindings = append(g.bindings, x)
 	}
-	return list, errs
+	for _, t := range p.Transforms {
+		if b == nil {
+			return g, append(errs, sandbox.Errorf("transform", sandbox.KindUnsupported, "no secrets are kept here").WithID(t.Host))
+		}
+		x, err := b.transform(ctx, p.Tenant, t)
+		if err != nil {
+			errs = append(errs, sandbox.Wrap("transform", t.Host, err))
+			continue
+		}
+		g.transforms = append(g.transforms, x)
+	}
+	return g, errs
 }
 
-// wipe overwrites the secrets of bindings that the router has.
-func wipe(list []egress.Binding) {
-	for i := range list {
-		clear(list[i].Secret)
+// wipe overwrites what the router has.
+func (g *granted) wipe() {
+	for i := range g.bindings {
+		g.bindings[i].Wipe()
+	}
+	for i := range g.transforms {
+		g.transforms[i].Wipe()
 	}
 }

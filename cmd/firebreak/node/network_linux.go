@@ -115,8 +115,8 @@ func (n *network) Open(ctx context.Context, id sandbox.InstanceID, p orchestrato
 	if err != nil {
 		return nil, err
 	}
-	list, unbound := n.bound.resolveAll(ctx, p)
-	defer wipe(list)
+	g, unbound := n.bound.resolveAll(ctx, p)
+	defer g.wipe()
 	if len(unbound) > 0 {
 		return nil, unbound[0]
 	}
@@ -124,7 +124,7 @@ func (n *network) Open(ctx context.Context, id sandbox.InstanceID, p orchestrato
 	if err != nil {
 		return nil, err
 	}
-	if err := n.attach(ctx, k, id, p, list, link); err != nil {
+	if err := n.attach(ctx, k, id, p, g, link); err != nil {
 		_, left := wire.Remove(n.dir, string(id))
 		return nil, errors.Join(err, left)
 	}
@@ -144,21 +144,21 @@ func (n *network) Adopt(ctx context.Context, id sandbox.InstanceID, p orchestrat
 	if err != nil {
 		return "", err
 	}
-	list, errs := n.bound.resolveAll(ctx, p)
-	defer wipe(list)
+	g, errs := n.bound.resolveAll(ctx, p)
+	defer g.wipe()
 	var why []string
 	for _, err := range errs {
 		why = append(why, err.Error())
 	}
-	return strings.Join(why, "; "), n.attach(ctx, k, id, p, list, link)
+	return strings.Join(why, "; "), n.attach(ctx, k, id, p, g, link)
 }
 
 // attach has a wire served. The keeper has descriptors, and copies of the secrets, of
 // its own afterwards.
-func (n *network) attach(ctx context.Context, k *control.Keeper, id sandbox.InstanceID, p orchestrator.Egress, list []egress.Binding, link *wire.Link) error {
+func (n *network) attach(ctx context.Context, k *control.Keeper, id sandbox.InstanceID, p orchestrator.Egress, g granted, link *wire.Link) error {
 	defer link.Tap.Close()
 	n.generation(id, p.Generation, 1)
-	return k.Attach(ctx, control.Wire{ID: string(id), Epoch: p.Epoch, Policies: control.Policies{Documents: p.Documents}, Used: p.Used, Bindings: list}, link.Tap)
+	return k.Attach(ctx, control.Wire{ID: string(id), Epoch: p.Epoch, Policies: control.Policies{Documents: p.Documents}, Used: p.Used, Bindings: g.bindings, Transforms: g.transforms}, link.Tap)
 }
 
 // generation notes that the keeper's generation is ours.
@@ -174,7 +174,12 @@ func (n *network) Update(ctx context.Context, id sandbox.InstanceID, p orchestra
 	if k == nil {
 		return 0, 0, sandbox.Errorf("egress update", sandbox.KindNotFound, "the wire is not attached").WithID(string(id))
 	}
-	its, closed, err := k.Update(ctx, string(id), control.Policies{Documents: p.Documents})
+	g, unbound := n.bound.resolveAll(ctx, orchestrator.Egress{Tenant: p.Tenant, Transforms: p.Transforms})
+	defer g.wipe()
+	if len(unbound) > 0 { // asked for now, and not there
+		return 0, 0, unbound[0]
+	}
+	its, closed, err := k.Update(ctx, string(id), control.Policies{Documents: p.Documents}, g.transforms...)
 	if err != nil {
 		return 0, 0, err
 	}

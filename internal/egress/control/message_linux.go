@@ -24,6 +24,7 @@ const (
 	opNames  = "names"  // how names are resolved has changed
 	opAttach = "attach" // with the TAP
 	opUpdate = "update"
+	opGrant  = "grant" // bindings and transforms, and nothing else, are others
 	opDetach = "detach"
 	opStats  = "stats" // also whether it still answers
 	opAck    = "ack"
@@ -34,10 +35,10 @@ const (
 type down struct {
 	Op    string `json:"op"`
 	Ref   uint64 `json:"ref,omitempty"` // of the answer
-	ID    string `json:"id,omitempty"`  // attach, update, detach: the wire
+	ID    string `json:"id,omitempty"`  // attach, update, grant, detach: the wire
 	Start *start `json:"start,omitempty"`
 	Names *names `json:"names,omitempty"`
-	Wire  *wire  `json:"wire,omitempty"` // attach; of update its policies
+	Wire  *wire  `json:"wire,omitempty"` // attach, update; of grant its bindings and transforms
 	Ack   *ack   `json:"ack,omitempty"`
 }
 
@@ -60,9 +61,10 @@ type wire struct {
 	Policies
 	Epoch int                    `json:"epoch"`
 	Used  map[string]policy.Used `json:"used,omitempty"`
-	// Bindings are of attach alone.
-	Bindings  []egress.Binding     `json:"bindings,omitempty"`
-	Authority *authority.Authority `json:"authority"`
+	// Bindings and Transforms are all there are from now on.
+	Bindings   []egress.Binding     `json:"bindings,omitempty"`
+	Transforms []egress.Transform   `json:"transforms,omitempty"`
+	Authority  *authority.Authority `json:"authority,omitempty"` // not of a grant
 }
 
 // ack says that all events up to Seq are recorded, apart from Failed.
@@ -156,9 +158,11 @@ func decodeDown(b []byte, descriptor bool) (*down, error) {
 	case opNames:
 		ok = has(false, false, false, true, false, false)
 	case opAttach:
-		ok = has(true, true, false, false, true, false) && m.Wire.Epoch >= 0 && checkBindings(m.Wire.Bindings) == nil && checkAuthority(m.Wire.Authority) == nil
+		ok = has(true, true, false, false, true, false) && m.Wire.Epoch >= 0 && m.Wire.granted() && checkAuthority(m.Wire.Authority) == nil
 	case opUpdate:
-		ok = has(true, true, false, false, true, false) && m.Wire.Epoch >= 0 && m.Wire.Bindings == nil && checkAuthority(m.Wire.Authority) == nil
+		ok = has(true, true, false, false, true, false) && m.Wire.Epoch >= 0 && m.Wire.granted() && checkAuthority(m.Wire.Authority) == nil
+	case opGrant:
+		ok = has(true, true, false, false, true, false) && m.Wire.Epoch == 0 && m.Wire.granted() && m.Wire.Authority == nil && m.Wire.Documents == nil && m.Wire.Used == nil
 	case opDetach:
 		ok = has(true, true, false, false, false, false)
 	case opStats, opStop:
@@ -170,6 +174,11 @@ func decodeDown(b []byte, descriptor bool) (*down, error) {
 		return nil, fmt.Errorf("%.20q is no request, or not a whole one", m.Op)
 	}
 	return m, nil
+}
+
+// granted reports whether bindings and transforms are no more than they may be.
+func (w *wire) granted() bool {
+	return checkBindings(w.Bindings) == nil && checkTransforms(w.Transforms) == nil
 }
 
 // decodeUp reads a message from the router. What it returns has the form of one;

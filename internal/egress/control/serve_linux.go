@@ -193,20 +193,26 @@ func (s *server) do(m *down, tap *os.File) (a up, err error) {
 		t, err := s.compiler.compile(m.Wire.Policies)
 		if err != nil {
 			tap.Close()
-			wipe(m.Wire.Bindings)
-			m.Wire.Authority.Wipe()
+			m.Wire.forget()
 			return a, err
 		}
-		err = s.router.Attach(egress.Wire{ID: m.ID, Epoch: m.Wire.Epoch, Table: t, Used: m.Wire.Used, Bindings: m.Wire.Bindings, Authority: m.Wire.Authority}, tap)
+		err = s.router.Attach(egress.Wire{ID: m.ID, Epoch: m.Wire.Epoch, Table: t, Used: m.Wire.Used, Bindings: m.Wire.Bindings, Transforms: m.Wire.Transforms, Authority: m.Wire.Authority}, tap)
 		return a, err
 	case opUpdate:
 		t, err := s.compiler.compile(m.Wire.Policies)
 		if err != nil {
+			m.Wire.forget()
+			return a, err
+		}
+		// Before the policy: what it lets pass has its headers.
+		if err := s.router.Grant(m.ID, m.Wire.Bindings, m.Wire.Transforms); err != nil {
 			m.Wire.Authority.Wipe()
 			return a, err
 		}
 		a.Generation, a.Closed, err = s.router.Update(m.ID, t, m.Wire.Authority)
 		return a, err
+	case opGrant:
+		return a, s.router.Grant(m.ID, m.Wire.Bindings, m.Wire.Transforms)
 	case opDetach:
 		a.Used, err = s.router.Detach(m.ID)
 		return a, err

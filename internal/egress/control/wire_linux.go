@@ -25,6 +25,9 @@ type Wire struct {
 	// Bindings are what requests may be made through. The keeper copies them, and
 	// overwrites its copies of the secrets when the wire is detached.
 	Bindings []egress.Binding
+	// Transforms set headers of requests, until the first Update. They are kept as
+	// bindings are.
+	Transforms []egress.Transform
 }
 
 // kept is a wire as the keeper has it: what the next router needs.
@@ -40,6 +43,8 @@ type kept struct {
 	rules    map[string]bool // all there ever were, by id
 	used     map[string]policy.Used
 	bindings []egress.Binding
+	// transforms are those of the policies.
+	transforms []egress.Transform
 	// authority is whom the sandbox trusts, for the hosts of policies and bindings.
 	authority *authority.Authority
 
@@ -69,7 +74,7 @@ const poolStride = 11
 // holds Keeper.mu.
 func (w *kept) next(s *session) *wire {
 	m := &wire{Policies: w.policies, Epoch: (w.epoch + w.served*poolStride) % dns.Epochs, Used: map[string]policy.Used{}, Bindings: cloneBindings(w.bindings),
-		Authority: w.authority.Clone()}
+		Transforms: cloneTransforms(w.transforms), Authority: w.authority.Clone()}
 	for id, u := range w.used {
 		u.Concurrent = 0 // nothing is left of those
 		m.Used[id] = u
@@ -82,12 +87,14 @@ func (w *kept) next(s *session) *wire {
 // forget overwrites what of the wire is secret. The caller holds Keeper.mu.
 func (w *kept) forget() {
 	wipe(w.bindings)
+	wipeTransforms(w.transforms)
 	w.authority.Wipe()
 }
 
 // forget overwrites what of a wire's message is secret.
 func (m *wire) forget() {
 	wipe(m.Bindings)
+	wipeTransforms(m.Transforms)
 	m.Authority.Wipe()
 }
 

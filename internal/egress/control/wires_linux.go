@@ -22,6 +22,9 @@ func (k *Keeper) Attach(ctx context.Context, o Wire, tap *os.File) (err error) {
 	if err := checkBindings(o.Bindings); err != nil {
 		return sandbox.Errorf(op, sandbox.KindTooLarge, "%w", err).WithID(o.ID)
 	}
+	if err := checkTransforms(o.Transforms); err != nil {
+		return sandbox.Errorf(op, sandbox.KindTooLarge, "%w", err).WithID(o.ID)
+	}
 	table, err := k.compiler.compile(o.Policies)
 	if err != nil {
 		return err
@@ -37,7 +40,7 @@ func (k *Keeper) Attach(ctx context.Context, o Wire, tap *os.File) (err error) {
 	}
 	w := &kept{
 		id: o.ID, one: make(chan struct{}, 1), tap: own, epoch: o.Epoch, policies: o.Policies.clone(), rules: map[string]bool{},
-		used: maps.Clone(o.Used), generation: 1, bindings: cloneBindings(o.Bindings), authority: trusted,
+		used: maps.Clone(o.Used), generation: 1, bindings: cloneBindings(o.Bindings), transforms: cloneTransforms(o.Transforms), authority: trusted,
 	}
 	if w.used == nil {
 		w.used = map[string]policy.Used{}
@@ -116,74 +119,6 @@ func (k *Keeper) find(ctx context.Context, op, id string) (*kept, error) {
 		return nil, sandbox.Errorf(op, sandbox.KindNotFound, "the wire is not attached").WithID(id)
 	}
 	return w, nil
-}
-
-// Update makes p the policies of a wire. When it returns, every connection that
-// the ones before allowed is closed; closed says how many, as far as a router that
-// died meanwhile could say. Errors: KindNotFound, those about documents, with
-// nothing changed; KindUnavailable and ctx's, after which the new ones may hold.
-func (k *Keeper) Update(ctx context.Context, id string, p Policies) (generation uint64, closed int, err error) {
-	const op = "egress update"
-	table, err := k.compiler.compile(p)
-	if err != nil {
-		return 0, 0, err
-	}
-	w, err := k.find(ctx, op, id)
-	if err != nil {
-		return 0, 0, err
-	}
-	defer w.unlock()
-	k.mu.Lock()
-	bindings := w.bindings
-	k.mu.Unlock()
-	vouched, err := k.derive(id, table, bindings)
-	if err != nil {
-		return 0, 0, err
-	}
-	k.mu.Lock()
-	if w.tap == nil {
-		k.mu.Unlock()
-		vouched.Wipe()
-		return 0, 0, sandbox.Errorf(op, sandbox.KindNotFound, "the wire is being detached").WithID(id)
-	}
-	before, trusted, by := w.policies, w.authority, w.by
-	w.policies, w.authority = p.clone(), vouched // before anything is asked: a router that follows begins with these
-	w.generation++
-	w.know(table)
-	generation = w.generation
-	sent := vouched.Clone()
-	k.mu.Unlock()
-	defer sent.Wipe()
-	for {
-		s, err := k.session(ctx, op, id)
-		if err != nil {
-			return 0, 0, err
-		}
-		k.mu.Lock()
-		again, why := w.by != by, w.err
-		k.mu.Unlock()
-		if again || s != by { // another router has begun, with the new ones
-			return generation, 0, why
-		}
-		a, err := s.call(ctx, &down{Op: opUpdate, ID: id, Wire: &wire{Policies: p, Authority: sent}}, -1, answerWait)
-		switch {
-		case err == nil:
-			k.mu.Lock()
-			trusted.Wipe()
-			k.mu.Unlock()
-			return generation, a.Closed, nil
-		case errors.Is(err, errLost):
-			continue
-		case ctx.Err() != nil:
-			return 0, 0, sandbox.Errorf(op, sandbox.KindOf(ctx.Err()), "%w", ctx.Err()).WithID(id)
-		}
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		if w.by == by {
-			w.policies, w.generation, w.authority = before, generation-1, trusted
-		}
-		return 0, 0, err
-	}
 }
 
 // Detach ends a wire. When it returns, nothing of it is left in the router or

@@ -43,7 +43,7 @@ func (x *exchange) answer(ctx context.Context, resp *http.Response, alive func()
 			}
 		}
 		resp.Header.Del("Content-Encoding")
-		a.body = newStream(a.body, x.proxy.secrets, true)
+		a.body = newStream(a.body, x.with.secrets, true)
 	}
 	if x.route.binding != nil {
 		stripResponse(a.header)
@@ -51,7 +51,7 @@ func (x *exchange) answer(ctx context.Context, resp *http.Response, alive func()
 		stripAnswer(a.header)
 		a.trailer = func() http.Header { return x.trailer(resp) }
 	}
-	x.proxy.cover(a.header, x.route)
+	x.cover(a.header)
 	if empty {
 		a.body = nil
 		if a.status == http.StatusNoContent || a.status == http.StatusNotModified {
@@ -65,30 +65,31 @@ func (x *exchange) answer(ctx context.Context, resp *http.Response, alive func()
 func (x *exchange) trailer(resp *http.Response) http.Header {
 	h := resp.Trailer.Clone()
 	stripAnswer(h)
-	x.proxy.cover(h, x.route)
+	x.cover(h)
 	return h
 }
 
 // cover puts stars over secrets in the headers of a response, and the base URL in
 // place of the host's own in a redirect.
-func (p *Proxy) cover(h http.Header, r *route) {
-	if len(h) == 0 || r.binding == nil && !p.secrets.any() {
+func (x *exchange) cover(h http.Header) {
+	r, known := x.route, x.with.secrets
+	if len(h) == 0 || r.binding == nil && !known.any() {
 		return
 	}
 	value := ""
 	if r.binding != nil {
-		if l := h["Location"]; len(l) == 1 {
+		if l := h["Location"]; len(l) == 1 && r.face != r.Site {
 			l[0] = r.base(l[0])
 		}
 		_, value = r.binding.credential()
 	}
 	for name, values := range h {
-		if p.secrets.in([]byte(name)) {
+		if known.in([]byte(name)) {
 			delete(h, name)
 			continue
 		}
 		for i, v := range values {
-			for _, q := range p.routes {
+			for _, q := range x.with.routes {
 				if v == string(q.binding.Secret) { // also one too short to be looked for
 					v = strings.Repeat("*", len(v))
 				}
@@ -96,7 +97,7 @@ func (p *Proxy) cover(h http.Header, r *route) {
 			if value != "" && v == value {
 				v = strings.Repeat("*", len(v))
 			}
-			values[i] = p.secrets.redact(v)
+			values[i] = known.redact(v)
 		}
 	}
 }

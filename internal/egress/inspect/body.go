@@ -68,7 +68,7 @@ func (s *stream) fill() {
 	}
 	var leak bool
 	if s.seen, leak = s.secrets.pass(b, err != nil); leak {
-		s.err = errLeak
+		s.err = s.secrets.found(b[s.seen:])
 	}
 }
 

@@ -51,6 +51,7 @@ type upload interface {
 // exchange is one request and its answer.
 type exchange struct {
 	*session
+	with  *grants
 	front front
 	head  head
 	req   *http.Request
@@ -61,6 +62,11 @@ type exchange struct {
 // may follow.
 func (x *exchange) run(ctx context.Context) (again bool) {
 	p := x.proxy
+	x.with = p.use()
+	defer p.leave(x.with)
+	if no := x.renew(); no != nil {
+		return x.deny(no)
+	}
 	out, no := x.outgoing()
 	if no != nil {
 		return x.deny(no)
@@ -78,6 +84,7 @@ func (x *exchange) run(ctx context.Context) (again bool) {
 	if no := x.ask.Decide(ctx, x.head.method, out.URL.EscapedPath()); no != nil {
 		return x.say(no)
 	}
+	x.arm(out)
 	return x.send(ctx, out, sent)
 }
 
@@ -109,7 +116,7 @@ func (x *exchange) send(ctx context.Context, out *http.Request, sent *sending) (
 	}()
 	sent.alive = func() { idle.Reset(p.o.Idle) }
 	sent.tell = func() {
-		x.ask.Refused(x.head.method, leak())
+		x.ask.Refused(x.head.method, sent.why)
 		cancel()
 	}
 	stop := func() {}
@@ -127,7 +134,7 @@ func (x *exchange) send(ctx context.Context, out *http.Request, sent *sending) (
 	idled := !idle.Stop()
 	switch {
 	case sent.leaked.Load():
-		return x.say(leak())
+		return x.say(sent.why)
 	case sent.failed.Load():
 		return x.say(&Refusal{Status: http.StatusBadRequest, Text: "the body cannot be read", close: true})
 	case ctx.Err() == nil || idled:

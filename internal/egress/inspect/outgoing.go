@@ -21,11 +21,15 @@ func (t *Target) permits(method, path, query string, header http.Header) *Refusa
 
 // outgoing makes the request that is sent on, without its body.
 func (x *exchange) outgoing() (*http.Request, *Refusal) {
-	r := x.route
-	target, no := x.head.origin(r.face)
+	target, no := x.head.origin(x.route.face)
 	if no != nil {
 		return nil, no
 	}
+	rest, fields, no := x.choose(target)
+	if no != nil {
+		return nil, no
+	}
+	r := x.route
 	split := splitTarget
 	if r.binding == nil {
 		split = splitAny
@@ -39,8 +43,8 @@ func (x *exchange) outgoing() (*http.Request, *Refusal) {
 			return nil, no
 		}
 	}
-	if x.leaks(path, query, x.req.Header) {
-		return nil, leak()
+	if no := x.leaks(rest, fields); no != nil {
+		return nil, no
 	}
 	if x.reads() {
 		switch x.req.Header.Get("Content-Encoding") {
@@ -59,9 +63,10 @@ func (x *exchange) outgoing() (*http.Request, *Refusal) {
 		URL: &url.URL{Scheme: r.scheme(), Host: r.Name.WithPort(r.Port), Path: plain, RawPath: path, RawQuery: query},
 	}
 	if r.binding != nil {
-		r.binding.inject(out)
+		r.binding.strip(out)
 	} else {
 		x.passOn(out)
+		x.disarm(out)
 	}
 	if header["User-Agent"] == nil {
 		header["User-Agent"] = []string{""} // net/http would say its own
@@ -69,27 +74,18 @@ func (x *exchange) outgoing() (*http.Request, *Refusal) {
 	return out, nil
 }
 
-// inject leaves of a request what a sandbox may say to a host with another's
-// credential, and adds that.
-func (t *Target) inject(out *http.Request) {
+// strip leaves of a request what a sandbox may say to a host with another's
+// credential.
+func (t *Target) strip(out *http.Request) {
 	header := out.Header
-	into, value := t.credential()
+	into, _ := t.credential()
 	delete(header, "Content-Encoding")
 	stripRequest(header, into)
 	if t.Git != nil {
 		t.Git.strip(header)
 	}
 	header["Accept-Encoding"] = []string{"identity"}
-	query := stripQuery(out.URL.RawQuery, t.parameter())
-	if t.As == "query" {
-		if query != "" {
-			query += "&"
-		}
-		query += url.QueryEscape(t.Field) + "=" + url.QueryEscape(string(t.Secret))
-	} else {
-		header[into] = []string{value}
-	}
-	out.URL.RawQuery = query
+	out.URL.RawQuery = stripQuery(out.URL.RawQuery, t.parameter())
 }
 
 // passOn leaves of a request what is not about the connection it came on.
@@ -121,28 +117,25 @@ func (t *Target) parameter() string {
 	return ""
 }
 
-// reads reports whether the bodies of the route's requests and answers are looked
-// through: it has a secret, or another one of the wire's could be sent there.
-func (s *session) reads() bool { return s.route.binding != nil || s.proxy.secrets.any() }
+// reads reports whether the bodies of the request and its answer are looked through:
+// there is a secret that is sent with it, or another one of the wire's could be.
+func (x *exchange) reads() bool { return x.route.binding != nil || x.with.secrets.any() }
 
-// leaks reports whether a secret is in the head of a request.
-func (s *session) leaks(path, query string, header http.Header) bool {
-	known := s.proxy.secrets
+// leaks refuses a request with a secret, or what stands for one, in its head.
+func (x *exchange) leaks(target string, header http.Header) *Refusal {
+	known := x.with.secrets
 	if !known.any() {
-		return false
+		return nil
 	}
-	if known.inString(path) || known.inString(query) {
-		return true
-	}
+	texts := []string{target}
+	path, query, _ := strings.Cut(target, "?")
 	for name, values := range header {
-		if known.inString(name) {
-			return true
-		}
-		for _, v := range values {
-			if known.inString(v) {
-				return true
-			}
+		texts = append(append(texts, name), values...)
+	}
+	for _, text := range append(texts, path, query) {
+		if known.inString(text) {
+			return known.misuse(text)
 		}
 	}
-	return false
+	return nil
 }

@@ -5,15 +5,12 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/firebreak-dev/firebreak/internal/netaddr"
 )
 
 // Options is what a Proxy needs. The zero value of each bound means its default.
@@ -44,12 +41,13 @@ func (r *Refusal) Error() string { return r.Text }
 type Proxy struct {
 	o           Options
 	roots       func() *x509.CertPool
-	routes      map[string]*route // of bindings
 	sites       sites
 	h2          multiplexer
-	secrets     *secrets
 	connections chan struct{}
 	requests    chan struct{}
+
+	mu      sync.Mutex
+	granted *grants // guarded by mu
 }
 
 // route is where the requests of a connection go.
@@ -61,9 +59,9 @@ type route struct {
 	identified atomic.Bool // the host has asked for a client's certificate
 }
 
-// New makes a proxy for targets, which it owns: their secrets too. Errors: one of
-// them cannot be, or they are too many.
-func New(o Options, targets []*Target) (*Proxy, error) {
+// New makes a proxy for targets and transforms, which it owns: their secrets too.
+// Errors: one of them cannot be, or they are too many.
+func New(o Options, targets []*Target, sets ...*Transform) (*Proxy, error) {
 	if o.Connections <= 0 {
 		o.Connections = 256
 	}
@@ -76,38 +74,15 @@ func New(o Options, targets []*Target) (*Proxy, error) {
 	if o.Idle <= 0 {
 		o.Idle = 30 * time.Minute
 	}
-	p := &Proxy{o: o, routes: map[string]*route{}, connections: make(chan struct{}, o.Connections), requests: make(chan struct{}, o.Requests)}
+	p := &Proxy{o: o, connections: make(chan struct{}, o.Connections), requests: make(chan struct{}, o.Requests)}
 	p.roots = func() *x509.CertPool { return nil }
 	if o.Roots != nil {
 		p.roots = sync.OnceValue(o.Roots)
 	}
-	if len(targets) > MaxTargets {
-		return nil, fmt.Errorf("%d bindings; a sandbox has at most %d", len(targets), MaxTargets)
+	var err error
+	if p.granted, err = p.newGrants(targets, sets); err != nil {
+		return nil, err
 	}
-	size := 0
-	var texts [][]byte
-	for _, t := range targets {
-		if err := t.check(); err != nil {
-			return nil, err
-		}
-		if size += len(t.Secret); size > MaxSecrets {
-			return nil, fmt.Errorf("the secrets of all bindings of a sandbox are longer than %d KiB", MaxSecrets>>10)
-		}
-		face, err := netaddr.ParseHost(t.Name + "." + o.Zone)
-		if err != nil {
-			return nil, err
-		}
-		r := &route{Site: Site{t.Host, t.Host, t.Port, t.Plain}, face: Site{face, face, 80, true}, binding: t}
-		r.transport = p.transport(r, func(ctx context.Context) (net.Conn, error) { return o.Dial(ctx, t) })
-		p.routes[t.Name] = r
-	}
-	for _, r := range p.routes {
-		texts = append(texts, r.binding.Secret)
-		if _, value := r.binding.credential(); r.binding.As == "basic" {
-			texts = append(texts, []byte(value[len("Basic "):]))
-		}
-	}
-	p.secrets = newSecrets(texts)
 	p.h2.begin(p)
 	return p, nil
 }
@@ -138,14 +113,11 @@ func (r *route) anonymous(*tls.CertificateRequestInfo) (*tls.Certificate, error)
 	return new(tls.Certificate), nil
 }
 
-// Has reports whether there is a binding of a name.
-func (p *Proxy) Has(name string) bool { return p.routes[name] != nil }
-
 // Serve speaks with the sandbox on conn, which is to the binding called name,
 // until one of them has enough or ctx ends. It does not close conn; clean says
 // that the sandbox has got what was sent.
 func (p *Proxy) Serve(ctx context.Context, conn net.Conn, name string) (clean bool) {
-	r := p.routes[name]
+	r := p.routeTo(name)
 	if r == nil {
 		return false
 	}
@@ -168,11 +140,9 @@ func (p *Proxy) Serve(ctx context.Context, conn net.Conn, name string) (clean bo
 func (p *Proxy) Close() {
 	p.h2.end()
 	p.sites.forget()
-	for _, r := range p.routes {
-		r.transport.CloseIdleConnections()
-		clear(r.binding.Secret)
-	}
-	p.secrets.wipe()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.granted.forget()
 }
 
 // passed is what the sandbox is told of a body that is not sent on.
@@ -182,7 +152,7 @@ func passed(err error) *Refusal {
 	case errors.As(err, &no):
 		return no
 	case errors.Is(err, errLeak):
-		return leak()
+		return leaked(err)
 	case errors.Is(err, errBomb):
 		return &Refusal{Status: http.StatusRequestEntityTooLarge, Reason: ReasonRequest, Text: errBomb.Error(), close: true}
 	}

@@ -30,6 +30,7 @@ type secrets struct {
 	filter   [1 << 16 / 64]uint64
 	initial  [256]bool // bytes patterns begin with
 	longest  int
+	stands   *secrets // those of them that only stand for secrets; nil: none
 }
 
 // newSecrets looks for each of texts.
@@ -253,5 +254,8 @@ func (s *secrets) redact(text string) string {
 func (s *secrets) wipe() {
 	for _, p := range s.patterns {
 		clear(p)
+	}
+	if s.stands != nil {
+		s.stands.wipe()
 	}
 }

@@ -13,6 +13,7 @@ import (
 type sending struct {
 	from   io.Reader
 	leaked atomic.Bool
+	why    *Refusal    // once leaked
 	failed atomic.Bool // it cannot be read
 	tell   func()      // that it leaked
 	alive  func()      // that something of it went on
@@ -26,7 +27,9 @@ func (s *sending) Read(p []byte) (int, error) {
 	s.alive()
 	switch {
 	case errors.Is(err, errLeak):
-		if !s.leaked.Swap(true) {
+		if s.why == nil {
+			s.why = leaked(err)
+			s.leaked.Store(true)
 			s.tell()
 		}
 	case err != nil && err != io.EOF && !errors.Is(err, errBomb):
@@ -64,7 +67,7 @@ func (x *exchange) outgoingBody(out *http.Request) (*sending, *Refusal) {
 		if e := req.Header.Get("Content-Encoding"); e == "gzip" || e == "x-gzip" {
 			s.from, length = unpack(x.body), -1
 		}
-		s.from = newStream(s.from, x.proxy.secrets, false)
+		s.from = newStream(s.from, x.with.secrets, false)
 	}
 	if pushes {
 		if no := s.commands(git); no != nil {
@@ -79,7 +82,7 @@ func (x *exchange) outgoingBody(out *http.Request) (*sending, *Refusal) {
 	b, err := io.ReadAll(io.LimitReader(s, 2*modest))
 	switch {
 	case errors.Is(err, errLeak):
-		return s, s.over(leak())
+		return s, s.over(leaked(err))
 	case errors.Is(err, errBomb), len(b) == 2*modest:
 		return s, s.over(x.route.why(errBomb))
 	case err != nil:

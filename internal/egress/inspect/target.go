@@ -26,6 +26,9 @@ type Target struct {
 	Field   string   // the header, the parameter or the user
 	Git     *Git     // nil: it is for HTTP of any kind
 	Secret  []byte   // the proxy's, which overwrites it in the end
+	// Placeholder stands for the secret in requests to the host itself; the proxy's,
+	// too. Empty: there is none.
+	Placeholder []byte
 }
 
 // Format implements fmt.Formatter: in no format a target is its secret.
@@ -44,6 +47,9 @@ var (
 	usual    = []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete}
 )
 
+// placeholderChars are those that no part of a request has to escape.
+const placeholderChars = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_"
+
 // check says what about a target cannot be.
 func (t *Target) check() error {
 	switch {
@@ -55,6 +61,9 @@ func (t *Target) check() error {
 		return fmt.Errorf("the binding %s has more than %d methods", t.Name, maxMethods)
 	case len(t.Secret) == 0 || !httpguts.ValidHeaderFieldValue(string(t.Secret)):
 		return fmt.Errorf("the secret of the binding %s is empty, or cannot be sent in a request", t.Name)
+	}
+	if n := len(t.Placeholder); n > 0 && (n < 16 || n > block || t.Plain || strings.Trim(string(t.Placeholder), placeholderChars) != "") {
+		return fmt.Errorf("the binding %s cannot have such a placeholder, or none without TLS", t.Name)
 	}
 	for _, m := range t.Methods {
 		if !reMethod.MatchString(m) || m == http.MethodConnect || m == http.MethodTrace {

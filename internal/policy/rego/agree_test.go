@@ -4,6 +4,7 @@ import (
 	"context"
 	_ "embed"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"testing"
@@ -30,6 +31,10 @@ var (
 		"192.168.1.0/24", "192.0.0.0/8", "10.0.0.0/7", "fc00::/6", "2606:4700::/32", "fc00::/7", "fd00:1::/32", "100.64.0.0/10", "93.184.216.99/32", "128.0.0.0/1"}
 	addresses = []string{"93.184.216.34", "93.184.1.1", "93.184.216.99", "10.1.2.3", "10.1.9.9", "10.9.9.9", "127.0.0.1", "192.168.1.5", "192.168.2.5", "2606:4700::1", "fd00:1::5",
 		"169.254.169.254", "64:ff9b::5db8:d822", "64:ff9b::a01:203", "100.64.1.1", "1.1.1.1", "2a00::1", "::ffff:10.1.2.3", "10.1.2.4"}
+	methods = []string{"GET", "HEAD", "PUT", "put", "P\tUT"}
+	// What requests are for, and what it means; nothing: two things.
+	paths = map[string]string{"/": "/", "/a": "/a", "/a/": "/a/", "/a/b": "/a/b", "/ab": "/ab", "/A/b": "/A/b", "/%61/b": "/a/b", "/a/%20": "", "/a/x%20": "/a/x ", "/c/x/y": "/c/x/y",
+		"/a/../c": "", "/c//x": "", "/c;x": "", "/a/%2e%2e/c": "", "/c%2fx": "", "*": "", "": "", "/c%": "", "/a/%ff": ""}
 	own = []netip.Addr{netip.MustParseAddr("93.184.216.99"), netip.MustParseAddr("10.1.2.4")}
 )
 
@@ -59,8 +64,17 @@ func drawDocument(t *rapid.T) *policy.Document {
 			if raw {
 				text += ", protocol: " + rapid.SampledFrom([]string{"tcp", "tls", "http", "[tcp, tls]"}).Draw(t, "protocols")
 			}
+			if rapid.IntRange(0, 2).Draw(t, "methods given") == 0 {
+				text += fmt.Sprintf(", methods: [%s]", rapid.SampledFrom([]string{"GET", "PUT", "GET, HEAD"}).Draw(t, "methods"))
+			}
+			if rapid.IntRange(0, 2).Draw(t, "paths given") == 0 {
+				text += fmt.Sprintf(", paths: [%s]", rapid.SampledFrom([]string{"/a", "/a/b", "/c/x, /ab", "/", "/c"}).Draw(t, "paths"))
+			}
+			if effect == "allow" && rapid.IntRange(0, 3).Draw(t, "unread") == 0 {
+				text += ", inspect: none"
+			}
 			d, err := policy.Parse("random.yaml", []byte(text+"}"))
-			if err != nil { // a wildcard over a public suffix
+			if err != nil { // a wildcard over a public suffix, methods of raw TCP
 				continue
 			}
 			list = append(append(list, d.Allow...), d.Deny...)
@@ -98,8 +112,18 @@ func drawFlow(t *rapid.T) policy.Flow {
 	return f
 }
 
+// drawRequest draws a request, or none.
+func drawRequest(t *rapid.T, f policy.Flow) *policy.Request {
+	if f.Protocol == policy.ProtocolTCP || rapid.Bool().Draw(t, "a connection") {
+		return nil
+	}
+	return &policy.Request{
+		Method: rapid.SampledFrom(methods).Draw(t, "method"), Path: rapid.SampledFrom(slices.Sorted(maps.Keys(paths))).Draw(t, "path"),
+	}
+}
+
 // referenceInput is the question as the reference wants it.
-func referenceInput(table *policy.Table, private []netip.Prefix, f policy.Flow, class netaddr.Class) map[string]any {
+func referenceInput(table *policy.Table, private []netip.Prefix, f policy.Flow, q *policy.Request, class netaddr.Class) map[string]any {
 	text := func(a netip.Addr) string {
 		if !a.IsValid() {
 			return ""
@@ -127,14 +151,19 @@ func referenceInput(table *policy.Table, private []netip.Prefix, f policy.Flow, 
 				protocols = append(protocols, p.String())
 			}
 		}
-		rules = append(rules, map[string]any{"index": i, "id": r.ID, "deny": r.Deny, "names": names, "nets": nets, "ports": portList, "protocols": protocols})
+		rules = append(rules, map[string]any{"index": i, "id": r.ID, "deny": r.Deny, "names": names, "nets": nets, "ports": portList, "protocols": protocols,
+			"opaque": r.Opaque, "methods": append([]string{}, r.Methods...), "paths": append([]string{}, r.Paths...)})
+	}
+	var request any
+	if q != nil {
+		request = map[string]any{"method": q.Method, "path": q.Path, "means": paths[q.Path]}
 	}
 	var permitted []any
 	for _, p := range private {
 		permitted = append(permitted, p.String())
 	}
 	return map[string]any{
-		"observe": table.Observes(), "rules": rules, "private": permitted,
+		"observe": table.Observes(), "rules": rules, "private": permitted, "request": request,
 		"flow": map[string]any{
 			"name": f.Host.Name(), "suffix": suffix(f.Host), "literal": text(f.Host.Addr()), "addr": text(f.Addr), "class": class.String(), "openable": class.Openable(),
 			"port": int(f.Port), "protocol": f.Protocol.String(), "claimed": f.Claimed.IsValid(), "same_claim": f.Claimed == f.Host,
@@ -164,26 +193,37 @@ func agreement(tb testing.TB) func(*rapid.T) {
 		}
 		for range 5 {
 			f := drawFlow(t)
+			q := drawRequest(t, f)
 			got := table.Decide(context.Background(), f)
-			rs, err := query.Eval(context.Background(), oparego.EvalInput(referenceInput(table, private, f, got.Class)))
+			x := table.Explain(context.Background(), f)
+			shown := got
+			if q != nil {
+				got, x = table.DecideRequest(context.Background(), f, *q), table.ExplainRequest(context.Background(), f, *q)
+				switch {
+				case shown.Allow && !shown.Opaque():
+					shown = got
+				case !shown.Allow && got.Allow && shown.Reason != policy.ReasonInspect: // which is about connections alone
+					t.Fatalf("%+v, %+v: passes on a connection that does not: %+v, %+v by\n%s", f, q, got, shown, d.YAML())
+				}
+			}
+			rs, err := query.Eval(context.Background(), oparego.EvalInput(referenceInput(table, private, f, q, got.Class)))
 			if err != nil || len(rs) != 1 {
 				t.Fatalf("the reference: %v, %v", rs, err)
 			}
 			allow, best, denials := rs[0].Bindings["allow"].(bool), rs[0].Bindings["best"].([]any), rs[0].Bindings["denials"].([]any)
 			if allow != got.Allow {
-				t.Fatalf("%+v: the table says %+v, the reference %v %v %v by\n%s", f, got, allow, best, denials, d.YAML())
+				t.Fatalf("%+v, %+v: the table says %+v, the reference %v %v %v by\n%s", f, q, got, allow, best, denials, d.YAML())
 			}
 			if got.Reason == policy.ReasonRule && (len(best) != 1 || best[0] != got.Rule.ID) || got.Reason == policy.ReasonDenied && !slices.Contains(denials, any(got.Rule.ID)) {
-				t.Fatalf("%+v: the table says %s, the reference %v %v by\n%s", f, got.Rule.ID, best, denials, d.YAML())
+				t.Fatalf("%+v, %+v: the table says %s, the reference %v %v by\n%s", f, q, got.Rule.ID, best, denials, d.YAML())
 			}
-			x := table.Explain(context.Background(), f)
 			denied, allowed := false, false
 			for _, s := range x.Steps {
 				denied, allowed = denied || s.Match && s.Rule.Deny, allowed || s.Match && !s.Rule.Deny
 			}
-			reachable := got.Class == netaddr.Public || got.Class.Openable()
-			if x.Decision != got || reachable && denied != (got.Reason == policy.ReasonDenied) || got.Reason == policy.ReasonRule && !allowed || got.Reason == policy.ReasonNoRule && allowed {
-				t.Fatalf("%+v: decided %+v, explained %+v by\n%s", f, got, x, d.YAML())
+			reachable := shown.Class == netaddr.Public || shown.Class.Openable()
+			if x.Decision != shown || reachable && denied != (shown.Reason == policy.ReasonDenied) || shown.Reason == policy.ReasonRule && !allowed || shown.Reason == policy.ReasonNoRule && allowed {
+				t.Fatalf("%+v, %+v: decided %+v, explained %+v by\n%s", f, q, shown, x, d.YAML())
 			}
 		}
 	}

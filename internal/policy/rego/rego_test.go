@@ -63,6 +63,7 @@ func TestAgreement(t *testing.T) {
 		{`allow if { time.weekday(input.now_ns) == "Tuesday"; time.clock(input.now_ns) == [14, 5, 6] }`},
 		{`default allow := false` + "\n" + `allow if endswith(input.host, ".example.com")`},
 		{`allow if net.cidr_contains("1.1.0.0/16", input.address)`},
+		{"allow if input.method == null"}, {"allow if { input.path == null; input.binding == null }"},
 		{"allow if {\n some h in {\"api.example.com\", \"x\"}\n h == input.host\n}"},
 		{`allow if every c in input.candidates { startswith(c, "p/") }`},
 		{"allow := true", "allow if input.port == 443"},
@@ -100,6 +101,19 @@ func TestAgreement(t *testing.T) {
 	}
 	if ok, err := j.Agree(t.Context(), f); !ok {
 		t.Errorf("without a claim: %v", err)
+	}
+	q := question(t)
+	q.Method, q.Path, q.Binding = "PUT", "/v1/things", "vendor"
+	j, err = patient.Judge([]policy.Module{{Text: "package firebreak\nallow if { input.method == \"PUT\"; startswith(input.path, \"/v1/\"); input.binding == \"vendor\" }"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ok, err := j.Agree(t.Context(), q); !ok {
+		t.Errorf("of a request: %v", err)
+	}
+	q.Path = "/v2"
+	if ok, err := j.Agree(t.Context(), q); ok || err != nil {
+		t.Errorf("of another: %v, %v", ok, err)
 	}
 }
 
@@ -228,6 +242,21 @@ func TestDocument(t *testing.T) {
 		if d := table.Decide(t.Context(), policy.Flow{Host: h, Port: 443, Addr: netip.MustParseAddr("1.1.1.1"), Protocol: policy.ProtocolTLS, Claimed: h}); d.Reason != want || d.Err != nil {
 			t.Errorf("%s: %s, %v", name, d.Reason, d.Err)
 		}
+	}
+	// A request is asked about, without its escapes, or as null if it means two things.
+	table, err = compile("allow: [a.example]\nrego: |\n  package firebreak\n  allow if input.method == null\n  allow if { input.path != null; not startswith(input.path, \"/admin\") }\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := host(t, "a.example")
+	f := policy.Flow{Host: h, Port: 443, Addr: netip.MustParseAddr("1.1.1.1"), Protocol: policy.ProtocolTLS, Claimed: h}
+	for path, want := range map[string]policy.Reason{"/x": policy.ReasonRule, "/admin": policy.ReasonRego, "/%61dmin": policy.ReasonRego, "/x/..;/admin": policy.ReasonRego, "/x%2fy": policy.ReasonRego} {
+		if d := table.DecideRequest(t.Context(), f, policy.Request{Method: "GET", Path: path}); d.Reason != want || d.Err != nil {
+			t.Errorf("%s: %s, %v", path, d.Reason, d.Err)
+		}
+	}
+	if d := table.Decide(t.Context(), f); !d.Allow {
+		t.Errorf("%+v", d)
 	}
 	if _, err = compile(text + "  allow if nothing\n"); err == nil || !strings.Contains(err.Error(), "d.yaml:7: ") {
 		t.Errorf("%v", err)

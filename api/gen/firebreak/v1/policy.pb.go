@@ -37,7 +37,10 @@ type NetworkRules struct {
 	Document string `protobuf:"bytes,3,opt,name=document,proto3" json:"document,omitempty"`
 	// Further texts, by the names under which policy, and the include of any text,
 	// find them.
-	Documents     map[string]string `protobuf:"bytes,4,rep,name=documents,proto3" json:"documents,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Documents map[string]string `protobuf:"bytes,4,rep,name=documents,proto3" json:"documents,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Headers that are set in requests to hosts which the rules let pass. They open
+	// nothing by themselves.
+	Transforms    []*HeaderTransform `protobuf:"bytes,5,rep,name=transforms,proto3" json:"transforms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -100,6 +103,72 @@ func (x *NetworkRules) GetDocuments() map[string]string {
 	return nil
 }
 
+func (x *NetworkRules) GetTransforms() []*HeaderTransform {
+	if x != nil {
+		return x.Transforms
+	}
+	return nil
+}
+
+// HeaderTransform sets headers of every HTTPS request of a sandbox to a host, in
+// place of those that the sandbox sends. Of several for one host the most specific
+// counts alone.
+type HeaderTransform struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A name, or *.NAME for all names below it.
+	Host string `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	// By name. ${e2b.secrets.NAME} in a value is one of the tenant's secrets, which
+	// takes the scope binding:write. In answers a value that refers to none is
+	// [redacted].
+	Headers       map[string]string `protobuf:"bytes,2,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeaderTransform) Reset() {
+	*x = HeaderTransform{}
+	mi := &file_firebreak_v1_policy_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeaderTransform) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeaderTransform) ProtoMessage() {}
+
+func (x *HeaderTransform) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_policy_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeaderTransform.ProtoReflect.Descriptor instead.
+func (*HeaderTransform) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_policy_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *HeaderTransform) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *HeaderTransform) GetHeaders() map[string]string {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
 // SandboxNetwork is what a sandbox may reach now, or could when it ended.
 type SandboxNetwork struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -112,14 +181,16 @@ type SandboxNetwork struct {
 	// The policy in normal form. They include nothing: what was included is there.
 	Documents []*NetworkDocument `protobuf:"bytes,4,rep,name=documents,proto3" json:"documents,omitempty"`
 	// Why the network, or a binding, is cut off at present; empty where none is.
-	Problem       string `protobuf:"bytes,5,opt,name=problem,proto3" json:"problem,omitempty"`
+	Problem string `protobuf:"bytes,5,opt,name=problem,proto3" json:"problem,omitempty"`
+	// Headers that are set in its requests.
+	Transforms    []*HeaderTransform `protobuf:"bytes,6,rep,name=transforms,proto3" json:"transforms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SandboxNetwork) Reset() {
 	*x = SandboxNetwork{}
-	mi := &file_firebreak_v1_policy_proto_msgTypes[1]
+	mi := &file_firebreak_v1_policy_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -131,7 +202,7 @@ func (x *SandboxNetwork) String() string {
 func (*SandboxNetwork) ProtoMessage() {}
 
 func (x *SandboxNetwork) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_policy_proto_msgTypes[1]
+	mi := &file_firebreak_v1_policy_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -144,7 +215,7 @@ func (x *SandboxNetwork) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxNetwork.ProtoReflect.Descriptor instead.
 func (*SandboxNetwork) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_policy_proto_rawDescGZIP(), []int{1}
+	return file_firebreak_v1_policy_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *SandboxNetwork) GetGeneration() int64 {
@@ -182,6 +253,13 @@ func (x *SandboxNetwork) GetProblem() string {
 	return ""
 }
 
+func (x *SandboxNetwork) GetTransforms() []*HeaderTransform {
+	if x != nil {
+		return x.Transforms
+	}
+	return nil
+}
+
 // NetworkDocument is one part of a sandbox's policy.
 type NetworkDocument struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -199,7 +277,7 @@ type NetworkDocument struct {
 
 func (x *NetworkDocument) Reset() {
 	*x = NetworkDocument{}
-	mi := &file_firebreak_v1_policy_proto_msgTypes[2]
+	mi := &file_firebreak_v1_policy_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -211,7 +289,7 @@ func (x *NetworkDocument) String() string {
 func (*NetworkDocument) ProtoMessage() {}
 
 func (x *NetworkDocument) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_policy_proto_msgTypes[2]
+	mi := &file_firebreak_v1_policy_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -224,7 +302,7 @@ func (x *NetworkDocument) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkDocument.ProtoReflect.Descriptor instead.
 func (*NetworkDocument) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_policy_proto_rawDescGZIP(), []int{2}
+	return file_firebreak_v1_policy_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *NetworkDocument) GetName() string {
@@ -295,7 +373,7 @@ type EgressFlow struct {
 
 func (x *EgressFlow) Reset() {
 	*x = EgressFlow{}
-	mi := &file_firebreak_v1_policy_proto_msgTypes[3]
+	mi := &file_firebreak_v1_policy_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -307,7 +385,7 @@ func (x *EgressFlow) String() string {
 func (*EgressFlow) ProtoMessage() {}
 
 func (x *EgressFlow) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_policy_proto_msgTypes[3]
+	mi := &file_firebreak_v1_policy_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -320,7 +398,7 @@ func (x *EgressFlow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressFlow.ProtoReflect.Descriptor instead.
 func (*EgressFlow) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_policy_proto_rawDescGZIP(), []int{3}
+	return file_firebreak_v1_policy_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *EgressFlow) GetHost() string {
@@ -452,7 +530,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_firebreak_v1_policy_proto_msgTypes[4]
+	mi := &file_firebreak_v1_policy_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -464,7 +542,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_policy_proto_msgTypes[4]
+	mi := &file_firebreak_v1_policy_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -477,7 +555,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_policy_proto_rawDescGZIP(), []int{4}
+	return file_firebreak_v1_policy_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Policy) GetName() string {
@@ -551,7 +629,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_firebreak_v1_policy_proto_msgTypes[5]
+	mi := &file_firebreak_v1_policy_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -563,7 +641,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_policy_proto_msgTypes[5]
+	mi := &file_firebreak_v1_policy_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -576,7 +654,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_policy_proto_rawDescGZIP(), []int{5}
+	return file_firebreak_v1_policy_proto_rawDescGZIP(), []int{6}
 }
 
 type ListPoliciesResponse struct {
@@ -589,7 +667,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_firebreak_v1_policy_proto_msgTypes[6]
+	mi := &file_firebreak_v1_policy_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -601,7 +679,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_policy_proto_msgTypes[6]
+	mi := &file_firebreak_v1_policy_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -614,7 +692,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_policy_proto_rawDescGZIP(), []int{6}
+	return file_firebreak_v1_policy_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*Policy {
@@ -633,7 +711,7 @@ type GetPolicyRequest struct {
 
 func (x *GetPolicyRequest) Reset() {
 	*x = GetPolicyRequest{}
-	mi := &file_firebreak_v1_policy_proto_msgTypes[7]
+	mi := &file_firebreak_v1_policy_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -645,7 +723,7 @@ func (x *GetPolicyRequest) String() string {
 func (*GetPolicyRequest) ProtoMessage() {}
 
 func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_policy_proto_msgTypes[7]
+	mi := &file_firebreak_v1_policy_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -658,7 +736,7 @@ func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyRequest.ProtoReflect.Descriptor instead.
 func (*GetPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_policy_proto_rawDescGZIP(), []int{7}
+	return file_firebreak_v1_policy_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetPolicyRequest) GetName() string {
@@ -681,7 +759,7 @@ type SetPolicyRequest struct {
 
 func (x *SetPolicyRequest) Reset() {
 	*x = SetPolicyRequest{}
-	mi := &file_firebreak_v1_policy_proto_msgTypes[8]
+	mi := &file_firebreak_v1_policy_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -693,7 +771,7 @@ func (x *SetPolicyRequest) String() string {
 func (*SetPolicyRequest) ProtoMessage() {}
 
 func (x *SetPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_policy_proto_msgTypes[8]
+	mi := &file_firebreak_v1_policy_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -706,7 +784,7 @@ func (x *SetPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPolicyRequest.ProtoReflect.Descriptor instead.
 func (*SetPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_policy_proto_rawDescGZIP(), []int{8}
+	return file_firebreak_v1_policy_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SetPolicyRequest) GetName() string {
@@ -739,7 +817,7 @@ type RemovePolicyRequest struct {
 
 func (x *RemovePolicyRequest) Reset() {
 	*x = RemovePolicyRequest{}
-	mi := &file_firebreak_v1_policy_proto_msgTypes[9]
+	mi := &file_firebreak_v1_policy_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -751,7 +829,7 @@ func (x *RemovePolicyRequest) String() string {
 func (*RemovePolicyRequest) ProtoMessage() {}
 
 func (x *RemovePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_policy_proto_msgTypes[9]
+	mi := &file_firebreak_v1_policy_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -764,7 +842,7 @@ func (x *RemovePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovePolicyRequest.ProtoReflect.Descriptor instead.
 func (*RemovePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_policy_proto_rawDescGZIP(), []int{9}
+	return file_firebreak_v1_policy_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RemovePolicyRequest) GetName() string {
@@ -782,7 +860,7 @@ type RemovePolicyResponse struct {
 
 func (x *RemovePolicyResponse) Reset() {
 	*x = RemovePolicyResponse{}
-	mi := &file_firebreak_v1_policy_proto_msgTypes[10]
+	mi := &file_firebreak_v1_policy_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -794,7 +872,7 @@ func (x *RemovePolicyResponse) String() string {
 func (*RemovePolicyResponse) ProtoMessage() {}
 
 func (x *RemovePolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_policy_proto_msgTypes[10]
+	mi := &file_firebreak_v1_policy_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -807,23 +885,33 @@ func (x *RemovePolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovePolicyResponse.ProtoReflect.Descriptor instead.
 func (*RemovePolicyResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_policy_proto_rawDescGZIP(), []int{10}
+	return file_firebreak_v1_policy_proto_rawDescGZIP(), []int{11}
 }
 
 var File_firebreak_v1_policy_proto protoreflect.FileDescriptor
 
 const file_firebreak_v1_policy_proto_rawDesc = "" +
 	"\n" +
-	"\x19firebreak/v1/policy.proto\x12\ffirebreak.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1afirebreak/v1/options.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc3\x02\n" +
+	"\x19firebreak/v1/policy.proto\x12\ffirebreak.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1afirebreak/v1/options.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8c\x03\n" +
 	"\fNetworkRules\x12(\n" +
 	"\x05allow\x18\x01 \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\x80\x02\"\ar\x05\x10\x01\x18\xac\x02R\x05allow\x12(\n" +
 	"\x06policy\x18\x02 \x03(\tB\x10\xbaH\r\x92\x01\n" +
 	"\x10 \"\x06r\x04\x10\x01\x18@R\x06policy\x12%\n" +
 	"\bdocument\x18\x03 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x10R\bdocument\x12z\n" +
-	"\tdocuments\x18\x04 \x03(\v2).firebreak.v1.NetworkRules.DocumentsEntryB1\xbaH.\x9a\x01+\x10 \"\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,63}$*\x06r\x04(\x80\x80\x10R\tdocuments\x1a<\n" +
+	"\tdocuments\x18\x04 \x03(\v2).firebreak.v1.NetworkRules.DocumentsEntryB1\xbaH.\x9a\x01+\x10 \"\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,63}$*\x06r\x04(\x80\x80\x10R\tdocuments\x12G\n" +
+	"\n" +
+	"transforms\x18\x05 \x03(\v2\x1d.firebreak.v1.HeaderTransformB\b\xbaH\x05\x92\x01\x02\x10@R\n" +
+	"transforms\x1a<\n" +
 	"\x0eDocumentsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb3\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd0\x01\n" +
+	"\x0fHeaderTransform\x12\x1e\n" +
+	"\x04host\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xac\x02R\x04host\x12a\n" +
+	"\aheaders\x18\x02 \x03(\v2*.firebreak.v1.HeaderTransform.HeadersEntryB\x1b\xbaH\x15\x9a\x01\x12\x10 \"\ar\x05\x10\x01\x18\x80\x01*\x05r\x03(\x80@\x80\x01\x01R\aheaders\x1a:\n" +
+	"\fHeadersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf2\x01\n" +
 	"\x0eSandboxNetwork\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x03R\n" +
@@ -831,7 +919,10 @@ const file_firebreak_v1_policy_proto_rawDesc = "" +
 	"\x04mode\x18\x02 \x01(\tR\x04mode\x12\x16\n" +
 	"\x06digest\x18\x03 \x01(\tR\x06digest\x12;\n" +
 	"\tdocuments\x18\x04 \x03(\v2\x1d.firebreak.v1.NetworkDocumentR\tdocuments\x12\x18\n" +
-	"\aproblem\x18\x05 \x01(\tR\aproblem\"i\n" +
+	"\aproblem\x18\x05 \x01(\tR\aproblem\x12=\n" +
+	"\n" +
+	"transforms\x18\x06 \x03(\v2\x1d.firebreak.v1.HeaderTransformR\n" +
+	"transforms\"i\n" +
 	"\x0fNetworkDocument\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x16\n" +
@@ -904,41 +995,46 @@ func file_firebreak_v1_policy_proto_rawDescGZIP() []byte {
 	return file_firebreak_v1_policy_proto_rawDescData
 }
 
-var file_firebreak_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_firebreak_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_firebreak_v1_policy_proto_goTypes = []any{
 	(*NetworkRules)(nil),          // 0: firebreak.v1.NetworkRules
-	(*SandboxNetwork)(nil),        // 1: firebreak.v1.SandboxNetwork
-	(*NetworkDocument)(nil),       // 2: firebreak.v1.NetworkDocument
-	(*EgressFlow)(nil),            // 3: firebreak.v1.EgressFlow
-	(*Policy)(nil),                // 4: firebreak.v1.Policy
-	(*ListPoliciesRequest)(nil),   // 5: firebreak.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),  // 6: firebreak.v1.ListPoliciesResponse
-	(*GetPolicyRequest)(nil),      // 7: firebreak.v1.GetPolicyRequest
-	(*SetPolicyRequest)(nil),      // 8: firebreak.v1.SetPolicyRequest
-	(*RemovePolicyRequest)(nil),   // 9: firebreak.v1.RemovePolicyRequest
-	(*RemovePolicyResponse)(nil),  // 10: firebreak.v1.RemovePolicyResponse
-	nil,                           // 11: firebreak.v1.NetworkRules.DocumentsEntry
-	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(*HeaderTransform)(nil),       // 1: firebreak.v1.HeaderTransform
+	(*SandboxNetwork)(nil),        // 2: firebreak.v1.SandboxNetwork
+	(*NetworkDocument)(nil),       // 3: firebreak.v1.NetworkDocument
+	(*EgressFlow)(nil),            // 4: firebreak.v1.EgressFlow
+	(*Policy)(nil),                // 5: firebreak.v1.Policy
+	(*ListPoliciesRequest)(nil),   // 6: firebreak.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),  // 7: firebreak.v1.ListPoliciesResponse
+	(*GetPolicyRequest)(nil),      // 8: firebreak.v1.GetPolicyRequest
+	(*SetPolicyRequest)(nil),      // 9: firebreak.v1.SetPolicyRequest
+	(*RemovePolicyRequest)(nil),   // 10: firebreak.v1.RemovePolicyRequest
+	(*RemovePolicyResponse)(nil),  // 11: firebreak.v1.RemovePolicyResponse
+	nil,                           // 12: firebreak.v1.NetworkRules.DocumentsEntry
+	nil,                           // 13: firebreak.v1.HeaderTransform.HeadersEntry
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
 }
 var file_firebreak_v1_policy_proto_depIdxs = []int32{
-	11, // 0: firebreak.v1.NetworkRules.documents:type_name -> firebreak.v1.NetworkRules.DocumentsEntry
-	2,  // 1: firebreak.v1.SandboxNetwork.documents:type_name -> firebreak.v1.NetworkDocument
-	12, // 2: firebreak.v1.Policy.created_at:type_name -> google.protobuf.Timestamp
-	12, // 3: firebreak.v1.Policy.updated_at:type_name -> google.protobuf.Timestamp
-	4,  // 4: firebreak.v1.ListPoliciesResponse.policies:type_name -> firebreak.v1.Policy
-	5,  // 5: firebreak.v1.PolicyService.ListPolicies:input_type -> firebreak.v1.ListPoliciesRequest
-	7,  // 6: firebreak.v1.PolicyService.GetPolicy:input_type -> firebreak.v1.GetPolicyRequest
-	8,  // 7: firebreak.v1.PolicyService.SetPolicy:input_type -> firebreak.v1.SetPolicyRequest
-	9,  // 8: firebreak.v1.PolicyService.RemovePolicy:input_type -> firebreak.v1.RemovePolicyRequest
-	6,  // 9: firebreak.v1.PolicyService.ListPolicies:output_type -> firebreak.v1.ListPoliciesResponse
-	4,  // 10: firebreak.v1.PolicyService.GetPolicy:output_type -> firebreak.v1.Policy
-	4,  // 11: firebreak.v1.PolicyService.SetPolicy:output_type -> firebreak.v1.Policy
-	10, // 12: firebreak.v1.PolicyService.RemovePolicy:output_type -> firebreak.v1.RemovePolicyResponse
-	9,  // [9:13] is the sub-list for method output_type
-	5,  // [5:9] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	12, // 0: firebreak.v1.NetworkRules.documents:type_name -> firebreak.v1.NetworkRules.DocumentsEntry
+	1,  // 1: firebreak.v1.NetworkRules.transforms:type_name -> firebreak.v1.HeaderTransform
+	13, // 2: firebreak.v1.HeaderTransform.headers:type_name -> firebreak.v1.HeaderTransform.HeadersEntry
+	3,  // 3: firebreak.v1.SandboxNetwork.documents:type_name -> firebreak.v1.NetworkDocument
+	1,  // 4: firebreak.v1.SandboxNetwork.transforms:type_name -> firebreak.v1.HeaderTransform
+	14, // 5: firebreak.v1.Policy.created_at:type_name -> google.protobuf.Timestamp
+	14, // 6: firebreak.v1.Policy.updated_at:type_name -> google.protobuf.Timestamp
+	5,  // 7: firebreak.v1.ListPoliciesResponse.policies:type_name -> firebreak.v1.Policy
+	6,  // 8: firebreak.v1.PolicyService.ListPolicies:input_type -> firebreak.v1.ListPoliciesRequest
+	8,  // 9: firebreak.v1.PolicyService.GetPolicy:input_type -> firebreak.v1.GetPolicyRequest
+	9,  // 10: firebreak.v1.PolicyService.SetPolicy:input_type -> firebreak.v1.SetPolicyRequest
+	10, // 11: firebreak.v1.PolicyService.RemovePolicy:input_type -> firebreak.v1.RemovePolicyRequest
+	7,  // 12: firebreak.v1.PolicyService.ListPolicies:output_type -> firebreak.v1.ListPoliciesResponse
+	5,  // 13: firebreak.v1.PolicyService.GetPolicy:output_type -> firebreak.v1.Policy
+	5,  // 14: firebreak.v1.PolicyService.SetPolicy:output_type -> firebreak.v1.Policy
+	11, // 15: firebreak.v1.PolicyService.RemovePolicy:output_type -> firebreak.v1.RemovePolicyResponse
+	12, // [12:16] is the sub-list for method output_type
+	8,  // [8:12] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_firebreak_v1_policy_proto_init() }
@@ -953,7 +1049,7 @@ func file_firebreak_v1_policy_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_firebreak_v1_policy_proto_rawDesc), len(file_firebreak_v1_policy_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

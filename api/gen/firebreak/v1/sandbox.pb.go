@@ -1542,12 +1542,14 @@ func (x *SetTimeoutRequest) GetExtendOnly() bool {
 // reached any more but through the sandbox's bindings, which it keeps unless a
 // rule denies their hosts.
 type UpdateNetworkRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Allow         []string               `protobuf:"bytes,2,rep,name=allow,proto3" json:"allow,omitempty"`
-	Policy        []string               `protobuf:"bytes,3,rep,name=policy,proto3" json:"policy,omitempty"`
-	Document      string                 `protobuf:"bytes,4,opt,name=document,proto3" json:"document,omitempty"`
-	Documents     map[string]string      `protobuf:"bytes,5,rep,name=documents,proto3" json:"documents,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Id        string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Allow     []string               `protobuf:"bytes,2,rep,name=allow,proto3" json:"allow,omitempty"`
+	Policy    []string               `protobuf:"bytes,3,rep,name=policy,proto3" json:"policy,omitempty"`
+	Document  string                 `protobuf:"bytes,4,opt,name=document,proto3" json:"document,omitempty"`
+	Documents map[string]string      `protobuf:"bytes,5,rep,name=documents,proto3" json:"documents,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Headers that are set in requests, in place of those that were until now.
+	Transforms    []*HeaderTransform `protobuf:"bytes,6,rep,name=transforms,proto3" json:"transforms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1613,6 +1615,13 @@ func (x *UpdateNetworkRequest) GetDocument() string {
 func (x *UpdateNetworkRequest) GetDocuments() map[string]string {
 	if x != nil {
 		return x.Documents
+	}
+	return nil
+}
+
+func (x *UpdateNetworkRequest) GetTransforms() []*HeaderTransform {
+	if x != nil {
+		return x.Transforms
 	}
 	return nil
 }
@@ -2783,7 +2792,7 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\xbaH\a\xc8\x01\x01\"\x02(\x00H\x00R\ttimeoutMs\x88\x01\x01\x12\x1f\n" +
 	"\vextend_only\x18\x03 \x01(\bR\n" +
 	"extendOnlyB\r\n" +
-	"\v_timeout_ms\"\xf0\x02\n" +
+	"\v_timeout_ms\"\xb9\x03\n" +
 	"\x14UpdateNetworkRequest\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12(\n" +
@@ -2791,7 +2800,10 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\x06policy\x18\x03 \x03(\tB\x10\xbaH\r\x92\x01\n" +
 	"\x10 \"\x06r\x04\x10\x01\x18@R\x06policy\x12%\n" +
 	"\bdocument\x18\x04 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x10R\bdocument\x12\x82\x01\n" +
-	"\tdocuments\x18\x05 \x03(\v21.firebreak.v1.UpdateNetworkRequest.DocumentsEntryB1\xbaH.\x9a\x01+\x10 \"\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,63}$*\x06r\x04(\x80\x80\x10R\tdocuments\x1a<\n" +
+	"\tdocuments\x18\x05 \x03(\v21.firebreak.v1.UpdateNetworkRequest.DocumentsEntryB1\xbaH.\x9a\x01+\x10 \"\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,63}$*\x06r\x04(\x80\x80\x10R\tdocuments\x12G\n" +
+	"\n" +
+	"transforms\x18\x06 \x03(\v2\x1d.firebreak.v1.HeaderTransformB\b\xbaH\x05\x92\x01\x02\x10@R\n" +
+	"transforms\x1a<\n" +
 	"\x0eDocumentsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"~\n" +
@@ -2975,6 +2987,7 @@ var file_firebreak_v1_sandbox_proto_goTypes = []any{
 	(*timestamppb.Timestamp)(nil),  // 37: google.protobuf.Timestamp
 	(*SandboxNetwork)(nil),         // 38: firebreak.v1.SandboxNetwork
 	(*EgressFlow)(nil),             // 39: firebreak.v1.EgressFlow
+	(*HeaderTransform)(nil),        // 40: firebreak.v1.HeaderTransform
 }
 var file_firebreak_v1_sandbox_proto_depIdxs = []int32{
 	1,  // 0: firebreak.v1.EffectiveLimits.memory_bytes:type_name -> firebreak.v1.EffectiveLimit
@@ -3008,41 +3021,42 @@ var file_firebreak_v1_sandbox_proto_depIdxs = []int32{
 	5,  // 28: firebreak.v1.DestroySandboxResponse.usage:type_name -> firebreak.v1.Usage
 	6,  // 29: firebreak.v1.DestroySandboxResponse.receipt:type_name -> firebreak.v1.Receipt
 	34, // 30: firebreak.v1.UpdateNetworkRequest.documents:type_name -> firebreak.v1.UpdateNetworkRequest.DocumentsEntry
-	38, // 31: firebreak.v1.UpdateNetworkResponse.network:type_name -> firebreak.v1.SandboxNetwork
-	35, // 32: firebreak.v1.ExecRequest.env:type_name -> firebreak.v1.ExecRequest.EnvEntry
-	20, // 33: firebreak.v1.ExecRequest.pty:type_name -> firebreak.v1.Pty
-	23, // 34: firebreak.v1.ExecEvent.started:type_name -> firebreak.v1.ProcessStarted
-	24, // 35: firebreak.v1.ExecEvent.stdout:type_name -> firebreak.v1.Output
-	24, // 36: firebreak.v1.ExecEvent.stderr:type_name -> firebreak.v1.Output
-	25, // 37: firebreak.v1.ExecEvent.exit:type_name -> firebreak.v1.ProcessExit
-	24, // 38: firebreak.v1.ExecEvent.pty:type_name -> firebreak.v1.Output
-	37, // 39: firebreak.v1.Event.time:type_name -> google.protobuf.Timestamp
-	39, // 40: firebreak.v1.Event.egress:type_name -> firebreak.v1.EgressFlow
-	3,  // 41: firebreak.v1.SandboxService.CreateSandbox:input_type -> firebreak.v1.CreateSandboxRequest
-	8,  // 42: firebreak.v1.SandboxService.GetSandbox:input_type -> firebreak.v1.GetSandboxRequest
-	9,  // 43: firebreak.v1.SandboxService.ListSandboxes:input_type -> firebreak.v1.ListSandboxesRequest
-	14, // 44: firebreak.v1.SandboxService.DestroySandbox:input_type -> firebreak.v1.DestroySandboxRequest
-	11, // 45: firebreak.v1.SandboxService.GetMetrics:input_type -> firebreak.v1.GetMetricsRequest
-	16, // 46: firebreak.v1.SandboxService.SetTimeout:input_type -> firebreak.v1.SetTimeoutRequest
-	17, // 47: firebreak.v1.SandboxService.UpdateNetwork:input_type -> firebreak.v1.UpdateNetworkRequest
-	19, // 48: firebreak.v1.SandboxService.Exec:input_type -> firebreak.v1.ExecRequest
-	26, // 49: firebreak.v1.SandboxService.DialPort:input_type -> firebreak.v1.DialPortRequest
-	28, // 50: firebreak.v1.SandboxService.WatchEvents:input_type -> firebreak.v1.WatchEventsRequest
-	4,  // 51: firebreak.v1.SandboxService.CreateSandbox:output_type -> firebreak.v1.Sandbox
-	4,  // 52: firebreak.v1.SandboxService.GetSandbox:output_type -> firebreak.v1.Sandbox
-	10, // 53: firebreak.v1.SandboxService.ListSandboxes:output_type -> firebreak.v1.ListSandboxesResponse
-	15, // 54: firebreak.v1.SandboxService.DestroySandbox:output_type -> firebreak.v1.DestroySandboxResponse
-	12, // 55: firebreak.v1.SandboxService.GetMetrics:output_type -> firebreak.v1.SandboxMetrics
-	4,  // 56: firebreak.v1.SandboxService.SetTimeout:output_type -> firebreak.v1.Sandbox
-	18, // 57: firebreak.v1.SandboxService.UpdateNetwork:output_type -> firebreak.v1.UpdateNetworkResponse
-	22, // 58: firebreak.v1.SandboxService.Exec:output_type -> firebreak.v1.ExecEvent
-	27, // 59: firebreak.v1.SandboxService.DialPort:output_type -> firebreak.v1.DialPortResponse
-	29, // 60: firebreak.v1.SandboxService.WatchEvents:output_type -> firebreak.v1.Event
-	51, // [51:61] is the sub-list for method output_type
-	41, // [41:51] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	40, // 31: firebreak.v1.UpdateNetworkRequest.transforms:type_name -> firebreak.v1.HeaderTransform
+	38, // 32: firebreak.v1.UpdateNetworkResponse.network:type_name -> firebreak.v1.SandboxNetwork
+	35, // 33: firebreak.v1.ExecRequest.env:type_name -> firebreak.v1.ExecRequest.EnvEntry
+	20, // 34: firebreak.v1.ExecRequest.pty:type_name -> firebreak.v1.Pty
+	23, // 35: firebreak.v1.ExecEvent.started:type_name -> firebreak.v1.ProcessStarted
+	24, // 36: firebreak.v1.ExecEvent.stdout:type_name -> firebreak.v1.Output
+	24, // 37: firebreak.v1.ExecEvent.stderr:type_name -> firebreak.v1.Output
+	25, // 38: firebreak.v1.ExecEvent.exit:type_name -> firebreak.v1.ProcessExit
+	24, // 39: firebreak.v1.ExecEvent.pty:type_name -> firebreak.v1.Output
+	37, // 40: firebreak.v1.Event.time:type_name -> google.protobuf.Timestamp
+	39, // 41: firebreak.v1.Event.egress:type_name -> firebreak.v1.EgressFlow
+	3,  // 42: firebreak.v1.SandboxService.CreateSandbox:input_type -> firebreak.v1.CreateSandboxRequest
+	8,  // 43: firebreak.v1.SandboxService.GetSandbox:input_type -> firebreak.v1.GetSandboxRequest
+	9,  // 44: firebreak.v1.SandboxService.ListSandboxes:input_type -> firebreak.v1.ListSandboxesRequest
+	14, // 45: firebreak.v1.SandboxService.DestroySandbox:input_type -> firebreak.v1.DestroySandboxRequest
+	11, // 46: firebreak.v1.SandboxService.GetMetrics:input_type -> firebreak.v1.GetMetricsRequest
+	16, // 47: firebreak.v1.SandboxService.SetTimeout:input_type -> firebreak.v1.SetTimeoutRequest
+	17, // 48: firebreak.v1.SandboxService.UpdateNetwork:input_type -> firebreak.v1.UpdateNetworkRequest
+	19, // 49: firebreak.v1.SandboxService.Exec:input_type -> firebreak.v1.ExecRequest
+	26, // 50: firebreak.v1.SandboxService.DialPort:input_type -> firebreak.v1.DialPortRequest
+	28, // 51: firebreak.v1.SandboxService.WatchEvents:input_type -> firebreak.v1.WatchEventsRequest
+	4,  // 52: firebreak.v1.SandboxService.CreateSandbox:output_type -> firebreak.v1.Sandbox
+	4,  // 53: firebreak.v1.SandboxService.GetSandbox:output_type -> firebreak.v1.Sandbox
+	10, // 54: firebreak.v1.SandboxService.ListSandboxes:output_type -> firebreak.v1.ListSandboxesResponse
+	15, // 55: firebreak.v1.SandboxService.DestroySandbox:output_type -> firebreak.v1.DestroySandboxResponse
+	12, // 56: firebreak.v1.SandboxService.GetMetrics:output_type -> firebreak.v1.SandboxMetrics
+	4,  // 57: firebreak.v1.SandboxService.SetTimeout:output_type -> firebreak.v1.Sandbox
+	18, // 58: firebreak.v1.SandboxService.UpdateNetwork:output_type -> firebreak.v1.UpdateNetworkResponse
+	22, // 59: firebreak.v1.SandboxService.Exec:output_type -> firebreak.v1.ExecEvent
+	27, // 60: firebreak.v1.SandboxService.DialPort:output_type -> firebreak.v1.DialPortResponse
+	29, // 61: firebreak.v1.SandboxService.WatchEvents:output_type -> firebreak.v1.Event
+	52, // [52:62] is the sub-list for method output_type
+	42, // [42:52] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_firebreak_v1_sandbox_proto_init() }

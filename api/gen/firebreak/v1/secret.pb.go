@@ -369,7 +369,10 @@ type Binding struct {
 	// of any kind.
 	Git string `protobuf:"bytes,15,opt,name=git,proto3" json:"git,omitempty"`
 	// The refs of it that may be pushed to.
-	GitPush       []string `protobuf:"bytes,16,rep,name=git_push,json=gitPush,proto3" json:"git_push,omitempty"`
+	GitPush []string `protobuf:"bytes,16,rep,name=git_push,json=gitPush,proto3" json:"git_push,omitempty"`
+	// The variable in which a sandbox's programs find what stands for the secret in
+	// requests to https://HOST itself; empty: none.
+	Placeholder   string `protobuf:"bytes,17,opt,name=placeholder,proto3" json:"placeholder,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -516,6 +519,13 @@ func (x *Binding) GetGitPush() []string {
 	return nil
 }
 
+func (x *Binding) GetPlaceholder() string {
+	if x != nil {
+		return x.Placeholder
+	}
+	return ""
+}
+
 type AddBindingRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A DNS label: it becomes NAME.binding.internal in sandboxes.
@@ -544,7 +554,10 @@ type AddBindingRequest struct {
 	Git string `protobuf:"bytes,11,opt,name=git,proto3" json:"git,omitempty"`
 	// The refs of it that may be pushed to: in full, or all below one, as in
 	// refs/heads/agent/*.
-	GitPush       []string `protobuf:"bytes,12,rep,name=git_push,json=gitPush,proto3" json:"git_push,omitempty"`
+	GitPush []string `protobuf:"bytes,12,rep,name=git_push,json=gitPush,proto3" json:"git_push,omitempty"`
+	// The variable in which a sandbox's programs find a placeholder: in requests to
+	// https://HOST itself it becomes the secret, where the secret goes and nowhere else.
+	Placeholder   string `protobuf:"bytes,13,opt,name=placeholder,proto3" json:"placeholder,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -661,6 +674,13 @@ func (x *AddBindingRequest) GetGitPush() []string {
 		return x.GitPush
 	}
 	return nil
+}
+
+func (x *AddBindingRequest) GetPlaceholder() string {
+	if x != nil {
+		return x.Placeholder
+	}
+	return ""
 }
 
 type ListBindingsRequest struct {
@@ -890,7 +910,7 @@ const file_firebreak_v1_secret_proto_rawDesc = "" +
 	"\asecrets\x18\x01 \x03(\v2\x14.firebreak.v1.SecretR\asecrets\"4\n" +
 	"\x13RemoveSecretRequest\x12\x1d\n" +
 	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\"\x16\n" +
-	"\x14RemoveSecretResponse\"\xb6\x03\n" +
+	"\x14RemoveSecretResponse\"\xd8\x03\n" +
 	"\aBinding\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06secret\x18\x02 \x01(\tR\x06secret\x12\x12\n" +
@@ -910,7 +930,8 @@ const file_firebreak_v1_secret_proto_rawDesc = "" +
 	"updated_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x12\x1c\n" +
 	"\tprincipal\x18\x0e \x01(\tR\tprincipal\x12\x10\n" +
 	"\x03git\x18\x0f \x01(\tR\x03git\x12\x19\n" +
-	"\bgit_push\x18\x10 \x03(\tR\agitPush\"\xd6\x03\n" +
+	"\bgit_push\x18\x10 \x03(\tR\agitPush\x12 \n" +
+	"\vplaceholder\x18\x11 \x01(\tR\vplaceholder\"\x82\x04\n" +
 	"\x11AddBindingRequest\x12?\n" +
 	"\x04name\x18\x01 \x01(\tB+\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\x12!\n" +
 	"\x06secret\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x06secret\x12\x1e\n" +
@@ -926,7 +947,8 @@ const file_firebreak_v1_secret_proto_rawDesc = "" +
 	"\x04tier\x18\n" +
 	" \x01(\tB\a\xbaH\x04r\x02\x18 R\x04tier\x12\x1a\n" +
 	"\x03git\x18\v \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x03git\x12,\n" +
-	"\bgit_push\x18\f \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10 \"\ar\x05\x10\x01\x18\x80\x02R\agitPush\"\x15\n" +
+	"\bgit_push\x18\f \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10 \"\ar\x05\x10\x01\x18\x80\x02R\agitPush\x12*\n" +
+	"\vplaceholder\x18\r \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\vplaceholder\"\x15\n" +
 	"\x13ListBindingsRequest\"I\n" +
 	"\x14ListBindingsResponse\x121\n" +
 	"\bbindings\x18\x01 \x03(\v2\x15.firebreak.v1.BindingR\bbindings\"2\n" +

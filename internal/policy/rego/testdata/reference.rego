@@ -4,7 +4,9 @@
 # input.flow: name ("" for an address), suffix (the public suffix of name), literal
 # (the address that was asked for, or ""), addr (effective), class, openable,
 # port, protocol, claim: {name, addr, suffix}, same_claim.
-# input.rules: [{index, id, deny, names: [{name, stars}], nets, ports: [[low, high]], protocols}]
+# input.rules: [{index, id, deny, names: [{name, stars}], nets, ports: [[low, high]], protocols, opaque, methods, paths}]
+# input.request: null for a connection, or {method, path, means}: the path as it
+# was sent, and without escapes; "" if it can be taken for two.
 # input.private: networks the operator permits. input.observe.
 package reference
 
@@ -27,6 +29,7 @@ allow if { # what no rule is about, where the policy observes
 	claim_ok
 	count(matches) == 0
 	f.class == "public"
+	not raw_to_read
 }
 
 reachable if f.class == "public"
@@ -81,7 +84,57 @@ about(r) if in_nets(r, f.addr)
 
 about(r) if in_nets(r, f.claim.addr)
 
-denials := {r.id | some r in input.rules; r.deny; port_matches(r); about(r)}
+denials := {r.id | some r in input.rules; r.deny; port_matches(r); about(r); forbids(r)}
+
+some_requests(r) if count(r.methods) > 0
+
+some_requests(r) if count(r.paths) > 0
+
+forbids(r) if not some_requests(r)
+
+forbids(r) if {
+	input.request != null
+	forbids_method(r)
+	forbids_path(r)
+}
+
+forbids_method(r) if count(r.methods) == 0
+
+forbids_method(r) if input.request.method in r.methods
+
+forbids_method(_) if not regex.match(`^[A-Z-]+$`, input.request.method)
+
+forbids_path(r) if count(r.paths) == 0
+
+forbids_path(_) if input.request.means == ""
+
+forbids_path(r) if {
+	some p in r.paths
+	startswith(concat("", [lower(input.request.means), "/"]), concat("", [lower(p), "/"]))
+}
+
+# Where requests are denied nothing passes unread.
+
+to_read if {
+	input.request == null
+	some r in input.rules
+	r.deny
+	some_requests(r)
+	port_matches(r)
+	about(r)
+}
+
+raw_to_read if {
+	to_read
+	f.protocol == "tcp"
+}
+
+passes_unread(_) if raw_to_read
+
+passes_unread(r) if {
+	to_read
+	r.opaque
+}
 
 # Claims are the host's, if the host is a name.
 
@@ -100,9 +153,34 @@ claim_ok if {
 # Allow rules, each with how specific it is; the smallest is the one that counts.
 
 candidate(r) if {
+	names_it(r)
+	not passes_unread(r)
+}
+
+names_it(r) if {
 	not r.deny
 	port_matches(r)
 	f.protocol in r.protocols
+	permits(r)
+}
+
+permits(_) if input.request == null
+
+permits(r) if {
+	permits_method(r)
+	permits_path(r)
+}
+
+permits_method(r) if count(r.methods) == 0
+
+permits_method(r) if input.request.method in r.methods
+
+permits_path(r) if count(r.paths) == 0
+
+permits_path(r) if {
+	input.request.means != ""
+	some p in r.paths
+	startswith(concat("", [input.request.path, "/"]), concat("", [p, "/"]))
 }
 
 matches contains [0, 0 - count(p.name), p.stars, r.index, r.id] if {
@@ -145,7 +223,7 @@ special := [
 opened if {
 	not f.class in {"public", "own"}
 	some r in input.rules
-	candidate(r)
+	names_it(r)
 	some cidr in r.nets
 	net.cidr_contains(cidr, f.addr)
 	some s in special
@@ -157,7 +235,7 @@ opened if {
 opened if {
 	f.class == "own"
 	some r in input.rules
-	candidate(r)
+	names_it(r)
 	some cidr in r.nets
 	single(cidr)
 	net.cidr_contains(cidr, f.addr)
