@@ -155,7 +155,7 @@ func TestPinnedClients(t *testing.T) {
 	w.serve()
 	pin := "curl -sS -m 20 --pinnedpubkey sha256//AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA= https://api.example/"
 	for name, script := range map[string]string{
-		"its own list": "curl -sS -m 20 --cacert real.pem https://api.example/",
+		"its own list": "curl -sS -m 20 --cacert real.pem --capath . https://api.example/", /* else curl reads the system's directory, too */
 		"one key":      pin,
 		"Python":       `/usr/bin/python3 -c "import ssl, urllib.request as u; u.urlopen('https://api.example/', context=ssl.create_default_context(cafile='real.pem'))"`,
 		"Node":         `NODE_EXTRA_CA_CERTS= node -e "require('https').get({host: 'api.example', ca: require('fs').readFileSync('real.pem')}, r => process.exit(0)).on('error', () => process.exit(1))"`,
@@ -176,7 +176,7 @@ func TestPinnedClients(t *testing.T) {
 			}
 		})
 	}
-	policy := filepath.Join(w.dir, "unread.yaml")
+	policy := filepath.Join(t.TempDir(), "unread.yaml")
 	if err := os.WriteFile(policy, []byte("allow:\n- host: api.example\n  inspect: none\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
