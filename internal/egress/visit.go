@@ -51,7 +51,7 @@ func (f *flow) visit(ctx context.Context, g grant) {
 	}
 	e := w.granted(g.flow, g.decision)
 	e.Address = g.flow.Addr.String()
-	ask := inspect.Asker(visitor{wire: w, grant: g})
+	ask := inspect.Asker(visitor{wire: w, grant: g, meter: f.meter})
 	if g.bound {
 		e.Address, e.Reason, ask = "", ReasonBinding, opener{visitor{wire: w, grant: g}}
 	}
@@ -90,6 +90,7 @@ func (f *flow) visit(ctx context.Context, g grant) {
 type visitor struct {
 	wire *wire
 	grant
+	meter *policy.Meter // nil: no rule allows the connection
 }
 
 // Decide implements inspect.Asker.
@@ -108,6 +109,13 @@ func (v visitor) Decide(ctx context.Context, method, path string) *inspect.Refus
 		e.Hint = v.table.Hint(v.flow, d)
 		w.deny(e)
 		return &inspect.Refusal{Status: http.StatusForbidden, Reason: e.Reason, Text: "the policy denies this request (" + e.Reason + ")"}
+	}
+	if d.Rule != nil && v.meter != nil {
+		if err := v.meter.Permit(d.Rule); err != nil { // another rule than the connection's
+			e.Decision, e.Reason, e.Hint = Deny, policy.ReasonBudget.String(), err.Error()
+			w.deny(e)
+			return &inspect.Refusal{Status: http.StatusForbidden, Reason: e.Reason, Text: e.Hint}
+		}
 	}
 	if err := w.ledger.allow(e); err != nil {
 		e.Reason, e.Hint = ReasonUnrecorded, "what cannot be recorded does not happen"

@@ -2,7 +2,10 @@ package policy
 
 import (
 	"fmt"
+	"net"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/firebreak-dev/firebreak/internal/netaddr"
@@ -102,9 +105,13 @@ func (a *Accountant) Name(r *Compiled, h netaddr.Host) error {
 
 // Meter charges one connection. Its methods may be called at once.
 type Meter struct {
-	rule   *Compiled
-	use    *use
-	closed sync.Once
+	account *Accountant
+	rule    *Compiled
+	use     *use
+
+	mu     sync.Mutex
+	closed bool                     // guarded by mu
+	others atomic.Pointer[[]*Meter] // written with mu; see Permit
 }
 
 // Connect charges a connection that is about to be made, whether it succeeds or
@@ -129,7 +136,36 @@ func (a *Accountant) Connect(r *Compiled) (*Meter, error) {
 	}
 	u.connections++
 	u.concurrent++
-	return &Meter{rule: r, use: u}, nil
+	return &Meter{account: a, rule: r, use: u}, nil
+}
+
+// Permit charges the connection to another rule as well, by which a request on it
+// passes: it is one of that rule's connections from now on, and what moves on it is
+// charged to both. A rule that is charged already is not again. Errors:
+// *BudgetError, and nothing is charged; net.ErrClosed after Close.
+func (m *Meter) Permit(r *Compiled) error {
+	if r.ID == m.rule.ID {
+		return nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var others []*Meter
+	if was := m.others.Load(); was != nil {
+		others = *was
+	}
+	if m.closed {
+		return net.ErrClosed
+	}
+	if slices.ContainsFunc(others, func(o *Meter) bool { return o.rule.ID == r.ID }) {
+		return nil
+	}
+	other, err := m.account.Connect(r)
+	if err != nil {
+		return err
+	}
+	others = append(slices.Clone(others), other)
+	m.others.Store(&others)
+	return nil
 }
 
 // take takes one token of the bucket, which holds Rate and fills in Per.
@@ -153,12 +189,26 @@ func (u *use) take(b *Budget, now time.Time) bool {
 // Upload charges n bytes that are about to leave the sandbox. Errors:
 // *BudgetError: none of them may.
 func (m *Meter) Upload(n int) error {
+	if others := m.others.Load(); others != nil {
+		for _, o := range *others {
+			if err := o.Upload(n); err != nil {
+				return err
+			}
+		}
+	}
 	return m.charge(&m.use.upload, m.rule.Budget.Upload, n, "upload")
 }
 
 // Download charges n bytes that are about to enter the sandbox. Errors:
 // *BudgetError: none of them may.
 func (m *Meter) Download(n int) error {
+	if others := m.others.Load(); others != nil {
+		for _, o := range *others {
+			if err := o.Download(n); err != nil {
+				return err
+			}
+		}
+	}
 	return m.charge(&m.use.download, m.rule.Budget.Download, n, "download")
 }
 
@@ -174,11 +224,22 @@ func (m *Meter) charge(used *int64, limit int64, n int, what string) error {
 
 // Close says that the connection is over. Again: nothing.
 func (m *Meter) Close() {
-	m.closed.Do(func() {
-		m.use.mu.Lock()
-		defer m.use.mu.Unlock()
-		m.use.concurrent--
-	})
+	m.mu.Lock()
+	was := m.closed
+	m.closed = true
+	others := m.others.Load()
+	m.mu.Unlock()
+	if was {
+		return
+	}
+	if others != nil {
+		for _, o := range *others {
+			o.Close()
+		}
+	}
+	m.use.mu.Lock()
+	defer m.use.mu.Unlock()
+	m.use.concurrent--
 }
 
 // Used is what a sandbox has used of a rule.

@@ -153,12 +153,13 @@ func (t *Table) decide(f Flow, q *asked) Decision {
 	e, why := t.allowed(f, q, read != nil)
 	if e.rule == nil {
 		d.Reason = why
+		private := d.Class != netaddr.Public && f.Addr.IsValid()
 		switch {
-		case d.Class != netaddr.Public && f.Addr.IsValid():
+		case private && (why < ReasonMethod || !t.opened(f, nil, d.Class)):
 			d.Reason = ReasonPrivate // what a rule would have to say first
 		case read != nil && (why == ReasonInspect && !t.observe || t.observe && f.Protocol == ProtocolTCP):
 			d.Reason, d.Rule = ReasonInspect, read
-		case t.observe:
+		case t.observe && !private:
 			d.Allow, d.Reason = true, ReasonObserved
 		}
 		return d
@@ -274,13 +275,14 @@ func (t *Table) candidates(f Flow, q *asked) (list []*Compiled) {
 }
 
 // opened reports whether a rule names the network of an address that is not
-// public, with the operator's permission.
+// public, with the operator's permission. To a name it is opened by rules for all
+// requests only: which of its addresses one goes to is not known before.
 func (t *Table) opened(f Flow, q *asked, c netaddr.Class) bool {
 	return t.allow.byAddr(f.Addr, func(es []entry) bool {
 		for i := range es {
 			e := &es[i]
 			if (c == netaddr.Own && e.own || c != netaddr.Own && e.private) && (f.Port == 0 || hasPort(e.rule.Ports, f.Port)) &&
-				(f.Protocol == ProtocolUnknown || e.rule.Protocols.has(f.Protocol)) && (q == nil || e.rule.permits(q) == ReasonRule) {
+				(f.Protocol == ProtocolUnknown || e.rule.Protocols.has(f.Protocol)) && (f.Host.Name() == "" || !e.rule.aboutRequests()) && (q == nil || e.rule.permits(q) == ReasonRule) {
 				return true
 			}
 		}

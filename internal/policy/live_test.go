@@ -148,6 +148,68 @@ func TestBudgets(t *testing.T) {
 	must(t, many.Upload(1<<62))
 }
 
+// TestPermitBudgets: what passes on a connection by another rule than its own is
+// charged to that one, too, and to it alone if it may not.
+func TestPermitBudgets(t *testing.T) {
+	table := compile(t, Options{}, `allow:
+  - {id: get, host: a.example, methods: GET, budget: {upload: 100B}}
+  - {id: r, host: a.example, methods: POST, budget: {upload: 10B, download: 20B, connections: 3, concurrent: 1}}`)
+	get, post := table.Rules()[0], table.Rules()[1]
+	var a Accountant
+	one, err := a.Connect(get)
+	must(t, err)
+	must(t, one.Upload(50))
+	must(t, one.Permit(get))
+	must(t, one.Permit(post))
+	must(t, one.Permit(post)) // once
+	must(t, one.Upload(10))
+	must(t, one.Download(20))
+	exhausted(t, one.Upload(1), "upload")
+	exhausted(t, one.Download(1), "download")
+	two, err := a.Connect(get)
+	must(t, err)
+	exhausted(t, two.Permit(post), "concurrent")
+	must(t, two.Upload(40)) // it goes on as before
+	if got, want := a.Used(get), (Used{100, 20, 2, 2, 0}); got != want {
+		t.Errorf("the connection's rule: %+v, want %+v", got, want)
+	}
+	one.Close()
+	one.Close()
+	exhausted(t, two.Permit(post), "upload")
+	if got, want := a.Used(post), (Used{10, 20, 1, 0, 0}); got != want {
+		t.Errorf("the request's rule: %+v, want %+v", got, want)
+	}
+	if err := one.Permit(post); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("after the end: %v", err)
+	}
+}
+
+// TestPermitTogether: requests that begin at once on one connection are one to a
+// rule, and its end is that of all.
+func TestPermitTogether(t *testing.T) {
+	var a Accountant
+	own, r := rule(t, "connections: 1000"), rule(t, "connections: 50")
+	own.ID = "own"
+	var wg sync.WaitGroup
+	for range 50 {
+		m, err := a.Connect(own)
+		must(t, err)
+		for range 4 {
+			wg.Go(func() {
+				if err := m.Permit(r); err != nil && !errors.Is(err, net.ErrClosed) {
+					t.Error(err)
+				}
+				_ = m.Upload(1) // has no bound
+			})
+		}
+		wg.Go(m.Close)
+	}
+	wg.Wait()
+	if u := a.Used(r); u.Concurrent != 0 || u.Connections > 50 || a.Used(own).Concurrent != 0 {
+		t.Errorf("%+v", u)
+	}
+}
+
 func TestNameBudget(t *testing.T) {
 	var a Accountant
 	r := rule(t, "names: 2")

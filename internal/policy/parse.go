@@ -274,6 +274,8 @@ func (r *reader) finish(n *yaml.Node, rule *Rule, effect string) error {
 		return r.errorf(n.Line, "methods and paths are not seen where `inspect: none`")
 	case rule.Protocols.has(ProtocolTCP) && rule.aboutRequests():
 		return r.errorf(n.Line, "methods and paths are not seen in raw TCP").WithHint("make it two rules")
+	case effect == "deny" && len(rule.Networks) > 0 && rule.aboutRequests(): // a name may have several, and others tomorrow
+		return r.errorf(n.Line, "which address a request goes to is not known before: a deny rule with methods or paths names hosts").WithHint("deny the network altogether, or allow it with methods and paths")
 	case len(rule.Methods) > maxMethods || len(rule.Paths) > maxPaths:
 		return r.errorf(n.Line, "a rule has at most %d methods and %d paths", maxMethods, maxPaths)
 	}

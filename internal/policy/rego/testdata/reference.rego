@@ -224,6 +224,7 @@ opened if {
 	not f.class in {"public", "own"}
 	some r in input.rules
 	names_it(r)
+	opens(r)
 	some cidr in r.nets
 	net.cidr_contains(cidr, f.addr)
 	some s in special
@@ -236,11 +237,18 @@ opened if {
 	f.class == "own"
 	some r in input.rules
 	names_it(r)
+	opens(r)
 	some cidr in r.nets
 	single(cidr)
 	net.cidr_contains(cidr, f.addr)
 	cidr in input.private
 }
+
+# Of a name's addresses nobody knows which one a request goes to.
+
+opens(_) if f.name == ""
+
+opens(r) if not some_requests(r)
 
 single(cidr) if endswith(cidr, "/128")
 
