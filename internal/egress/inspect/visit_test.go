@@ -66,6 +66,7 @@ type house struct {
 	decided  atomic.Int64
 	open     atomic.Int64 // connections of the sandbox's
 	no       atomic.Pointer[Refusal]
+	stop     func() // ends all visits
 
 	mu      sync.Mutex
 	refused []string // guarded by mu; METHOD REASON
@@ -149,11 +150,14 @@ func (h *house) serve() {
 			})
 		}
 	})
-	h.Cleanup(func() {
+	h.stop = sync.OnceFunc(func() {
 		cancel()
 		l.Close()
 		all.Wait()
 		h.proxy.Close()
+	})
+	h.Cleanup(func() {
+		h.stop()
 		h.up.CloseClientConnections()
 		h.up.Close()
 	})
@@ -333,6 +337,10 @@ func (f *framed) ask(id uint32, fields ...string) error {
 		_ = f.pack.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]})
 	}
 	return f.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: f.head.Bytes(), EndHeaders: true, EndStream: true})
+}
+
+func headerField(name, value string) hpack.HeaderField {
+	return hpack.HeaderField{Name: name, Value: value}
 }
 
 // answer is the status of a stream; "reset" or "gone" if it has none.
