@@ -62,6 +62,7 @@ func (o *Orchestrator) Create(ctx context.Context, who Caller, req CreateRequest
 		return Sandbox{}, err
 	}
 	defer a.ticket.leave()
+	p.claim(&req)
 	l, ctx, err := o.intend(ctx, who, p, a)
 	if err != nil {
 		p.release()
