@@ -81,7 +81,7 @@ func (p *Pool) fill() {
 		lacks, surplus, wait := p.next(time.Now())
 		var e *entry
 		if lacks != nil {
-			e = &entry{shape: lacks.shape, claimed: Claimed{sandbox.NewInstanceID(), sandbox.NewID()}, cost: lacks.shape.Limits.Memory}
+			e = &entry{shape: lacks.shape, claimed: Claimed{Instance: sandbox.NewInstanceID(), Sandbox: sandbox.NewID()}, cost: lacks.shape.Limits.Memory}
 			lacks.making++
 			p.making = e
 			p.total++
@@ -117,10 +117,10 @@ func (p *Pool) make(e *entry) (err error) {
 	e.release = st.Release
 	spec := sandbox.Spec{Instance: e.claimed.Instance, Sandbox: e.claimed.Sandbox, Hostname: string(e.claimed.Sandbox),
 		Root: st.Root, ReadonlyRoot: e.shape.ReadonlyRoot, Limits: e.shape.Limits}
-	e.inst, err = p.Backend.Create(ctx, spec)
+	e.claimed.Inst, err = p.Backend.Create(ctx, spec)
 	if err == nil {
-		if err = prepare(ctx, e.inst, st); err != nil {
-			_, left := e.inst.Destroy(context.WithoutCancel(ctx))
+		if err = prepare(ctx, e.claimed.Inst, st); err != nil {
+			_, left := e.claimed.Inst.Destroy(context.WithoutCancel(ctx))
 			err = errors.Join(err, left)
 		}
 	}
@@ -155,7 +155,7 @@ func (p *Pool) made(s *shelf, e *entry, err error) {
 
 // watch takes an entry away that ends while it waits.
 func (p *Pool) watch(ctx context.Context, e *entry) {
-	exit, err := e.inst.Wait(ctx)
+	exit, err := e.claimed.Inst.Wait(ctx)
 	if ctx.Err() != nil {
 		return
 	}

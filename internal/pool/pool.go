@@ -54,6 +54,7 @@ type Options struct {
 type Claimed struct {
 	Instance sandbox.InstanceID
 	Sandbox  sandbox.ID // whose name the guest has
+	Inst     sandbox.Instance
 }
 
 // Stat is what there is of a shape.
@@ -72,7 +73,6 @@ type Stat struct {
 type entry struct {
 	shape   Shape
 	claimed Claimed
-	inst    sandbox.Instance
 	release func()
 	cost    int64 // bytes it may come to use
 	gone    context.CancelFunc
@@ -201,7 +201,7 @@ func (p *Pool) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Instance,
 	e.gone()
 	e.release()
 	p.poke()
-	return e.inst, nil
+	return e.claimed.Inst, nil
 }
 
 // forget takes an entry off the account. Preconditions: p.mu is held.
@@ -278,7 +278,7 @@ func (p *Pool) discard(e *entry, why string) {
 	e.gone()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.ctx), destroyWait)
 	defer cancel()
-	if r, err := e.inst.Destroy(ctx); err != nil || !r.Clean {
+	if r, err := e.claimed.Inst.Destroy(ctx); err != nil || !r.Clean {
 		p.o.Log.Error("an entry of the pool is not gone", "instance", e.claimed.Instance, "clean", r.Clean, "err", err) // the reaper finds it
 	} else {
 		p.o.Log.Debug("an entry of the pool ends", "instance", e.claimed.Instance, "why", why)
@@ -337,5 +337,8 @@ func prepare(ctx context.Context, inst sandbox.Instance, st Stock) error {
 	if st.Pack == "" {
 		return nil
 	}
-	return s.Standby(ctx, st.Env, "")
+	if err = s.Standby(ctx, st.Env, ""); sandbox.KindOf(err) == sandbox.KindUnsupported {
+		return nil // programs start there as they do elsewhere
+	}
+	return err
 }
