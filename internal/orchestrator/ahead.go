@@ -89,6 +89,31 @@ func (o *Orchestrator) take(ctx context.Context, who Caller, p *plan, a *admissi
 	return l.snapshot(), true, nil
 }
 
+// Shelf is what a backend has ready of one shape.
+type Shelf struct {
+	Backend string
+	pool.Stat
+}
+
+// Ready tells what is ready. Not enabled: no backend keeps anything.
+func (o *Orchestrator) Ready(ctx context.Context) (shelves []Shelf, enabled bool, err error) {
+	for _, b := range o.Backends {
+		p, ok := b.(interface{ Stats() []pool.Stat })
+		if !ok {
+			continue
+		}
+		enabled = true
+		info, err := b.Info(ctx)
+		if err != nil {
+			return nil, true, sandbox.Wrap("pool", "", err)
+		}
+		for _, st := range p.Stats() {
+			shelves = append(shelves, Shelf{info.Name, st})
+		}
+	}
+	return shelves, enabled, nil
+}
+
 // Stock is pool.Options' Stock, for the templates that sandboxes are made of here.
 // Errors: KindNotFound for a template that is gone.
 func (o *Orchestrator) Stock(ctx context.Context, s pool.Shape) (pool.Stock, error) {
