@@ -33,12 +33,12 @@ def order():
 
 
 def become(env):
-    for key in list(os.environb):
-        if key not in env:
-            del os.environb[key]
+    if env == dict(os.environb):
+        return
+    for key in list(os.environb):  # all, so that the order is that of a fresh start
+        del os.environb[key]
     for key, value in env.items():
-        if os.environb.get(key) != value:
-            os.environb[key] = value
+        os.environb[key] = value
 
 
 def fresh():
