@@ -55,7 +55,6 @@ var ranks = []struct {
 	{"internal/attest", 3},
 	{"internal/backend/", 3},
 	{"internal/pool", 4},
-	{"internal/pool", 4},
 	{"internal/orchestrator", 5},
 	{"internal/release", 6},
 	{"internal/trigger", 6},
