@@ -27,6 +27,11 @@ func (c *Client) Quota(ctx context.Context) (*v1.GetQuotaResponse, error) {
 	return message(c.system.GetQuota(ctx, connect.NewRequest(&v1.GetQuotaRequest{})))
 }
 
+// Pool tells which sandboxes the server keeps ready.
+func (c *Client) Pool(ctx context.Context) (*v1.GetPoolResponse, error) {
+	return message(c.system.GetPool(ctx, connect.NewRequest(&v1.GetPoolRequest{})))
+}
+
 // Version says what the server runs.
 func (c *Client) Version(ctx context.Context) (*v1.GetVersionResponse, error) {
 	return message(c.system.GetVersion(ctx, connect.NewRequest(&v1.GetVersionRequest{})))

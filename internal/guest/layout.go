@@ -14,6 +14,8 @@ const (
 	// PythonContext and NodeContext keep an interpreter warm.
 	PythonContext = PythonDir + "/firebreak_context.py"
 	NodeContext   = RuntimeDir + "/node/context.js"
+	// PythonStandby waits to become a program.
+	PythonStandby = PythonDir + "/firebreak_standby.py"
 	// ResultPrefix and an exec's id make the file named by $FIREBREAK_RESULT.
 	ResultPrefix = "/tmp/.firebreak-result-"
 	// ResultEnv names the environment variable that holds that path.

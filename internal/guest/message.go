@@ -54,6 +54,7 @@ const (
 	OpWatch     Op = "watch"
 	OpDial      Op = "dial"
 	OpTrust     Op = "trust"
+	OpStandby   Op = "standby"
 	OpQuiesce   Op = "quiesce" // reserved: forks
 	OpReseed    Op = "reseed"  // reserved: forks
 )
@@ -66,6 +67,19 @@ type Call struct {
 	File    *FileCall  `json:"file,omitempty"`
 	Dial    *DialCall  `json:"dial,omitempty"`
 	Trust   *TrustCall `json:"trust,omitempty"`
+	// Only for an agent with CapabilityStandby: others do not know the operation.
+	Standby *StandbyCall `json:"standby,omitempty"`
+}
+
+// StandbyCall has the agent keep one interpreter ready, in place of the one it was
+// asked for before: Argv, which waits on descriptor 3 for source text. It becomes
+// the next program whose arguments begin with Match, followed by that text, if
+// nothing that it could have seen when it started has changed since.
+type StandbyCall struct {
+	Argv  []string `json:"argv"`
+	Match []string `json:"match"`
+	Env   []string `json:"env,omitempty"` // as ExecCall has it
+	User  string   `json:"user,omitempty"`
 }
 
 // ExecCall starts a program. The call's id becomes the process id of the
@@ -105,6 +119,8 @@ func (s Size) Check() error {
 const (
 	CapabilityPTY    = "pty"    // it makes terminals
 	CapabilityWindow = "window" // it keeps to FileCall.Window
+	// It keeps interpreters ready.
+	CapabilityStandby = "standby"
 )
 
 // ProcCall is about the process ID: signal, resize, attach, detach.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/firebreak-dev/firebreak/internal/failpoint"
+	"github.com/firebreak-dev/firebreak/internal/pool"
 	"github.com/firebreak-dev/firebreak/internal/store"
 	"github.com/firebreak-dev/firebreak/internal/template"
 	"github.com/firebreak-dev/firebreak/sandbox"
@@ -27,6 +28,7 @@ type plan struct {
 	spec    sandbox.Spec
 	sb      Sandbox
 	release func() // of the template
+	ready   *pool.Claimed
 }
 
 // Create makes a sandbox and returns when the agent inside has answered. The
@@ -62,6 +64,11 @@ func (o *Orchestrator) Create(ctx context.Context, who Caller, req CreateRequest
 		return Sandbox{}, err
 	}
 	defer a.ticket.leave()
+	if p.claim(&req) {
+		if sb, met, err := o.take(ctx, who, p, a, begun); met {
+			return sb, err
+		}
+	}
 	l, ctx, err := o.intend(ctx, who, p, a)
 	if err != nil {
 		p.release()
@@ -282,24 +289,6 @@ func (o *Orchestrator) Infos(ctx context.Context) (infos []sandbox.Info, auto st
 // returns ends with ctx, with the boot's deadline, and when somebody ends the
 // sandbox meanwhile.
 func (o *Orchestrator) intend(ctx context.Context, who Caller, p *plan, a *admission) (*live, context.Context, error) {
-	undo := func(err error) (*live, context.Context, error) {
-		// What was recorded as about to be done was not: say so, and end its
-		// evidence with the receipt of nothing, as all evidence ends.
-		ctx := context.WithoutCancel(ctx)
-		evidence := o.record(ctx, who, &p.sb, sandbox.Record{Class: sandbox.Flow, Action: "sandbox.create",
-			Outcome: sandbox.OutcomeFailed, Detail: map[string]string{"error": clip(err.Error())}})
-		if evidence == nil {
-			evidence = o.record(ctx, who, &p.sb, receiptRecord(sandbox.Receipt{Instance: p.sb.Instance}.Seal(), ""))
-		}
-		if evidence != nil {
-			o.Log.Error("a create that failed could not be recorded; the missing \"done\" says the same", "sandbox", p.sb.ID, "error", evidence)
-		}
-		var e *sandbox.Error
-		if errors.As(err, &e) && e.Kind == sandbox.KindCapacity && e.RetryAfter == 0 {
-			e.RetryAfter = 5 * time.Second
-		}
-		return nil, nil, err
-	}
 	if err := o.record(ctx, who, &p.sb, createRecord(p)); err != nil {
 		return nil, nil, err
 	}
@@ -309,7 +298,7 @@ func (o *Orchestrator) intend(ctx context.Context, who Caller, p *plan, a *admis
 	q := store.Quota{Tenant: int(o.Quota.Of(who.Tenant).Sandboxes), Host: o.Quota.Host}
 	rec, err := o.Store.Tenant(who.Tenant).CreateSandbox(ctx, p.sb.Sandbox, q)
 	if err != nil {
-		return undo(err)
+		return nil, nil, o.unmade(ctx, who, p, err)
 	}
 	failpoint.Hit("create/after-intent")
 	ctx, cancel := context.WithTimeout(ctx, o.Defaults.CreateTimeout)
@@ -320,6 +309,26 @@ func (o *Orchestrator) intend(ctx context.Context, who Caller, p *plan, a *admis
 		l.publishState(store.Creating, "", "", false)
 	}
 	return l, ctx, nil
+}
+
+// unmade ends the evidence of a create that was recorded as about to happen and did
+// not, for err, with the receipt of nothing, as all evidence ends. It returns err, or
+// one that says when to try again.
+func (o *Orchestrator) unmade(ctx context.Context, who Caller, p *plan, err error) error {
+	ctx = context.WithoutCancel(ctx)
+	evidence := o.record(ctx, who, &p.sb, sandbox.Record{Class: sandbox.Flow, Action: "sandbox.create",
+		Outcome: sandbox.OutcomeFailed, Detail: map[string]string{"error": clip(err.Error())}})
+	if evidence == nil {
+		evidence = o.record(ctx, who, &p.sb, receiptRecord(sandbox.Receipt{Instance: p.sb.Instance}.Seal(), ""))
+	}
+	if evidence != nil {
+		o.Log.Error("a create that failed could not be recorded; the missing \"done\" says the same", "sandbox", p.sb.ID, "error", evidence)
+	}
+	var e *sandbox.Error
+	if errors.As(err, &e) && e.Kind == sandbox.KindCapacity && e.RetryAfter == 0 {
+		e.RetryAfter = 5 * time.Second
+	}
+	return err
 }
 
 // gitCommit is what the id of a commit looks like: SHA-1 or SHA-256.
@@ -407,21 +416,35 @@ func (l *live) running(ctx context.Context, begun time.Time) error {
 	if err != nil {
 		return err
 	}
-	det.Boot = time.Since(begun)
+	sb := Sandbox{Details: det}
 	rec, err := l.o.Store.Tenant(l.tenant).EditSandbox(ctx, l.id, func(rec *store.Sandbox) error {
-		rec.State, rec.Started, rec.Enforced = store.Running, time.Now().UTC(), st.Enforced
-		for _, n := range (sandbox.AllLimits &^ st.Enforced).Names() {
-			det.Notes = append(slices.Clip(det.Notes), "the "+n+" limit is not enforced here")
-		}
-		rec.Extra = det.pack()
+		sb.Sandbox = *rec
+		sb.started(st, begun)
+		*rec = sb.Sandbox
 		return nil
 	})
 	if err != nil {
 		return err
 	}
 	failpoint.Hit("create/after-running")
+	sb.Sandbox = rec
+	return l.run(ctx, inst, st, sb)
+}
+
+// started notes in a record that the instance is there, and what is enforced.
+func (sb *Sandbox) started(st sandbox.Status, begun time.Time) {
+	sb.State, sb.Started, sb.Enforced = store.Running, time.Now().UTC(), st.Enforced
+	sb.Details.Boot = time.Since(begun)
+	for _, n := range (sandbox.AllLimits &^ st.Enforced).Names() {
+		sb.Details.Notes = append(slices.Clip(sb.Details.Notes), "the "+n+" limit is not enforced here")
+	}
+	sb.Extra = sb.Details.pack()
+}
+
+// run begins to watch a sandbox that is journalled as running, and tells of it.
+func (l *live) run(ctx context.Context, inst sandbox.Instance, st sandbox.Status, sb Sandbox) error {
 	l.mu.Lock()
-	l.sb = Sandbox{Sandbox: rec, Details: det}
+	l.sb = sb
 	l.usage, l.sampled, l.used = st.Usage, time.Now(), time.Now()
 	l.arm()
 	ended := l.ending != nil
@@ -437,8 +460,8 @@ func (l *live) running(ctx context.Context, begun time.Time) error {
 		l.watch(inst)
 	}()
 	l.publishState(store.Running, "", "", false)
-	return l.record(ctx, Caller{Tenant: l.tenant, Principal: rec.Principal}, sandbox.Record{Class: sandbox.Flow, Action: "sandbox.create",
-		Outcome: sandbox.OutcomeDone, Detail: map[string]string{"enforced": st.Enforced.String(), "took": short(det.Boot)}})
+	return l.record(ctx, Caller{Tenant: l.tenant, Principal: sb.Principal}, sandbox.Record{Class: sandbox.Flow, Action: "sandbox.create",
+		Outcome: sandbox.OutcomeDone, Detail: map[string]string{"enforced": st.Enforced.String(), "took": short(sb.Details.Boot)}})
 }
 
 // failure is the reason of a boot that ended with err.

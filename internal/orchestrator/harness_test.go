@@ -127,10 +127,11 @@ type roots struct {
 }
 
 var hostTemplate = template.Template{Name: "host", Digest: "sha256:" + string(bytes.Repeat([]byte("a"), 64)),
+	Root:  sandbox.Root{Digest: "sha256:" + string(bytes.Repeat([]byte("a"), 64))},
 	Packs: []string{"python", "shell"}, Default: "python", Env: map[string]string{"LANG": "C.UTF-8"}}
 
 func (r *roots) Resolve(ctx context.Context, name string) (template.Template, error) {
-	if name != "host" {
+	if name != "host" && name != hostTemplate.Digest {
 		return template.Template{}, sandbox.Errorf("template resolve", sandbox.KindNotFound, "no template called %q", name).WithHint("build it")
 	}
 	return hostTemplate, nil

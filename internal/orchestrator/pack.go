@@ -31,6 +31,7 @@ type runner struct {
 	// forgets says that SIGINT can get lost: Node has moments, at the end of a
 	// script, when it is nobody's.
 	forgets bool
+	standby bool // an agent can keep one ready
 }
 
 // runners are the language packs. Python's output is not buffered: what a
@@ -44,8 +45,9 @@ var runners = map[string]runner{
 			q := strconv.QuoteToASCII(path)
 			return []string{"python3", "-c", "exec(compile(open(" + q + ",'rb').read()," + q + ",'exec'))"}
 		},
-		env:  map[string]string{"PYTHONUNBUFFERED": "1"},
-		warm: []string{"python3", guest.PythonContext},
+		env:     map[string]string{"PYTHONUNBUFFERED": "1"},
+		warm:    []string{"python3", guest.PythonContext},
+		standby: true,
 	},
 	template.Node: {
 		ext: "js",

@@ -180,6 +180,7 @@ type Secrets interface {
 // Quotas is what tenants may have.
 type Quotas interface {
 	GetQuota(context.Context, *v1.GetQuotaRequest) (*v1.GetQuotaResponse, error)
+	GetPool(context.Context, *v1.GetPoolRequest) (*v1.GetPoolResponse, error)
 }
 
 // System is the server itself and its keys.

@@ -365,6 +365,7 @@ var calls = map[string]func(*real){
 	"SystemService.UploadArchive":    func(r *real) { r.did("PUT", "/v1/templates/uploads", "archive") },
 	"SystemService.RemoveTemplate":   func(r *real) { r.did("DELETE", "/v1/templates/python", "") },
 	"SystemService.GetQuota":         func(r *real) { r.did("GET", "/v1/quota", "") },
+	"SystemService.GetPool":          func(r *real) { r.did("GET", "/v1/pool", "") },
 	"SystemService.CollectTemplates": func(r *real) { r.did("POST", "/v1/templates/collect", `{}`) },
 	"SystemService.GetVersion":       func(r *real) { r.did("GET", "/v1/version", "") },
 

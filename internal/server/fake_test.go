@@ -450,6 +450,10 @@ func (f *fake) GetBinding(_ context.Context, r *v1.GetBindingRequest) (*v1.Bindi
 func (f *fake) RemoveBinding(context.Context, *v1.RemoveBindingRequest) (*v1.RemoveBindingResponse, error) {
 	return &v1.RemoveBindingResponse{}, nil
 }
+func (f *fake) GetPool(context.Context, *v1.GetPoolRequest) (*v1.GetPoolResponse, error) {
+	return &v1.GetPoolResponse{Enabled: true}, nil
+}
+
 func (f *fake) GetQuota(context.Context, *v1.GetQuotaRequest) (*v1.GetQuotaResponse, error) {
 	return &v1.GetQuotaResponse{}, nil
 }

@@ -71,6 +71,7 @@ func register(g *registry, api API) {
 	g.registerUpload(api)
 	unary(g, rpc.SystemServiceRemoveTemplateProcedure, api.RemoveTemplate)
 	unary(g, rpc.SystemServiceGetQuotaProcedure, api.GetQuota)
+	unary(g, rpc.SystemServiceGetPoolProcedure, api.GetPool)
 	unary(g, rpc.SystemServiceCollectTemplatesProcedure, api.CollectTemplates, deadline(10*time.Minute))
 	unary(g, rpc.SystemServiceGetVersionProcedure, api.GetVersion)
 

@@ -33,6 +33,13 @@ func (s *Service) CreateSandbox(ctx context.Context, req *v1.CreateSandboxReques
 	if err != nil {
 		return nil, err
 	}
+	if keyFrom(ctx) == "" { // nobody has to know the id before: it may be that of one which is ready
+		sb, err := s.Orchestrator.Create(ctx, who, c)
+		if err != nil {
+			return nil, err
+		}
+		return toSandbox(sb), nil
+	}
 	c.ID = sandbox.NewID()
 	id, err := s.once(ctx, who, "create", req, string(c.ID), func(ctx context.Context) error {
 		_, err := s.Orchestrator.Create(ctx, who, c)

@@ -50,6 +50,25 @@ func (s *Service) GetQuota(ctx context.Context, req *v1.GetQuotaRequest) (*v1.Ge
 	return resp, nil
 }
 
+// GetPool tells which sandboxes are kept ready.
+func (s *Service) GetPool(ctx context.Context, req *v1.GetPoolRequest) (*v1.GetPoolResponse, error) {
+	if _, _, err := s.allow(ctx, "SystemService.GetPool"); err != nil {
+		return nil, err
+	}
+	shelves, enabled, err := s.Orchestrator.Ready(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp := &v1.GetPoolResponse{Enabled: enabled}
+	for _, x := range shelves {
+		l := x.Shape.Limits
+		resp.Shelves = append(resp.Shelves, &v1.PoolShelf{Backend: x.Backend, TemplateDigest: x.Shape.Digest, MemoryBytes: l.Memory, Cpus: l.CPUs,
+			Pids: int32(l.PIDs), DiskBytes: l.Disk, ReadonlyRoot: x.Shape.ReadonlyRoot, Ready: int32(x.Stat.Ready), Making: int32(x.Making),
+			Wanted: int32(x.Want), Hits: int64(x.Hits), Misses: int64(x.Misses), Failed: int64(x.Failed), Pinned: x.Pinned})
+	}
+	return resp, nil
+}
+
 // GetVersion says what is running.
 func (s *Service) GetVersion(ctx context.Context, req *v1.GetVersionRequest) (*v1.GetVersionResponse, error) {
 	if _, _, err := s.allow(ctx, "SystemService.GetVersion"); err != nil {

@@ -43,6 +43,8 @@ type Config struct {
 	LogLevel      string
 	StopSandboxes bool
 	MaxSandboxes  int
+	PoolSize      int // 0: nothing is kept ready
+	PoolMax       int // 0: four times PoolSize
 	AllowRoot     bool
 	Retain        time.Duration
 	RetainAudit   time.Duration // 0: for ever

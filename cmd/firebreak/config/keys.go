@@ -103,6 +103,20 @@ var Keys = append([]Key{
 		},
 		get: func(c *Config) string { return strconv.Itoa(c.MaxSandboxes) },
 	}, {
+		Name: "pool_size", Env: "FIREBREAK_POOL_SIZE",
+		Kind:    "int",
+		Doc:     "how many sandboxes of the default template, and of what else is asked for, serve keeps ready; 0: none",
+		Default: func(Source) string { return "0" },
+		set:     func(c *Config, v string) error { return setCount(&c.PoolSize, v) },
+		get:     func(c *Config) string { return strconv.Itoa(c.PoolSize) },
+	}, {
+		Name: "pool_max", Env: "FIREBREAK_POOL_MAX",
+		Kind:    "int",
+		Doc:     "how many sandboxes serve keeps ready at most, of all templates; 0: four times pool_size",
+		Default: func(Source) string { return "0" },
+		set:     func(c *Config, v string) error { return setCount(&c.PoolMax, v) },
+		get:     func(c *Config) string { return strconv.Itoa(c.PoolMax) },
+	}, {
 		Name: "allow_root", Env: "FIREBREAK_ALLOW_ROOT",
 		Kind:    "bool",
 		Doc:     "whether code may run as root inside its sandbox where a request asks for it",
@@ -362,5 +376,15 @@ func setE2BDomain(c *Config, v string) error {
 		return fmt.Errorf("%q is not a domain", v)
 	}
 	c.E2BDomain = v
+	return nil
+}
+
+// setCount sets a number of things, none of which is negative.
+func setCount(to *int, v string) error {
+	n, err := strconv.Atoi(v)
+	if err != nil || n < 0 {
+		return fmt.Errorf("%q is not a number, from 0 on", v)
+	}
+	*to = n
 	return nil
 }

@@ -20,7 +20,7 @@ func backends(o options) (bs []sandbox.Backend, release func() error, err error)
 	if err != nil {
 		return nil, nil, err
 	}
-	return []sandbox.Backend{g, sim.New(sim.Config{})}, release, nil
+	return []sandbox.Backend{o.pooled(g), sim.New(sim.Config{})}, release, nil
 }
 
 func newGVisor(o options) (_ sandbox.Backend, release func() error, err error) {

@@ -36,6 +36,7 @@ import (
 	"github.com/firebreak-dev/firebreak/internal/broker"
 	"github.com/firebreak-dev/firebreak/internal/event"
 	"github.com/firebreak-dev/firebreak/internal/orchestrator"
+	"github.com/firebreak-dev/firebreak/internal/pool"
 	"github.com/firebreak-dev/firebreak/internal/server"
 	"github.com/firebreak-dev/firebreak/internal/service"
 	"github.com/firebreak-dev/firebreak/internal/store"
@@ -59,6 +60,7 @@ type options struct {
 	// progress, if not nil, is told about work that takes long.
 	progress func(string)
 	hosts    []string
+	stock    func(context.Context, pool.Shape) (pool.Stock, error) // set by open
 	// authenticate wraps the authenticator, if not nil.
 	authenticate func(*auth.Authenticator) server.Authenticator
 }
@@ -103,6 +105,7 @@ type node struct {
 // error, what was opened is closed again.
 func (w Wiring) open(ctx context.Context, o options) (n *node, err error) {
 	n = &node{}
+	o.stock = func(ctx context.Context, s pool.Shape) (pool.Stock, error) { return n.orch.Stock(ctx, s) }
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.closeParts())
@@ -197,7 +200,10 @@ func (w Wiring) open(ctx context.Context, o options) (n *node, err error) {
 	if err != nil {
 		return n, err
 	}
-	return n, n.orch.Start(ctx)
+	if err := n.orch.Start(ctx); err != nil {
+		return n, err
+	}
+	return n, n.prewarm(ctx)
 }
 
 // ready says what keeps the node from its work. It cannot do without evidence.

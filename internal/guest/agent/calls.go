@@ -60,6 +60,11 @@ func (l *link) onCall(id uint32, body []byte) error {
 			return guest.Violation("trust without a certificate")
 		}
 		l.async(id, c.Op, func(*transfer) (guest.Reply, error) { return guest.Reply{}, l.s.trust(*c.Trust) })
+	case guest.OpStandby:
+		if c.Standby == nil || len(c.Standby.Argv) == 0 || len(c.Standby.Match) == 0 {
+			return guest.Violation("standby without a program")
+		}
+		l.async(id, c.Op, func(*transfer) (guest.Reply, error) { return guest.Reply{}, l.s.standby.keep(c.Standby) })
 	default:
 		l.async(id, c.Op, func(*transfer) (guest.Reply, error) {
 			return guest.Reply{}, sandbox.Errorf(string(c.Op), sandbox.KindUnsupported, "this agent cannot do that")
@@ -202,6 +207,7 @@ func (l *link) file(id uint32, op guest.Op, c *guest.FileCall) {
 		case guest.OpRead:
 			return guest.Reply{}, l.read(id, fs, t, c)
 		case guest.OpWrite:
+			defer l.s.standby.changed(c.Path)
 			return l.write(fs, t, c)
 		case guest.OpList:
 			return guest.Reply{}, l.list(id, fs, t, c)
@@ -212,9 +218,13 @@ func (l *link) file(id uint32, op guest.Op, c *guest.FileCall) {
 			return guest.Reply{File: &info}, err
 		case guest.OpMkdir:
 			return guest.Reply{}, fs.Mkdir(c.Path, c.Mode.Perm(), c.Parents)
+		}
+		defer l.s.standby.changed(c.Path)
+		switch op {
 		case guest.OpSymlink:
 			return guest.Reply{}, fs.Symlink(c.To, c.Path)
 		case guest.OpMove:
+			defer l.s.standby.changed(c.To)
 			return guest.Reply{}, fs.Move(c.Path, c.To)
 		}
 		return guest.Reply{}, fs.Remove(c.Path, c.Tree, c.Force)

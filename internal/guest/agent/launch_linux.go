@@ -105,6 +105,7 @@ func hasCapability(c uint) bool {
 type program struct {
 	s      *Linux
 	id     uint32
+	mark   uint32 // of its environment, where that is not id
 	pid    int
 	born   uint64 // start time, in the kernel's ticks
 	in     *inputPipe
@@ -116,52 +117,14 @@ type program struct {
 	alone bool // guarded by reaper.mu; no other program ran in its life so far
 	first bool // set by fork; no user process existed when it started
 	dead  bool // guarded by reaper.mu; reaped: the pid is somebody else's
+	waits bool // guarded by reaper.mu; see waiter
 }
 
 // Start implements System.
 func (s *Linux) Start(g Program) (Process, error) {
-	a, err := s.users.lookup(g.User)
-	if err != nil {
-		return nil, err
-	}
-	s.limitTasks(g.PIDs)
-	s.memory.Store(g.Memory)
-	s.measureBase()
-	env := environment(a, g)
-	dir := a.home
-	if g.Dir != "" {
-		dir = absolute(a, g.Dir)
-	}
-	fs, err := s.files.as(g.User)
-	if err != nil {
-		return nil, err
-	}
-	exe, err := fs.(*userFiles).lookPath(g.Argv[0], dir, lookupEnv(env, "PATH"))
-	if err != nil {
-		return nil, err
-	}
-	clearResult(guest.ResultPath(g.ID))
 	p := &program{s: s, id: g.ID, status: make(chan Status, 1)}
-	child, err := p.streams(a, g)
-	if err != nil {
+	if _, _, err := s.launch(p, g); err != nil {
 		return nil, err
-	}
-	attr := &syscall.ProcAttr{Dir: dir, Env: env, Files: child, Sys: &syscall.SysProcAttr{
-		Setsid:     true,
-		Setctty:    p.tty != nil, // descriptor 0
-		Credential: &syscall.Credential{Uid: uint32(a.uid), Gid: uint32(a.gid), Groups: a.groups},
-	}}
-	l := &s.user
-	if a.uid == 0 {
-		l = &s.root
-	}
-	if lerr := l.do(func() { err = s.reaper.fork(p, exe, g.Argv, attr) }); lerr != nil {
-		err = lerr
-	}
-	p.closeChild(child)
-	if err != nil {
-		p.closeParent()
-		return nil, startError(exe, dir, err)
 	}
 	return p, nil
 }

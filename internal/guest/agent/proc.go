@@ -70,11 +70,12 @@ func (l *link) exec(id uint32, c *guest.ExecCall) {
 func (p *proc) run(l *link, c *guest.ExecCall) {
 	s := p.s
 	set := s.settings()
-	sys, err := s.sys.Start(Program{ID: p.id, Argv: c.Argv, Env: c.Env, Dir: c.Dir, User: p.user, Stdin: c.Stdin, PTY: c.PTY,
+	sys, used, err := s.standby.start(Program{ID: p.id, Argv: c.Argv, Env: c.Env, Dir: c.Dir, User: p.user, Stdin: c.Stdin, PTY: c.PTY,
 		PIDs: set.PIDs, Memory: set.Memory})
 	l.mu.Lock()
 	delete(l.calls, p.id)
 	l.mu.Unlock()
+	defer s.standby.ended(used)
 	if err != nil {
 		s.forget(p)
 		l.fail(p.id, guest.OpExec, err)

@@ -20,11 +20,13 @@ type reaper struct {
 	gate  sync.Mutex // before mu: held to start a program, and to kill all there are
 	mu    sync.Mutex
 	progs map[int]*program // guarded by mu; running, by pid
-	born  chan struct{}    // capacity 1: there may be a child again
+	// Those that wait to become one, by pid: they are none to anybody.
+	waiting map[int]*program // guarded by mu
+	born    chan struct{}    // capacity 1: there may be a child again
 }
 
 func (r *reaper) start() {
-	r.progs = map[int]*program{}
+	r.progs, r.waiting = map[int]*program{}, map[int]*program{}
 	r.born = make(chan struct{}, 1)
 	go r.run() // for the life of PID 1
 }
@@ -41,11 +43,15 @@ func (r *reaper) fork(p *program, exe string, argv []string, attr *syscall.ProcA
 		return err
 	}
 	p.pid = pid
-	p.alone, p.first = len(r.progs) == 0, first
-	for _, other := range r.progs {
-		other.alone = false
+	if p.waits {
+		r.waiting[pid] = p
+	} else {
+		p.alone, p.first = len(r.progs) == 0, first
+		for _, other := range r.progs {
+			other.alone = false
+		}
+		r.progs[pid] = p
 	}
-	r.progs[pid] = p
 	select {
 	case r.born <- struct{}{}:
 	default:
@@ -72,6 +78,10 @@ func (r *reaper) run() {
 // process group and session goes with it.
 func (r *reaper) reap(pid int) {
 	r.mu.Lock()
+	if w := r.waiting[pid]; w != nil {
+		w.dead = true
+		delete(r.waiting, pid)
+	}
 	p := r.progs[pid]
 	if p != nil {
 		// Before the leader is reaped its number, the group's, is not reused.
@@ -183,7 +193,7 @@ func (p *program) owns(q process, all map[int]process) bool {
 		}
 		q = parent
 	}
-	return q.parent == 1 && !p.isProgram(q.pid) && q.marked(p.id)
+	return q.parent == 1 && !p.isProgram(q.pid) && (q.marked(p.id) || p.mark != 0 && q.marked(p.mark))
 }
 
 // isProgram says whether pid is itself started by an exec.

@@ -45,8 +45,9 @@ type Server struct {
 	conn   net.Conn         // guarded by mu; being served
 	closed bool             // guarded by mu
 
-	watch watch
-	work  work
+	watch   watch
+	work    work
+	standby standby
 }
 
 // New returns a Server for sys. version is told to the host.
@@ -54,6 +55,7 @@ func New(sys System, version string) *Server {
 	s := &Server{sys: sys, version: version, tick: sampleEvery,
 		turn: make(chan struct{}, 1), nextID: 1, procs: map[uint32]*proc{}}
 	s.watch.s = s
+	s.standby.s = s
 	return s
 }
 
@@ -117,6 +119,7 @@ func (s *Server) Close() error {
 	s.mu.Unlock()
 	s.turn <- struct{}{}
 	<-s.turn
+	s.standby.close()
 	for _, p := range procs {
 		p.discard()
 	}
@@ -173,6 +176,9 @@ func (s *Server) attachment(d *guest.Decoder, w *wire, nonce string) (reset []by
 	l := newLink(s, w, s.set.Window)
 	answer := guest.Hello{Protocol: guest.ProtocolVersion, Version: s.version, NextID: s.nextID,
 		Capabilities: []string{"exec", "files", "watch", "dial", guest.CapabilityPTY, guest.CapabilityWindow, guest.CapabilityAttributes}}
+	if _, ok := s.sys.(Stander); ok {
+		answer.Capabilities = append(answer.Capabilities, guest.CapabilityStandby)
+	}
 	if _, ok := s.sys.(Truster); ok {
 		answer.Capabilities = append(answer.Capabilities, guest.CapabilityTrust)
 	}

@@ -263,6 +263,249 @@ func (x *Backend) GetNotes() []string {
 	return nil
 }
 
+type GetPoolRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetPoolRequest) Reset() {
+	*x = GetPoolRequest{}
+	mi := &file_firebreak_v1_system_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetPoolRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetPoolRequest) ProtoMessage() {}
+
+func (x *GetPoolRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_system_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetPoolRequest.ProtoReflect.Descriptor instead.
+func (*GetPoolRequest) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{3}
+}
+
+type GetPoolResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// False where the server keeps nothing ready (pool_size is 0).
+	Enabled       bool         `protobuf:"varint,1,opt,name=enabled,proto3" json:"enabled,omitempty"`
+	Shelves       []*PoolShelf `protobuf:"bytes,2,rep,name=shelves,proto3" json:"shelves,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetPoolResponse) Reset() {
+	*x = GetPoolResponse{}
+	mi := &file_firebreak_v1_system_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetPoolResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetPoolResponse) ProtoMessage() {}
+
+func (x *GetPoolResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_system_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetPoolResponse.ProtoReflect.Descriptor instead.
+func (*GetPoolResponse) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *GetPoolResponse) GetEnabled() bool {
+	if x != nil {
+		return x.Enabled
+	}
+	return false
+}
+
+func (x *GetPoolResponse) GetShelves() []*PoolShelf {
+	if x != nil {
+		return x.Shelves
+	}
+	return nil
+}
+
+// PoolShelf is the sandboxes that are ready for creates that ask for the same
+// template and limits.
+type PoolShelf struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Backend        string                 `protobuf:"bytes,1,opt,name=backend,proto3" json:"backend,omitempty"`
+	TemplateDigest string                 `protobuf:"bytes,2,opt,name=template_digest,json=templateDigest,proto3" json:"template_digest,omitempty"`
+	MemoryBytes    int64                  `protobuf:"varint,3,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	Cpus           float64                `protobuf:"fixed64,4,opt,name=cpus,proto3" json:"cpus,omitempty"`
+	Pids           int32                  `protobuf:"varint,5,opt,name=pids,proto3" json:"pids,omitempty"`
+	DiskBytes      int64                  `protobuf:"varint,6,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	ReadonlyRoot   bool                   `protobuf:"varint,7,opt,name=readonly_root,json=readonlyRoot,proto3" json:"readonly_root,omitempty"`
+	Ready          int32                  `protobuf:"varint,8,opt,name=ready,proto3" json:"ready,omitempty"`
+	Making         int32                  `protobuf:"varint,9,opt,name=making,proto3" json:"making,omitempty"`
+	// How many there should be, as often as they are asked for now.
+	Wanted int32 `protobuf:"varint,10,opt,name=wanted,proto3" json:"wanted,omitempty"`
+	// Creates that were served from it since the server started, and that were not.
+	Hits   int64 `protobuf:"varint,11,opt,name=hits,proto3" json:"hits,omitempty"`
+	Misses int64 `protobuf:"varint,12,opt,name=misses,proto3" json:"misses,omitempty"`
+	// Sandboxes that could not be made, or ended before anybody asked for them.
+	Failed int64 `protobuf:"varint,13,opt,name=failed,proto3" json:"failed,omitempty"`
+	// It is kept whether or not somebody asks.
+	Pinned        bool `protobuf:"varint,14,opt,name=pinned,proto3" json:"pinned,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoolShelf) Reset() {
+	*x = PoolShelf{}
+	mi := &file_firebreak_v1_system_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoolShelf) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoolShelf) ProtoMessage() {}
+
+func (x *PoolShelf) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_system_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoolShelf.ProtoReflect.Descriptor instead.
+func (*PoolShelf) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *PoolShelf) GetBackend() string {
+	if x != nil {
+		return x.Backend
+	}
+	return ""
+}
+
+func (x *PoolShelf) GetTemplateDigest() string {
+	if x != nil {
+		return x.TemplateDigest
+	}
+	return ""
+}
+
+func (x *PoolShelf) GetMemoryBytes() int64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *PoolShelf) GetCpus() float64 {
+	if x != nil {
+		return x.Cpus
+	}
+	return 0
+}
+
+func (x *PoolShelf) GetPids() int32 {
+	if x != nil {
+		return x.Pids
+	}
+	return 0
+}
+
+func (x *PoolShelf) GetDiskBytes() int64 {
+	if x != nil {
+		return x.DiskBytes
+	}
+	return 0
+}
+
+func (x *PoolShelf) GetReadonlyRoot() bool {
+	if x != nil {
+		return x.ReadonlyRoot
+	}
+	return false
+}
+
+func (x *PoolShelf) GetReady() int32 {
+	if x != nil {
+		return x.Ready
+	}
+	return 0
+}
+
+func (x *PoolShelf) GetMaking() int32 {
+	if x != nil {
+		return x.Making
+	}
+	return 0
+}
+
+func (x *PoolShelf) GetWanted() int32 {
+	if x != nil {
+		return x.Wanted
+	}
+	return 0
+}
+
+func (x *PoolShelf) GetHits() int64 {
+	if x != nil {
+		return x.Hits
+	}
+	return 0
+}
+
+func (x *PoolShelf) GetMisses() int64 {
+	if x != nil {
+		return x.Misses
+	}
+	return 0
+}
+
+func (x *PoolShelf) GetFailed() int64 {
+	if x != nil {
+		return x.Failed
+	}
+	return 0
+}
+
+func (x *PoolShelf) GetPinned() bool {
+	if x != nil {
+		return x.Pinned
+	}
+	return false
+}
+
 type ListTemplatesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -271,7 +514,7 @@ type ListTemplatesRequest struct {
 
 func (x *ListTemplatesRequest) Reset() {
 	*x = ListTemplatesRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[3]
+	mi := &file_firebreak_v1_system_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -283,7 +526,7 @@ func (x *ListTemplatesRequest) String() string {
 func (*ListTemplatesRequest) ProtoMessage() {}
 
 func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[3]
+	mi := &file_firebreak_v1_system_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -296,7 +539,7 @@ func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesRequest.ProtoReflect.Descriptor instead.
 func (*ListTemplatesRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{3}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{6}
 }
 
 type ListTemplatesResponse struct {
@@ -308,7 +551,7 @@ type ListTemplatesResponse struct {
 
 func (x *ListTemplatesResponse) Reset() {
 	*x = ListTemplatesResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[4]
+	mi := &file_firebreak_v1_system_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -320,7 +563,7 @@ func (x *ListTemplatesResponse) String() string {
 func (*ListTemplatesResponse) ProtoMessage() {}
 
 func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[4]
+	mi := &file_firebreak_v1_system_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -333,7 +576,7 @@ func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesResponse.ProtoReflect.Descriptor instead.
 func (*ListTemplatesResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{4}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListTemplatesResponse) GetTemplates() []*Template {
@@ -367,7 +610,7 @@ type Template struct {
 
 func (x *Template) Reset() {
 	*x = Template{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[5]
+	mi := &file_firebreak_v1_system_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -379,7 +622,7 @@ func (x *Template) String() string {
 func (*Template) ProtoMessage() {}
 
 func (x *Template) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[5]
+	mi := &file_firebreak_v1_system_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -392,7 +635,7 @@ func (x *Template) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Template.ProtoReflect.Descriptor instead.
 func (*Template) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{5}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Template) GetName() string {
@@ -488,7 +731,7 @@ type TemplateSource struct {
 
 func (x *TemplateSource) Reset() {
 	*x = TemplateSource{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[6]
+	mi := &file_firebreak_v1_system_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -500,7 +743,7 @@ func (x *TemplateSource) String() string {
 func (*TemplateSource) ProtoMessage() {}
 
 func (x *TemplateSource) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[6]
+	mi := &file_firebreak_v1_system_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -513,7 +756,7 @@ func (x *TemplateSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TemplateSource.ProtoReflect.Descriptor instead.
 func (*TemplateSource) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{6}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *TemplateSource) GetKind() string {
@@ -560,7 +803,7 @@ type ImageConfig struct {
 
 func (x *ImageConfig) Reset() {
 	*x = ImageConfig{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[7]
+	mi := &file_firebreak_v1_system_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -572,7 +815,7 @@ func (x *ImageConfig) String() string {
 func (*ImageConfig) ProtoMessage() {}
 
 func (x *ImageConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[7]
+	mi := &file_firebreak_v1_system_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -585,7 +828,7 @@ func (x *ImageConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageConfig.ProtoReflect.Descriptor instead.
 func (*ImageConfig) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{7}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ImageConfig) GetEntrypoint() []string {
@@ -638,7 +881,7 @@ type BuildTemplateRequest struct {
 
 func (x *BuildTemplateRequest) Reset() {
 	*x = BuildTemplateRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[8]
+	mi := &file_firebreak_v1_system_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -650,7 +893,7 @@ func (x *BuildTemplateRequest) String() string {
 func (*BuildTemplateRequest) ProtoMessage() {}
 
 func (x *BuildTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[8]
+	mi := &file_firebreak_v1_system_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -663,7 +906,7 @@ func (x *BuildTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildTemplateRequest.ProtoReflect.Descriptor instead.
 func (*BuildTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{8}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *BuildTemplateRequest) GetName() string {
@@ -696,7 +939,7 @@ type UploadArchiveRequest struct {
 
 func (x *UploadArchiveRequest) Reset() {
 	*x = UploadArchiveRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[9]
+	mi := &file_firebreak_v1_system_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -708,7 +951,7 @@ func (x *UploadArchiveRequest) String() string {
 func (*UploadArchiveRequest) ProtoMessage() {}
 
 func (x *UploadArchiveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[9]
+	mi := &file_firebreak_v1_system_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -721,7 +964,7 @@ func (x *UploadArchiveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadArchiveRequest.ProtoReflect.Descriptor instead.
 func (*UploadArchiveRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{9}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *UploadArchiveRequest) GetData() []byte {
@@ -741,7 +984,7 @@ type UploadArchiveResponse struct {
 
 func (x *UploadArchiveResponse) Reset() {
 	*x = UploadArchiveResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[10]
+	mi := &file_firebreak_v1_system_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -753,7 +996,7 @@ func (x *UploadArchiveResponse) String() string {
 func (*UploadArchiveResponse) ProtoMessage() {}
 
 func (x *UploadArchiveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[10]
+	mi := &file_firebreak_v1_system_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -766,7 +1009,7 @@ func (x *UploadArchiveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadArchiveResponse.ProtoReflect.Descriptor instead.
 func (*UploadArchiveResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{10}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *UploadArchiveResponse) GetId() string {
@@ -798,7 +1041,7 @@ type CollectTemplatesRequest struct {
 
 func (x *CollectTemplatesRequest) Reset() {
 	*x = CollectTemplatesRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[11]
+	mi := &file_firebreak_v1_system_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -810,7 +1053,7 @@ func (x *CollectTemplatesRequest) String() string {
 func (*CollectTemplatesRequest) ProtoMessage() {}
 
 func (x *CollectTemplatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[11]
+	mi := &file_firebreak_v1_system_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -823,7 +1066,7 @@ func (x *CollectTemplatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectTemplatesRequest.ProtoReflect.Descriptor instead.
 func (*CollectTemplatesRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{11}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CollectTemplatesRequest) GetUnusedMs() int64 {
@@ -859,7 +1102,7 @@ type CollectTemplatesResponse struct {
 
 func (x *CollectTemplatesResponse) Reset() {
 	*x = CollectTemplatesResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[12]
+	mi := &file_firebreak_v1_system_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -871,7 +1114,7 @@ func (x *CollectTemplatesResponse) String() string {
 func (*CollectTemplatesResponse) ProtoMessage() {}
 
 func (x *CollectTemplatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[12]
+	mi := &file_firebreak_v1_system_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -884,7 +1127,7 @@ func (x *CollectTemplatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectTemplatesResponse.ProtoReflect.Descriptor instead.
 func (*CollectTemplatesResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{12}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CollectTemplatesResponse) GetTemplates() []string {
@@ -921,7 +1164,7 @@ type BuildTemplateEvent struct {
 
 func (x *BuildTemplateEvent) Reset() {
 	*x = BuildTemplateEvent{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[13]
+	mi := &file_firebreak_v1_system_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -933,7 +1176,7 @@ func (x *BuildTemplateEvent) String() string {
 func (*BuildTemplateEvent) ProtoMessage() {}
 
 func (x *BuildTemplateEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[13]
+	mi := &file_firebreak_v1_system_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -946,7 +1189,7 @@ func (x *BuildTemplateEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildTemplateEvent.ProtoReflect.Descriptor instead.
 func (*BuildTemplateEvent) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{13}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *BuildTemplateEvent) GetEvent() isBuildTemplateEvent_Event {
@@ -1002,7 +1245,7 @@ type BuildProgress struct {
 
 func (x *BuildProgress) Reset() {
 	*x = BuildProgress{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[14]
+	mi := &file_firebreak_v1_system_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1014,7 +1257,7 @@ func (x *BuildProgress) String() string {
 func (*BuildProgress) ProtoMessage() {}
 
 func (x *BuildProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[14]
+	mi := &file_firebreak_v1_system_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1027,7 +1270,7 @@ func (x *BuildProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildProgress.ProtoReflect.Descriptor instead.
 func (*BuildProgress) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{14}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *BuildProgress) GetStage() string {
@@ -1060,7 +1303,7 @@ type RemoveTemplateRequest struct {
 
 func (x *RemoveTemplateRequest) Reset() {
 	*x = RemoveTemplateRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[15]
+	mi := &file_firebreak_v1_system_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1072,7 +1315,7 @@ func (x *RemoveTemplateRequest) String() string {
 func (*RemoveTemplateRequest) ProtoMessage() {}
 
 func (x *RemoveTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[15]
+	mi := &file_firebreak_v1_system_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1085,7 +1328,7 @@ func (x *RemoveTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveTemplateRequest.ProtoReflect.Descriptor instead.
 func (*RemoveTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{15}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RemoveTemplateRequest) GetName() string {
@@ -1103,7 +1346,7 @@ type RemoveTemplateResponse struct {
 
 func (x *RemoveTemplateResponse) Reset() {
 	*x = RemoveTemplateResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[16]
+	mi := &file_firebreak_v1_system_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1115,7 +1358,7 @@ func (x *RemoveTemplateResponse) String() string {
 func (*RemoveTemplateResponse) ProtoMessage() {}
 
 func (x *RemoveTemplateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[16]
+	mi := &file_firebreak_v1_system_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1128,7 +1371,7 @@ func (x *RemoveTemplateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveTemplateResponse.ProtoReflect.Descriptor instead.
 func (*RemoveTemplateResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{16}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{19}
 }
 
 type GetQuotaRequest struct {
@@ -1139,7 +1382,7 @@ type GetQuotaRequest struct {
 
 func (x *GetQuotaRequest) Reset() {
 	*x = GetQuotaRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[17]
+	mi := &file_firebreak_v1_system_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1151,7 +1394,7 @@ func (x *GetQuotaRequest) String() string {
 func (*GetQuotaRequest) ProtoMessage() {}
 
 func (x *GetQuotaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[17]
+	mi := &file_firebreak_v1_system_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1164,7 +1407,7 @@ func (x *GetQuotaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQuotaRequest.ProtoReflect.Descriptor instead.
 func (*GetQuotaRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{17}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{20}
 }
 
 type GetQuotaResponse struct {
@@ -1177,7 +1420,7 @@ type GetQuotaResponse struct {
 
 func (x *GetQuotaResponse) Reset() {
 	*x = GetQuotaResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[18]
+	mi := &file_firebreak_v1_system_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1189,7 +1432,7 @@ func (x *GetQuotaResponse) String() string {
 func (*GetQuotaResponse) ProtoMessage() {}
 
 func (x *GetQuotaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[18]
+	mi := &file_firebreak_v1_system_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1202,7 +1445,7 @@ func (x *GetQuotaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQuotaResponse.ProtoReflect.Descriptor instead.
 func (*GetQuotaResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{18}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetQuotaResponse) GetTenant() string {
@@ -1239,7 +1482,7 @@ type Quota struct {
 
 func (x *Quota) Reset() {
 	*x = Quota{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[19]
+	mi := &file_firebreak_v1_system_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1251,7 +1494,7 @@ func (x *Quota) String() string {
 func (*Quota) ProtoMessage() {}
 
 func (x *Quota) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[19]
+	mi := &file_firebreak_v1_system_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1264,7 +1507,7 @@ func (x *Quota) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quota.ProtoReflect.Descriptor instead.
 func (*Quota) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{19}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Quota) GetName() string {
@@ -1310,7 +1553,7 @@ type GetVersionRequest struct {
 
 func (x *GetVersionRequest) Reset() {
 	*x = GetVersionRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[20]
+	mi := &file_firebreak_v1_system_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1322,7 +1565,7 @@ func (x *GetVersionRequest) String() string {
 func (*GetVersionRequest) ProtoMessage() {}
 
 func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[20]
+	mi := &file_firebreak_v1_system_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1335,7 +1578,7 @@ func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionRequest.ProtoReflect.Descriptor instead.
 func (*GetVersionRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{20}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{23}
 }
 
 type GetVersionResponse struct {
@@ -1350,7 +1593,7 @@ type GetVersionResponse struct {
 
 func (x *GetVersionResponse) Reset() {
 	*x = GetVersionResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[21]
+	mi := &file_firebreak_v1_system_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1362,7 +1605,7 @@ func (x *GetVersionResponse) String() string {
 func (*GetVersionResponse) ProtoMessage() {}
 
 func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[21]
+	mi := &file_firebreak_v1_system_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1375,7 +1618,7 @@ func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionResponse.ProtoReflect.Descriptor instead.
 func (*GetVersionResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{21}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GetVersionResponse) GetVersion() string {
@@ -1421,7 +1664,7 @@ type CreateKeyRequest struct {
 
 func (x *CreateKeyRequest) Reset() {
 	*x = CreateKeyRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[22]
+	mi := &file_firebreak_v1_system_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1433,7 +1676,7 @@ func (x *CreateKeyRequest) String() string {
 func (*CreateKeyRequest) ProtoMessage() {}
 
 func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[22]
+	mi := &file_firebreak_v1_system_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1446,7 +1689,7 @@ func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyRequest.ProtoReflect.Descriptor instead.
 func (*CreateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{22}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *CreateKeyRequest) GetName() string {
@@ -1491,7 +1734,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[23]
+	mi := &file_firebreak_v1_system_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1503,7 +1746,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[23]
+	mi := &file_firebreak_v1_system_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1516,7 +1759,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{23}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Key) GetId() string {
@@ -1572,7 +1815,7 @@ type CreateKeyResponse struct {
 
 func (x *CreateKeyResponse) Reset() {
 	*x = CreateKeyResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[24]
+	mi := &file_firebreak_v1_system_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1584,7 +1827,7 @@ func (x *CreateKeyResponse) String() string {
 func (*CreateKeyResponse) ProtoMessage() {}
 
 func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[24]
+	mi := &file_firebreak_v1_system_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1597,7 +1840,7 @@ func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyResponse.ProtoReflect.Descriptor instead.
 func (*CreateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{24}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CreateKeyResponse) GetKey() *Key {
@@ -1622,7 +1865,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[25]
+	mi := &file_firebreak_v1_system_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1634,7 +1877,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[25]
+	mi := &file_firebreak_v1_system_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1647,7 +1890,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{25}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{28}
 }
 
 type ListKeysResponse struct {
@@ -1659,7 +1902,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[26]
+	mi := &file_firebreak_v1_system_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1671,7 +1914,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[26]
+	mi := &file_firebreak_v1_system_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1684,7 +1927,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{26}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListKeysResponse) GetKeys() []*Key {
@@ -1703,7 +1946,7 @@ type DeleteKeyRequest struct {
 
 func (x *DeleteKeyRequest) Reset() {
 	*x = DeleteKeyRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[27]
+	mi := &file_firebreak_v1_system_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1715,7 +1958,7 @@ func (x *DeleteKeyRequest) String() string {
 func (*DeleteKeyRequest) ProtoMessage() {}
 
 func (x *DeleteKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[27]
+	mi := &file_firebreak_v1_system_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1728,7 +1971,7 @@ func (x *DeleteKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteKeyRequest.ProtoReflect.Descriptor instead.
 func (*DeleteKeyRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{27}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DeleteKeyRequest) GetId() string {
@@ -1746,7 +1989,7 @@ type DeleteKeyResponse struct {
 
 func (x *DeleteKeyResponse) Reset() {
 	*x = DeleteKeyResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[28]
+	mi := &file_firebreak_v1_system_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1758,7 +2001,7 @@ func (x *DeleteKeyResponse) String() string {
 func (*DeleteKeyResponse) ProtoMessage() {}
 
 func (x *DeleteKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[28]
+	mi := &file_firebreak_v1_system_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1771,7 +2014,7 @@ func (x *DeleteKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteKeyResponse.ProtoReflect.Descriptor instead.
 func (*DeleteKeyResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{28}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{31}
 }
 
 var File_firebreak_v1_system_proto protoreflect.FileDescriptor
@@ -1798,7 +2041,28 @@ const file_firebreak_v1_system_proto_rawDesc = "" +
 	"\x05pause\x18\v \x01(\bR\x05pause\x12\x12\n" +
 	"\x04fork\x18\f \x01(\bR\x04fork\x12\x16\n" +
 	"\x06attest\x18\r \x01(\bR\x06attest\x12\x14\n" +
-	"\x05notes\x18\x0e \x03(\tR\x05notes\"\x16\n" +
+	"\x05notes\x18\x0e \x03(\tR\x05notes\"\x10\n" +
+	"\x0eGetPoolRequest\"^\n" +
+	"\x0fGetPoolResponse\x12\x18\n" +
+	"\aenabled\x18\x01 \x01(\bR\aenabled\x121\n" +
+	"\ashelves\x18\x02 \x03(\v2\x17.firebreak.v1.PoolShelfR\ashelves\"\xff\x02\n" +
+	"\tPoolShelf\x12\x18\n" +
+	"\abackend\x18\x01 \x01(\tR\abackend\x12'\n" +
+	"\x0ftemplate_digest\x18\x02 \x01(\tR\x0etemplateDigest\x12!\n" +
+	"\fmemory_bytes\x18\x03 \x01(\x03R\vmemoryBytes\x12\x12\n" +
+	"\x04cpus\x18\x04 \x01(\x01R\x04cpus\x12\x12\n" +
+	"\x04pids\x18\x05 \x01(\x05R\x04pids\x12\x1d\n" +
+	"\n" +
+	"disk_bytes\x18\x06 \x01(\x03R\tdiskBytes\x12#\n" +
+	"\rreadonly_root\x18\a \x01(\bR\freadonlyRoot\x12\x14\n" +
+	"\x05ready\x18\b \x01(\x05R\x05ready\x12\x16\n" +
+	"\x06making\x18\t \x01(\x05R\x06making\x12\x16\n" +
+	"\x06wanted\x18\n" +
+	" \x01(\x05R\x06wanted\x12\x12\n" +
+	"\x04hits\x18\v \x01(\x03R\x04hits\x12\x16\n" +
+	"\x06misses\x18\f \x01(\x03R\x06misses\x12\x16\n" +
+	"\x06failed\x18\r \x01(\x03R\x06failed\x12\x16\n" +
+	"\x06pinned\x18\x0e \x01(\bR\x06pinned\"\x16\n" +
 	"\x14ListTemplatesRequest\"M\n" +
 	"\x15ListTemplatesResponse\x124\n" +
 	"\ttemplates\x18\x01 \x03(\v2\x16.firebreak.v1.TemplateR\ttemplates\"\xdb\x03\n" +
@@ -1913,7 +2177,7 @@ const file_firebreak_v1_system_proto_rawDesc = "" +
 	"\x04keys\x18\x01 \x03(\v2\x11.firebreak.v1.KeyR\x04keys\"-\n" +
 	"\x10DeleteKeyRequest\x12\x19\n" +
 	"\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x02id\"\x13\n" +
-	"\x11DeleteKeyResponse2\xe1\b\n" +
+	"\x11DeleteKeyResponse2\xcc\t\n" +
 	"\rSystemService\x12|\n" +
 	"\fListBackends\x12!.firebreak.v1.ListBackendsRequest\x1a\".firebreak.v1.ListBackendsResponse\"%\xca\xda\x18\r\n" +
 	"\vsystem:read\x82\xd3\xe4\x93\x02\x0e\x12\f/v1/backends\x12\x82\x01\n" +
@@ -1928,7 +2192,10 @@ const file_firebreak_v1_system_proto_rawDesc = "" +
 	"\bGetQuota\x12\x1d.firebreak.v1.GetQuotaRequest\x1a\x1e.firebreak.v1.GetQuotaResponse\"\"\xca\xda\x18\r\n" +
 	"\vsystem:read\x82\xd3\xe4\x93\x02\v\x12\t/v1/quota\x12\xa9\x01\n" +
 	"\x10CollectTemplates\x12%.firebreak.v1.CollectTemplatesRequest\x1a&.firebreak.v1.CollectTemplatesResponse\"F\xca\xda\x18\"\n" +
-	"\x0etemplate:write\x12\x10template.collect\x82\xd3\xe4\x93\x02\x1a:\x01*\"\x15/v1/templates/collect\x12u\n" +
+	"\x0etemplate:write\x12\x10template.collect\x82\xd3\xe4\x93\x02\x1a:\x01*\"\x15/v1/templates/collect\x12i\n" +
+	"\aGetPool\x12\x1c.firebreak.v1.GetPoolRequest\x1a\x1d.firebreak.v1.GetPoolResponse\"!\xca\xda\x18\r\n" +
+	"\vsystem:read\x82\xd3\xe4\x93\x02\n" +
+	"\x12\b/v1/pool\x12u\n" +
 	"\n" +
 	"GetVersion\x12\x1f.firebreak.v1.GetVersionRequest\x1a .firebreak.v1.GetVersionResponse\"$\xca\xda\x18\r\n" +
 	"\vsystem:read\x82\xd3\xe4\x93\x02\r\x12\v/v1/version2\xf5\x02\n" +
@@ -1957,84 +2224,90 @@ func file_firebreak_v1_system_proto_rawDescGZIP() []byte {
 	return file_firebreak_v1_system_proto_rawDescData
 }
 
-var file_firebreak_v1_system_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_firebreak_v1_system_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_firebreak_v1_system_proto_goTypes = []any{
 	(*ListBackendsRequest)(nil),      // 0: firebreak.v1.ListBackendsRequest
 	(*ListBackendsResponse)(nil),     // 1: firebreak.v1.ListBackendsResponse
 	(*Backend)(nil),                  // 2: firebreak.v1.Backend
-	(*ListTemplatesRequest)(nil),     // 3: firebreak.v1.ListTemplatesRequest
-	(*ListTemplatesResponse)(nil),    // 4: firebreak.v1.ListTemplatesResponse
-	(*Template)(nil),                 // 5: firebreak.v1.Template
-	(*TemplateSource)(nil),           // 6: firebreak.v1.TemplateSource
-	(*ImageConfig)(nil),              // 7: firebreak.v1.ImageConfig
-	(*BuildTemplateRequest)(nil),     // 8: firebreak.v1.BuildTemplateRequest
-	(*UploadArchiveRequest)(nil),     // 9: firebreak.v1.UploadArchiveRequest
-	(*UploadArchiveResponse)(nil),    // 10: firebreak.v1.UploadArchiveResponse
-	(*CollectTemplatesRequest)(nil),  // 11: firebreak.v1.CollectTemplatesRequest
-	(*CollectTemplatesResponse)(nil), // 12: firebreak.v1.CollectTemplatesResponse
-	(*BuildTemplateEvent)(nil),       // 13: firebreak.v1.BuildTemplateEvent
-	(*BuildProgress)(nil),            // 14: firebreak.v1.BuildProgress
-	(*RemoveTemplateRequest)(nil),    // 15: firebreak.v1.RemoveTemplateRequest
-	(*RemoveTemplateResponse)(nil),   // 16: firebreak.v1.RemoveTemplateResponse
-	(*GetQuotaRequest)(nil),          // 17: firebreak.v1.GetQuotaRequest
-	(*GetQuotaResponse)(nil),         // 18: firebreak.v1.GetQuotaResponse
-	(*Quota)(nil),                    // 19: firebreak.v1.Quota
-	(*GetVersionRequest)(nil),        // 20: firebreak.v1.GetVersionRequest
-	(*GetVersionResponse)(nil),       // 21: firebreak.v1.GetVersionResponse
-	(*CreateKeyRequest)(nil),         // 22: firebreak.v1.CreateKeyRequest
-	(*Key)(nil),                      // 23: firebreak.v1.Key
-	(*CreateKeyResponse)(nil),        // 24: firebreak.v1.CreateKeyResponse
-	(*ListKeysRequest)(nil),          // 25: firebreak.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),         // 26: firebreak.v1.ListKeysResponse
-	(*DeleteKeyRequest)(nil),         // 27: firebreak.v1.DeleteKeyRequest
-	(*DeleteKeyResponse)(nil),        // 28: firebreak.v1.DeleteKeyResponse
-	nil,                              // 29: firebreak.v1.Template.EnvEntry
-	nil,                              // 30: firebreak.v1.ImageConfig.LabelsEntry
-	(*timestamppb.Timestamp)(nil),    // 31: google.protobuf.Timestamp
+	(*GetPoolRequest)(nil),           // 3: firebreak.v1.GetPoolRequest
+	(*GetPoolResponse)(nil),          // 4: firebreak.v1.GetPoolResponse
+	(*PoolShelf)(nil),                // 5: firebreak.v1.PoolShelf
+	(*ListTemplatesRequest)(nil),     // 6: firebreak.v1.ListTemplatesRequest
+	(*ListTemplatesResponse)(nil),    // 7: firebreak.v1.ListTemplatesResponse
+	(*Template)(nil),                 // 8: firebreak.v1.Template
+	(*TemplateSource)(nil),           // 9: firebreak.v1.TemplateSource
+	(*ImageConfig)(nil),              // 10: firebreak.v1.ImageConfig
+	(*BuildTemplateRequest)(nil),     // 11: firebreak.v1.BuildTemplateRequest
+	(*UploadArchiveRequest)(nil),     // 12: firebreak.v1.UploadArchiveRequest
+	(*UploadArchiveResponse)(nil),    // 13: firebreak.v1.UploadArchiveResponse
+	(*CollectTemplatesRequest)(nil),  // 14: firebreak.v1.CollectTemplatesRequest
+	(*CollectTemplatesResponse)(nil), // 15: firebreak.v1.CollectTemplatesResponse
+	(*BuildTemplateEvent)(nil),       // 16: firebreak.v1.BuildTemplateEvent
+	(*BuildProgress)(nil),            // 17: firebreak.v1.BuildProgress
+	(*RemoveTemplateRequest)(nil),    // 18: firebreak.v1.RemoveTemplateRequest
+	(*RemoveTemplateResponse)(nil),   // 19: firebreak.v1.RemoveTemplateResponse
+	(*GetQuotaRequest)(nil),          // 20: firebreak.v1.GetQuotaRequest
+	(*GetQuotaResponse)(nil),         // 21: firebreak.v1.GetQuotaResponse
+	(*Quota)(nil),                    // 22: firebreak.v1.Quota
+	(*GetVersionRequest)(nil),        // 23: firebreak.v1.GetVersionRequest
+	(*GetVersionResponse)(nil),       // 24: firebreak.v1.GetVersionResponse
+	(*CreateKeyRequest)(nil),         // 25: firebreak.v1.CreateKeyRequest
+	(*Key)(nil),                      // 26: firebreak.v1.Key
+	(*CreateKeyResponse)(nil),        // 27: firebreak.v1.CreateKeyResponse
+	(*ListKeysRequest)(nil),          // 28: firebreak.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),         // 29: firebreak.v1.ListKeysResponse
+	(*DeleteKeyRequest)(nil),         // 30: firebreak.v1.DeleteKeyRequest
+	(*DeleteKeyResponse)(nil),        // 31: firebreak.v1.DeleteKeyResponse
+	nil,                              // 32: firebreak.v1.Template.EnvEntry
+	nil,                              // 33: firebreak.v1.ImageConfig.LabelsEntry
+	(*timestamppb.Timestamp)(nil),    // 34: google.protobuf.Timestamp
 }
 var file_firebreak_v1_system_proto_depIdxs = []int32{
 	2,  // 0: firebreak.v1.ListBackendsResponse.backends:type_name -> firebreak.v1.Backend
-	5,  // 1: firebreak.v1.ListTemplatesResponse.templates:type_name -> firebreak.v1.Template
-	31, // 2: firebreak.v1.Template.created_at:type_name -> google.protobuf.Timestamp
-	6,  // 3: firebreak.v1.Template.source:type_name -> firebreak.v1.TemplateSource
-	7,  // 4: firebreak.v1.Template.image:type_name -> firebreak.v1.ImageConfig
-	29, // 5: firebreak.v1.Template.env:type_name -> firebreak.v1.Template.EnvEntry
-	30, // 6: firebreak.v1.ImageConfig.labels:type_name -> firebreak.v1.ImageConfig.LabelsEntry
-	14, // 7: firebreak.v1.BuildTemplateEvent.progress:type_name -> firebreak.v1.BuildProgress
-	5,  // 8: firebreak.v1.BuildTemplateEvent.template:type_name -> firebreak.v1.Template
-	19, // 9: firebreak.v1.GetQuotaResponse.quotas:type_name -> firebreak.v1.Quota
-	31, // 10: firebreak.v1.Key.created_at:type_name -> google.protobuf.Timestamp
-	31, // 11: firebreak.v1.Key.last_used_at:type_name -> google.protobuf.Timestamp
-	31, // 12: firebreak.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
-	23, // 13: firebreak.v1.CreateKeyResponse.key:type_name -> firebreak.v1.Key
-	23, // 14: firebreak.v1.ListKeysResponse.keys:type_name -> firebreak.v1.Key
-	0,  // 15: firebreak.v1.SystemService.ListBackends:input_type -> firebreak.v1.ListBackendsRequest
-	3,  // 16: firebreak.v1.SystemService.ListTemplates:input_type -> firebreak.v1.ListTemplatesRequest
-	8,  // 17: firebreak.v1.SystemService.BuildTemplate:input_type -> firebreak.v1.BuildTemplateRequest
-	9,  // 18: firebreak.v1.SystemService.UploadArchive:input_type -> firebreak.v1.UploadArchiveRequest
-	15, // 19: firebreak.v1.SystemService.RemoveTemplate:input_type -> firebreak.v1.RemoveTemplateRequest
-	17, // 20: firebreak.v1.SystemService.GetQuota:input_type -> firebreak.v1.GetQuotaRequest
-	11, // 21: firebreak.v1.SystemService.CollectTemplates:input_type -> firebreak.v1.CollectTemplatesRequest
-	20, // 22: firebreak.v1.SystemService.GetVersion:input_type -> firebreak.v1.GetVersionRequest
-	22, // 23: firebreak.v1.KeyService.CreateKey:input_type -> firebreak.v1.CreateKeyRequest
-	25, // 24: firebreak.v1.KeyService.ListKeys:input_type -> firebreak.v1.ListKeysRequest
-	27, // 25: firebreak.v1.KeyService.DeleteKey:input_type -> firebreak.v1.DeleteKeyRequest
-	1,  // 26: firebreak.v1.SystemService.ListBackends:output_type -> firebreak.v1.ListBackendsResponse
-	4,  // 27: firebreak.v1.SystemService.ListTemplates:output_type -> firebreak.v1.ListTemplatesResponse
-	13, // 28: firebreak.v1.SystemService.BuildTemplate:output_type -> firebreak.v1.BuildTemplateEvent
-	10, // 29: firebreak.v1.SystemService.UploadArchive:output_type -> firebreak.v1.UploadArchiveResponse
-	16, // 30: firebreak.v1.SystemService.RemoveTemplate:output_type -> firebreak.v1.RemoveTemplateResponse
-	18, // 31: firebreak.v1.SystemService.GetQuota:output_type -> firebreak.v1.GetQuotaResponse
-	12, // 32: firebreak.v1.SystemService.CollectTemplates:output_type -> firebreak.v1.CollectTemplatesResponse
-	21, // 33: firebreak.v1.SystemService.GetVersion:output_type -> firebreak.v1.GetVersionResponse
-	24, // 34: firebreak.v1.KeyService.CreateKey:output_type -> firebreak.v1.CreateKeyResponse
-	26, // 35: firebreak.v1.KeyService.ListKeys:output_type -> firebreak.v1.ListKeysResponse
-	28, // 36: firebreak.v1.KeyService.DeleteKey:output_type -> firebreak.v1.DeleteKeyResponse
-	26, // [26:37] is the sub-list for method output_type
-	15, // [15:26] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	5,  // 1: firebreak.v1.GetPoolResponse.shelves:type_name -> firebreak.v1.PoolShelf
+	8,  // 2: firebreak.v1.ListTemplatesResponse.templates:type_name -> firebreak.v1.Template
+	34, // 3: firebreak.v1.Template.created_at:type_name -> google.protobuf.Timestamp
+	9,  // 4: firebreak.v1.Template.source:type_name -> firebreak.v1.TemplateSource
+	10, // 5: firebreak.v1.Template.image:type_name -> firebreak.v1.ImageConfig
+	32, // 6: firebreak.v1.Template.env:type_name -> firebreak.v1.Template.EnvEntry
+	33, // 7: firebreak.v1.ImageConfig.labels:type_name -> firebreak.v1.ImageConfig.LabelsEntry
+	17, // 8: firebreak.v1.BuildTemplateEvent.progress:type_name -> firebreak.v1.BuildProgress
+	8,  // 9: firebreak.v1.BuildTemplateEvent.template:type_name -> firebreak.v1.Template
+	22, // 10: firebreak.v1.GetQuotaResponse.quotas:type_name -> firebreak.v1.Quota
+	34, // 11: firebreak.v1.Key.created_at:type_name -> google.protobuf.Timestamp
+	34, // 12: firebreak.v1.Key.last_used_at:type_name -> google.protobuf.Timestamp
+	34, // 13: firebreak.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
+	26, // 14: firebreak.v1.CreateKeyResponse.key:type_name -> firebreak.v1.Key
+	26, // 15: firebreak.v1.ListKeysResponse.keys:type_name -> firebreak.v1.Key
+	0,  // 16: firebreak.v1.SystemService.ListBackends:input_type -> firebreak.v1.ListBackendsRequest
+	6,  // 17: firebreak.v1.SystemService.ListTemplates:input_type -> firebreak.v1.ListTemplatesRequest
+	11, // 18: firebreak.v1.SystemService.BuildTemplate:input_type -> firebreak.v1.BuildTemplateRequest
+	12, // 19: firebreak.v1.SystemService.UploadArchive:input_type -> firebreak.v1.UploadArchiveRequest
+	18, // 20: firebreak.v1.SystemService.RemoveTemplate:input_type -> firebreak.v1.RemoveTemplateRequest
+	20, // 21: firebreak.v1.SystemService.GetQuota:input_type -> firebreak.v1.GetQuotaRequest
+	14, // 22: firebreak.v1.SystemService.CollectTemplates:input_type -> firebreak.v1.CollectTemplatesRequest
+	3,  // 23: firebreak.v1.SystemService.GetPool:input_type -> firebreak.v1.GetPoolRequest
+	23, // 24: firebreak.v1.SystemService.GetVersion:input_type -> firebreak.v1.GetVersionRequest
+	25, // 25: firebreak.v1.KeyService.CreateKey:input_type -> firebreak.v1.CreateKeyRequest
+	28, // 26: firebreak.v1.KeyService.ListKeys:input_type -> firebreak.v1.ListKeysRequest
+	30, // 27: firebreak.v1.KeyService.DeleteKey:input_type -> firebreak.v1.DeleteKeyRequest
+	1,  // 28: firebreak.v1.SystemService.ListBackends:output_type -> firebreak.v1.ListBackendsResponse
+	7,  // 29: firebreak.v1.SystemService.ListTemplates:output_type -> firebreak.v1.ListTemplatesResponse
+	16, // 30: firebreak.v1.SystemService.BuildTemplate:output_type -> firebreak.v1.BuildTemplateEvent
+	13, // 31: firebreak.v1.SystemService.UploadArchive:output_type -> firebreak.v1.UploadArchiveResponse
+	19, // 32: firebreak.v1.SystemService.RemoveTemplate:output_type -> firebreak.v1.RemoveTemplateResponse
+	21, // 33: firebreak.v1.SystemService.GetQuota:output_type -> firebreak.v1.GetQuotaResponse
+	15, // 34: firebreak.v1.SystemService.CollectTemplates:output_type -> firebreak.v1.CollectTemplatesResponse
+	4,  // 35: firebreak.v1.SystemService.GetPool:output_type -> firebreak.v1.GetPoolResponse
+	24, // 36: firebreak.v1.SystemService.GetVersion:output_type -> firebreak.v1.GetVersionResponse
+	27, // 37: firebreak.v1.KeyService.CreateKey:output_type -> firebreak.v1.CreateKeyResponse
+	29, // 38: firebreak.v1.KeyService.ListKeys:output_type -> firebreak.v1.ListKeysResponse
+	31, // 39: firebreak.v1.KeyService.DeleteKey:output_type -> firebreak.v1.DeleteKeyResponse
+	28, // [28:40] is the sub-list for method output_type
+	16, // [16:28] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_firebreak_v1_system_proto_init() }
@@ -2043,19 +2316,19 @@ func file_firebreak_v1_system_proto_init() {
 		return
 	}
 	file_firebreak_v1_options_proto_init()
-	file_firebreak_v1_system_proto_msgTypes[11].OneofWrappers = []any{}
-	file_firebreak_v1_system_proto_msgTypes[13].OneofWrappers = []any{
+	file_firebreak_v1_system_proto_msgTypes[14].OneofWrappers = []any{}
+	file_firebreak_v1_system_proto_msgTypes[16].OneofWrappers = []any{
 		(*BuildTemplateEvent_Progress)(nil),
 		(*BuildTemplateEvent_Template)(nil),
 	}
-	file_firebreak_v1_system_proto_msgTypes[19].OneofWrappers = []any{}
+	file_firebreak_v1_system_proto_msgTypes[22].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_firebreak_v1_system_proto_rawDesc), len(file_firebreak_v1_system_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -55,6 +55,8 @@ const (
 	// SystemServiceCollectTemplatesProcedure is the fully-qualified name of the SystemService's
 	// CollectTemplates RPC.
 	SystemServiceCollectTemplatesProcedure = "/firebreak.v1.SystemService/CollectTemplates"
+	// SystemServiceGetPoolProcedure is the fully-qualified name of the SystemService's GetPool RPC.
+	SystemServiceGetPoolProcedure = "/firebreak.v1.SystemService/GetPool"
 	// SystemServiceGetVersionProcedure is the fully-qualified name of the SystemService's GetVersion
 	// RPC.
 	SystemServiceGetVersionProcedure = "/firebreak.v1.SystemService/GetVersion"
@@ -85,6 +87,9 @@ type SystemServiceClient interface {
 	// CollectTemplates removes what nothing refers to and nothing uses: templates
 	// without a name, layers in the cache, outdated layouts of the host template.
 	CollectTemplates(context.Context, *connect.Request[v1.CollectTemplatesRequest]) (*connect.Response[v1.CollectTemplatesResponse], error)
+	// GetPool tells which sandboxes the server keeps ready, before anybody asks for
+	// them.
+	GetPool(context.Context, *connect.Request[v1.GetPoolRequest]) (*connect.Response[v1.GetPoolResponse], error)
 	// GetVersion says what is running.
 	GetVersion(context.Context, *connect.Request[v1.GetVersionRequest]) (*connect.Response[v1.GetVersionResponse], error)
 }
@@ -142,6 +147,12 @@ func NewSystemServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(systemServiceMethods.ByName("CollectTemplates")),
 			connect.WithClientOptions(opts...),
 		),
+		getPool: connect.NewClient[v1.GetPoolRequest, v1.GetPoolResponse](
+			httpClient,
+			baseURL+SystemServiceGetPoolProcedure,
+			connect.WithSchema(systemServiceMethods.ByName("GetPool")),
+			connect.WithClientOptions(opts...),
+		),
 		getVersion: connect.NewClient[v1.GetVersionRequest, v1.GetVersionResponse](
 			httpClient,
 			baseURL+SystemServiceGetVersionProcedure,
@@ -160,6 +171,7 @@ type systemServiceClient struct {
 	removeTemplate   *connect.Client[v1.RemoveTemplateRequest, v1.RemoveTemplateResponse]
 	getQuota         *connect.Client[v1.GetQuotaRequest, v1.GetQuotaResponse]
 	collectTemplates *connect.Client[v1.CollectTemplatesRequest, v1.CollectTemplatesResponse]
+	getPool          *connect.Client[v1.GetPoolRequest, v1.GetPoolResponse]
 	getVersion       *connect.Client[v1.GetVersionRequest, v1.GetVersionResponse]
 }
 
@@ -198,6 +210,11 @@ func (c *systemServiceClient) CollectTemplates(ctx context.Context, req *connect
 	return c.collectTemplates.CallUnary(ctx, req)
 }
 
+// GetPool calls firebreak.v1.SystemService.GetPool.
+func (c *systemServiceClient) GetPool(ctx context.Context, req *connect.Request[v1.GetPoolRequest]) (*connect.Response[v1.GetPoolResponse], error) {
+	return c.getPool.CallUnary(ctx, req)
+}
+
 // GetVersion calls firebreak.v1.SystemService.GetVersion.
 func (c *systemServiceClient) GetVersion(ctx context.Context, req *connect.Request[v1.GetVersionRequest]) (*connect.Response[v1.GetVersionResponse], error) {
 	return c.getVersion.CallUnary(ctx, req)
@@ -222,6 +239,9 @@ type SystemServiceHandler interface {
 	// CollectTemplates removes what nothing refers to and nothing uses: templates
 	// without a name, layers in the cache, outdated layouts of the host template.
 	CollectTemplates(context.Context, *connect.Request[v1.CollectTemplatesRequest]) (*connect.Response[v1.CollectTemplatesResponse], error)
+	// GetPool tells which sandboxes the server keeps ready, before anybody asks for
+	// them.
+	GetPool(context.Context, *connect.Request[v1.GetPoolRequest]) (*connect.Response[v1.GetPoolResponse], error)
 	// GetVersion says what is running.
 	GetVersion(context.Context, *connect.Request[v1.GetVersionRequest]) (*connect.Response[v1.GetVersionResponse], error)
 }
@@ -275,6 +295,12 @@ func NewSystemServiceHandler(svc SystemServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(systemServiceMethods.ByName("CollectTemplates")),
 		connect.WithHandlerOptions(opts...),
 	)
+	systemServiceGetPoolHandler := connect.NewUnaryHandler(
+		SystemServiceGetPoolProcedure,
+		svc.GetPool,
+		connect.WithSchema(systemServiceMethods.ByName("GetPool")),
+		connect.WithHandlerOptions(opts...),
+	)
 	systemServiceGetVersionHandler := connect.NewUnaryHandler(
 		SystemServiceGetVersionProcedure,
 		svc.GetVersion,
@@ -297,6 +323,8 @@ func NewSystemServiceHandler(svc SystemServiceHandler, opts ...connect.HandlerOp
 			systemServiceGetQuotaHandler.ServeHTTP(w, r)
 		case SystemServiceCollectTemplatesProcedure:
 			systemServiceCollectTemplatesHandler.ServeHTTP(w, r)
+		case SystemServiceGetPoolProcedure:
+			systemServiceGetPoolHandler.ServeHTTP(w, r)
 		case SystemServiceGetVersionProcedure:
 			systemServiceGetVersionHandler.ServeHTTP(w, r)
 		default:
@@ -334,6 +362,10 @@ func (UnimplementedSystemServiceHandler) GetQuota(context.Context, *connect.Requ
 
 func (UnimplementedSystemServiceHandler) CollectTemplates(context.Context, *connect.Request[v1.CollectTemplatesRequest]) (*connect.Response[v1.CollectTemplatesResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firebreak.v1.SystemService.CollectTemplates is not implemented"))
+}
+
+func (UnimplementedSystemServiceHandler) GetPool(context.Context, *connect.Request[v1.GetPoolRequest]) (*connect.Response[v1.GetPoolResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firebreak.v1.SystemService.GetPool is not implemented"))
 }
 
 func (UnimplementedSystemServiceHandler) GetVersion(context.Context, *connect.Request[v1.GetVersionRequest]) (*connect.Response[v1.GetVersionResponse], error) {

@@ -1,0 +1,145 @@
+package orchestrator
+
+import (
+	"cmp"
+	"context"
+	"time"
+
+	"github.com/firebreak-dev/firebreak/internal/failpoint"
+	"github.com/firebreak-dev/firebreak/internal/pool"
+	"github.com/firebreak-dev/firebreak/internal/store"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// ahead is a Backend that has instances ready: package pool's.
+type ahead interface {
+	Claim(sandbox.Spec) (pool.Claimed, bool)
+	Return(sandbox.InstanceID)
+}
+
+// claim finds an instance that is ready for the plan. It has the name of its sandbox
+// already and no network device, so whoever brings an id or a name for the guest, or
+// network rules, gets one of his own.
+func (p *plan) claim(req *CreateRequest) (ok bool) {
+	b, ok := p.backend.(ahead)
+	if !ok || req.ID != "" || req.Hostname != "" || p.sb.Details.Network != nil {
+		return false
+	}
+	c, ok := b.Claim(p.spec)
+	p.ready = &c
+	return ok
+}
+
+// take makes the sandbox of the plan one that was claimed for it. Not met: it cannot
+// be used, is gone, and nothing has happened. The sandbox is there before its intent
+// is journalled, in one step with what is journalled of its start elsewhere: it has
+// run nothing, and while no record is about it it is the pool's, or an orphan.
+func (o *Orchestrator) take(ctx context.Context, who Caller, p *plan, a *admission, begun time.Time) (_ Sandbox, met bool, err error) {
+	b := p.backend.(ahead)
+	cold := *p
+	p.spec.Instance, p.spec.Sandbox, p.spec.Hostname = p.ready.Instance, p.ready.Sandbox, string(p.ready.Sandbox)
+	p.sb.ID, p.sb.Instance, p.sb.Details.Hostname = p.ready.Sandbox, p.ready.Instance, p.spec.Hostname
+	checked := make(chan error, 1)
+	go func() { checked <- o.Templates.Check(ctx, p.sb.TemplateDigest) }()
+	l := o.newLive(p.sb, p.release, func() {})
+	close(l.booted)
+	l.inst = p.ready.Inst
+	var st sandbox.Status
+	if l.sess, err = l.open(ctx, l.inst); err == nil {
+		st, err = l.inst.Status(ctx)
+	}
+	if err = cmp.Or(<-checked, err); err != nil {
+		if l.sess != nil {
+			l.sess.Close()
+		}
+		b.Return(p.ready.Instance)
+		o.Log.Warn("a sandbox that was ready cannot be used", "instance", p.ready.Instance, "error", err)
+		*p = cold
+		return Sandbox{}, false, nil
+	}
+	p.sb.started(st, begun)
+	failpoint.Hit("create/before-intent")
+	q := store.Quota{Tenant: int(o.Quota.Of(who.Tenant).Sandboxes), Host: o.Quota.Host}
+	recorded := make(chan error, 1)
+	go func() { recorded <- o.record(ctx, who, &p.sb, createRecord(p)) }()
+	rec, err := o.Store.Tenant(who.Tenant).CreateSandbox(ctx, p.sb.Sandbox, q)
+	evidence := <-recorded
+	if err != nil {
+		l.sess.Close()
+		b.Return(p.ready.Instance)
+		p.release()
+		if evidence == nil {
+			err = o.unmade(ctx, who, p, err)
+		}
+		return Sandbox{}, true, err
+	}
+	failpoint.Hit("create/after-running")
+	a.kept = true
+	p.sb.Sandbox = rec
+	o.add(l)
+	_, err = p.backend.Create(ctx, p.spec) // which is not the pool's any more
+	if err = cmp.Or(evidence, err); err == nil {
+		l.publishState(store.Creating, "", "", false)
+		err = l.run(ctx, l.inst, st, p.sb)
+	}
+	if err != nil {
+		return Sandbox{}, true, l.failed(who, failure(ctx, err), err)
+	}
+	failpoint.Hit("create/before-answer")
+	return l.snapshot(), true, nil
+}
+
+// Shelf is what a backend has ready of one shape.
+type Shelf struct {
+	Backend string
+	pool.Stat
+}
+
+// Ready tells what is ready. Not enabled: no backend keeps anything.
+func (o *Orchestrator) Ready(ctx context.Context) (shelves []Shelf, enabled bool, err error) {
+	for _, b := range o.Backends {
+		p, ok := b.(interface{ Stats() []pool.Stat })
+		if !ok {
+			continue
+		}
+		enabled = true
+		info, err := b.Info(ctx)
+		if err != nil {
+			return nil, true, sandbox.Wrap("pool", "", err)
+		}
+		for _, st := range p.Stats() {
+			shelves = append(shelves, Shelf{info.Name, st})
+		}
+	}
+	return shelves, enabled, nil
+}
+
+// Stock is pool.Options' Stock, for the templates that sandboxes are made of here.
+// Errors: KindNotFound for a template that is gone.
+func (o *Orchestrator) Stock(ctx context.Context, s pool.Shape) (pool.Stock, error) {
+	t, err := o.Templates.Resolve(ctx, s.Digest)
+	if err != nil {
+		return pool.Stock{}, err
+	}
+	release, err := o.Templates.Acquire(t.Digest)
+	if err != nil {
+		return pool.Stock{}, err
+	}
+	st := pool.Stock{Shape: s, Root: t.Root, Release: release}
+	if r := runners[t.Default]; r.standby {
+		st.Pack, st.Env = t.Default, environment(t.Env, r.env, nil)
+	}
+	return st, nil
+}
+
+// Shape is what a sandbox that is asked for with nothing but defaults has in common
+// with others. Errors: as Create.
+func (o *Orchestrator) Shape(ctx context.Context) (pool.Shape, error) {
+	p, err := o.plan(ctx, Caller{}, CreateRequest{})
+	if err != nil {
+		return pool.Shape{}, err
+	}
+	p.release()
+	s, _ := pool.ShapeOf(p.spec)
+	return s, nil
+}

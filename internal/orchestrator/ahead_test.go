@@ -1,0 +1,194 @@
+package orchestrator
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync/atomic"
+	"testing"
+
+	"github.com/firebreak-dev/firebreak/internal/pool"
+	"github.com/firebreak-dev/firebreak/internal/store"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// ready is an Orchestrator that has sandboxes ready.
+type ready struct {
+	*Orchestrator
+	pool *pool.Pool
+	dead atomic.Bool // makes nothing any more
+}
+
+// ready starts one that keeps size sandboxes.
+func (w *world) ready(size int) *ready {
+	w.t.Helper()
+	r := &ready{}
+	r.pool = pool.New(unclosed{w.sim}, pool.Options{Size: size, Max: 2 * size, Log: slog.New(slog.NewTextHandler(testLog{w.t}, nil)), Stock: func(ctx context.Context, s pool.Shape) (pool.Stock, error) {
+		if r.dead.Load() {
+			return pool.Stock{}, context.Canceled
+		}
+		return r.Stock(ctx, s)
+	}})
+	w.t.Cleanup(func() {
+		if err := r.pool.Close(); err != nil {
+			w.t.Error(err)
+		}
+	})
+	w.cfg = func(c *Config) { c.DestroyOnClose, c.Backends = false, []sandbox.Backend{r.pool} }
+	r.Orchestrator = w.start()
+	r.warm(w.t)
+	return r
+}
+
+// unclosed is a backend that outlives whoever uses it.
+type unclosed struct{ sandbox.Backend }
+
+func (unclosed) Close() error { return nil }
+
+// warm waits until there is something to claim.
+func (r *ready) warm(t *testing.T) {
+	t.Helper()
+	s, err := r.Shape(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.pool.Pin(s, true)
+	eventually(t, "a sandbox is ready", func() bool {
+		return slices.ContainsFunc(r.pool.Stats(), func(st pool.Stat) bool { return st.Shape == s && st.Ready > 0 })
+	})
+}
+
+func (r *ready) hits() (n int) {
+	for _, st := range r.pool.Stats() {
+		n += st.Hits
+	}
+	return n
+}
+
+// destroy ends a sandbox.
+func (r *ready) destroy(t *testing.T, id sandbox.ID) {
+	t.Helper()
+	if _, err := r.Destroy(t.Context(), alice, string(id)); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestReadySandbox(t *testing.T) {
+	w := newWorld(t)
+	o := w.ready(2)
+	sb := mustCreate(t, o.Orchestrator, alice, CreateRequest{Name: "web", Env: map[string]string{"A": "b"}})
+	if o.hits() != 1 {
+		t.Fatalf("it was not one that was ready: %+v", o.pool.Stats())
+	}
+	if sb.State != store.Running || sb.Tenant != alice.Tenant || sb.Details.Hostname != string(sb.ID) || sb.Started.IsZero() {
+		t.Errorf("%+v", sb)
+	}
+	exit, c := mustExec(t, o.Orchestrator, alice, sb.ID, sh("hostname; env"))
+	if exit.Code != 0 || c.out.String() == "" {
+		t.Errorf("%+v, %q", exit, c.out.String())
+	}
+	if got := c.out.String(); got[:len(sb.ID)] != string(sb.ID) {
+		t.Errorf("its name is %q", got)
+	}
+	o.destroy(t, sb.ID)
+	want := []string{"sandbox.create allowed", "sandbox.create done"}
+	if got := w.audit.actions(sb.ID); len(got) < 2 || !slices.Equal(got[:2], want) {
+		t.Errorf("evidence: %q", got)
+	}
+	// What brings a name of its own, or its rules, is made for it.
+	id := sandbox.NewID()
+	for _, req := range []CreateRequest{{ID: id}, {Hostname: "own"}, {Limits: sandbox.Limits{Memory: 32 << 20}}} {
+		o.warm(t)
+		hits := o.hits()
+		sb := mustCreate(t, o.Orchestrator, alice, req)
+		if o.hits() != hits {
+			t.Errorf("%+v was served from what was ready", req)
+		}
+		o.destroy(t, sb.ID)
+	}
+}
+
+// One that has died is noticed before anything is recorded of it, and another made.
+func TestReadySandboxDied(t *testing.T) {
+	w := newWorld(t)
+	o := w.ready(1)
+	list, err := w.sim.List(t.Context())
+	if err != nil || len(list) == 0 {
+		t.Fatal(list, err)
+	}
+	inst, err := w.sim.Attach(t.Context(), list[0].Instance)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := inst.Destroy(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	sb := mustCreate(t, o.Orchestrator, alice, CreateRequest{})
+	if exit, _ := mustExec(t, o.Orchestrator, alice, sb.ID, sh("true")); exit.Code != 0 {
+		t.Errorf("%+v", exit)
+	}
+	o.destroy(t, sb.ID)
+}
+
+// Without evidence, or without room, what was ready is nobody's and is gone.
+func TestReadySandboxRefused(t *testing.T) {
+	w := newWorld(t)
+	o := w.ready(1)
+	w.audit.set(sandbox.Errorf("record", sandbox.KindUnavailable, "the disk is full"))
+	if sb, err := o.Create(t.Context(), alice, CreateRequest{}); err == nil {
+		t.Errorf("made without evidence: %+v", sb)
+	}
+	w.audit.set(nil)
+	o.warm(t)
+	first := mustCreate(t, o.Orchestrator, alice, CreateRequest{Name: "same"})
+	o.warm(t)
+	_, err := o.Create(t.Context(), alice, CreateRequest{Name: "same"})
+	wantKind(t, err, sandbox.KindExists)
+	o.destroy(t, first.ID)
+	list, _, err := o.List(t.Context(), alice.Tenant, store.Filter{}, store.Page{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, sb := range list {
+		if sb.State != store.Ended {
+			t.Errorf("left is %+v", sb)
+		}
+	}
+}
+
+// Killed anywhere, a claimed sandbox is whole or gone, and what was ready is gone.
+func TestReadySandboxCrash(t *testing.T) {
+	for _, point := range []string{"create/before-intent", "create/after-running", "create/before-answer"} {
+		t.Run(point, func(t *testing.T) {
+			w := newWorld(t)
+			o := w.ready(2)
+			if !crashAt(point, func() { _, _ = o.Create(context.Background(), alice, CreateRequest{Name: "x"}) }) {
+				t.Fatal("it did not come there")
+			}
+			o.dead.Store(true)
+			w.abandon(o.Orchestrator)
+			w.cfg = w.keep
+			next := w.start()
+			list, err := w.sim.List(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			sb, err := next.Get(t.Context(), alice.Tenant, "x")
+			if point == "create/before-intent" {
+				if sandbox.KindOf(err) != sandbox.KindNotFound || len(list) != 0 {
+					t.Errorf("%+v, %v; %v", sb, err, list)
+				}
+				return
+			}
+			if err != nil || sb.State != store.Running || len(list) != 1 || list[0].Instance != sb.Instance {
+				t.Fatalf("%+v, %v; %v", sb, err, list)
+			}
+			if exit, _ := mustExec(t, next, alice, sb.ID, sh("true")); exit.Code != 0 {
+				t.Errorf("%+v", exit)
+			}
+			if _, err := next.Destroy(t.Context(), alice, "x"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}

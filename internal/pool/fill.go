@@ -1,0 +1,181 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// demand is how often a shape is asked for.
+type demand struct {
+	last time.Time // that it was
+	rate float64   // per second, forgotten by half in halfLife
+}
+
+const halfLife = 30 * time.Second
+
+// note notes that somebody asks.
+func (d *demand) note(now time.Time) {
+	d.rate = d.at(now) + float64(time.Second)/float64(halfLife)
+	d.last = now
+}
+
+// at is the rate now.
+func (d *demand) at(now time.Time) float64 {
+	if d.last.IsZero() {
+		return 0
+	}
+	rate := d.rate
+	for age := now.Sub(d.last); age > 0 && rate > 1e-6; age -= halfLife {
+		rate *= 1 - 0.5*min(1, float64(age)/float64(halfLife))
+	}
+	return rate
+}
+
+// want is how many entries of a shelf there should be: what is asked for within a
+// few seconds, in which as many can be made, and no fewer than Size while it is
+// asked for at all. Preconditions: p.mu is held.
+func (p *Pool) want(s *shelf, now time.Time) int {
+	const ahead = 3 // seconds
+	if !s.pinned && (s.demand.last.IsZero() || now.Sub(s.demand.last) > p.o.Idle) {
+		return 0
+	}
+	return min(p.o.Max, max(p.o.Size, int(ahead*s.demand.at(now)+0.5)))
+}
+
+// next chooses what to make, or to end: the shelf that lacks most of what it should
+// have, among those there is room for. Preconditions: p.mu is held.
+func (p *Pool) next(now time.Time) (lacks *shelf, surplus *entry, wait time.Duration) {
+	wait = time.Minute
+	worst := 0.0
+	for _, s := range p.shelves {
+		want := p.want(s, now)
+		have := len(s.ready) + s.making
+		if len(s.ready) > want {
+			surplus = s.ready[0]
+			s.ready = s.ready[1:]
+			p.taken[surplus.claimed.Instance] = surplus
+			return nil, surplus, 0
+		}
+		if have >= want || p.total >= p.o.Max || p.o.Limit > 0 && p.memory+s.shape.Limits.Memory > p.o.Limit {
+			continue
+		}
+		if left := s.pause.Sub(now); left > 0 {
+			wait = min(wait, left)
+			continue
+		}
+		if lack := float64(want-have) / float64(want); lack > worst {
+			lacks, worst = s, lack
+		}
+	}
+	return lacks, nil, wait
+}
+
+// fill keeps the shelves as they should be, one entry at a time: whoever waits for a
+// sandbox comes first, and one core is enough for what nobody waits for.
+func (p *Pool) fill() {
+	for p.ctx.Err() == nil {
+		p.mu.Lock()
+		lacks, surplus, wait := p.next(time.Now())
+		var e *entry
+		if lacks != nil {
+			e = &entry{shape: lacks.shape, claimed: Claimed{Instance: sandbox.NewInstanceID(), Sandbox: sandbox.NewID()}, cost: lacks.shape.Limits.Memory}
+			lacks.making++
+			p.making = e
+			p.total++
+			p.memory += e.cost
+		}
+		p.mu.Unlock()
+		switch {
+		case surplus != nil:
+			p.discard(surplus, "nobody asks for it")
+			continue
+		case e != nil:
+			p.made(lacks, e, p.make(e))
+			continue
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-p.wake:
+		case <-t.C:
+		case <-p.ctx.Done():
+		}
+		t.Stop()
+	}
+}
+
+// make makes an entry. On an error nothing is left of it.
+func (p *Pool) make(e *entry) (err error) {
+	ctx, cancel := context.WithTimeout(p.ctx, makeWait)
+	defer cancel()
+	st, err := p.o.Stock(ctx, e.shape)
+	if err != nil {
+		return err
+	}
+	e.release = st.Release
+	spec := sandbox.Spec{Instance: e.claimed.Instance, Sandbox: e.claimed.Sandbox, Hostname: string(e.claimed.Sandbox),
+		Root: st.Root, ReadonlyRoot: e.shape.ReadonlyRoot, Limits: e.shape.Limits}
+	e.claimed.Inst, err = p.Backend.Create(ctx, spec)
+	if err == nil {
+		if err = prepare(ctx, e.claimed.Inst, st); err != nil {
+			_, left := e.claimed.Inst.Destroy(context.WithoutCancel(ctx))
+			err = errors.Join(err, left)
+		}
+	}
+	if err != nil {
+		st.Release()
+		return err
+	}
+	return nil
+}
+
+// made puts an entry on its shelf, or notes why there is none.
+func (p *Pool) made(s *shelf, e *entry, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.making = nil
+	s.making--
+	if err == nil {
+		s.ready = append(s.ready, e)
+		watching, gone := context.WithCancel(p.ctx)
+		e.gone = gone
+		p.work.Go(func() { p.watch(watching, e) }) // fill is at work
+		return
+	}
+	p.forget(e)
+	if p.ctx.Err() != nil {
+		return
+	}
+	s.failed++
+	s.pause = time.Now().Add(failPause)
+	p.o.Log.Warn("an entry of the pool cannot be made", "template", s.shape.Digest, "err", err)
+}
+
+// watch takes an entry away that ends while it waits.
+func (p *Pool) watch(ctx context.Context, e *entry) {
+	exit, err := e.claimed.Inst.Wait(ctx)
+	if ctx.Err() != nil {
+		return
+	}
+	p.mu.Lock()
+	s := p.shelf(e.shape)
+	mine := false
+	for i, r := range s.ready {
+		if r == e {
+			s.ready = append(s.ready[:i:i], s.ready[i+1:]...)
+			p.taken[e.claimed.Instance] = e
+			mine = true
+			break
+		}
+	}
+	if mine {
+		s.failed++
+	}
+	p.mu.Unlock()
+	if mine { // who has claimed it will see
+		p.o.Log.Warn("an entry of the pool has ended", "instance", e.claimed.Instance, "reason", exit.Reason, "detail", exit.Detail, "err", err)
+		p.discard(e, "it has ended")
+	}
+}
