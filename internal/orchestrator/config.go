@@ -62,6 +62,9 @@ type Config struct {
 	// Processes is the directory where processes under way are noted; made if
 	// need be. Default: "processes" beside Runs.
 	Processes string
+	// Snapshots is the directory of what sandboxes are restored from; made if need
+	// be. Default: "snapshots" beside Runs.
+	Snapshots string
 	// Patience is how long an agent may not answer, while its boundary lives,
 	// before the sandbox counts as crashed: 75 s, so that a machine that stood
 	// still for a minute loses nothing.
@@ -135,6 +138,7 @@ func (c *Config) fill() {
 	def(&c.Retain, 7*24*time.Hour)
 	def(&c.Patience, 75*time.Second)
 	def(&c.Processes, filepath.Join(filepath.Dir(c.Runs), "processes"))
+	def(&c.Snapshots, filepath.Join(filepath.Dir(c.Runs), "snapshots"))
 	if c.Memory == nil {
 		c.Memory = hostMemory
 	}

@@ -111,6 +111,9 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 		return nil, sandbox.Errorf("create", sandbox.KindInvalid, "idle_action %s needs an idle timeout", req.IdleAction).
 			WithHint("give idle_timeout_ms")
 	}
+	if err := req.pausable(info); err != nil {
+		return nil, err
+	}
 	if req.ID == "" {
 		req.ID = sandbox.NewID()
 	}
@@ -198,10 +201,7 @@ func validate(req *CreateRequest) error {
 		}
 	}
 	switch req.IdleAction {
-	case "", IdleDestroy, IdleEvent:
-	case IdlePause:
-		return sandbox.Errorf("create", sandbox.KindUnsupported, "a sandbox that is idle cannot be paused yet").
-			WithHint("idle_action destroy ends it, event only says so")
+	case "", IdleDestroy, IdleEvent, IdlePause:
 	default:
 		return sandbox.Errorf("create", sandbox.KindInvalid, "unknown idle_action %.32q", req.IdleAction).WithHint("destroy, event or pause")
 	}
@@ -212,6 +212,19 @@ func validate(req *CreateRequest) error {
 		return sandbox.Errorf("create", sandbox.KindInvalid, "the name %q looks like a sandbox id", req.Name).WithHint("choose another name")
 	}
 	return checkEnv(req.Env)
+}
+
+// pausable refuses an idle sandbox that could not be paused.
+func (r *CreateRequest) pausable(info sandbox.Info) error {
+	const hint = "idle_action destroy ends it, event only says so"
+	switch {
+	case r.IdleAction != IdlePause:
+	case !info.Capabilities.Pause:
+		return sandbox.Errorf("create", sandbox.KindUnsupported, "backend %s pauses no sandboxes here", info.Name).WithHint(hint)
+	case r.Network != nil || len(r.Bindings) > 0:
+		return sandbox.Errorf("create", sandbox.KindUnsupported, "a sandbox with a network cannot be paused yet").WithHint(hint)
+	}
+	return nil
 }
 
 // checkEnv rejects what cannot be an environment variable.

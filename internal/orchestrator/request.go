@@ -27,7 +27,7 @@ type IdleAction string
 const (
 	IdleDestroy IdleAction = "destroy"
 	IdleEvent   IdleAction = "event" // it lives on, and its events say that it is idle, once each time
-	IdlePause   IdleAction = "pause" // needs snapshots; refused until there are any
+	IdlePause   IdleAction = "pause" // it is paused, until somebody wants something of it
 )
 
 // CreateRequest says what to make. The zero value takes every default.
@@ -101,6 +101,8 @@ type Details struct {
 	IdleAction IdleAction `json:"idle_action,omitempty"`
 	// Network is its policy; nil: it has no network device.
 	Network *NetworkState `json:"network,omitempty"`
+	// Pause is set while it is paused.
+	Pause *PauseState `json:"pause,omitempty"`
 	// Flows is what it wanted to reach.
 	Flows FlowReport `json:"egress,omitzero"`
 }

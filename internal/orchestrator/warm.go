@@ -249,7 +249,7 @@ func (w *warm) end(reason sandbox.Reason, detail string) {
 	if w.isDead() {
 		return
 	}
-	s, err := w.l.session(ctx)
+	s, err := w.l.sessionLater(ctx)
 	if err == nil {
 		err = s.Signal(ctx, w.x.entry.ID, sigKill)
 	}
