@@ -114,6 +114,8 @@ type Defaults struct {
 	// ContextIdle and ContextLife are when a context ends by itself: never before
 	// its sandbox.
 	ContextIdle, ContextLife time.Duration
+	// SnapshotTTL is how long a snapshot is kept: 30 days.
+	SnapshotTTL time.Duration
 	// CreateTimeout bounds a boot, and the start of a context: 60 s.
 	CreateTimeout time.Duration
 }
@@ -129,6 +131,7 @@ func (c *Config) fill() {
 	def(&d.Timeout, time.Hour)
 	def(&d.ExecTimeout, 5*time.Minute)
 	def(&d.CreateTimeout, time.Minute)
+	def(&d.SnapshotTTL, 30*24*time.Hour)
 	def(&q.Host, 500)
 	def(&q.Overcommit, 2)
 	def(&q.Creating, 2*runtime.NumCPU())

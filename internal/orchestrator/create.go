@@ -26,7 +26,9 @@ type plan struct {
 	backend sandbox.Backend
 	spec    sandbox.Spec
 	sb      Sandbox
-	release func() // of the template
+	from    *savedState // what it goes on from; nil: it starts
+	procs   []*entry    // that go on in it
+	release func()      // of the template
 }
 
 // Create makes a sandbox and returns when the agent inside has answered. The
@@ -77,6 +79,7 @@ func (o *Orchestrator) Create(ctx context.Context, who Caller, req CreateRequest
 	if err != nil {
 		return Sandbox{}, l.failed(who, reason, err)
 	}
+	l.goOn(p)
 	failpoint.Hit("create/before-answer")
 	return l.snapshot(), nil
 }
@@ -87,6 +90,10 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 		return nil, err
 	}
 	d := o.Defaults
+	from, err := o.from(ctx, who.Tenant, &req)
+	if err != nil {
+		return nil, err
+	}
 	backend, info, notes, err := o.choose(ctx, pick(req.Backend, d.Backend))
 	if err != nil {
 		return nil, err
@@ -145,7 +152,10 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 	if sb.MaxLife > 0 {
 		sb.ExpiresAt = sb.Created.Add(sb.MaxLife)
 	}
-	return &plan{backend: backend, spec: spec, sb: sb, release: release}, nil
+	if from != nil {
+		sb.Template, sb.Details.From = from.Template, req.From
+	}
+	return &plan{backend: backend, spec: spec, sb: sb, from: from, release: release}, nil
 }
 
 // merged is all of envs; of what two have, the later one's.
@@ -348,6 +358,9 @@ func createRecord(p *plan) sandbox.Record {
 	if p.spec.AcceptWeaker {
 		d["accept_weaker"] = "true"
 	}
+	if p.from != nil {
+		d["snapshot"] = p.from.Image.Name
+	}
 	if p.sb.Details.Run != "" {
 		d["run"] = string(p.sb.Details.Run)
 	}
@@ -388,7 +401,7 @@ func (l *live) meet(ctx context.Context, p *plan) error {
 	if err := l.openWire(ctx, p); err != nil {
 		return err
 	}
-	inst, err := p.backend.Create(ctx, p.spec)
+	inst, err := l.o.instance(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -404,7 +417,10 @@ func (l *live) meet(ctx context.Context, p *plan) error {
 	l.sess = s
 	l.mu.Unlock()
 	failpoint.Hit("create/after-session")
-	return nil
+	if p.from != nil {
+		p.procs, err = l.inheritProcesses(p.from)
+	}
+	return err
 }
 
 // running journals that the sandbox is ready and begins to watch it.

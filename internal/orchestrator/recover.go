@@ -76,6 +76,9 @@ func (o *Orchestrator) recover(ctx context.Context) error {
 	failpoint.Hit("recover/after-orphans")
 	o.recoverRuns(ctx, runs)
 	failpoint.Hit("recover/after-runs")
+	if err := o.sweepImages(ctx); err != nil {
+		return err
+	}
 	if err := o.journal.sweep(o.knows); err != nil {
 		return sandbox.Wrap("recover", o.Processes, err)
 	}

@@ -354,7 +354,9 @@ func (l *live) adoptContext(x *execution) *warm {
 	w.in, _ = x.stdin.(*input)
 	x.warm, x.sink = w, w
 	close(w.started)
+	l.mu.Lock()
 	l.contexts[w.entry.ID] = w
+	l.mu.Unlock()
 	if w.in == nil {
 		return w // attaching to it says that its input is lost
 	}

@@ -94,10 +94,9 @@ func (t *Tenant) Snapshot(ctx context.Context, ref string) (SavedSandbox, error)
 	return s, fail("get snapshot", ref, err)
 }
 
-// ListSnapshots returns all the tenant's snapshots, newest first, without their
-// bodies.
+// ListSnapshots returns all the tenant's snapshots, newest first.
 func (t *Tenant) ListSnapshots(ctx context.Context) ([]SavedSandbox, error) {
-	list, err := t.s.snapshots(ctx, `SELECT tenant, id, name, sandbox, created, expires, size, '' FROM snapshots WHERE tenant = ? ORDER BY created DESC, id`, string(t.id))
+	list, err := t.s.snapshots(ctx, selectSnapshot+` WHERE tenant = ? ORDER BY created DESC, id`, string(t.id))
 	return list, fail("list snapshots", "", err)
 }
 
