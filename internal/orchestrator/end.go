@@ -68,7 +68,7 @@ func (l *live) end(who Caller, reason sandbox.Reason, detail string, exit *sandb
 func (l *live) watch(inst sandbox.Instance) {
 	exit, err := inst.Wait(l.o.ctx)
 	l.mu.Lock()
-	mine := l.inst == inst // else it is not the sandbox any more
+	mine := l.inst != nil && l.inst.ID() == inst.ID() // else it is not the sandbox any more
 	l.mu.Unlock()
 	switch {
 	case !mine:

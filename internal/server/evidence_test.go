@@ -87,7 +87,7 @@ func newReal(t *testing.T) *real {
 	r.keys = keys
 	backend := sim.New(sim.Config{})
 	closes(backend.Close)
-	o, err := orchestrator.New(orchestrator.Config{Backends: []sandbox.Backend{backend}, Store: st, Recorder: r.log, Events: hub, Templates: named{},
+	o, err := orchestrator.New(orchestrator.Config{Backends: []sandbox.Backend{saving{backend}}, Store: st, Recorder: r.log, Events: hub, Templates: named{},
 		Runs: filepath.Join(r.dir, "runs"), Defaults: orchestrator.Defaults{Backend: "sim"}, DestroyOnClose: true, Log: quiet,
 		Memory: func() (int64, int64) { return 64 << 30, 48 << 30 }})
 	must(err)
@@ -373,6 +373,12 @@ var calls = map[string]func(*real){
 	"AuditService.WatchEntries":   func(r *real) { r.did("GET", "/v1/audit/entries/watch?no_follow=true", "") },
 	"AuditService.ExportEvidence": func(r *real) { r.did("GET", "/v1/audit/evidence?sandbox_id="+r.id, "") },
 	"AuditService.GetProof":       func(r *real) { r.did("GET", "/v1/audit/proof?position=1", "") },
+
+	"SnapshotService.PauseSandbox":   func(r *real) { r.did("POST", r.path("/pause"), "{}") },
+	"SnapshotService.ResumeSandbox":  func(r *real) { r.did("POST", r.path("/resume"), "{}") },
+	"SnapshotService.CreateSnapshot": func(r *real) { r.did("POST", r.path("/snapshots"), `{"name":"warm"}`) },
+	"SnapshotService.ListSnapshots":  func(r *real) { r.did("GET", "/v1/snapshots", "") },
+	"SnapshotService.RemoveSnapshot": func(r *real) { r.did("DELETE", "/v1/snapshots/warm", "") },
 
 	"PolicyService.ListPolicies": func(r *real) { r.did("GET", "/v1/policies", "") },
 	"PolicyService.GetPolicy":    func(r *real) { r.did("GET", "/v1/policies/pypi", "") },
