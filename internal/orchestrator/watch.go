@@ -129,7 +129,7 @@ func (l *live) collect(ctx context.Context, w *watcher, g *guest.Watch, path str
 			break
 		}
 		w.events.Lose()
-		s, err := l.session(ctx)
+		s, err := l.sessionLater(ctx)
 		if err == nil {
 			g, err = s.Watch(ctx, path, opt)
 		}

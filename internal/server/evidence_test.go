@@ -239,6 +239,9 @@ func (r *real) upgrade(path string) {
 	<-over
 }
 
+// second makes a sandbox beside r.id.
+func (r *real) second() string { return member(r.t, r.did("POST", "/v1/sandboxes", `{}`), "id") }
+
 func member(t *testing.T, body, name string) string {
 	t.Helper()
 	var m map[string]any
@@ -374,9 +377,13 @@ var calls = map[string]func(*real){
 	"AuditService.ExportEvidence": func(r *real) { r.did("GET", "/v1/audit/evidence?sandbox_id="+r.id, "") },
 	"AuditService.GetProof":       func(r *real) { r.did("GET", "/v1/audit/proof?position=1", "") },
 
-	"SnapshotService.PauseSandbox":   func(r *real) { r.did("POST", r.path("/pause"), "{}") },
-	"SnapshotService.ResumeSandbox":  func(r *real) { r.did("POST", r.path("/resume"), "{}") },
-	"SnapshotService.CreateSnapshot": func(r *real) { r.did("POST", r.path("/snapshots"), `{"name":"warm"}`) },
+	"SnapshotService.PauseSandbox": func(r *real) { r.did("POST", "/v1/sandboxes/"+r.second()+"/pause", "{}") },
+	"SnapshotService.ResumeSandbox": func(r *real) {
+		id := r.second()
+		r.did("POST", "/v1/sandboxes/"+id+"/pause", "{}")
+		r.did("POST", "/v1/sandboxes/"+id+"/resume", "{}")
+	},
+	"SnapshotService.CreateSnapshot": func(r *real) { r.did("POST", "/v1/sandboxes/"+r.second()+"/snapshots", `{"name":"warm"}`) },
 	"SnapshotService.ListSnapshots":  func(r *real) { r.did("GET", "/v1/snapshots", "") },
 	"SnapshotService.RemoveSnapshot": func(r *real) { r.did("DELETE", "/v1/snapshots/warm", "") },
 
