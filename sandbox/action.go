@@ -95,7 +95,7 @@ func Actions() []Action {
 		{Name: "audit.witness", When: "a witness contradicts the log: it has seen more of it, or another past", Object: "the witness", Detail: "size, seen"},
 
 		{Name: "sandbox.pause", Then: Flow, When: "before a sandbox is saved to be paused; done or failed after it. The receipt of its boundary is between", Digest: "what was saved, afterwards", Detail: "afterwards bytes, took or error"},
-		{Name: "sandbox.resume", Then: Flow, When: "before a paused sandbox runs again; done or failed after it", Digest: "what it is restored from", Detail: "bytes, why (access: somebody used it); afterwards paused, took or error"},
+		{Name: "sandbox.resume", Then: Flow, When: "before a paused sandbox runs again, as another instance; done or failed after it", Digest: "what it is restored from", Detail: "bytes, why (access: somebody used it); afterwards paused, took or error"},
 		{Name: "snapshot.create", Then: Flow, When: "before a snapshot is taken; done or failed after it", Object: "snapshot id", Digest: "what was saved, afterwards", Detail: "name; afterwards bytes, took or error"},
 		{Name: "snapshot.remove", When: "before a snapshot is removed; Reason timeout: its time was over", Object: "snapshot id", Detail: "name"},
 

@@ -62,8 +62,8 @@ type Config struct {
 	// Processes is the directory where processes under way are noted; made if
 	// need be. Default: "processes" beside Runs.
 	Processes string
-	// Snapshots is the directory of what sandboxes are restored from; made if need
-	// be. Default: "snapshots" beside Runs.
+	// Snapshots is the directory of what sandboxes are restored from; made when
+	// there is something. Default: "snapshots" beside Runs.
 	Snapshots string
 	// Patience is how long an agent may not answer, while its boundary lives,
 	// before the sandbox counts as crashed: 75 s, so that a machine that stood

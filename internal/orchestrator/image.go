@@ -32,7 +32,10 @@ func (i images) path(name string) string { return filepath.Join(i.dir, name) }
 
 // make begins one. On an error nothing of it is left.
 func (i images) make(name string) error {
-	err := os.Mkdir(i.path(name), 0o700)
+	err := os.MkdirAll(i.dir, 0o700)
+	if err == nil {
+		err = os.Mkdir(i.path(name), 0o700)
+	}
 	if err == nil {
 		if err = os.Mkdir(filepath.Join(i.path(name), processesDir), 0o700); err != nil {
 			err = errors.Join(err, i.remove(name))
@@ -65,7 +68,7 @@ func (i images) gone(name string) sandbox.Object {
 func (i images) sweep(needed map[string]bool) error {
 	entries, err := os.ReadDir(i.dir)
 	if err != nil {
-		return err
+		return absent(err)
 	}
 	var errs []error
 	for _, e := range entries {

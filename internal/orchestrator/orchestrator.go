@@ -71,7 +71,7 @@ func New(c Config) (*Orchestrator, error) {
 	if err := c.Defaults.Limits.Validate(); err != nil {
 		return nil, fmt.Errorf("default limits: %w", err)
 	}
-	for _, dir := range []string{c.Runs, c.Processes, c.Snapshots} {
+	for _, dir := range []string{c.Runs, c.Processes} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}

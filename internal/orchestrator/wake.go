@@ -57,11 +57,13 @@ func (l *live) admitted(ctx context.Context, who Caller, why string, st *standst
 	if why != "" {
 		detail["why"] = why
 	}
-	if err := l.record(ctx, who, sandbox.Record{Action: "sandbox.resume", Outcome: sandbox.OutcomeAllowed, Digest: st.image.Image.Digest, Detail: detail}); err != nil {
+	id := sandbox.NewInstanceID() // what is made is on record by its own id
+	next := Sandbox{Sandbox: store.Sandbox{ID: l.id, Tenant: l.tenant, Instance: id}}
+	if err := l.o.record(ctx, who, &next, sandbox.Record{Action: "sandbox.resume", Outcome: sandbox.OutcomeAllowed, Digest: st.image.Image.Digest, Detail: detail}); err != nil {
 		return err
 	}
 	failpoint.Hit("resume/after-evidence")
-	inst, s, err := l.incarnate(ctx, st)
+	inst, s, err := l.incarnate(ctx, id, st)
 	if err == nil {
 		if err = l.markRunning(context.WithoutCancel(ctx), inst, s, st); err == nil {
 			return nil
@@ -79,7 +81,7 @@ func (l *live) admitted(ctx context.Context, who Caller, why string, st *standst
 
 // incarnate makes an instance of what was saved and meets its agent. The instance it
 // returns with an error is to be destroyed.
-func (l *live) incarnate(ctx context.Context, st *standstill) (sandbox.Instance, *guest.Session, error) {
+func (l *live) incarnate(ctx context.Context, id sandbox.InstanceID, st *standstill) (sandbox.Instance, *guest.Session, error) {
 	o := l.o
 	sb := l.snapshotWithEnv()
 	backend, _, err := o.made(ctx, sb.Backend)
@@ -94,7 +96,6 @@ func (l *live) incarnate(ctx context.Context, st *standstill) (sandbox.Instance,
 	if err != nil {
 		return nil, nil, err
 	}
-	id := sandbox.NewInstanceID()
 	if _, err := o.Store.Tenant(l.tenant).EditSandbox(ctx, l.id, func(rec *store.Sandbox) error {
 		rec.Instance = id
 		return nil
