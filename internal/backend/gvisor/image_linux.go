@@ -184,10 +184,10 @@ func check(ctx context.Context, from sandbox.Snapshot) (*image, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, sandbox.Errorf("restore", sandbox.KindNotFound, "the snapshot's files are not there")
 	}
-	if err != nil {
-		return nil, sandbox.Wrap("restore", "", bare(err))
+	if sandbox.KindOf(err) == sandbox.KindCapacity {
+		return nil, exhausted("", err)
 	}
-	if digest(b) != from.Digest {
+	if err != nil || digest(b) != from.Digest {
 		return nil, refuse("the snapshot's manifest is not the one that was written")
 	}
 	img := &image{dir: from.Dir}
