@@ -66,6 +66,7 @@ type Client struct {
 	system    firebreakv1connect.SystemServiceClient
 	policies  firebreakv1connect.PolicyServiceClient
 	secrets   firebreakv1connect.SecretServiceClient
+	snapshots firebreakv1connect.SnapshotServiceClient
 	keys      firebreakv1connect.KeyServiceClient
 	audit     firebreakv1connect.AuditServiceClient
 }
@@ -93,6 +94,7 @@ func New(o Options) (*Client, error) {
 	c.system = firebreakv1connect.NewSystemServiceClient(c.http, base, opts)
 	c.policies = firebreakv1connect.NewPolicyServiceClient(c.http, base, opts)
 	c.secrets = firebreakv1connect.NewSecretServiceClient(c.http, base, opts)
+	c.snapshots = firebreakv1connect.NewSnapshotServiceClient(c.http, base, opts)
 	c.keys = firebreakv1connect.NewKeyServiceClient(c.http, base, opts)
 	c.audit = firebreakv1connect.NewAuditServiceClient(c.http, base, opts)
 	return c, nil

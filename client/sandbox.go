@@ -35,7 +35,7 @@ type CreateOptions struct {
 
 	Timeout     time.Duration // end it this long after its creation; Never
 	IdleTimeout time.Duration // end it after this long unused; Never
-	IdleAction  string        // what happens then: destroy, or event, which only says so
+	IdleAction  string        // what happens then: destroy; event, which only says so; pause
 
 	Env          map[string]string // of every process in it
 	Metadata     map[string]string // labels; List filters on them
@@ -46,6 +46,9 @@ type CreateOptions struct {
 
 	// IdempotencyKey makes a repeated Create return the first one's sandbox.
 	IdempotencyKey string
+	// Snapshot, by id or name, is what the sandbox goes on from: its template, limits,
+	// files, memory and programs. What is set beside has to be the same.
+	Snapshot string
 	// Network is where the sandbox may connect; nil: it has no network device.
 	Network *Network
 	// Bindings are what the sandbox's requests may be made through, by name: it finds
@@ -59,7 +62,7 @@ func (o CreateOptions) request() *v1.CreateSandboxRequest {
 		LanguagePack: o.Language, Env: o.Env, Metadata: o.Metadata, Tier: o.Tier, Hostname: o.Hostname,
 		ReadonlyRoot: o.ReadonlyRoot, AcceptWeaker: o.AcceptWeaker,
 		TimeoutMs: millis(o.Timeout), IdleTimeoutMs: millis(o.IdleTimeout), IdleAction: o.IdleAction,
-		Network: o.Network.rules(), Bindings: o.Bindings,
+		Network: o.Network.rules(), Bindings: o.Bindings, Snapshot: o.Snapshot,
 	}
 	l := &v1.Limits{
 		MemoryBytes: optional(o.Memory), Cpus: optional(o.CPUs), Pids: optional(o.PIDs), DiskBytes: optional(o.Disk),
@@ -177,7 +180,7 @@ func (s *Sandbox) SetTimeout(ctx context.Context, d time.Duration, extendOnly bo
 
 // ListOptions selects sandboxes.
 type ListOptions struct {
-	State    string            // creating, running, stopping, ended, all; empty: all but ended
+	State    string            // creating, running, paused, stopping, ended, all; empty: all but ended
 	Metadata map[string]string // every pair must match
 }
 

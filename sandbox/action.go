@@ -21,7 +21,7 @@ type Action struct {
 func Actions() []Action {
 	const path = "path in the sandbox"
 	return []Action{
-		{Name: "sandbox.create", Then: Flow, When: "before a boot; done or failed after it", Object: "name", Digest: "its policy, as in sandbox.network", Detail: "backend, isolation, template, limits, network, mode, documents, policies, bindings, tier, accept_weaker, run, git_commit; afterwards enforced, took or error"},
+		{Name: "sandbox.create", Then: Flow, When: "before a boot; done or failed after it", Object: "name", Digest: "its policy, as in sandbox.network", Detail: "backend, isolation, template, limits, network, mode, documents, policies, bindings, tier, accept_weaker, run, snapshot, git_commit; afterwards enforced, took or error"},
 		{Name: "sandbox.timeout", When: "before the end is moved", Object: "new time to live"},
 		{Name: "sandbox.network", Then: Flow, When: "before a sandbox's policy is replaced; done or failed after it", Digest: "the policy: the SHA-256 of its documents, in hex, one a line", Detail: "mode, documents, policies; afterwards closed or error"},
 		{Name: "sandbox.destroy", When: "before a teardown, whatever the cause; Reason says it", Detail: "detail"},
@@ -96,7 +96,11 @@ func Actions() []Action {
 		{Name: "audit.gap", When: "an operator acknowledged that records are missing", Detail: "origin, signed and found sizes and roots"},
 		{Name: "audit.witness", When: "a witness contradicts the log: it has seen more of it, or another past", Object: "the witness", Detail: "size, seen"},
 
-		{Name: "sandbox.pause", Later: true}, {Name: "sandbox.resume", Later: true}, {Name: "sandbox.fork", Later: true},
-		{Name: "snapshot.create", Later: true}, {Name: "snapshot.remove", Later: true},
+		{Name: "sandbox.pause", Then: Flow, When: "before a sandbox is saved to be paused; done or failed after it. The receipt of its boundary is between", Digest: "what was saved, afterwards", Detail: "afterwards bytes, took or error"},
+		{Name: "sandbox.resume", Then: Flow, When: "before a paused sandbox runs again, as another instance; done or failed after it", Digest: "what it is restored from", Detail: "bytes, why (access: somebody used it); afterwards paused, took or error"},
+		{Name: "snapshot.create", Then: Flow, When: "before a snapshot is taken; done or failed after it", Object: "snapshot id", Digest: "what was saved, afterwards", Detail: "name; afterwards bytes, took or error"},
+		{Name: "snapshot.remove", When: "before a snapshot is removed; Reason timeout: its time was over", Object: "snapshot id", Detail: "name"},
+
+		{Name: "sandbox.fork", Later: true},
 	}
 }

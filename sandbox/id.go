@@ -19,6 +19,9 @@ type InstanceID string
 // ^rn[a-z0-9]{18,}$.
 type RunID string
 
+// SnapshotID names a saved sandbox. It matches ^sn[a-z0-9]{18,}$.
+type SnapshotID string
+
 // TenantID names an organisation. Everything durable belongs to exactly one.
 type TenantID string
 
@@ -48,9 +51,13 @@ func NewInstanceID() InstanceID { return InstanceID(newID("in")) }
 // NewRunID returns a fresh random run id.
 func NewRunID() RunID { return RunID(newID("rn")) }
 
+// NewSnapshotID returns a fresh random snapshot id.
+func NewSnapshotID() SnapshotID { return SnapshotID(newID("sn")) }
+
 var (
 	reID       = regexp.MustCompile(`^sb[a-z0-9]{18,62}$`)
 	reInstance = regexp.MustCompile(`^in[a-z0-9]{18,62}$`)
+	reSnapshot = regexp.MustCompile(`^sn[a-z0-9]{18,62}$`)
 	reRun      = regexp.MustCompile(`^rn[a-z0-9]{18,62}$`)
 	reTenant   = regexp.MustCompile(`^[a-z][a-z0-9-]{0,62}$`)
 )
@@ -64,6 +71,9 @@ func (id InstanceID) Valid() bool { return reInstance.MatchString(string(id)) }
 
 // Valid reports whether id is well formed.
 func (id RunID) Valid() bool { return reRun.MatchString(string(id)) }
+
+// Valid reports whether id is well formed.
+func (id SnapshotID) Valid() bool { return reSnapshot.MatchString(string(id)) }
 
 // Valid reports whether id is well formed: a lower-case letter, then up to 62
 // letters, digits or dashes.

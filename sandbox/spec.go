@@ -105,10 +105,13 @@ type Capabilities struct {
 	Limits       LimitSet
 	ReadonlyRoot bool
 	Wire         bool
-	Snapshot     bool
-	Pause        bool
-	Fork         bool
-	Attest       bool
+	// Snapshot: instances are Snapshotters, and the backend is a Restorer.
+	Snapshot bool
+	// Pause: an instance can be saved, destroyed, and restored under another id
+	// as the same sandbox. It needs Snapshot.
+	Pause  bool
+	Fork   bool
+	Attest bool
 }
 
 // Info describes a backend on this host.

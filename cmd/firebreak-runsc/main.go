@@ -22,9 +22,11 @@ func main() {
 	haveFiles()
 	useFilters()
 	cli.Run(nil, map[util.SubCommand]string{
-		new(cmd.Run): "",
+		new(cmd.Run):        "",
+		new(cmd.Checkpoint): "", // asks a sentry, over its control socket, to save itself
+		new(cmd.Restore):    "", // is run with an image in place of a program
 
-		// What it executes in turn. Everything later is done without runsc.
+		// What these execute in turn. Everything else is done without runsc.
 		new(boot):             "internal",
 		new(cmd.Gofer):        "internal",
 		new(sentrycmd.Umount): "internal",

@@ -22,7 +22,7 @@ type ahead interface {
 // network rules, gets one of his own.
 func (p *plan) claim(req *CreateRequest) (ok bool) {
 	b, ok := p.backend.(ahead)
-	if !ok || req.ID != "" || req.Hostname != "" || p.sb.Details.Network != nil {
+	if !ok || req.ID != "" || req.Hostname != "" || p.sb.Details.Network != nil || p.from != nil {
 		return false
 	}
 	c, ok := b.Claim(p.spec)

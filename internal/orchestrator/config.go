@@ -62,6 +62,9 @@ type Config struct {
 	// Processes is the directory where processes under way are noted; made if
 	// need be. Default: "processes" beside Runs.
 	Processes string
+	// Snapshots is the directory of what sandboxes are restored from; made when
+	// there is something. Default: "snapshots" beside Runs.
+	Snapshots string
 	// Patience is how long an agent may not answer, while its boundary lives,
 	// before the sandbox counts as crashed: 75 s, so that a machine that stood
 	// still for a minute loses nothing.
@@ -111,6 +114,8 @@ type Defaults struct {
 	// ContextIdle and ContextLife are when a context ends by itself: never before
 	// its sandbox.
 	ContextIdle, ContextLife time.Duration
+	// SnapshotTTL is how long a snapshot is kept: 30 days.
+	SnapshotTTL time.Duration
 	// CreateTimeout bounds a boot, and the start of a context: 60 s.
 	CreateTimeout time.Duration
 }
@@ -126,6 +131,7 @@ func (c *Config) fill() {
 	def(&d.Timeout, time.Hour)
 	def(&d.ExecTimeout, 5*time.Minute)
 	def(&d.CreateTimeout, time.Minute)
+	def(&d.SnapshotTTL, 30*24*time.Hour)
 	def(&q.Host, 500)
 	def(&q.Overcommit, 2)
 	def(&q.Creating, 2*runtime.NumCPU())
@@ -135,6 +141,7 @@ func (c *Config) fill() {
 	def(&c.Retain, 7*24*time.Hour)
 	def(&c.Patience, 75*time.Second)
 	def(&c.Processes, filepath.Join(filepath.Dir(c.Runs), "processes"))
+	def(&c.Snapshots, filepath.Join(filepath.Dir(c.Runs), "snapshots"))
 	if c.Memory == nil {
 		c.Memory = hostMemory
 	}

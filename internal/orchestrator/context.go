@@ -76,7 +76,7 @@ func (o *Orchestrator) CreateContext(ctx context.Context, who Caller, ref string
 // ListContexts returns the contexts of a live sandbox, those that ended lately
 // included, oldest first. Errors: those of finding the sandbox.
 func (o *Orchestrator) ListContexts(ctx context.Context, tenant sandbox.TenantID, ref string) ([]Context, error) {
-	l, done, err := o.use(ctx, tenant, ref)
+	l, done, err := o.look(ctx, tenant, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -94,7 +94,7 @@ func (o *Orchestrator) ListContexts(ctx context.Context, tenant sandbox.TenantID
 
 // GetContext returns one. Errors: KindNotFound, those of finding the sandbox.
 func (o *Orchestrator) GetContext(ctx context.Context, tenant sandbox.TenantID, ref, id string) (Context, error) {
-	l, done, err := o.use(ctx, tenant, ref)
+	l, done, err := o.look(ctx, tenant, ref)
 	if err != nil {
 		return Context{}, err
 	}

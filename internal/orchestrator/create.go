@@ -27,8 +27,10 @@ type plan struct {
 	backend sandbox.Backend
 	spec    sandbox.Spec
 	sb      Sandbox
-	release func() // of the template
+	from    *savedState // what it goes on from; nil: it starts
+	procs   []*entry    // that go on in it
 	ready   *pool.Claimed
+	release func() // of the template
 }
 
 // Create makes a sandbox and returns when the agent inside has answered. The
@@ -84,6 +86,7 @@ func (o *Orchestrator) Create(ctx context.Context, who Caller, req CreateRequest
 	if err != nil {
 		return Sandbox{}, l.failed(who, reason, err)
 	}
+	l.goOn(p)
 	failpoint.Hit("create/before-answer")
 	return l.snapshot(), nil
 }
@@ -94,6 +97,10 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 		return nil, err
 	}
 	d := o.Defaults
+	from, err := o.from(ctx, who.Tenant, &req)
+	if err != nil {
+		return nil, err
+	}
 	backend, info, notes, err := o.choose(ctx, pick(req.Backend, d.Backend))
 	if err != nil {
 		return nil, err
@@ -117,6 +124,9 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 	if idle == 0 && req.IdleAction != "" {
 		return nil, sandbox.Errorf("create", sandbox.KindInvalid, "idle_action %s needs an idle timeout", req.IdleAction).
 			WithHint("give idle_timeout_ms")
+	}
+	if err := req.pausable(info); err != nil {
+		return nil, err
 	}
 	if req.ID == "" {
 		req.ID = sandbox.NewID()
@@ -149,7 +159,10 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 	if sb.MaxLife > 0 {
 		sb.ExpiresAt = sb.Created.Add(sb.MaxLife)
 	}
-	return &plan{backend: backend, spec: spec, sb: sb, release: release}, nil
+	if from != nil {
+		sb.Template, sb.Details.From = from.Template, req.From
+	}
+	return &plan{backend: backend, spec: spec, sb: sb, from: from, release: release}, nil
 }
 
 // merged is all of envs; of what two have, the later one's.
@@ -205,10 +218,7 @@ func validate(req *CreateRequest) error {
 		}
 	}
 	switch req.IdleAction {
-	case "", IdleDestroy, IdleEvent:
-	case IdlePause:
-		return sandbox.Errorf("create", sandbox.KindUnsupported, "a sandbox that is idle cannot be paused yet").
-			WithHint("idle_action destroy ends it, event only says so")
+	case "", IdleDestroy, IdleEvent, IdlePause:
 	default:
 		return sandbox.Errorf("create", sandbox.KindInvalid, "unknown idle_action %.32q", req.IdleAction).WithHint("destroy, event or pause")
 	}
@@ -219,6 +229,19 @@ func validate(req *CreateRequest) error {
 		return sandbox.Errorf("create", sandbox.KindInvalid, "the name %q looks like a sandbox id", req.Name).WithHint("choose another name")
 	}
 	return checkEnv(req.Env)
+}
+
+// pausable refuses an idle sandbox that could not be paused.
+func (r *CreateRequest) pausable(info sandbox.Info) error {
+	const hint = "idle_action destroy ends it, event only says so"
+	switch {
+	case r.IdleAction != IdlePause:
+	case !info.Capabilities.Pause:
+		return sandbox.Errorf("create", sandbox.KindUnsupported, "backend %s pauses no sandboxes here", info.Name).WithHint(hint)
+	case r.Network != nil || len(r.Bindings) > 0:
+		return sandbox.Errorf("create", sandbox.KindUnsupported, "a sandbox with a network cannot be paused yet").WithHint(hint)
+	}
+	return nil
 }
 
 // checkEnv rejects what cannot be an environment variable.
@@ -344,6 +367,9 @@ func createRecord(p *plan) sandbox.Record {
 	if p.spec.AcceptWeaker {
 		d["accept_weaker"] = "true"
 	}
+	if p.from != nil {
+		d["snapshot"] = p.from.Image.Name
+	}
 	if p.sb.Details.Run != "" {
 		d["run"] = string(p.sb.Details.Run)
 	}
@@ -384,7 +410,7 @@ func (l *live) meet(ctx context.Context, p *plan) error {
 	if err := l.openWire(ctx, p); err != nil {
 		return err
 	}
-	inst, err := p.backend.Create(ctx, p.spec)
+	inst, err := l.o.instance(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -404,7 +430,10 @@ func (l *live) meet(ctx context.Context, p *plan) error {
 		return sandbox.Wrap("create", string(l.id), err)
 	}
 	failpoint.Hit("create/after-trust")
-	return nil
+	if p.from != nil {
+		p.procs, err = l.inheritProcesses(p.from)
+	}
+	return err
 }
 
 // running journals that the sandbox is ready and begins to watch it.

@@ -67,7 +67,11 @@ func (l *live) end(who Caller, reason sandbox.Reason, detail string, exit *sandb
 // watch waits for the boundary to end by itself.
 func (l *live) watch(inst sandbox.Instance) {
 	exit, err := inst.Wait(l.o.ctx)
+	l.mu.Lock()
+	mine := l.inst != nil && l.inst.ID() == inst.ID() // else it is not the sandbox any more
+	l.mu.Unlock()
 	switch {
+	case !mine:
 	case l.o.ctx.Err() != nil && err != nil: // Close: somebody else will watch
 	case err != nil:
 		l.end(system(l.tenant), sandbox.ReasonLost, clip(err.Error()), nil)
@@ -86,6 +90,10 @@ func (l *live) finish(e *ending) {
 	defer cancel()
 	select {
 	case <-l.booted: // a boot that is cancelled cleans up after itself first
+	case <-ctx.Done():
+	}
+	select {
+	case l.changing <- struct{}{}: // who changes it gives up for an end
 	case <-ctx.Done():
 	}
 	var notes []string
@@ -123,7 +131,7 @@ func (l *live) finish(e *ending) {
 	l.mu.Unlock()
 	sb.State, sb.Reason, sb.Detail, sb.Exit = store.Ended, e.reason, e.detail, e.exit
 	sb.Ended, sb.Usage, sb.Receipt = time.Now().UTC(), usage, &receipt
-	sb.Details.Env = nil
+	sb.Details.Env, sb.Details.Pause = nil, nil
 	sb.Details.Flows = l.snapshot().Details.Flows
 	sb.Details.Series = l.lastSeries(usage)
 	sb.Kept = l.o.Events.Size(l.id)
@@ -139,6 +147,9 @@ func (l *live) finish(e *ending) {
 	l.publishState(store.Ended, e.reason, e.detail, true)
 	note("journal", l.o.journal.forget(l.id, l.entries()))
 	failpoint.Hit("end/before-answer")
+	if l.paused() {
+		_ = l.o.ledger.unpark(l.promised, false) // it was given back when it was paused
+	}
 	l.o.ledger.release(l.promised)
 	l.release()
 	close(e.done)
@@ -223,6 +234,11 @@ func (l *live) destroy(ctx context.Context) (sandbox.Receipt, sandbox.Usage, err
 			usage = st.Usage
 		}
 		receipt, err = inst.Destroy(ctx)
+	}
+	if p := l.image(); p != nil {
+		receipt.Objects = append(receipt.Objects, l.o.images.gone(p.Image.Name))
+		receipt = receipt.Seal()
+		l.o.ledger.store(l.tenant, -p.Image.Size)
 	}
 	if l.network() != nil {
 		l.wiring.Lock()

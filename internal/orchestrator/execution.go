@@ -310,6 +310,9 @@ func (x *execution) attach(ctx context.Context, cause error) (*ExecExit, error) 
 		return give(sandbox.ReasonLost, "its standard input was lost when the server stopped")
 	}
 	for {
+		if err := x.l.awake(ctx); err != nil && (ctx.Err() != nil || x.leaving(ctx)) {
+			return nil, err
+		}
 		if sandbox.KindOf(cause) == sandbox.KindProtocol {
 			if x.violations++; x.violations > maxViolations {
 				return give(sandbox.ReasonCrashed, "the agent keeps breaking the protocol: "+clip(cause.Error()))
@@ -346,7 +349,14 @@ func (x *execution) deadline(ctx context.Context) (context.Context, context.Canc
 	if x.entry.Timeout == 0 {
 		return context.WithCancel(ctx)
 	}
-	return context.WithDeadline(ctx, x.entry.Begun.Add(x.entry.Timeout+time.Second))
+	return context.WithDeadline(ctx, x.ends().Add(time.Second))
+}
+
+// ends is when a process with a limit has reached it.
+func (x *execution) ends() time.Time {
+	x.l.mu.Lock()
+	defer x.l.mu.Unlock()
+	return x.entry.Begun.Add(x.entry.Timeout + x.entry.Stood)
 }
 
 var errInputLost = errors.New("the standard input cannot be read again")
@@ -354,14 +364,14 @@ var errInputLost = errors.New("the standard input cannot be read again")
 // reattach makes x.s and x.proc from the sandbox's session.
 func (x *execution) reattach(ctx context.Context) (err error) {
 	x.s = nil
-	s, err := x.l.session(ctx)
+	s, err := x.l.sessionLater(ctx)
 	if err != nil {
 		return err
 	}
 	x.s = s
 	pos := guest.Position{Stdout: x.at[chanStdout], Stderr: x.at[chanStderr], Hold: true}
 	if x.entry.Timeout > 0 {
-		pos.Timeout = max(time.Millisecond, time.Until(x.entry.Begun.Add(x.entry.Timeout)))
+		pos.Timeout = max(time.Millisecond, time.Until(x.ends()))
 	}
 	p, err := s.Reattach(ctx, x.entry.ID, pos)
 	if err != nil {
@@ -553,7 +563,7 @@ func (x *execution) kill() {
 	defer cancel()
 	if x.proc == nil || x.s.Err() != nil {
 		x.delist()
-		if s, err := x.l.session(ctx); err == nil {
+		if s, err := x.l.sessionLater(ctx); err == nil {
 			_ = s.Signal(ctx, x.entry.ID, sigKill) // it fails if the session has just done so
 		}
 		return

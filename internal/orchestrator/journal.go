@@ -40,6 +40,7 @@ type entry struct {
 	Dir       string           `json:"dir,omitempty"` // of its code, to be removed
 	Begun     time.Time        `json:"begun"`
 	Timeout   time.Duration    `json:"timeout,omitempty"`
+	Stood     time.Duration    `json:"stood,omitempty"` // how long its sandbox stood still since: no part of Timeout
 	Stdin     stdinKind        `json:"stdin,omitempty"`
 	OOM       int              `json:"oom,omitempty"` // the sandbox's OOM kills when it began
 

@@ -149,6 +149,47 @@ func (l *ledger) release(p promise) {
 	l.count(p, -1)
 }
 
+// park gives back the memory of a sandbox that is paused; unpark promises it again,
+// which may be refused if it is checked. Errors: KindCapacity.
+func (l *ledger) park(p promise) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.committed -= p.memory + boundary
+	l.add(p.tenant, "memory", -p.memory)
+}
+
+func (l *ledger) unpark(p promise, checked bool) error {
+	total, available := l.host()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if checked {
+		if err := l.check("resume", p.tenant, "memory", p.memory); err != nil {
+			return err
+		}
+		if err := l.fits(p.memory+boundary, l.committed, total, available); err != nil {
+			l.refused["host_memory"]++
+			return err
+		}
+	}
+	l.committed += p.memory + boundary
+	l.add(p.tenant, "memory", p.memory)
+	return nil
+}
+
+// storable refuses n bytes more of saved sandboxes than the tenant may have; store
+// counts them. Errors: KindCapacity.
+func (l *ledger) storable(op string, tenant sandbox.TenantID, n int64) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.check(op, tenant, "snapshots", max(1, n))
+}
+
+func (l *ledger) store(tenant sandbox.TenantID, n int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.add(tenant, "snapshots", n)
+}
+
 // take counts one more of a resource until free is called, once. Unchecked, it
 // only counts. Errors: KindCapacity.
 func (l *ledger) take(op string, tenant sandbox.TenantID, name string, checked bool) (free func(), err error) {

@@ -26,6 +26,8 @@ type live struct {
 	booted   chan struct{}      // closed when the boot is over, well or badly
 	dying    chan struct{}      // closed when ending is set
 
+	// changing holds whoever pauses, resumes, saves or ends the sandbox.
+	changing chan struct{}
 	// starting is held for reading while a process starts, and for writing
 	// while processes that nobody follows are looked for.
 	starting sync.RWMutex
@@ -39,6 +41,7 @@ type live struct {
 	inst    sandbox.Instance // guarded by mu; nil until booted
 	sess    *guest.Session   // guarded by mu
 	opening chan struct{}    // guarded by mu; closed when a reopening is over
+	still   *standstill      // guarded by mu; nil while it runs
 	uses    int              // guarded by mu; operations under way
 	used    time.Time        // guarded by mu; when the last one ended
 	timer   *time.Timer      // guarded by mu; fires due
@@ -80,7 +83,7 @@ type ending struct {
 
 func (o *Orchestrator) newLive(sb Sandbox, release func(), cancel context.CancelFunc) *live {
 	l := &live{o: o, id: sb.ID, tenant: sb.Tenant, instance: sb.Instance, name: sb.Name, bindings: sb.Bindings(), promised: promiseOf(sb.Tenant, sb.Limits),
-		release: release, cancel: cancel, booted: make(chan struct{}), dying: make(chan struct{}), sb: sb, used: time.Now(),
+		release: release, cancel: cancel, booted: make(chan struct{}), dying: make(chan struct{}), changing: make(chan struct{}, 1), sb: sb, used: time.Now(),
 		execs: map[uint32]*execution{}, contexts: map[string]*warm{}}
 	l.kept.restore(sb.Details.Flows)
 	return l
@@ -98,11 +101,11 @@ func (l *live) snapshot() Sandbox {
 // arm sets the timer to the next moment something may be due.
 // Preconditions: l.mu is held.
 func (l *live) arm() {
-	if l.ending != nil || l.sb.State != store.Running {
+	if l.ending != nil || l.sb.State != store.Running && l.sb.State != store.Paused {
 		return
 	}
 	next := l.deadline()
-	if idle := l.sb.IdleTimeout; idle > 0 && l.uses == 0 && !l.noted.Equal(l.used) {
+	if idle := l.sb.IdleTimeout; idle > 0 && l.still == nil && l.uses == 0 && !l.noted.Equal(l.used) {
 		if t := l.used.Add(idle); next.IsZero() || t.Before(next) {
 			next = t
 		}
@@ -128,9 +131,10 @@ func (l *live) due() {
 	l.mu.Lock()
 	now, idle, at := time.Now(), l.sb.IdleTimeout, l.deadline()
 	expired := !at.IsZero() && !now.Before(at)
-	unused := idle > 0 && l.uses == 0 && !l.noted.Equal(l.used) && !now.Before(l.used.Add(idle))
-	told := unused && !expired && l.sb.Details.IdleAction == IdleEvent
-	if told {
+	unused := idle > 0 && l.still == nil && l.uses == 0 && !l.noted.Equal(l.used) && !now.Before(l.used.Add(idle))
+	action := l.sb.Details.IdleAction
+	told := unused && !expired && action == IdleEvent
+	if told || unused && action == IdlePause {
 		l.noted = l.used
 	}
 	if told || !expired && !unused {
@@ -143,6 +147,8 @@ func (l *live) due() {
 		l.end(system(l.tenant), sandbox.ReasonTimeout, "limit "+short(life), nil)
 	case told:
 		l.publishState(store.Running, sandbox.ReasonIdle, "unused for "+short(idle), false)
+	case unused && action == IdlePause:
+		l.pauseIdle(idle)
 	case unused:
 		l.end(system(l.tenant), sandbox.ReasonIdle, "unused for "+short(idle), nil)
 	}

@@ -22,6 +22,7 @@ type Orchestrator struct {
 	ledger  *ledger
 	room    *room
 	journal journal
+	images  images
 	// messages is what contexts may hold of what their drivers are saying.
 	messages messages
 
@@ -75,7 +76,7 @@ func New(c Config) (*Orchestrator, error) {
 			return nil, err
 		}
 	}
-	o := &Orchestrator{Config: c, born: c.Clock(), began: time.Now(), journal: journal{c.Processes}, adopting: make(chan struct{}, c.Quota.Creating), lives: map[sandbox.ID]*live{}, names: map[nameKey]*live{}, runs: map[sandbox.RunID]*run{}, instances: map[sandbox.InstanceID]*live{}}
+	o := &Orchestrator{Config: c, born: c.Clock(), began: time.Now(), journal: journal{c.Processes}, images: images{c.Snapshots}, adopting: make(chan struct{}, c.Quota.Creating), lives: map[sandbox.ID]*live{}, names: map[nameKey]*live{}, runs: map[sandbox.RunID]*run{}, instances: map[sandbox.InstanceID]*live{}}
 	o.messages.left.Store(maxMessages)
 	q := &o.Quota
 	o.gate = newGate("create", "boot", q.Creating, q.Waiting, q.Wait, func(t sandbox.TenantID) int { return int(q.Of(t).Boots) })
@@ -376,7 +377,7 @@ func (o *Orchestrator) List(ctx context.Context, tenant sandbox.TenantID, f stor
 // SetTimeout moves the moment the sandbox ends by itself to d from now; 0 is
 // never. With extendOnly it is not moved closer. Errors: KindNotFound, KindGone.
 func (o *Orchestrator) SetTimeout(ctx context.Context, who Caller, ref string, d time.Duration, extendOnly bool) (Sandbox, error) {
-	l, done, err := o.use(ctx, who.Tenant, ref)
+	l, done, err := o.look(ctx, who.Tenant, ref)
 	if err != nil {
 		return Sandbox{}, err
 	}
@@ -442,9 +443,22 @@ func (o *Orchestrator) Keep(ctx context.Context, tenant sandbox.TenantID, ref st
 	return func() {}
 }
 
-// use finds a live sandbox and holds it. Errors: KindNotFound, KindGone,
-// KindUnavailable at shutdown.
+// use finds a live sandbox, holds it, and resumes it if it is paused. Errors:
+// KindNotFound, KindGone, KindUnavailable at shutdown, those of Resume.
 func (o *Orchestrator) use(ctx context.Context, tenant sandbox.TenantID, ref string) (*live, func(), error) {
+	l, done, err := o.look(ctx, tenant, ref)
+	if err == nil {
+		if err = l.wake(ctx); err != nil {
+			done()
+			return nil, nil, err
+		}
+	}
+	return l, done, err
+}
+
+// look is use for what needs nothing of the sandbox itself: one that is paused stays
+// so.
+func (o *Orchestrator) look(ctx context.Context, tenant sandbox.TenantID, ref string) (*live, func(), error) {
 	if err := o.begin(); err != nil {
 		return nil, nil, err
 	}

@@ -82,6 +82,9 @@ func (l *live) oomKills(ctx context.Context) int {
 	l.mu.Lock()
 	inst := l.inst
 	l.mu.Unlock()
+	if inst == nil {
+		return -1
+	}
 	st, err := inst.Status(ctx)
 	if err != nil {
 		return -1

@@ -231,7 +231,7 @@ func (l *live) entries() (all []*entry) {
 // earlier server saw end, of others what this one did. Errors:
 // those of finding the sandbox.
 func (o *Orchestrator) ListProcesses(ctx context.Context, tenant sandbox.TenantID, ref string) ([]Process, error) {
-	l, done, err := o.use(ctx, tenant, ref)
+	l, done, err := o.look(ctx, tenant, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -255,7 +255,7 @@ func (o *Orchestrator) ListProcesses(ctx context.Context, tenant sandbox.TenantI
 // process has ended or that time is over. Errors: KindNotFound, those of finding
 // the sandbox, ctx's.
 func (o *Orchestrator) GetProcess(ctx context.Context, tenant sandbox.TenantID, ref, which string, wait time.Duration) (Process, error) {
-	l, done, err := o.use(ctx, tenant, ref)
+	l, done, err := o.look(ctx, tenant, ref)
 	if err != nil {
 		return Process{}, err
 	}

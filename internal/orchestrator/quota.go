@@ -35,6 +35,7 @@ type Quota struct {
 // names; Unlimited bounds nothing.
 type TenantQuota struct {
 	Sandboxes, Memory, Disk, Kept int64
+	Snapshots                     int64
 	Boots, Execs, Builds          int64
 	Requests, KeyRequests, Burst  int64
 }
@@ -71,6 +72,8 @@ var Resources = []Resource{
 		"destroy a sandbox, or ask for less disk (--disk)"},
 	{"kept", Bytes, 10 << 30, "what ended sandboxes and runs left on the server's disk: events, output, artifacts", func(q *TenantQuota) *int64 { return &q.Kept },
 		"events are forgotten after a day and runs after a week"},
+	{"snapshots", Bytes, 20 << 30, "snapshots and paused sandboxes on the server's disk", func(q *TenantQuota) *int64 { return &q.Snapshots },
+		"remove a snapshot (firebreak snapshot ls, firebreak snapshot rm) or a paused sandbox"},
 	{"boots", Count, Unlimited, "sandboxes being made at once; further ones wait for their turn", func(q *TenantQuota) *int64 { return &q.Boots }, "retry"},
 	{"execs", Count, 1000, "programs running at once, not counting those of runs", func(q *TenantQuota) *int64 { return &q.Execs },
 		"end a program, or wait until one has ended"},
@@ -121,7 +124,7 @@ func (r Resource) exceeded(op string, used, need, limit int64) *sandbox.Error {
 	e := sandbox.Errorf(op, sandbox.KindCapacity, "the tenant's quota of %s is used up: %s of %s in use%s", r.Name, r.show(used), r.show(limit), more).
 		WithHint("%s; `firebreak quota` shows what is left, tenant_%s in firebreak.yaml sets it", r.free, r.Name)
 	e.RetryAfter = 5 * time.Second
-	if r.Name == "kept" {
+	if r.Name == "kept" || r.Name == "snapshots" {
 		e.RetryAfter = 10 * time.Minute
 	}
 	return e

@@ -33,6 +33,9 @@ func (o *Orchestrator) reap() {
 		if err := o.sweep(o.ctx); err != nil && o.ctx.Err() == nil {
 			o.Log.Error("sweep", "error", err)
 		}
+		if err := o.expireSnapshots(o.ctx); err != nil && o.ctx.Err() == nil {
+			o.Log.Error("snapshots whose time is over", "error", err)
+		}
 		if time.Since(purged) >= purgeEvery {
 			more, err := o.purge(o.ctx)
 			if err != nil && o.ctx.Err() == nil {

@@ -30,6 +30,7 @@ type sighting struct {
 //	running, Abandoned  destroyed, lost
 //	running, dead       ended for the backend's reason
 //	running, not there  lost
+//	paused              stays so, if what it is restored from is there; lost otherwise
 //	stopping            ended for the reason journalled
 //	no living record    destroyed
 //
@@ -55,7 +56,9 @@ func (o *Orchestrator) recover(ctx context.Context) error {
 	slots := make(chan struct{}, o.Quota.Creating)
 	for _, rec := range recs {
 		s, there := seen[rec.Instance]
-		delete(seen, rec.Instance)
+		if rec.State != store.Paused { // of one that is paused no instance is to be there
+			delete(seen, rec.Instance)
+		}
 		slots <- struct{}{}
 		work.Go(func() {
 			defer func() { <-slots }()
@@ -73,6 +76,9 @@ func (o *Orchestrator) recover(ctx context.Context) error {
 	failpoint.Hit("recover/after-orphans")
 	o.recoverRuns(ctx, runs)
 	failpoint.Hit("recover/after-runs")
+	if err := o.sweepImages(ctx); err != nil {
+		return err
+	}
 	if err := o.journal.sweep(o.knows); err != nil {
 		return sandbox.Wrap("recover", o.Processes, err)
 	}
@@ -122,7 +128,7 @@ func (o *Orchestrator) reconcile(ctx context.Context, sb Sandbox, s sighting, th
 	}
 	l := o.newLive(sb, release, func() {})
 	close(l.booted)
-	if there {
+	if there && sb.State != store.Paused {
 		if l.inst, err = s.backend.Attach(ctx, sb.Instance); err != nil {
 			there, l.inst = false, nil
 			o.Log.Warn("attach", "sandbox", sb.ID, "instance", sb.Instance, "error", err)
@@ -139,6 +145,12 @@ func (o *Orchestrator) reconcile(ctx context.Context, sb Sandbox, s sighting, th
 		bury(sb.Reason, sb.Detail, sb.Exit)
 	case sb.State == store.Creating:
 		bury(sandbox.ReasonLost, "the server stopped while it was being created", nil)
+	case sb.State == store.Paused && o.Abandoned:
+		bury(sandbox.ReasonLost, "the program that made it has died", nil)
+	case sb.State == store.Paused:
+		if err := l.stayPaused(ctx, procs); err != nil {
+			bury(sandbox.ReasonLost, clip(err.Error()), nil)
+		}
 	case !there:
 		bury(sandbox.ReasonLost, "gone while the server was not running", nil)
 	case !s.status.Alive:
@@ -175,13 +187,32 @@ func (o *Orchestrator) recoverWires(ctx context.Context) {
 // and in the background a session. Its agent is not waited for: it may be as
 // overloaded as the machine is after a restart.
 func (o *Orchestrator) adopt(ctx context.Context, l *live, procs []*entry) {
+	l.adoptProcesses(ctx, procs)
+	l.mu.Lock()
+	l.arm()
+	l.mu.Unlock()
+	o.work.Go(func() { l.watch(l.inst) })
+	o.work.Go(func() { // kills what nobody follows, finds out whether the agent lives
+		o.adopting <- struct{}{}
+		defer func() { <-o.adopting }()
+		_, _ = l.sessionLater(o.ctx) // what is wrong with it ends the sandbox
+	})
+	o.Log.Info("adopted", "sandbox", l.id, "instance", l.instance, "processes", len(procs))
+}
+
+// adoptProcesses follows on what runs in a sandbox that is taken over, and
+// remembers what has ended in it.
+func (l *live) adoptProcesses(ctx context.Context, procs []*entry) {
+	o := l.o
 	l.recall(ctx, procs)
 	for _, e := range procs {
 		if e.End != nil {
 			continue
 		}
 		x := l.adopted(e)
+		l.mu.Lock()
 		l.execs[e.ID] = x
+		l.mu.Unlock()
 		if e.Context != nil {
 			l.adoptContext(x)
 		}
@@ -206,16 +237,27 @@ func (o *Orchestrator) adopt(ctx context.Context, l *live, procs []*entry) {
 			})
 		}
 	}
+}
+
+// stayPaused takes over a sandbox that is paused. Whatever instance there is of it
+// is none: either it was about to be destroyed, or nobody has heard of it.
+func (l *live) stayPaused(ctx context.Context, procs []*entry) error {
+	p := l.sb.Details.Pause
+	if p == nil || !l.o.images.there(p.Image.Name) {
+		return errors.New("what it is restored from is not there")
+	}
+	l.o.unbind(l.instance)
+	l.o.ledger.park(l.promised)
+	l.o.ledger.store(l.tenant, p.Image.Size)
+	l.mu.Lock()
+	l.still = &standstill{since: time.Now().Add(min(0, -l.o.Clock().Sub(p.Since))), over: make(chan struct{}), image: p}
+	l.mu.Unlock()
+	l.adoptProcesses(ctx, procs)
 	l.mu.Lock()
 	l.arm()
 	l.mu.Unlock()
-	o.work.Go(func() { l.watch(l.inst) })
-	o.work.Go(func() { // kills what nobody follows, finds out whether the agent lives
-		o.adopting <- struct{}{}
-		defer func() { <-o.adopting }()
-		_, _ = l.session(o.ctx) // what is wrong with it ends the sandbox
-	})
-	o.Log.Info("adopted", "sandbox", l.id, "instance", l.instance, "processes", len(execs))
+	l.o.Log.Info("stays paused", "sandbox", l.id, "processes", len(procs))
+	return nil
 }
 
 // adopted is a process that an earlier server began.

@@ -27,7 +27,7 @@ type IdleAction string
 const (
 	IdleDestroy IdleAction = "destroy"
 	IdleEvent   IdleAction = "event" // it lives on, and its events say that it is idle, once each time
-	IdlePause   IdleAction = "pause" // needs snapshots; refused until there are any
+	IdlePause   IdleAction = "pause" // it is paused, until somebody wants something of it
 )
 
 // CreateRequest says what to make. The zero value takes every default.
@@ -35,7 +35,10 @@ type CreateRequest struct {
 	ID       sandbox.ID // generated if empty
 	Name     string     // unique among the tenant's live sandboxes
 	Template string     // name or digest
-	Backend  string     // "auto": the strongest that works here
+	// From is a snapshot, by id or name, that it goes on from. What that says is
+	// left out here, or the same.
+	From    string
+	Backend string // "auto": the strongest that works here
 	// MinIsolation refuses anything weaker.
 	MinIsolation sandbox.Isolation
 	// Limits that are not zero were asked for, and are refused where they
@@ -102,6 +105,10 @@ type Details struct {
 	IdleAction IdleAction `json:"idle_action,omitempty"`
 	// Network is its policy; nil: it has no network device.
 	Network *NetworkState `json:"network,omitempty"`
+	// From is the snapshot it was made of.
+	From string `json:"from,omitempty"`
+	// Pause is set while it is paused.
+	Pause *PauseState `json:"pause,omitempty"`
 	// Flows is what it wanted to reach.
 	Flows FlowReport `json:"egress,omitzero"`
 }

@@ -32,15 +32,31 @@ func (l *live) open(ctx context.Context, inst sandbox.Instance) (*guest.Session,
 	return guest.Open(ctx, conn, guest.Config{PIDs: limits.PIDs, Memory: limits.Memory})
 }
 
-// session returns the live session, making a new one if the old one broke.
-// Errors: KindGone when the sandbox has ended, also because its agent could not
-// be reached any more; KindUnavailable when this server stops; ctx's.
-func (l *live) session(ctx context.Context) (*guest.Session, error) {
+// session returns the live session, making a new one if the old one broke, and
+// resuming the sandbox if it is paused. Errors: KindGone when the sandbox has
+// ended, also because its agent could not be reached any more; KindUnavailable when
+// this server stops; those of Resume; ctx's.
+func (l *live) session(ctx context.Context) (*guest.Session, error) { return l.reach(ctx, l.wake) }
+
+// sessionLater is session for what goes on in the sandbox by itself: while that is
+// paused, it waits.
+func (l *live) sessionLater(ctx context.Context) (*guest.Session, error) {
+	return l.reach(ctx, l.awake)
+}
+
+func (l *live) reach(ctx context.Context, wait func(context.Context) error) (*guest.Session, error) {
 	for {
+		if err := wait(ctx); err != nil {
+			return nil, err
+		}
 		l.mu.Lock()
 		if l.ending != nil {
 			defer l.mu.Unlock()
 			return nil, l.goneLocked()
+		}
+		if l.still != nil {
+			l.mu.Unlock()
+			continue
 		}
 		if l.o.ctx.Err() != nil {
 			l.mu.Unlock()
@@ -53,9 +69,10 @@ func (l *live) session(ctx context.Context) (*guest.Session, error) {
 		if l.opening == nil {
 			l.opening = make(chan struct{})
 			l.o.work.Add(1) // never from zero: the caller holds the sandbox
+			inst := l.inst
 			go func() {
 				defer l.o.work.Done()
-				l.reopen(l.inst)
+				l.reopen(inst)
 			}()
 		}
 		opening := l.opening

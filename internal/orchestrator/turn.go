@@ -58,13 +58,15 @@ type turn struct {
 	end   TurnEnd
 
 	// The rest is guarded by the context's mu.
-	left   bool // gone is closed
-	ends   [2]bool
-	count  int
-	failed *driver.Error
-	reason sandbox.Reason // why it was interrupted
-	detail string
-	timer  *time.Timer
+	left    bool // gone is closed
+	ends    [2]bool
+	count   int
+	failed  *driver.Error
+	reason  sandbox.Reason // why it was interrupted
+	detail  string
+	timer   *time.Timer
+	remains time.Duration // of its limit, while its sandbox stands still
+	stood   time.Duration // how long it has stood still so far
 
 	again int // interrupts that were sent again; guarded by the context's signals
 }
@@ -300,7 +302,7 @@ func (w *warm) interrupt(t *turn, reason sandbox.Reason, detail string) bool {
 	}
 	ctx, cancel := context.WithTimeout(w.l.o.ctx, openWait)
 	defer cancel()
-	s, err := w.l.session(ctx)
+	s, err := w.l.sessionLater(ctx)
 	if err == nil {
 		err = s.Signal(ctx, w.x.entry.ID, sigInterrupt)
 	}

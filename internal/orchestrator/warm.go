@@ -249,7 +249,7 @@ func (w *warm) end(reason sandbox.Reason, detail string) {
 	if w.isDead() {
 		return
 	}
-	s, err := w.l.session(ctx)
+	s, err := w.l.sessionLater(ctx)
 	if err == nil {
 		err = s.Signal(ctx, w.x.entry.ID, sigKill)
 	}
@@ -354,7 +354,9 @@ func (l *live) adoptContext(x *execution) *warm {
 	w.in, _ = x.stdin.(*input)
 	x.warm, x.sink = w, w
 	close(w.started)
+	l.mu.Lock()
 	l.contexts[w.entry.ID] = w
+	l.mu.Unlock()
 	if w.in == nil {
 		return w // attaching to it says that its input is lost
 	}

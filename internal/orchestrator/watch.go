@@ -129,7 +129,7 @@ func (l *live) collect(ctx context.Context, w *watcher, g *guest.Watch, path str
 			break
 		}
 		w.events.Lose()
-		s, err := l.session(ctx)
+		s, err := l.sessionLater(ctx)
 		if err == nil {
 			g, err = s.Watch(ctx, path, opt)
 		}
@@ -187,7 +187,7 @@ func (l *live) watcher(id string) (*watcher, error) {
 // without waiting. over says that nothing will follow: its directory is gone.
 // Errors: KindNotFound; those of finding the sandbox.
 func (o *Orchestrator) WatcherEvents(ctx context.Context, tenant sandbox.TenantID, ref, id string) (events []guest.FileEvent, over bool, err error) {
-	l, done, err := o.use(ctx, tenant, ref)
+	l, done, err := o.look(ctx, tenant, ref)
 	if err != nil {
 		return nil, false, err
 	}
@@ -203,7 +203,7 @@ func (o *Orchestrator) WatcherEvents(ctx context.Context, tenant sandbox.TenantI
 
 // RemoveWatcher ends a watcher. Errors: KindNotFound; those of finding the sandbox.
 func (o *Orchestrator) RemoveWatcher(ctx context.Context, who Caller, ref, id string) error {
-	l, done, err := o.use(ctx, who.Tenant, ref)
+	l, done, err := o.look(ctx, who.Tenant, ref)
 	if err != nil {
 		return err
 	}

@@ -342,3 +342,12 @@ func prepare(ctx context.Context, inst sandbox.Instance, st Stock) error {
 	}
 	return err
 }
+
+// Restore implements sandbox.Restorer, where the backend does.
+func (p *Pool) Restore(ctx context.Context, spec sandbox.Spec, from sandbox.Snapshot) (sandbox.Instance, error) {
+	r, ok := p.Backend.(sandbox.Restorer)
+	if !ok {
+		return nil, sandbox.Errorf("restore", sandbox.KindUnsupported, "the backend restores nothing").WithID(string(spec.Sandbox))
+	}
+	return r.Restore(ctx, spec, from)
+}

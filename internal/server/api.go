@@ -19,6 +19,7 @@ import (
 // that called the method; its error ends the operation.
 type API interface {
 	Sandboxes
+	Snapshots
 	Ports
 	Streams
 	Processes
@@ -61,6 +62,15 @@ type Sandboxes interface {
 	DestroySandbox(context.Context, *v1.DestroySandboxRequest) (*v1.DestroySandboxResponse, error)
 	SetTimeout(context.Context, *v1.SetTimeoutRequest) (*v1.Sandbox, error)
 	UpdateNetwork(context.Context, *v1.UpdateNetworkRequest) (*v1.UpdateNetworkResponse, error)
+}
+
+// Snapshots is sandboxes that are kept.
+type Snapshots interface {
+	PauseSandbox(context.Context, *v1.PauseSandboxRequest) (*v1.Sandbox, error)
+	ResumeSandbox(context.Context, *v1.ResumeSandboxRequest) (*v1.Sandbox, error)
+	CreateSnapshot(context.Context, *v1.CreateSnapshotRequest) (*v1.Snapshot, error)
+	ListSnapshots(context.Context, *v1.ListSnapshotsRequest) (*v1.ListSnapshotsResponse, error)
+	RemoveSnapshot(context.Context, *v1.RemoveSnapshotRequest) (*v1.RemoveSnapshotResponse, error)
 }
 
 // Streams is the operations that answer with a stream of messages.

@@ -87,7 +87,7 @@ func newReal(t *testing.T) *real {
 	r.keys = keys
 	backend := sim.New(sim.Config{})
 	closes(backend.Close)
-	o, err := orchestrator.New(orchestrator.Config{Backends: []sandbox.Backend{backend}, Store: st, Recorder: r.log, Events: hub, Templates: named{},
+	o, err := orchestrator.New(orchestrator.Config{Backends: []sandbox.Backend{saving{backend}}, Store: st, Recorder: r.log, Events: hub, Templates: named{},
 		Runs: filepath.Join(r.dir, "runs"), Defaults: orchestrator.Defaults{Backend: "sim"}, DestroyOnClose: true, Log: quiet,
 		Memory: func() (int64, int64) { return 64 << 30, 48 << 30 }})
 	must(err)
@@ -239,6 +239,9 @@ func (r *real) upgrade(path string) {
 	<-over
 }
 
+// second makes a sandbox beside r.id.
+func (r *real) second() string { return member(r.t, r.did("POST", "/v1/sandboxes", `{}`), "id") }
+
 func member(t *testing.T, body, name string) string {
 	t.Helper()
 	var m map[string]any
@@ -374,6 +377,16 @@ var calls = map[string]func(*real){
 	"AuditService.WatchEntries":   func(r *real) { r.did("GET", "/v1/audit/entries/watch?no_follow=true", "") },
 	"AuditService.ExportEvidence": func(r *real) { r.did("GET", "/v1/audit/evidence?sandbox_id="+r.id, "") },
 	"AuditService.GetProof":       func(r *real) { r.did("GET", "/v1/audit/proof?position=1", "") },
+
+	"SnapshotService.PauseSandbox": func(r *real) { r.did("POST", "/v1/sandboxes/"+r.second()+"/pause", "{}") },
+	"SnapshotService.ResumeSandbox": func(r *real) {
+		id := r.second()
+		r.did("POST", "/v1/sandboxes/"+id+"/pause", "{}")
+		r.did("POST", "/v1/sandboxes/"+id+"/resume", "{}")
+	},
+	"SnapshotService.CreateSnapshot": func(r *real) { r.did("POST", "/v1/sandboxes/"+r.second()+"/snapshots", `{"name":"warm"}`) },
+	"SnapshotService.ListSnapshots":  func(r *real) { r.did("GET", "/v1/snapshots", "") },
+	"SnapshotService.RemoveSnapshot": func(r *real) { r.did("DELETE", "/v1/snapshots/warm", "") },
 
 	"PolicyService.ListPolicies": func(r *real) { r.did("GET", "/v1/policies", "") },
 	"PolicyService.GetPolicy":    func(r *real) { r.did("GET", "/v1/policies/pypi", "") },

@@ -116,6 +116,31 @@ func (f *fake) DestroySandbox(_ context.Context, r *v1.DestroySandboxRequest) (*
 	return &v1.DestroySandboxResponse{Id: r.Id, State: "ended", Receipt: &v1.Receipt{Clean: true}}, nil
 }
 
+func (f *fake) PauseSandbox(_ context.Context, r *v1.PauseSandboxRequest) (*v1.Sandbox, error) {
+	f.saw(r)
+	return &v1.Sandbox{Id: r.Id, State: "paused"}, nil
+}
+
+func (f *fake) ResumeSandbox(_ context.Context, r *v1.ResumeSandboxRequest) (*v1.Sandbox, error) {
+	f.saw(r)
+	return &v1.Sandbox{Id: r.Id, State: "running"}, nil
+}
+
+func (f *fake) CreateSnapshot(_ context.Context, r *v1.CreateSnapshotRequest) (*v1.Snapshot, error) {
+	f.saw(r)
+	return &v1.Snapshot{Id: "snaaaaaaaaaaaaaaaaaa", SandboxId: r.Id, Name: r.Name}, nil
+}
+
+func (f *fake) ListSnapshots(_ context.Context, r *v1.ListSnapshotsRequest) (*v1.ListSnapshotsResponse, error) {
+	f.saw(r)
+	return &v1.ListSnapshotsResponse{}, nil
+}
+
+func (f *fake) RemoveSnapshot(_ context.Context, r *v1.RemoveSnapshotRequest) (*v1.RemoveSnapshotResponse, error) {
+	f.saw(r)
+	return &v1.RemoveSnapshotResponse{}, nil
+}
+
 func (f *fake) SetTimeout(_ context.Context, r *v1.SetTimeoutRequest) (*v1.Sandbox, error) {
 	f.saw(r)
 	return &v1.Sandbox{Id: r.Id}, nil

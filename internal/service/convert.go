@@ -39,6 +39,10 @@ func toSandbox(sb orchestrator.Sandbox) *v1.Sandbox {
 	if sb.IdleTimeout > 0 {
 		out.IdleAction = string(cmp.Or(sb.Details.IdleAction, orchestrator.IdleDestroy))
 	}
+	out.Snapshot = sb.Details.From
+	if p := sb.Details.Pause; p != nil && sb.State == store.Paused {
+		out.PausedAt, out.PausedBytes = stamp(p.Since), p.Image.Size
+	}
 	if sb.State == store.Stopping { // decided, and not yet over
 		out.Receipt = nil
 	}

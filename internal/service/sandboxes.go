@@ -99,7 +99,7 @@ func (s *Service) once(ctx context.Context, who orchestrator.Caller, op string, 
 func (s *Service) createRequest(ctx context.Context, method string, p auth.Principal, req *v1.CreateSandboxRequest) (c orchestrator.CreateRequest, err error) {
 	c = orchestrator.CreateRequest{Name: req.GetName(), Template: req.GetTemplate(), Backend: req.GetBackend(), Env: req.GetEnv(),
 		Metadata: req.GetMetadata(), Tier: req.GetTier(), ReadonlyRoot: req.GetReadonlyRoot(), AcceptWeaker: req.GetAcceptWeaker(),
-		Pack: req.GetLanguagePack(), Hostname: req.GetHostname(), IdleAction: orchestrator.IdleAction(req.GetIdleAction()), Bindings: req.GetBindings()}
+		Pack: req.GetLanguagePack(), Hostname: req.GetHostname(), IdleAction: orchestrator.IdleAction(req.GetIdleAction()), Bindings: req.GetBindings(), From: req.GetSnapshot()}
 	if v := req.GetMinIsolation(); v != "" {
 		if c.MinIsolation, err = sandbox.ParseIsolation(v); err != nil {
 			return c, err
@@ -191,16 +191,16 @@ func (s *Service) ListSandboxes(ctx context.Context, req *v1.ListSandboxesReques
 		return nil, err
 	}
 	f := store.Filter{Metadata: req.GetMetadata()}
-	all := []store.State{store.Creating, store.Running, store.Stopping, store.Ended}
+	all := []store.State{store.Creating, store.Running, store.Paused, store.Stopping, store.Ended}
 	switch st := req.GetState(); {
 	case st == "":
-		f.States = all[:3]
+		f.States = all[:4]
 	case st == "all":
 	case slices.Contains(all, store.State(st)):
 		f.States = []store.State{store.State(st)}
 	default:
 		return nil, sandbox.Errorf("list", sandbox.KindInvalid, "unknown state %.32q", st).
-			WithHint("creating, running, stopping, ended, all, or nothing for those that have not ended")
+			WithHint("creating, running, paused, stopping, ended, all, or nothing for those that have not ended")
 	}
 	list, next, err := s.Orchestrator.List(ctx, who.Tenant, f, store.Page{Size: int(req.GetPageSize()), Token: req.GetPageToken()})
 	if err != nil {

@@ -105,7 +105,7 @@ func declaredAccess() (map[string]*v1.Access, error) {
 	access := map[string]*v1.Access{}
 	for _, file := range []protoreflect.FileDescriptor{v1.File_firebreak_v1_sandbox_proto, v1.File_firebreak_v1_file_proto,
 		v1.File_firebreak_v1_run_proto, v1.File_firebreak_v1_process_proto, v1.File_firebreak_v1_context_proto, v1.File_firebreak_v1_system_proto, v1.File_firebreak_v1_audit_proto,
-		v1.File_firebreak_v1_policy_proto, v1.File_firebreak_v1_secret_proto} {
+		v1.File_firebreak_v1_policy_proto, v1.File_firebreak_v1_secret_proto, v1.File_firebreak_v1_snapshot_proto} {
 		for i := range file.Services().Len() {
 			sv := file.Services().Get(i)
 			for j := range sv.Methods().Len() {

@@ -291,6 +291,23 @@ func TestEveryMethodAsksForItsScope(t *testing.T) {
 			_, err := r.RemoveBinding(ctx, &v1.RemoveBindingRequest{})
 			return err
 		},
+		"SnapshotService.PauseSandbox": func(ctx context.Context) error { _, err := r.PauseSandbox(ctx, &v1.PauseSandboxRequest{}); return err },
+		"SnapshotService.ResumeSandbox": func(ctx context.Context) error {
+			_, err := r.ResumeSandbox(ctx, &v1.ResumeSandboxRequest{})
+			return err
+		},
+		"SnapshotService.CreateSnapshot": func(ctx context.Context) error {
+			_, err := r.CreateSnapshot(ctx, &v1.CreateSnapshotRequest{})
+			return err
+		},
+		"SnapshotService.ListSnapshots": func(ctx context.Context) error {
+			_, err := r.ListSnapshots(ctx, &v1.ListSnapshotsRequest{})
+			return err
+		},
+		"SnapshotService.RemoveSnapshot": func(ctx context.Context) error {
+			_, err := r.RemoveSnapshot(ctx, &v1.RemoveSnapshotRequest{})
+			return err
+		},
 		"SandboxService.SetTimeout":  func(ctx context.Context) error { _, err := r.SetTimeout(ctx, &v1.SetTimeoutRequest{}); return err },
 		"SandboxService.Exec":        func(ctx context.Context) error { return r.Exec(ctx, &v1.ExecRequest{}, nil) },
 		"SandboxService.WatchEvents": func(ctx context.Context) error { return r.WatchEvents(ctx, &v1.WatchEventsRequest{}, nil) },

@@ -23,10 +23,13 @@ var schema0002 string
 //go:embed schema/0003.sql
 var schema0003 string
 
+//go:embed schema/0004.sql
+var schema0004 string
+
 // migrations are the steps from an empty database to the newest schema. A step
 // that was ever released is never edited: testdata holds its digest, and a
 // database as each version wrote it.
-var migrations = []string{schema0001, schema0002, schema0003}
+var migrations = []string{schema0001, schema0002, schema0003, schema0004}
 
 // Schema is the newest schema this program knows.
 func Schema() int { return len(migrations) }

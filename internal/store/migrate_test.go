@@ -52,6 +52,7 @@ func TestGoldenDatabases(t *testing.T) {
 		checkRows(t, s)
 		checkPolicies(t, s, v)
 		checkSecrets(t, s, v)
+		checkSnapshots(t, s, v)
 		copies, _ := filepath.Glob(filepath.Join(filepath.Dir(s.path), "*.before-v*"))
 		if migrated := v < len(migrations); migrated != (len(copies) == 1) {
 			t.Errorf("schema %d: copies %v", v, copies)
@@ -131,6 +132,26 @@ func checkSecrets(t testing.TB, s *Store, wrote int) {
 	}
 	if n, err := s.System().SealedSecrets(ctx); err != nil || n != 1 {
 		t.Error(n, err)
+	}
+}
+
+// checkSnapshots checks what schema 4 brought.
+func checkSnapshots(t testing.TB, s *Store, wrote int) {
+	t.Helper()
+	ctx, acme := context.Background(), s.Tenant("acme")
+	list, err := acme.ListSnapshots(ctx)
+	if err != nil || len(list) != max(0, min(wrote-3, 1)) {
+		t.Fatalf("schema %d: %+v, %v", wrote, list, err)
+	}
+	if wrote < 4 {
+		if _, err := acme.AddSnapshot(ctx, SavedSandbox{ID: sandbox.NewSnapshotID(), Name: "warm", Body: []byte("{}")}); err != nil {
+			t.Error(err)
+		}
+		return
+	}
+	got, err := acme.Snapshot(ctx, "warm")
+	if err != nil || got.ID != "snaaaaaaaaaaaaaaaaaa" || got.Size != 13631488 || string(got.Body) != `{"digest":"sha256:00"}` || !got.Expires.Equal(list[0].Expires) {
+		t.Errorf("%+v, %v", got, err)
 	}
 }
 

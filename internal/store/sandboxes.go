@@ -8,13 +8,15 @@ import (
 )
 
 // State is where a sandbox is in its life. A sandbox only moves forward in the
-// order of the constants; it may skip states and never leaves Ended.
+// order of the constants, but that a paused one may run again; it may skip states
+// and never leaves Ended.
 type State string
 
 // The states.
 const (
 	Creating State = "creating" // intent recorded; the boundary may not exist yet
 	Running  State = "running"
+	Paused   State = "paused"   // saved to disk; there is no boundary
 	Stopping State = "stopping" // its end was decided; see Reason
 	Ended    State = "ended"    // nothing of it is left on the host; the record remains
 )

@@ -39,6 +39,10 @@ func TestCrossTenantDenial(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	snap, err := owner.AddSnapshot(ctx, SavedSandbox{ID: sandbox.NewSnapshotID(), Name: "warm", Sandbox: sb.ID, Body: []byte("{}")})
+	if err != nil {
+		t.Fatal(err)
+	}
 	res, err := owner.Reserve(ctx, Request{Key: "idem", Result: string(sb.ID)})
 	if err != nil {
 		t.Fatal(err)
@@ -55,6 +59,7 @@ func TestCrossTenantDenial(t *testing.T) {
 		pol string
 		sec string
 		bnd string
+		snp string
 	}
 	empty := func(n int, err error) error {
 		if err == nil && n != 0 {
@@ -164,6 +169,17 @@ func TestCrossTenantDenial(t *testing.T) {
 			}
 			return err
 		},
+		"Snapshot":       func(tn *Tenant, x ids) error { _, err := tn.Snapshot(ctx, x.snp); return err },
+		"ListSnapshots":  func(tn *Tenant, x ids) error { l, err := tn.ListSnapshots(ctx); return empty(len(l), err) },
+		"RemoveSnapshot": func(tn *Tenant, x ids) error { _, err := tn.RemoveSnapshot(ctx, sandbox.SnapshotID(x.snp)); return err },
+		"AddSnapshot": func(tn *Tenant, x ids) error {
+			tn = s.Tenant(tn.ID() + "-set")
+			_, err := tn.AddSnapshot(ctx, SavedSandbox{ID: sandbox.SnapshotID(x.snp), Name: snap.Name, Body: []byte("{}")})
+			if err == nil {
+				_, err = tn.RemoveSnapshot(ctx, sandbox.SnapshotID(x.snp))
+			}
+			return err
+		},
 		// A binding is of a secret of its own tenant: another's is not there.
 		"SetBinding": func(tn *Tenant, x ids) error {
 			_, err := tn.SetBinding(ctx, Binding{Name: "b", Secret: x.sec, Body: []byte("{}")})
@@ -182,8 +198,8 @@ func TestCrossTenantDenial(t *testing.T) {
 			return nil
 		},
 	}
-	theirs := ids{sb.ID, run.ID, key.ID, pol.Name, sec.Name, bind.Name}
-	nobodys := ids{sandbox.NewID(), sandbox.NewRunID(), "k9", "nobodys", "nobodys", "nobodys"}
+	theirs := ids{sb.ID, run.ID, key.ID, pol.Name, sec.Name, bind.Name, string(snap.ID)}
+	nobodys := ids{sandbox.NewID(), sandbox.NewRunID(), "k9", "nobodys", "nobodys", "nobodys", string(sandbox.NewSnapshotID())}
 	typ := reflect.TypeFor[*Tenant]()
 	for i := range typ.NumMethod() {
 		name := typ.Method(i).Name
@@ -223,6 +239,9 @@ func TestCrossTenantDenial(t *testing.T) {
 	}
 	if now, err := owner.Binding(ctx, bind.Name); err != nil || !reflect.DeepEqual(now, bind) {
 		t.Errorf("the owner's binding changed: %+v, %v", now, err)
+	}
+	if now, err := owner.Snapshot(ctx, "warm"); err != nil || !reflect.DeepEqual(now, snap) {
+		t.Errorf("the owner's snapshot changed: %+v, %v", now, err)
 	}
 	if now, err := owner.Key(ctx, key.ID); err != nil || !reflect.DeepEqual(now, key) {
 		t.Errorf("the owner's key changed: %+v, %v", now, err)

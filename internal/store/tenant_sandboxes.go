@@ -177,13 +177,14 @@ func (t *Tenant) update(ctx context.Context, sb Sandbox, durable bool) (Sandbox,
 	return sb, nil
 }
 
-var stateOrder = []State{Creating, Running, Stopping, Ended}
+var stateOrder = []State{Creating, Running, Paused, Stopping, Ended}
 
 // mayFollow checks the transition from old to sb.
 func mayFollow(op string, old, sb Sandbox) error {
 	switch {
 	case old.State == Ended && sb.State != Ended:
 		return sandbox.Errorf(op, sandbox.KindGone, "the sandbox has ended: %s", old.Reason).WithID(string(sb.ID))
+	case old.State == Paused && sb.State == Running:
 	case slices.Index(stateOrder, sb.State) < slices.Index(stateOrder, old.State):
 		return sandbox.Errorf(op, sandbox.KindConflict, "the sandbox is %s and cannot become %s", old.State, sb.State).
 			WithID(string(sb.ID))

@@ -63,7 +63,7 @@ type Config struct {
 	// Probe is the verb program's path inside. It defaults to guest.AgentPath.
 	Probe string
 	// Groups restricts the run to some of the suite's groups: Info, Create,
-	// Exec, Output, Limits, Files, Isolation, Wire, Lifecycle, Destroy. All by
+	// Exec, Output, Limits, Files, Isolation, Wire, Lifecycle, Snapshot, Destroy. All by
 	// default.
 	Groups []string
 	// Skip maps a subtest's name below Run's, such as "Limits/CPU", to why it
@@ -121,6 +121,7 @@ func Run(t *testing.T, cfg Config) {
 			{"Isolation", testIsolation},
 			{"Wire", testWire},
 			{"Lifecycle", testLifecycle},
+			{"Snapshot", testSnapshot},
 			{"Destroy", testDestroy},
 		} {
 			if len(cfg.Groups) > 0 && !slices.Contains(cfg.Groups, g.name) {

@@ -24,7 +24,7 @@ import (
 
 // keep is what outlives sandboxes by design, below a data directory.
 var keep = []string{"templates", "libexec", "audit", "events", "runs", "api-key", "token-key", "secrets", "state.db", "state.db-wal", "state.db-shm", "lock", "ballast",
-	"state.db.before-v2", "state.db.before-v3"} // the copies that a first start makes when it was killed between two migrations
+	"state.db.before-v2", "state.db.before-v3", "state.db.before-v4"} // the copies that a first start makes when it was killed between two migrations
 
 // instanceID is what every host object of a sandbox carries.
 var instanceID = regexp.MustCompile(`\bin[a-z2-7]{18}\b`)
@@ -54,7 +54,7 @@ func newWorld(t *testing.T, data string) *world {
 	if os.Geteuid() != 0 {
 		t.Skip("not run: needs root for enforced limits")
 	}
-	for _, d := range []string{"run", "instances", "wires", "processes"} {
+	for _, d := range []string{"run", "instances", "wires", "processes", "snapshots"} {
 		if err := os.MkdirAll(filepath.Join(data, d), 0o700); err != nil {
 			t.Fatal(err)
 		}

@@ -212,9 +212,12 @@ func (tr *trial) examine(after func()) {
 	tr.look()
 	list := tr.sandboxes("all")
 	for _, sb := range list {
+		if sb.GetState() == "paused" {
+			tr.effects = append(tr.effects, effect{"sandbox.pause", sb.GetId()})
+		}
 		sb = tr.steady(sb)
 		switch sb.GetState() {
-		case "running":
+		case "running", "paused":
 			tr.whole++
 		case "ended":
 			if !sb.GetReceipt().GetClean() {
@@ -249,12 +252,13 @@ func (tr *trial) steady(sb *v1.Sandbox) *v1.Sandbox {
 	tr.t.Helper()
 	for deadline := time.Now().Add(patience); sb.GetState() != "ended"; time.Sleep(50 * time.Millisecond) {
 		err := fmt.Errorf("it is %s", sb.GetState())
-		if sb.GetState() == "running" {
+		usable := sb.GetState() == "running" || sb.GetState() == "paused" // which that ends
+		if usable {
 			if err = tr.works(sb.GetId()); err == nil {
 				return sb
 			}
 		}
-		if k := sandbox.KindOf(err); time.Now().After(deadline) || sb.GetState() == "running" && k != sandbox.KindGone && !errors.Is(err, errProgram) {
+		if k := sandbox.KindOf(err); time.Now().After(deadline) || usable && k != sandbox.KindGone && !errors.Is(err, errProgram) {
 			tr.errorf("%s does not work: %v", sb.GetId(), err)
 			return sb
 		}
@@ -348,6 +352,7 @@ func (tr *trial) proven(list []*v1.Sandbox) {
 		tr.errorf("%v", err)
 		return
 	}
+	pauses := map[string]int{}
 	created, receipts, instances, done := map[string]bool{}, map[string]int{}, map[string]bool{}, map[effect]bool{}
 	for e, err := range audit.Scan(dir, tr.evidence+1) {
 		tr.must(err)
@@ -357,6 +362,9 @@ func (tr *trial) proven(list []*v1.Sandbox) {
 		switch {
 		case r.Action == "sandbox.create" && r.Outcome == sandbox.OutcomeAllowed:
 			created[id], instances[string(r.Instance)] = true, true
+		case r.Action == "sandbox.resume" && r.Outcome == sandbox.OutcomeAllowed:
+			instances[string(r.Instance)] = true
+			pauses[id]++ // before it
 		case strings.HasPrefix(r.Action, "run."), id == "":
 		case !created[id]:
 			tr.errorf("position %d, %s of %s, comes before the record of its making", e.Position, r.Action, id)
@@ -365,7 +373,7 @@ func (tr *trial) proven(list []*v1.Sandbox) {
 		}
 	}
 	for _, sb := range list {
-		if n := receipts[sb.GetId()]; n < 1 || n > 1+tr.kills {
+		if n := receipts[sb.GetId()]; n < 1 || n > 1+tr.kills+2*pauses[sb.GetId()] { // of each incarnation, also one that was not to be
 			tr.errorf("%s has %d receipts on record after %d crashes", sb.GetId(), n, tr.kills)
 		}
 	}

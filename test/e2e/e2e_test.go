@@ -241,7 +241,7 @@ var instanceID = regexp.MustCompile(`\bin[a-z2-7]{18}\b`)
 // the ids of instances, of which nothing may be left anywhere.
 func checkResidue(t testing.TB, dir string) func(output string) {
 	t.Helper()
-	for _, d := range []string{"data/run", "data/instances", "data/wires", "data/processes"} {
+	for _, d := range []string{"data/run", "data/instances", "data/wires", "data/processes", "data/snapshots"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
 			t.Fatal(err)
 		}

@@ -16,8 +16,8 @@ import (
 // createFlags say what a sandbox that stays is like.
 type createFlags struct {
 	makeFlags
-	name, language, hostname, action string
-	idle                             time.Duration
+	name, language, hostname, action, from string
+	idle                                   time.Duration
 }
 
 func (f *createFlags) add(fs *pflag.FlagSet) {
@@ -26,7 +26,8 @@ func (f *createFlags) add(fs *pflag.FlagSet) {
 	fs.StringVarP(&f.language, "language", "l", "", "what exec -c runs: python, node or shell")
 	fs.StringVar(&f.hostname, "hostname", "", "host name inside")
 	fs.DurationVar(&f.idle, "idle-timeout", 0, "end the sandbox after this long unused; 0: never")
-	fs.StringVar(&f.action, "idle-action", "", "what happens then: destroy, or event, which only says so (default destroy)")
+	fs.StringVar(&f.action, "idle-action", "", "what happens then: destroy; event, which only says so; pause, until it is used again (default destroy)")
+	fs.StringVar(&f.from, "from", "", "go on from this snapshot, by id or name: with its template, limits, files and programs")
 }
 
 // options checks the flags and turns them into a request.
@@ -36,6 +37,7 @@ func (f *createFlags) options(cmd *cobra.Command, lookup func(string) (string, b
 		return o, err
 	}
 	o.Name, o.Hostname, o.IdleAction = f.name, f.hostname, f.action
+	o.Snapshot = f.from
 	o.Timeout = never(cmd.Flags().Changed("timeout"), f.timeout)
 	o.IdleTimeout = never(cmd.Flags().Changed("idle-timeout"), f.idle)
 	o.Language, err = parseLanguage(f.language)

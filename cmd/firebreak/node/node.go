@@ -161,6 +161,7 @@ func (w Wiring) open(ctx context.Context, o options) (n *node, err error) {
 		Network:  network,
 		Backends: n.backends, Store: st, Recorder: record, Events: events, Templates: templates, Log: o.log,
 		Runs:           filepath.Join(o.dir, "runs"),
+		Snapshots:      filepath.Join(o.dir, "snapshots"),
 		Defaults:       orchestrator.Defaults{Backend: o.config.Backend},
 		Quota:          o.quota(),
 		AllowRoot:      o.config.AllowRoot,
@@ -284,7 +285,7 @@ func states(st *store.Store) func(context.Context) (map[string]int, error) {
 			return nil, err
 		}
 		m := map[string]int{}
-		for _, s := range []store.State{store.Creating, store.Running, store.Stopping} {
+		for _, s := range []store.State{store.Creating, store.Running, store.Paused, store.Stopping} {
 			m[string(s)] = 0
 		}
 		for _, sb := range live {

@@ -21,8 +21,9 @@ type Backend struct {
 	cfg Config
 	log *slog.Logger
 
-	probe func() (probed, error) // once, then remembered
-	agent []string               // what runs as PID 1
+	probe  func() (probed, error) // once, then remembered
+	builds func() (builds, error) // ditto
+	agent  []string               // what runs as PID 1
 
 	monitors sync.WaitGroup
 
@@ -68,7 +69,7 @@ func New(c Config) (*Backend, error) {
 		agent:     []string{guest.AgentPath, "init"},
 		instances: map[sandbox.InstanceID]*Instance{},
 	}
-	b.probe = sync.OnceValues(b.probeHost)
+	b.probe, b.builds = sync.OnceValues(b.probeHost), sync.OnceValues(b.buildsHere)
 	return b, nil
 }
 

@@ -24,6 +24,12 @@ import (
 
 // Create implements sandbox.Backend.
 func (b *Backend) Create(ctx context.Context, s sandbox.Spec) (sandbox.Instance, error) {
+	return b.make(ctx, s, nil)
+}
+
+// make makes an instance that starts or, with a snapshot, goes on where that was
+// taken.
+func (b *Backend) make(ctx context.Context, s sandbox.Spec, from *sandbox.Snapshot) (sandbox.Instance, error) {
 	p, err := b.probe()
 	if err != nil {
 		return nil, sandbox.Wrap("create", string(s.Instance), err)
@@ -45,7 +51,13 @@ func (b *Backend) Create(ctx context.Context, s sandbox.Spec) (sandbox.Instance,
 	if err != nil {
 		return nil, err
 	}
-	i := newInstance(b, intentOf(s, p), p.cgroups.group(s.Instance))
+	var img *image
+	if from != nil {
+		if img, err = b.admitImage(ctx, s, p, *from); err != nil {
+			return nil, err
+		}
+	}
+	i := newInstance(b, b.intentOf(s, p), p.cgroups.group(s.Instance))
 	lock, err := writeIntent(i.dir, i.intent)
 	if err != nil {
 		if errors.Is(err, fs.ErrExist) {
@@ -55,7 +67,7 @@ func (b *Backend) Create(ctx context.Context, s sandbox.Spec) (sandbox.Instance,
 	}
 	defer lock.Close()
 	failpoint.Hit("gvisor.create/after-intent")
-	if err := i.boot(ctx, s, p); err != nil {
+	if err := i.boot(ctx, s, p, img); err != nil {
 		receipt, left := i.Destroy(context.WithoutCancel(ctx))
 		if left != nil {
 			b.log.Error("create left objects behind", "instance", s.Instance, "objects", receipt.Objects)
@@ -125,12 +137,14 @@ func admit(s sandbox.Spec, p probed) (sandbox.Spec, error) {
 	return s, nil
 }
 
-func intentOf(s sandbox.Spec, p probed) intent {
+func (b *Backend) intentOf(s sandbox.Spec, p probed) intent {
 	in := intent{
 		Instance: s.Instance, Sandbox: s.Sandbox, Tenant: s.Tenant,
 		Created: time.Now().UTC(), Boot: bootID(),
 		Cgroups: p.cgroups.group(s.Instance).dirs,
 		Limits:  s.Limits, Enforced: p.info.Capabilities.Limits,
+		Runsc: b.cfg.Runsc, Runtime: b.cfg.Runtime,
+		Template: s.Root.Digest, ReadonlyRoot: s.ReadonlyRoot, Wired: s.Wire != nil,
 	}
 	if in.Enforced&sandbox.LimitMemory != 0 {
 		in.Overhead = Overhead(s.Limits.Memory)
@@ -140,7 +154,7 @@ func intentOf(s sandbox.Spec, p probed) intent {
 
 // boot makes everything and returns when the agent has answered. What it made
 // when it fails is Destroy's to remove.
-func (i *Instance) boot(ctx context.Context, s sandbox.Spec, p probed) error {
+func (i *Instance) boot(ctx context.Context, s sandbox.Spec, p probed, img *image) error {
 	if err := i.group.create(s.Limits, i.intent.Overhead); err != nil {
 		return fmt.Errorf("make cgroup: %w", err)
 	}
@@ -156,7 +170,7 @@ func (i *Instance) boot(ctx context.Context, s sandbox.Spec, p probed) error {
 	defer in.Close()
 	defer out.Close()
 	failpoint.Hit("gvisor.create/after-files")
-	if i.launch, err = i.b.launch(i, s, p, in, out); err != nil {
+	if i.launch, err = i.b.launch(i, runtimeArgs(i, s, p, img), in, out); err != nil {
 		return err
 	}
 	failpoint.Hit("gvisor.create/after-start")
@@ -278,13 +292,13 @@ type launch struct {
 
 // launch starts the runtime inside the instance's cgroup. It dies with this
 // process: a sandbox nobody has been told of must not come up later.
-func (b *Backend) launch(i *Instance, s sandbox.Spec, p probed, in, out *os.File) (*launch, error) {
+func (b *Backend) launch(i *Instance, args []string, in, out *os.File) (*launch, error) {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer null.Close()
-	cmd := exec.Command(b.cfg.Runsc, runtimeArgs(i, s, p)...)
+	cmd := exec.Command(b.cfg.Runsc, args...)
 	cmd.Args[0] = "runsc"
 	cmd.Dir = i.dir
 	cmd.Env = []string{}
@@ -339,13 +353,8 @@ func startIn(g cgroup, cmd *exec.Cmd) (left, err error) {
 // runtimeArgs is runsc's command line. Paths are relative to the instance's
 // directory where runsc allows it: that keeps the control socket's path within
 // the 108 bytes of a socket address, beyond which runsc would put it elsewhere.
-func runtimeArgs(i *Instance, s sandbox.Spec, p probed) []string {
-	args := slices.Concat([]string{
-		"--root=" + dirState,
-		"--log=" + fileRunscLog,
-		"--panic-log=" + filePanicLog,
-		"--platform=systrap",
-	}, networkArgs(s), []string{
+func runtimeArgs(i *Instance, s sandbox.Spec, p probed, img *image) []string {
+	args := slices.Concat(commonArgs(), []string{"--panic-log=" + filePanicLog}, networkArgs(s), []string{
 		"--overlay2=" + overlay(i.dir, s),
 		"--ignore-cgroups", // we do them, see cgroup.join
 		"--host-settings=ignore",
@@ -358,7 +367,15 @@ func runtimeArgs(i *Instance, s sandbox.Spec, p probed) []string {
 	if !p.root {
 		args = append(args, "--rootless")
 	}
+	if img != nil {
+		return append(args, "restore", "-detach", "-bundle=.", "-image-path="+img.dir, string(i.id))
+	}
 	return append(args, "run", "-detach", "-bundle=.", string(i.id))
+}
+
+// commonArgs are what every call of runsc for an instance begins with.
+func commonArgs() []string {
+	return []string{"--root=" + dirState, "--log=" + fileRunscLog, "--platform=systrap"}
 }
 
 // awaitAgent returns nil once the agent has answered. It ends early when the

@@ -93,8 +93,13 @@ func lastWords(dir string) string {
 		line, _, _ := strings.Cut(string(b), "\n")
 		return clip(line)
 	}
+	return lastLine(filepath.Join(dir, fileRunscLog))
+}
+
+// lastLine is the last message in a log of runsc.
+func lastLine(name string) string {
 	var last string
-	for line := range strings.Lines(string(head(filepath.Join(dir, fileRunscLog)))) {
+	for line := range strings.Lines(string(head(name))) {
 		var m struct{ Msg string }
 		if json.Unmarshal([]byte(line), &m) == nil && m.Msg != "" {
 			last = m.Msg

@@ -39,6 +39,8 @@ type Instance struct {
 	last     *sandbox.Usage // guarded by mu: as of Destroy
 	overDone sync.Once
 
+	saving sync.Mutex // held while an image of it is written
+
 	destroying sync.Mutex
 	receipt    sandbox.Receipt // guarded by destroying
 	said       string          // guarded by destroying: lastWords, read before the directory went

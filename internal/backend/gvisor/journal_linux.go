@@ -27,7 +27,9 @@ const (
 	fileProcesses = "processes"
 	fileRunscLog  = "runsc.log"
 	filePanicLog  = "panic.log"
-	dirState      = "runsc"
+	// fileSnapshotLog is what runsc says while it saves the instance.
+	fileSnapshotLog = "snapshot.log"
+	dirState        = "runsc"
 )
 
 // intent is what the creator of an instance was about to make. It is written
@@ -47,6 +49,12 @@ type intent struct {
 	Limits   sandbox.Limits     `json:"limits"`
 	Enforced sandbox.LimitSet   `json:"enforced"`
 	Overhead int64              `json:"overhead"`
+	// What a snapshot has to know of it. Earlier versions did not note it.
+	Runsc        string `json:"runsc,omitempty"`   // the programs it is made of
+	Runtime      string `json:"runtime,omitempty"` // ditto
+	Template     string `json:"template,omitempty"`
+	ReadonlyRoot bool   `json:"readonly_root,omitempty"`
+	Wired        bool   `json:"wired,omitempty"`
 }
 
 // process identifies a process beyond the reuse of its pid.

@@ -41,6 +41,8 @@ func (b *Backend) probeHost() (probed, error) {
 		Capabilities: sandbox.Capabilities{
 			Limits:       sandbox.LimitDisk,
 			ReadonlyRoot: true,
+			Snapshot:     p.root, // runsc restores for root only
+			Pause:        p.root,
 		},
 	}
 	deny := func(hint, format string, args ...any) {

@@ -194,7 +194,9 @@ func roleOf(cmdline []byte) string {
 			return r
 		}
 	}
-	if slices.ContainsFunc(argv, func(a []byte) bool { return string(a) == "run" }) {
+	if slices.ContainsFunc(argv, func(a []byte) bool {
+		return string(a) == "run" || string(a) == "restore" || string(a) == "checkpoint"
+	}) {
 		return "runtime"
 	}
 	return "stub"

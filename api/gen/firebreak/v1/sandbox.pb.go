@@ -267,7 +267,7 @@ type CreateSandboxRequest struct {
 	// Host name inside.
 	Hostname string `protobuf:"bytes,14,opt,name=hostname,proto3" json:"hostname,omitempty"`
 	// What happens after idle_timeout_ms: destroy (the default); event, which only
-	// says so, once each time; pause, which is refused until there are snapshots.
+	// says so, once each time; pause, which keeps it until it is used again.
 	IdleAction string `protobuf:"bytes,15,opt,name=idle_action,json=idleAction,proto3" json:"idle_action,omitempty"`
 	// Where it may connect. Left out, or empty: there is no network device.
 	Network *NetworkRules `protobuf:"bytes,16,opt,name=network,proto3" json:"network,omitempty"`
@@ -275,7 +275,10 @@ type CreateSandboxRequest struct {
 	// the sandbox, where NAME_BASE_URL leads, goes on to the binding's host with its
 	// secret added. With any there is a network device; what network does not allow
 	// passes through them only.
-	Bindings      []string `protobuf:"bytes,17,rep,name=bindings,proto3" json:"bindings,omitempty"`
+	Bindings []string `protobuf:"bytes,17,rep,name=bindings,proto3" json:"bindings,omitempty"`
+	// A snapshot, by id or name, that it goes on from: with its template, limits,
+	// files, memory and programs. What is given beside has to be the same.
+	Snapshot      string `protobuf:"bytes,18,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -429,12 +432,19 @@ func (x *CreateSandboxRequest) GetBindings() []string {
 	return nil
 }
 
+func (x *CreateSandboxRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
 // Sandbox is one isolated place that runs code, alive or ended.
 type Sandbox struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Name  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	// creating, running, stopping, ended.
+	// creating, running, paused, stopping, ended.
 	State string `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
 	// Once ended: done, timeout, idle, memory, pids, disk, cpu, egress, operator,
 	// crashed, lost.
@@ -465,7 +475,7 @@ type Sandbox struct {
 	Principal string `protobuf:"bytes,24,opt,name=principal,proto3" json:"principal,omitempty"`
 	// Facts about how it runs, such as why a limit is not enforced.
 	Notes []string `protobuf:"bytes,25,rep,name=notes,proto3" json:"notes,omitempty"`
-	// destroy or event; empty where there is no idle timeout.
+	// destroy, event or pause; empty where there is no idle timeout.
 	IdleAction string `protobuf:"bytes,26,opt,name=idle_action,json=idleAction,proto3" json:"idle_action,omitempty"`
 	// Absent: it has no network device.
 	Network *SandboxNetwork `protobuf:"bytes,27,opt,name=network,proto3" json:"network,omitempty"`
@@ -475,7 +485,12 @@ type Sandbox struct {
 	// Flows that are not among them.
 	EgressMore int64 `protobuf:"varint,29,opt,name=egress_more,json=egressMore,proto3" json:"egress_more,omitempty"`
 	// Names of the bindings that its requests may be made through.
-	Bindings      []string `protobuf:"bytes,30,rep,name=bindings,proto3" json:"bindings,omitempty"`
+	Bindings []string `protobuf:"bytes,30,rep,name=bindings,proto3" json:"bindings,omitempty"`
+	// The snapshot it was made of.
+	Snapshot string `protobuf:"bytes,31,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// Since when it is paused, and how many bytes it takes on disk meanwhile.
+	PausedAt      *timestamppb.Timestamp `protobuf:"bytes,32,opt,name=paused_at,json=pausedAt,proto3" json:"paused_at,omitempty"`
+	PausedBytes   int64                  `protobuf:"varint,33,opt,name=paused_bytes,json=pausedBytes,proto3" json:"paused_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -718,6 +733,27 @@ func (x *Sandbox) GetBindings() []string {
 		return x.Bindings
 	}
 	return nil
+}
+
+func (x *Sandbox) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+func (x *Sandbox) GetPausedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PausedAt
+	}
+	return nil
+}
+
+func (x *Sandbox) GetPausedBytes() int64 {
+	if x != nil {
+		return x.PausedBytes
+	}
+	return 0
 }
 
 // Usage is what a sandbox has consumed.
@@ -1025,7 +1061,7 @@ func (x *GetSandboxRequest) GetId() string {
 
 type ListSandboxesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// creating, running, stopping, ended; empty = all but ended; "all".
+	// creating, running, paused, stopping, ended; empty = all but ended; "all".
 	State string `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
 	// Every pair must match: ?metadata.team=x.
 	Metadata      map[string]string `protobuf:"bytes,2,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -2647,7 +2683,7 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\x04cpus\x18\x02 \x01(\v2\x1c.firebreak.v1.EffectiveLimitR\x04cpus\x120\n" +
 	"\x04pids\x18\x03 \x01(\v2\x1c.firebreak.v1.EffectiveLimitR\x04pids\x12;\n" +
 	"\n" +
-	"disk_bytes\x18\x04 \x01(\v2\x1c.firebreak.v1.EffectiveLimitR\tdiskBytes\"\xe2\b\n" +
+	"disk_bytes\x18\x04 \x01(\v2\x1c.firebreak.v1.EffectiveLimitR\tdiskBytes\"\x88\t\n" +
 	"\x14CreateSandboxRequest\x129\n" +
 	"\x04name\x18\x01 \x01(\tB%\xbaH\"\xd8\x01\x01r\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,62}$R\x04name\x12$\n" +
 	"\btemplate\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\btemplate\x12!\n" +
@@ -2669,7 +2705,8 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\vidle_action\x18\x0f \x01(\tB\a\xbaH\x04r\x02\x18 R\n" +
 	"idleAction\x124\n" +
 	"\anetwork\x18\x10 \x01(\v2\x1a.firebreak.v1.NetworkRulesR\anetwork\x12P\n" +
-	"\bbindings\x18\x11 \x03(\tB4\xbaH1\x92\x01.\x10 \x18\x01\"(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\bbindings\x1a6\n" +
+	"\bbindings\x18\x11 \x03(\tB4\xbaH1\x92\x01.\x10 \x18\x01\"(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\bbindings\x12$\n" +
+	"\bsnapshot\x18\x12 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\bsnapshot\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a;\n" +
@@ -2677,7 +2714,8 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x12\n" +
 	"\x10_idle_timeout_msB\r\n" +
-	"\v_timeout_ms\"\xa7\t\n" +
+	"\v_timeout_ms\"\x9f\n" +
+	"\n" +
 	"\aSandbox\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -2715,7 +2753,10 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\x06egress\x18\x1c \x03(\v2\x18.firebreak.v1.EgressFlowR\x06egress\x12\x1f\n" +
 	"\vegress_more\x18\x1d \x01(\x03R\n" +
 	"egressMore\x12\x1a\n" +
-	"\bbindings\x18\x1e \x03(\tR\bbindings\x1a;\n" +
+	"\bbindings\x18\x1e \x03(\tR\bbindings\x12\x1a\n" +
+	"\bsnapshot\x18\x1f \x01(\tR\bsnapshot\x127\n" +
+	"\tpaused_at\x18  \x01(\v2\x1a.google.protobuf.TimestampR\bpausedAt\x12!\n" +
+	"\fpaused_bytes\x18! \x01(\x03R\vpausedBytes\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe4\x01\n" +
@@ -2743,9 +2784,9 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"checked_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tcheckedAt\"/\n" +
 	"\x11GetSandboxRequest\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\"\xc5\x02\n" +
-	"\x14ListSandboxesRequest\x12F\n" +
-	"\x05state\x18\x01 \x01(\tB0\xbaH-r+R\x00R\x03allR\bcreatingR\arunningR\bstoppingR\x05endedR\x05state\x12V\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\"\xcd\x02\n" +
+	"\x14ListSandboxesRequest\x12N\n" +
+	"\x05state\x18\x01 \x01(\tB8\xbaH5r3R\x00R\x03allR\bcreatingR\arunningR\x06pausedR\bstoppingR\x05endedR\x05state\x12V\n" +
 	"\bmetadata\x18\x02 \x03(\v20.firebreak.v1.ListSandboxesRequest.MetadataEntryB\b\xbaH\x05\x9a\x01\x02\x10\x10R\bmetadata\x12'\n" +
 	"\tpage_size\x18\x03 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xf4\x03(\x00R\bpageSize\x12'\n" +
@@ -3008,55 +3049,56 @@ var file_firebreak_v1_sandbox_proto_depIdxs = []int32{
 	6,  // 15: firebreak.v1.Sandbox.receipt:type_name -> firebreak.v1.Receipt
 	38, // 16: firebreak.v1.Sandbox.network:type_name -> firebreak.v1.SandboxNetwork
 	39, // 17: firebreak.v1.Sandbox.egress:type_name -> firebreak.v1.EgressFlow
-	7,  // 18: firebreak.v1.Receipt.objects:type_name -> firebreak.v1.ReceiptObject
-	37, // 19: firebreak.v1.Receipt.time:type_name -> google.protobuf.Timestamp
-	37, // 20: firebreak.v1.ReceiptObject.checked_at:type_name -> google.protobuf.Timestamp
-	33, // 21: firebreak.v1.ListSandboxesRequest.metadata:type_name -> firebreak.v1.ListSandboxesRequest.MetadataEntry
-	4,  // 22: firebreak.v1.ListSandboxesResponse.sandboxes:type_name -> firebreak.v1.Sandbox
-	37, // 23: firebreak.v1.GetMetricsRequest.start:type_name -> google.protobuf.Timestamp
-	37, // 24: firebreak.v1.GetMetricsRequest.end:type_name -> google.protobuf.Timestamp
-	13, // 25: firebreak.v1.SandboxMetrics.samples:type_name -> firebreak.v1.MetricSample
-	2,  // 26: firebreak.v1.SandboxMetrics.limits:type_name -> firebreak.v1.EffectiveLimits
-	37, // 27: firebreak.v1.MetricSample.time:type_name -> google.protobuf.Timestamp
-	5,  // 28: firebreak.v1.DestroySandboxResponse.usage:type_name -> firebreak.v1.Usage
-	6,  // 29: firebreak.v1.DestroySandboxResponse.receipt:type_name -> firebreak.v1.Receipt
-	34, // 30: firebreak.v1.UpdateNetworkRequest.documents:type_name -> firebreak.v1.UpdateNetworkRequest.DocumentsEntry
-	40, // 31: firebreak.v1.UpdateNetworkRequest.transforms:type_name -> firebreak.v1.HeaderTransform
-	38, // 32: firebreak.v1.UpdateNetworkResponse.network:type_name -> firebreak.v1.SandboxNetwork
-	35, // 33: firebreak.v1.ExecRequest.env:type_name -> firebreak.v1.ExecRequest.EnvEntry
-	20, // 34: firebreak.v1.ExecRequest.pty:type_name -> firebreak.v1.Pty
-	23, // 35: firebreak.v1.ExecEvent.started:type_name -> firebreak.v1.ProcessStarted
-	24, // 36: firebreak.v1.ExecEvent.stdout:type_name -> firebreak.v1.Output
-	24, // 37: firebreak.v1.ExecEvent.stderr:type_name -> firebreak.v1.Output
-	25, // 38: firebreak.v1.ExecEvent.exit:type_name -> firebreak.v1.ProcessExit
-	24, // 39: firebreak.v1.ExecEvent.pty:type_name -> firebreak.v1.Output
-	37, // 40: firebreak.v1.Event.time:type_name -> google.protobuf.Timestamp
-	39, // 41: firebreak.v1.Event.egress:type_name -> firebreak.v1.EgressFlow
-	3,  // 42: firebreak.v1.SandboxService.CreateSandbox:input_type -> firebreak.v1.CreateSandboxRequest
-	8,  // 43: firebreak.v1.SandboxService.GetSandbox:input_type -> firebreak.v1.GetSandboxRequest
-	9,  // 44: firebreak.v1.SandboxService.ListSandboxes:input_type -> firebreak.v1.ListSandboxesRequest
-	14, // 45: firebreak.v1.SandboxService.DestroySandbox:input_type -> firebreak.v1.DestroySandboxRequest
-	11, // 46: firebreak.v1.SandboxService.GetMetrics:input_type -> firebreak.v1.GetMetricsRequest
-	16, // 47: firebreak.v1.SandboxService.SetTimeout:input_type -> firebreak.v1.SetTimeoutRequest
-	17, // 48: firebreak.v1.SandboxService.UpdateNetwork:input_type -> firebreak.v1.UpdateNetworkRequest
-	19, // 49: firebreak.v1.SandboxService.Exec:input_type -> firebreak.v1.ExecRequest
-	26, // 50: firebreak.v1.SandboxService.DialPort:input_type -> firebreak.v1.DialPortRequest
-	28, // 51: firebreak.v1.SandboxService.WatchEvents:input_type -> firebreak.v1.WatchEventsRequest
-	4,  // 52: firebreak.v1.SandboxService.CreateSandbox:output_type -> firebreak.v1.Sandbox
-	4,  // 53: firebreak.v1.SandboxService.GetSandbox:output_type -> firebreak.v1.Sandbox
-	10, // 54: firebreak.v1.SandboxService.ListSandboxes:output_type -> firebreak.v1.ListSandboxesResponse
-	15, // 55: firebreak.v1.SandboxService.DestroySandbox:output_type -> firebreak.v1.DestroySandboxResponse
-	12, // 56: firebreak.v1.SandboxService.GetMetrics:output_type -> firebreak.v1.SandboxMetrics
-	4,  // 57: firebreak.v1.SandboxService.SetTimeout:output_type -> firebreak.v1.Sandbox
-	18, // 58: firebreak.v1.SandboxService.UpdateNetwork:output_type -> firebreak.v1.UpdateNetworkResponse
-	22, // 59: firebreak.v1.SandboxService.Exec:output_type -> firebreak.v1.ExecEvent
-	27, // 60: firebreak.v1.SandboxService.DialPort:output_type -> firebreak.v1.DialPortResponse
-	29, // 61: firebreak.v1.SandboxService.WatchEvents:output_type -> firebreak.v1.Event
-	52, // [52:62] is the sub-list for method output_type
-	42, // [42:52] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	37, // 18: firebreak.v1.Sandbox.paused_at:type_name -> google.protobuf.Timestamp
+	7,  // 19: firebreak.v1.Receipt.objects:type_name -> firebreak.v1.ReceiptObject
+	37, // 20: firebreak.v1.Receipt.time:type_name -> google.protobuf.Timestamp
+	37, // 21: firebreak.v1.ReceiptObject.checked_at:type_name -> google.protobuf.Timestamp
+	33, // 22: firebreak.v1.ListSandboxesRequest.metadata:type_name -> firebreak.v1.ListSandboxesRequest.MetadataEntry
+	4,  // 23: firebreak.v1.ListSandboxesResponse.sandboxes:type_name -> firebreak.v1.Sandbox
+	37, // 24: firebreak.v1.GetMetricsRequest.start:type_name -> google.protobuf.Timestamp
+	37, // 25: firebreak.v1.GetMetricsRequest.end:type_name -> google.protobuf.Timestamp
+	13, // 26: firebreak.v1.SandboxMetrics.samples:type_name -> firebreak.v1.MetricSample
+	2,  // 27: firebreak.v1.SandboxMetrics.limits:type_name -> firebreak.v1.EffectiveLimits
+	37, // 28: firebreak.v1.MetricSample.time:type_name -> google.protobuf.Timestamp
+	5,  // 29: firebreak.v1.DestroySandboxResponse.usage:type_name -> firebreak.v1.Usage
+	6,  // 30: firebreak.v1.DestroySandboxResponse.receipt:type_name -> firebreak.v1.Receipt
+	34, // 31: firebreak.v1.UpdateNetworkRequest.documents:type_name -> firebreak.v1.UpdateNetworkRequest.DocumentsEntry
+	40, // 32: firebreak.v1.UpdateNetworkRequest.transforms:type_name -> firebreak.v1.HeaderTransform
+	38, // 33: firebreak.v1.UpdateNetworkResponse.network:type_name -> firebreak.v1.SandboxNetwork
+	35, // 34: firebreak.v1.ExecRequest.env:type_name -> firebreak.v1.ExecRequest.EnvEntry
+	20, // 35: firebreak.v1.ExecRequest.pty:type_name -> firebreak.v1.Pty
+	23, // 36: firebreak.v1.ExecEvent.started:type_name -> firebreak.v1.ProcessStarted
+	24, // 37: firebreak.v1.ExecEvent.stdout:type_name -> firebreak.v1.Output
+	24, // 38: firebreak.v1.ExecEvent.stderr:type_name -> firebreak.v1.Output
+	25, // 39: firebreak.v1.ExecEvent.exit:type_name -> firebreak.v1.ProcessExit
+	24, // 40: firebreak.v1.ExecEvent.pty:type_name -> firebreak.v1.Output
+	37, // 41: firebreak.v1.Event.time:type_name -> google.protobuf.Timestamp
+	39, // 42: firebreak.v1.Event.egress:type_name -> firebreak.v1.EgressFlow
+	3,  // 43: firebreak.v1.SandboxService.CreateSandbox:input_type -> firebreak.v1.CreateSandboxRequest
+	8,  // 44: firebreak.v1.SandboxService.GetSandbox:input_type -> firebreak.v1.GetSandboxRequest
+	9,  // 45: firebreak.v1.SandboxService.ListSandboxes:input_type -> firebreak.v1.ListSandboxesRequest
+	14, // 46: firebreak.v1.SandboxService.DestroySandbox:input_type -> firebreak.v1.DestroySandboxRequest
+	11, // 47: firebreak.v1.SandboxService.GetMetrics:input_type -> firebreak.v1.GetMetricsRequest
+	16, // 48: firebreak.v1.SandboxService.SetTimeout:input_type -> firebreak.v1.SetTimeoutRequest
+	17, // 49: firebreak.v1.SandboxService.UpdateNetwork:input_type -> firebreak.v1.UpdateNetworkRequest
+	19, // 50: firebreak.v1.SandboxService.Exec:input_type -> firebreak.v1.ExecRequest
+	26, // 51: firebreak.v1.SandboxService.DialPort:input_type -> firebreak.v1.DialPortRequest
+	28, // 52: firebreak.v1.SandboxService.WatchEvents:input_type -> firebreak.v1.WatchEventsRequest
+	4,  // 53: firebreak.v1.SandboxService.CreateSandbox:output_type -> firebreak.v1.Sandbox
+	4,  // 54: firebreak.v1.SandboxService.GetSandbox:output_type -> firebreak.v1.Sandbox
+	10, // 55: firebreak.v1.SandboxService.ListSandboxes:output_type -> firebreak.v1.ListSandboxesResponse
+	15, // 56: firebreak.v1.SandboxService.DestroySandbox:output_type -> firebreak.v1.DestroySandboxResponse
+	12, // 57: firebreak.v1.SandboxService.GetMetrics:output_type -> firebreak.v1.SandboxMetrics
+	4,  // 58: firebreak.v1.SandboxService.SetTimeout:output_type -> firebreak.v1.Sandbox
+	18, // 59: firebreak.v1.SandboxService.UpdateNetwork:output_type -> firebreak.v1.UpdateNetworkResponse
+	22, // 60: firebreak.v1.SandboxService.Exec:output_type -> firebreak.v1.ExecEvent
+	27, // 61: firebreak.v1.SandboxService.DialPort:output_type -> firebreak.v1.DialPortResponse
+	29, // 62: firebreak.v1.SandboxService.WatchEvents:output_type -> firebreak.v1.Event
+	53, // [53:63] is the sub-list for method output_type
+	43, // [43:53] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_firebreak_v1_sandbox_proto_init() }

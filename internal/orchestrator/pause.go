@@ -1,0 +1,255 @@
+package orchestrator
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"strconv"
+	"time"
+
+	"github.com/firebreak-dev/firebreak/internal/failpoint"
+	"github.com/firebreak-dev/firebreak/internal/store"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// Pause saves a sandbox to disk and ends its boundary: it needs no memory and no
+// CPU, and goes on where it was when it is resumed, or when anybody wants something
+// of it. Files, programs and interpreters stay; what connects them to the outside
+// does not. Its life goes on: it ends when it would have. Of one that is paused it
+// returns the record.
+//
+// A server that is killed meanwhile leaves the sandbox as it was or paused.
+//
+// Errors: KindNotFound, KindGone; KindUnsupported for a backend that saves nothing,
+// and for a sandbox with a network; KindConflict for a run's; KindCapacity for the
+// quota of snapshots; KindNoSpace. The sandbox runs on then.
+//
+// Cost: what the guest uses of memory and disk is written, flushed and read once.
+func (o *Orchestrator) Pause(ctx context.Context, who Caller, ref string) (Sandbox, error) {
+	l, done, err := o.change(ctx, who.Tenant, ref)
+	if err != nil {
+		return Sandbox{}, err
+	}
+	defer done()
+	if !l.paused() {
+		if err := l.pause(ctx, who); err != nil {
+			return Sandbox{}, err
+		}
+	}
+	return l.snapshot(), nil
+}
+
+// Resume makes a paused sandbox run again. Of one that runs it returns the record.
+//
+// Errors: KindNotFound, KindGone; KindCapacity and KindNoSpace where the host, or
+// the tenant, has no room for it now; KindConflict when what was saved was changed
+// or does not fit any more. It stays paused then.
+//
+// Cost: reads what was saved twice, and what a boot costs.
+func (o *Orchestrator) Resume(ctx context.Context, who Caller, ref string) (Sandbox, error) {
+	l, done, err := o.change(ctx, who.Tenant, ref)
+	if err != nil {
+		return Sandbox{}, err
+	}
+	defer done()
+	if l.paused() {
+		if err := l.resume(who, ""); err != nil {
+			return Sandbox{}, err
+		}
+	}
+	return l.snapshot(), nil
+}
+
+// change finds a live sandbox and keeps others from changing it until done is
+// called.
+func (o *Orchestrator) change(ctx context.Context, tenant sandbox.TenantID, ref string) (*live, func(), error) {
+	if err := o.begin(); err != nil {
+		return nil, nil, err
+	}
+	l, sb, err := o.locate(ctx, tenant, ref)
+	if l == nil {
+		o.work.Done()
+		return nil, nil, cmp.Or(err, goneError(sb.ID, sb.Reason, sb.Detail, sb.Ended))
+	}
+	done, err := l.alone(ctx)
+	if err != nil {
+		o.work.Done()
+		return nil, nil, err
+	}
+	return l, func() { done(); o.work.Done() }, nil
+}
+
+// saver is the instance, if what it is can be saved at all. Errors: KindUnsupported,
+// KindConflict, KindGone, KindCapacity, KindNoSpace.
+func (l *live) saver(ctx context.Context, op string) (sandbox.Snapshotter, error) {
+	l.mu.Lock()
+	inst, sb := l.inst, l.sb
+	l.mu.Unlock()
+	refuse := func(k sandbox.Kind, hint, format string, args ...any) error {
+		return sandbox.Errorf(op, k, format, args...).WithID(string(l.id)).WithHint("%s", hint)
+	}
+	_, info, err := l.o.made(ctx, sb.Backend)
+	s, can := inst.(sandbox.Snapshotter)
+	switch {
+	case err != nil:
+		return nil, err
+	case sb.Details.Run != "":
+		return nil, refuse(sandbox.KindConflict, "it ends with its run", "the sandbox belongs to a run")
+	case sb.Details.Network != nil:
+		return nil, refuse(sandbox.KindUnsupported, "create it without network rules and bindings", "a sandbox with a network cannot be saved yet")
+	case !can || !info.Capabilities.Snapshot:
+		return nil, refuse(sandbox.KindUnsupported, "`firebreak doctor` says what each backend can do here", "backend %s saves no sandboxes here", sb.Backend)
+	}
+	if err := l.o.room.check(op); err != nil {
+		return nil, err
+	}
+	u := l.sample(ctx)
+	return s, l.o.ledger.storable(op, l.tenant, u.Memory+u.Disk)
+}
+
+// made is the backend that a sandbox was made with.
+func (o *Orchestrator) made(ctx context.Context, name string) (sandbox.Backend, sandbox.Info, error) {
+	for _, b := range o.Backends {
+		i, err := b.Info(ctx)
+		if err != nil || i.Name == name {
+			return b, i, err
+		}
+	}
+	return nil, sandbox.Info{}, sandbox.Errorf("find backend", sandbox.KindUnavailable, "this server has no backend %s", name)
+}
+
+// pause saves the sandbox and ends its boundary. Preconditions: the caller is alone,
+// and it runs.
+func (l *live) pause(ctx context.Context, who Caller) error {
+	o, begun := l.o, time.Now()
+	saver, err := l.saver(ctx, "pause")
+	if err != nil {
+		return err
+	}
+	if err := l.record(ctx, who, sandbox.Record{Action: "sandbox.pause", Outcome: sandbox.OutcomeAllowed}); err != nil {
+		return err
+	}
+	failpoint.Hit("pause/after-evidence")
+	ctx, cancel := l.whileAlive(ctx)
+	defer cancel()
+	st, err := l.stand(ctx)
+	if err != nil {
+		return err
+	}
+	failpoint.Hit("pause/after-stand")
+	state, err := l.save(ctx, saver, string(l.instance))
+	if err == nil {
+		failpoint.Hit("pause/after-save")
+		err = l.markPaused(context.WithoutCancel(ctx), &PauseState{Image: state, Since: o.Clock().UTC()}, st)
+		if err != nil {
+			err = errors.Join(err, o.images.remove(state.Name))
+		}
+	}
+	if err != nil {
+		l.clocks(st)
+		l.move(st)
+		return l.unchanged(ctx, who, "sandbox.pause", err)
+	}
+	failpoint.Hit("pause/after-record")
+	o.ledger.store(l.tenant, state.Size)
+	receipt := l.leave(context.WithoutCancel(ctx))
+	failpoint.Hit("pause/after-destroy")
+	o.ledger.park(l.promised)
+	l.publishState(store.Paused, "", "", false)
+	err = l.record(context.WithoutCancel(ctx), who, receiptRecord(receipt, ""))
+	return errors.Join(err, l.record(context.WithoutCancel(ctx), who, sandbox.Record{Class: sandbox.Flow, Action: "sandbox.pause", Outcome: sandbox.OutcomeDone,
+		Digest: state.Digest, Detail: map[string]string{"bytes": strconv.FormatInt(state.Size, 10), "took": short(time.Since(begun))}}))
+}
+
+// save writes the image called name. On an error nothing of it is left.
+func (l *live) save(ctx context.Context, saver sandbox.Snapshotter, name string) (ImageState, error) {
+	if err := l.o.images.make(name); err != nil {
+		return ImageState{}, sandbox.Wrap("save", string(l.id), err)
+	}
+	s, err := saver.Snapshot(ctx, l.o.images.snapshot(ImageState{Name: name}, Sandbox{}).Dir)
+	if err != nil {
+		return ImageState{}, errors.Join(err, l.o.images.remove(name))
+	}
+	return ImageState{Name: name, Digest: s.Digest, Size: s.Size, Created: s.Created}, nil
+}
+
+// markPaused is the moment after which the sandbox is what was saved.
+func (l *live) markPaused(ctx context.Context, p *PauseState, st *standstill) error {
+	rec, err := l.o.Store.Tenant(l.tenant).EditSandbox(ctx, l.id, func(rec *store.Sandbox) error {
+		d := unpack(*rec).Details
+		d.Pause = p
+		rec.State, rec.Extra = store.Paused, d.pack()
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	l.o.unbind(l.instance)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sb.Sandbox, l.sb.Details.Pause = rec, p
+	st.image = p
+	l.arm()
+	return nil
+}
+
+// leave ends the boundary of a sandbox that is paused. What resists is an orphan,
+// which the reaper destroys.
+func (l *live) leave(ctx context.Context) sandbox.Receipt {
+	ctx, cancel := context.WithTimeout(ctx, teardown)
+	defer cancel()
+	l.mu.Lock()
+	inst := l.inst
+	l.inst = nil // from here on its end is nobody's news
+	l.mu.Unlock()
+	receipt, err := inst.Destroy(ctx)
+	if err != nil {
+		l.o.Log.Error("the boundary of a paused sandbox; it is tried again", "sandbox", l.id, "instance", inst.ID(), "error", err)
+	}
+	return receipt
+}
+
+// unchanged records that what was to be done was not, and returns why.
+func (l *live) unchanged(ctx context.Context, who Caller, action string, err error) error {
+	if dead := l.dead(); dead {
+		err = l.gone()
+	}
+	e := l.record(context.WithoutCancel(ctx), who, sandbox.Record{Class: sandbox.Flow, Action: action, Outcome: sandbox.OutcomeFailed,
+		Detail: map[string]string{"error": clip(err.Error())}})
+	if e != nil {
+		l.o.Log.Error("what failed could not be recorded", "sandbox", l.id, "action", action, "error", e)
+	}
+	return sandbox.Wrap(action, string(l.id), err)
+}
+
+// pauseIdle pauses a sandbox that nobody has used for d. One that cannot be paused
+// now is tried again when it has been idle once more.
+func (l *live) pauseIdle(d time.Duration) {
+	done, err := l.alone(l.o.ctx)
+	if err != nil {
+		return
+	}
+	defer done()
+	if l.paused() {
+		return
+	}
+	if err := l.pause(l.o.ctx, system(l.tenant)); err != nil && !l.dead() {
+		l.o.Log.Warn("an idle sandbox could not be paused", "sandbox", l.id, "idle", d, "error", err)
+	}
+}
+
+// unbind and bind tell the reaper whose an instance is.
+func (o *Orchestrator) unbind(id sandbox.InstanceID) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.instances, id)
+}
+
+func (o *Orchestrator) bind(l *live, id sandbox.InstanceID) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.instance, l.sb.Instance = id, id
+	o.instances[id] = l
+}

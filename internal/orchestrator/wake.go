@@ -1,0 +1,165 @@
+package orchestrator
+
+import (
+	"cmp"
+	"context"
+	"strconv"
+	"time"
+
+	"github.com/firebreak-dev/firebreak/internal/failpoint"
+	"github.com/firebreak-dev/firebreak/internal/guest"
+	"github.com/firebreak-dev/firebreak/internal/store"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// resume makes a paused sandbox run again; why says what for, where nobody asked
+// for it by name. It does not end with its caller: others may be waiting for the
+// same. Preconditions: the caller is alone, and the sandbox is paused.
+func (l *live) resume(who Caller, why string) error {
+	o, begun := l.o, time.Now()
+	ctx, cancel := context.WithTimeout(o.ctx, o.Defaults.CreateTimeout)
+	defer cancel()
+	ctx, cancelToo := l.whileAlive(ctx)
+	defer cancelToo()
+	l.mu.Lock()
+	st := l.still
+	l.mu.Unlock()
+	if err := o.room.check("resume"); err != nil {
+		return err
+	}
+	if err := o.ledger.unpark(l.promised, true); err != nil {
+		return err
+	}
+	err := l.admitted(ctx, who, why, st)
+	if err != nil {
+		o.ledger.park(l.promised)
+		return l.unchanged(ctx, who, "sandbox.resume", err)
+	}
+	failpoint.Hit("resume/after-record")
+	l.publishState(store.Running, "", "", false)
+	image := st.image.Image
+	if err := o.images.remove(image.Name); err != nil { // the next start does
+		o.Log.Error("what a sandbox was restored from is left", "sandbox", l.id, "error", err)
+	}
+	o.ledger.store(l.tenant, -image.Size)
+	return l.record(context.WithoutCancel(ctx), who, sandbox.Record{Class: sandbox.Flow, Action: "sandbox.resume", Outcome: sandbox.OutcomeDone,
+		Detail: map[string]string{"took": short(time.Since(begun)), "paused": short(time.Since(st.since))}})
+}
+
+// admitted waits for the turn of a boot and makes it.
+func (l *live) admitted(ctx context.Context, who Caller, why string, st *standstill) error {
+	leave, err := l.o.gate.enter(ctx, l.tenant, l.o.Quota.Wait)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	detail := map[string]string{"bytes": strconv.FormatInt(st.image.Image.Size, 10)}
+	if why != "" {
+		detail["why"] = why
+	}
+	id := sandbox.NewInstanceID() // what is made is on record by its own id
+	next := Sandbox{Sandbox: store.Sandbox{ID: l.id, Tenant: l.tenant, Instance: id}}
+	if err := l.o.record(ctx, who, &next, sandbox.Record{Action: "sandbox.resume", Outcome: sandbox.OutcomeAllowed, Digest: st.image.Image.Digest, Detail: detail}); err != nil {
+		return err
+	}
+	failpoint.Hit("resume/after-evidence")
+	inst, s, err := l.incarnate(ctx, id, st)
+	if err == nil {
+		if err = l.markRunning(context.WithoutCancel(ctx), inst, s, st); err == nil {
+			return nil
+		}
+		s.Close()
+	}
+	if inst != nil {
+		if _, e := inst.Destroy(context.WithoutCancel(ctx)); e != nil {
+			l.o.Log.Error("an instance that was not to be; it is tried again", "sandbox", l.id, "instance", inst.ID(), "error", e)
+		}
+	}
+	l.o.unbind(l.instance)
+	return err
+}
+
+// incarnate makes an instance of what was saved and meets its agent. The instance it
+// returns with an error is to be destroyed.
+func (l *live) incarnate(ctx context.Context, id sandbox.InstanceID, st *standstill) (sandbox.Instance, *guest.Session, error) {
+	o := l.o
+	sb := l.snapshotWithEnv()
+	backend, _, err := o.made(ctx, sb.Backend)
+	restorer, can := backend.(sandbox.Restorer)
+	if err == nil && !can {
+		err = sandbox.Errorf("resume", sandbox.KindUnsupported, "backend %s restores nothing", sb.Backend)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	t, err := o.Templates.Resolve(ctx, sb.TemplateDigest)
+	if err != nil {
+		return nil, nil, err
+	}
+	if _, err := o.Store.Tenant(l.tenant).EditSandbox(ctx, l.id, func(rec *store.Sandbox) error {
+		rec.Instance = id
+		return nil
+	}); err != nil {
+		return nil, nil, err
+	}
+	o.bind(l, id)
+	failpoint.Hit("resume/after-intent")
+	checked := make(chan error, 1)
+	go func() { checked <- o.Templates.Check(ctx, sb.TemplateDigest) }()
+	spec := sandbox.Spec{Instance: id, Sandbox: l.id, Tenant: l.tenant, Hostname: sb.Details.Hostname, Root: t.Root, ReadonlyRoot: sb.ReadonlyRoot,
+		Limits: sb.Limits, Explicit: sb.Explicit, AcceptWeaker: sb.AcceptWeaker}
+	inst, err := restorer.Restore(ctx, spec, o.images.snapshot(st.image.Image, sb))
+	if err = cmp.Or(<-checked, err); err != nil {
+		return inst, nil, err
+	}
+	failpoint.Hit("resume/after-restore")
+	s, err := l.open(ctx, inst)
+	if err != nil {
+		return inst, nil, err
+	}
+	if err := l.killStrays(ctx, s); err != nil {
+		s.Close()
+		return inst, nil, err
+	}
+	failpoint.Hit("resume/after-session")
+	return inst, s, nil
+}
+
+// snapshotWithEnv is the sandbox as it stands, for this package.
+func (l *live) snapshotWithEnv() Sandbox {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.sb
+}
+
+// markRunning is the moment after which the sandbox is inst.
+func (l *live) markRunning(ctx context.Context, inst sandbox.Instance, s *guest.Session, st *standstill) error {
+	l.clocks(st)
+	st2, err := inst.Status(ctx)
+	if err != nil {
+		return err
+	}
+	rec, err := l.o.Store.Tenant(l.tenant).EditSandbox(ctx, l.id, func(rec *store.Sandbox) error {
+		d := unpack(*rec).Details
+		d.Pause = nil
+		rec.State, rec.Enforced, rec.Extra = store.Running, st2.Enforced, d.pack()
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := l.o.begin(); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.inst, l.sess = inst, s
+	l.sb.Sandbox, l.sb.Details.Pause = rec, nil
+	l.usage, l.sampled = st2.Usage, time.Now()
+	l.mu.Unlock()
+	l.move(st)
+	go func() {
+		defer l.o.work.Done()
+		l.watch(inst)
+	}()
+	return nil
+}

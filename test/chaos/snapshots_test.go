@@ -1,0 +1,176 @@
+package chaos
+
+import (
+	"fmt"
+
+	"github.com/firebreak-dev/firebreak/client"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// remembers is a sandbox whose context and file know a number.
+func (tr *trial) remembers(sb *client.Sandbox) {
+	tr.t.Helper()
+	_, err := eval(tr, sb.ID(), "open('known', 'w').write('7')\nx = 7")
+	tr.must(err)
+}
+
+// remembered checks that it still does. It wakes a sandbox that is paused.
+func (tr *trial) remembered(id string) error {
+	t, err := eval(tr, id, "x, open('known').read()")
+	if err == nil && (t.end.Reason != sandbox.ReasonDone || t.text != "(7, '7')") {
+		err = fmt.Errorf("it knows %q: %+v", t.text, t.end)
+	}
+	return err
+}
+
+// pauses saves a sandbox: whenever the server dies it is as it was, or paused, and
+// remembers all there was.
+func pauses(tr *trial) scenario {
+	var sb *client.Sandbox
+	return scenario{
+		before: func() {
+			sb = tr.newSandbox(client.CreateOptions{})
+			tr.remembers(sb)
+		},
+		act: func() {
+			tr.promise("sandbox "+sb.ID(), func() error { return tr.remembered(sb.ID()) })
+			if _, err := sb.Pause(tr.ctx); err == nil {
+				tr.promise("pause", func() error {
+					info, err := sb.Info(tr.ctx)
+					if err == nil && info.GetState() != "paused" && info.GetState() != "running" { // another check may have woken it
+						err = fmt.Errorf("it is %s", info.GetState())
+					}
+					return err
+				})
+			}
+		},
+		after: func() {
+			info, err := sb.Info(tr.ctx)
+			if err != nil || info.GetState() != "paused" && info.GetState() != "running" {
+				tr.errorf("%v, %v", info, err)
+			}
+			if err := tr.remembered(sb.ID()); err != nil {
+				tr.errorf("%v", err)
+			}
+		},
+	}
+}
+
+// resumes makes a paused sandbox run again: whenever the server dies it is paused,
+// or runs.
+func resumes(tr *trial) scenario {
+	var sb *client.Sandbox
+	return scenario{
+		before: func() {
+			sb = tr.newSandbox(client.CreateOptions{})
+			tr.remembers(sb)
+			_, err := sb.Pause(tr.ctx)
+			tr.must(err)
+		},
+		act: func() {
+			tr.promise("sandbox "+sb.ID(), func() error { return tr.remembered(sb.ID()) })
+			if _, err := sb.Resume(tr.ctx); err == nil {
+				tr.alive(sb.ID())
+			}
+		},
+		after: func() {
+			if info, err := sb.Info(tr.ctx); err == nil && info.GetState() == "running" {
+				tr.effects = append(tr.effects, effect{"sandbox.resume", sb.ID()})
+			}
+			if err := tr.remembered(sb.ID()); err != nil {
+				tr.errorf("%v", err)
+			}
+		},
+	}
+}
+
+// snapshots takes a snapshot and makes a sandbox of it. There is one or none, and
+// of one that there is a sandbox can be made.
+func snapshots(tr *trial) scenario {
+	var sb *client.Sandbox
+	fork := func() error {
+		child, err := tr.c.Create(tr.ctx, client.CreateOptions{Snapshot: tr.label})
+		if err != nil {
+			return err
+		}
+		return tr.remembered(child.ID())
+	}
+	return scenario{
+		before: func() {
+			sb = tr.newSandbox(client.CreateOptions{})
+			tr.remembers(sb)
+		},
+		act: func() {
+			tr.promise("sandbox "+sb.ID(), func() error { return tr.remembered(sb.ID()) })
+			if _, err := sb.Snapshot(tr.ctx, tr.label, 0); err == nil {
+				tr.promise("snapshot", fork)
+			}
+		},
+		after: func() {
+			n := 0
+			list, err := tr.c.Snapshots(tr.ctx)
+			for _, s := range list {
+				if s.GetName() == tr.label {
+					n++
+				}
+			}
+			if err != nil || n > 1 {
+				tr.errorf("%d snapshots of one name, %v", n, err)
+			}
+			if n == 1 {
+				tr.effects = append(tr.effects, effect{"snapshot.create", sb.ID()})
+				if err := fork(); err != nil {
+					tr.errorf("made of the snapshot: %v", err)
+				}
+			}
+			if err := tr.remembered(sb.ID()); err != nil {
+				tr.errorf("%v", err)
+			}
+		},
+	}
+}
+
+// forks makes a sandbox of a snapshot and then removes that.
+func forks(tr *trial) scenario {
+	return scenario{
+		before: func() {
+			sb := tr.newSandbox(client.CreateOptions{})
+			tr.remembers(sb)
+			_, err := sb.Snapshot(tr.ctx, tr.label, 0)
+			tr.must(err)
+			_, err = sb.Destroy(tr.ctx)
+			tr.must(err)
+		},
+		act: func() {
+			child, err := tr.c.Create(tr.ctx, client.CreateOptions{Snapshot: tr.label, Name: tr.label})
+			if err == nil {
+				tr.promise("sandbox "+child.ID(), func() error { return tr.remembered(child.ID()) })
+			}
+			if err = tr.c.RemoveSnapshot(tr.ctx, tr.label); err == nil {
+				tr.promise("removal", func() error {
+					_, err := tr.c.Create(tr.ctx, client.CreateOptions{Snapshot: tr.label})
+					if sandbox.KindOf(err) != sandbox.KindNotFound {
+						return fmt.Errorf("of a snapshot that was removed: %v", err)
+					}
+					return nil
+				})
+			}
+		},
+		after: func() {
+			if id := tr.named(tr.label); id != "" {
+				if err := tr.remembered(id); err != nil {
+					tr.errorf("%v", err)
+				}
+			}
+			list, err := tr.c.Snapshots(tr.ctx)
+			for _, s := range list {
+				if s.GetName() == tr.label && err == nil {
+					err = tr.c.RemoveSnapshot(tr.ctx, s.GetId())
+				}
+			}
+			if err != nil {
+				tr.errorf("%v", err)
+			}
+		},
+	}
+}

@@ -1,0 +1,198 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// pausedCycles is how often one sandbox is paused and goes on.
+const pausedCycles = 20
+
+// sandboxState is what the API shows of a sandbox, as far as it matters here.
+type sandboxState struct {
+	State, Snapshot string
+	Bytes           int64 `json:"paused_bytes"`
+	Usage           struct {
+		Memory int64 `json:"memory_bytes"`
+	}
+	Receipt struct {
+		Clean   bool
+		Objects []struct{ Kind, Name string }
+	}
+}
+
+func (s *server) state(t testing.TB, id string) (st sandboxState) {
+	t.Helper()
+	status, body, _ := s.do("GET", "/v1/sandboxes/"+id, "")
+	if err := json.Unmarshal([]byte(body), &st); status != http.StatusOK || err != nil {
+		t.Fatalf("%d %s %v", status, body, err)
+	}
+	return st
+}
+
+// must is a call that succeeds.
+func (s *server) must(t testing.TB, method, path, body string) string {
+	t.Helper()
+	status, answer, _ := s.do(method, path, body)
+	if status/100 != 2 {
+		t.Fatalf("%s %s: %d %s", method, path, status, answer)
+	}
+	return answer
+}
+
+// stdout is what code prints.
+func (s *server) stdout(t testing.TB, id, code string) string {
+	t.Helper()
+	b, _ := json.Marshal(map[string]string{"code": code, "language_pack": "python"})
+	var r struct {
+		Stdout, Stderr string
+		Code           int `json:"exit_code"`
+	}
+	answer := s.must(t, "POST", "/v1/sandboxes/"+id+"/exec", string(b))
+	if err := json.Unmarshal([]byte(answer), &r); err != nil || r.Code != 0 {
+		t.Fatalf("exec %q: %s", code, answer)
+	}
+	return r.Stdout
+}
+
+// furnish puts a file, a variable and a program that counts into a sandbox, and
+// returns the program's pid.
+func (s *server) furnish(t testing.TB, id string) string {
+	t.Helper()
+	s.stdout(t, id, "open('/home/user/kept','w').write('kept'); open('/dev/shm/kept','w').write('shm')")
+	s.eval(t, id, "python", "n = 0\nimport secrets")
+	answer := s.must(t, "POST", "/v1/sandboxes/"+id+"/processes", `{"code":"import time\ni=0\nwhile True:\n  open('/tmp/count','w').write(str(i)); i+=1; time.sleep(0.01)","language_pack":"python"}`)
+	var p struct{ PID any }
+	if err := json.Unmarshal([]byte(answer), &p); err != nil {
+		t.Fatal(answer)
+	}
+	return fmt.Sprint(p.PID)
+}
+
+// furnished checks that what furnish made is there and goes on, n turns later.
+func (s *server) furnished(t testing.TB, id, pid string, n int) {
+	t.Helper()
+	if e := s.eval(t, id, "python", "n += 1\nn"); e.text() != strconv.Itoa(n) {
+		t.Fatalf("turn %d: the variable is %q, %+v", n, e.text(), e.Error)
+	}
+	const look = "import time\nread = lambda: open('/tmp/count').read() or '0'\na = int(read())\nfor _ in range(3000):\n  time.sleep(0.01)\n  if int(read()) > a: break\nelse: print('stands still')\n" +
+		"print(open('/home/user/kept').read(), open('/dev/shm/kept').read(), time.time())"
+	f := strings.Fields(s.stdout(t, id, look))
+	if len(f) != 3 || f[0] != "kept" || f[1] != "shm" {
+		t.Fatalf("turn %d: %q", n, f)
+	}
+	if at, err := strconv.ParseFloat(f[2], 64); err != nil || time.Since(time.UnixMilli(int64(at*1000))).Abs() > 30*time.Second {
+		t.Errorf("turn %d: the clock says %s, it is %s", n, f[2], time.Now())
+	}
+	var p struct {
+		Exit any `json:"exit"`
+		Tag  string
+	}
+	if answer := s.must(t, "GET", "/v1/sandboxes/"+id+"/processes/"+pid, ""); json.Unmarshal([]byte(answer), &p) != nil || p.Exit != nil {
+		t.Fatalf("turn %d: the program is %s", n, answer)
+	}
+}
+
+// instances are the boundaries of a world's sandboxes.
+func (w *world) instances(t testing.TB) []string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(w.dir, "data", "instances", "in*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+// TestPauseResume pauses a sandbox again and again: files, programs, interpreters
+// and their variables go on each time, whoever wakes it.
+func TestPauseResume(t *testing.T) {
+	enforcing(t)
+	w := newWorld(t)
+	s := w.serve()
+	id := s.made(t, "/v1/sandboxes", `{"name":"box"}`)
+	pid := s.furnish(t, id)
+	s.furnished(t, id, pid, 1)
+	for n := range pausedCycles {
+		s.must(t, "POST", "/v1/sandboxes/"+id+"/pause", "{}")
+		st := s.state(t, id)
+		if st.State != "paused" || st.Bytes < 1<<20 || len(w.instances(t)) != 0 {
+			t.Fatalf("cycle %d: %+v, instances %v", n, st, w.instances(t))
+		}
+		switch n % 3 {
+		case 0:
+			s.must(t, "POST", "/v1/sandboxes/"+id+"/resume", "{}")
+		case 1: // nothing: furnished wakes it
+		case 2:
+			if r := w.run("", "resume", "box"); r.code != 0 {
+				t.Fatalf("%+v", r)
+			}
+		}
+		s.furnished(t, id, pid, n+2)
+		if left, _ := filepath.Glob(filepath.Join(w.dir, "data", "snapshots", "*")); len(left) != 0 {
+			t.Fatalf("cycle %d: left %v", n, left)
+		}
+	}
+	// An end does not wake it, and takes what was saved along.
+	s.must(t, "POST", "/v1/sandboxes/"+id+"/pause", "{}")
+	s.must(t, "POST", "/v1/sandboxes/"+id+"/pause", "{}")
+	s.must(t, "DELETE", "/v1/sandboxes/"+id, "")
+	st := s.state(t, id)
+	if st.State != "ended" || !st.Receipt.Clean || len(st.Receipt.Objects) != 1 || st.Receipt.Objects[0].Kind != "directory" {
+		t.Errorf("%+v", st)
+	}
+	if left, _ := filepath.Glob(filepath.Join(w.dir, "data", "snapshots", "*")); len(left) != 0 {
+		t.Errorf("left %v", left)
+	}
+}
+
+// TestSnapshotForks makes two sandboxes of a snapshot; they and the first go on,
+// each for itself, also after the snapshot and the first are gone.
+func TestSnapshotForks(t *testing.T) {
+	enforcing(t)
+	w := newWorld(t)
+	s := w.serve()
+	id := s.made(t, "/v1/sandboxes", "{}")
+	pid := s.furnish(t, id)
+	s.furnished(t, id, pid, 1)
+	r := w.run("", "snapshot", id, "--name", "warm", "--ttl", "1h")
+	if r.code != 0 || !strings.HasPrefix(r.stdout, "sn") {
+		t.Fatalf("%+v", r)
+	}
+	s.furnished(t, id, pid, 2)
+	if r := w.run("", "snapshot", id, "--name", "warm"); r.code == 0 || !strings.Contains(r.stderr, "there is a snapshot called") {
+		t.Errorf("a name twice: %+v", r)
+	}
+	a := strings.TrimSpace(w.run("", "create", "--from", "warm").stdout)
+	b := s.made(t, "/v1/sandboxes", `{"snapshot":"`+strings.TrimSpace(r.stdout)+`"}`)
+	for _, box := range []string{a, b} {
+		s.furnished(t, box, pid, 2)
+		s.furnished(t, box, pid, 3)
+	}
+	s.furnished(t, id, pid, 3)
+	if st := s.state(t, b); st.Snapshot != strings.TrimSpace(r.stdout) {
+		t.Errorf("%+v", st)
+	}
+	if l := w.run("", "snapshot", "ls"); l.code != 0 || !strings.Contains(l.stdout, "warm") || !strings.Contains(l.stdout, "in 59m") {
+		t.Errorf("%+v", l)
+	}
+	if l := w.run("", "snapshot", "rm", "warm"); l.code != 0 {
+		t.Errorf("%+v", l)
+	}
+	if l := w.run("", "create", "--from", "warm"); l.code == 0 || !strings.Contains(l.stderr, "no such snapshot") {
+		t.Errorf("of a snapshot that is gone: %+v", l)
+	}
+	s.must(t, "DELETE", "/v1/sandboxes/"+id, "")
+	s.furnished(t, a, pid, 4)
+	s.must(t, "POST", "/v1/sandboxes/"+b+"/pause", "{}")
+	s.furnished(t, b, pid, 4)
+	if left, _ := os.ReadDir(filepath.Join(w.dir, "data", "snapshots")); len(left) != 0 {
+		t.Errorf("left %v", left)
+	}
+}
