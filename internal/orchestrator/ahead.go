@@ -132,10 +132,10 @@ func (o *Orchestrator) Stock(ctx context.Context, s pool.Shape) (pool.Stock, err
 	return st, nil
 }
 
-// Shape is what a sandbox that is asked for with nothing but defaults has in common
-// with others. Errors: as Create.
-func (o *Orchestrator) Shape(ctx context.Context) (pool.Shape, error) {
-	p, err := o.plan(ctx, Caller{}, CreateRequest{})
+// Shape is what a tenant's sandbox that is asked for with nothing but defaults has in
+// common with others. Errors: as Create.
+func (o *Orchestrator) Shape(ctx context.Context, tenant sandbox.TenantID) (pool.Shape, error) {
+	p, err := o.plan(ctx, Caller{Tenant: tenant}, CreateRequest{})
 	if err != nil {
 		return pool.Shape{}, err
 	}

@@ -48,7 +48,7 @@ func (unclosed) Close() error { return nil }
 // warm waits until there is something to claim.
 func (r *ready) warm(t *testing.T) {
 	t.Helper()
-	s, err := r.Shape(t.Context())
+	s, err := r.Shape(t.Context(), alice.Tenant)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,10 +8,10 @@
 //	}
 //	inst, err := p.Create(ctx, spec) // at once, if it was claimed
 //
-// An entry serves one sandbox and is not taken back. Nothing of a tenant's is in it
-// until it is claimed: it was made from a template, with limits, and nothing else,
-// and what asks for more, as a network, is not served from stock. So it can be
-// nobody's before, and no policy of it can be stale.
+// An entry serves one sandbox and is not taken back. It is made for one tenant, from
+// a template, with limits, and nothing else; what asks for more, as a network, is not
+// served from stock. So there is nothing of anybody's in it, and no policy of it can
+// be stale.
 //
 // The backend has journalled an entry like any instance when it was made. Whoever is
 // not claimed when this process dies is an instance without a record, which the next

@@ -3,6 +3,7 @@ package pool
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/firebreak-dev/firebreak/sandbox"
@@ -53,6 +54,10 @@ func (p *Pool) next(now time.Time) (lacks *shelf, surplus *entry, wait time.Dura
 	for _, s := range p.shelves {
 		want := p.want(s, now)
 		have := len(s.ready) + s.making
+		if want+have == 0 {
+			delete(p.shelves, s.shape)
+			continue
+		}
 		if len(s.ready) > want {
 			surplus = s.ready[0]
 			s.ready = s.ready[1:]
@@ -115,7 +120,7 @@ func (p *Pool) make(e *entry) (err error) {
 		return err
 	}
 	e.release = st.Release
-	spec := sandbox.Spec{Instance: e.claimed.Instance, Sandbox: e.claimed.Sandbox, Hostname: string(e.claimed.Sandbox),
+	spec := sandbox.Spec{Instance: e.claimed.Instance, Sandbox: e.claimed.Sandbox, Tenant: e.shape.Tenant, Hostname: string(e.claimed.Sandbox),
 		Root: st.Root, ReadonlyRoot: e.shape.ReadonlyRoot, Limits: e.shape.Limits}
 	e.claimed.Inst, err = p.Backend.Create(ctx, spec)
 	if err == nil {
@@ -160,18 +165,14 @@ func (p *Pool) watch(ctx context.Context, e *entry) {
 		return
 	}
 	p.mu.Lock()
-	s := p.shelf(e.shape)
 	mine := false
-	for i, r := range s.ready {
-		if r == e {
-			s.ready = append(s.ready[:i:i], s.ready[i+1:]...)
+	if s := p.shelves[e.shape]; s != nil { // with an entry it stays
+		if i := slices.Index(s.ready, e); i >= 0 {
+			s.ready = slices.Delete(s.ready, i, i+1)
+			s.failed++
 			p.taken[e.claimed.Instance] = e
 			mine = true
-			break
 		}
-	}
-	if mine {
-		s.failed++
 	}
 	p.mu.Unlock()
 	if mine { // who has claimed it will see

@@ -14,7 +14,8 @@ import (
 
 // Shape is what instances have in common that can stand in for each other.
 type Shape struct {
-	Digest       string // of the template
+	Tenant       sandbox.TenantID // whose sandboxes they become
+	Digest       string           // of the template
 	ReadonlyRoot bool
 	Limits       sandbox.Limits
 }
@@ -22,7 +23,7 @@ type Shape struct {
 // ShapeOf is the shape that serves spec. Not ok: no instance that was made before
 // can.
 func ShapeOf(spec sandbox.Spec) (s Shape, ok bool) {
-	return Shape{spec.Root.Digest, spec.ReadonlyRoot, spec.Limits}, spec.Wire == nil
+	return Shape{spec.Tenant, spec.Root.Digest, spec.ReadonlyRoot, spec.Limits}, spec.Wire == nil
 }
 
 // Stock is what is to be kept ready of one shape.
@@ -138,6 +139,9 @@ func (p *Pool) Claim(spec sandbox.Spec) (c Claimed, ok bool) {
 		return c, false
 	}
 	s := p.shelf(shape)
+	if s == nil {
+		return c, false
+	}
 	s.demand.note(time.Now())
 	p.poke()
 	if len(s.ready) == 0 {
@@ -151,10 +155,15 @@ func (p *Pool) Claim(spec sandbox.Spec) (c Claimed, ok bool) {
 	return e.claimed, true
 }
 
-// shelf is that of a shape. Preconditions: p.mu is held.
+// maxShelves bounds what is known of shapes: whoever asks for a new one each time is
+// not waited for.
+const maxShelves = 256
+
+// shelf is that of a shape; nil: there are too many others. Preconditions: p.mu is
+// held.
 func (p *Pool) shelf(shape Shape) *shelf {
 	s := p.shelves[shape]
-	if s == nil {
+	if s == nil && len(p.shelves) < maxShelves {
 		s = &shelf{shape: shape}
 		p.shelves[shape] = s
 	}
@@ -235,8 +244,10 @@ func (p *Pool) List(ctx context.Context) ([]sandbox.Status, error) {
 func (p *Pool) Pin(shape Shape, on bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.shelf(shape).pinned = on
-	p.poke()
+	if s := p.shelf(shape); s != nil {
+		s.pinned = on
+		p.poke()
+	}
 }
 
 // Stats says what there is, by template.
@@ -249,7 +260,7 @@ func (p *Pool) Stats() []Stat {
 		out = append(out, Stat{Shape: s.shape, Ready: len(s.ready), Making: s.making, Want: p.want(s, now), Hits: s.hits, Misses: s.misses, Failed: s.failed, Pinned: s.pinned})
 	}
 	slices.SortFunc(out, func(a, b Stat) int {
-		return cmp.Or(cmp.Compare(a.Shape.Digest, b.Shape.Digest), cmp.Compare(a.Shape.Limits.Memory, b.Shape.Limits.Memory), cmp.Compare(a.Hits, b.Hits))
+		return cmp.Or(cmp.Compare(a.Shape.Tenant, b.Shape.Tenant), cmp.Compare(a.Shape.Digest, b.Shape.Digest), cmp.Compare(a.Shape.Limits.Memory, b.Shape.Limits.Memory), cmp.Compare(a.Hits, b.Hits))
 	})
 	return out
 }

@@ -141,6 +141,7 @@ func TestOtherShapes(t *testing.T) {
 	p.Pin(shape, true)
 	p.ready(t, spec(), 1)
 	for name, change := range map[string]func(*sandbox.Spec){
+		"tenant":   func(s *sandbox.Spec) { s.Tenant = "other" },
 		"template": func(s *sandbox.Spec) { s.Root.Digest = "sha256:" + strings.Repeat("b", 64) },
 		"memory":   func(s *sandbox.Spec) { s.Limits.Memory++ },
 		"cpus":     func(s *sandbox.Spec) { s.Limits.CPUs = 2 },
@@ -230,6 +231,20 @@ func TestIdle(t *testing.T) {
 		list, _ := b.List(t.Context())
 		return len(list) == 0
 	})
+}
+
+// Who asks for something else each time takes no memory by it.
+func TestManyShapes(t *testing.T) {
+	p, _, s := open(t, Options{Size: 1, Max: 1, Idle: time.Minute})
+	s.fail.Store(true)
+	for i := range 4 * maxShelves {
+		x := spec()
+		x.Limits.Memory += int64(i)
+		p.Claim(x)
+	}
+	if n := len(p.Stats()); n > maxShelves {
+		t.Errorf("%d shapes are known", n)
+	}
 }
 
 // Demand that grows has more kept.

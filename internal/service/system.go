@@ -50,9 +50,10 @@ func (s *Service) GetQuota(ctx context.Context, req *v1.GetQuotaRequest) (*v1.Ge
 	return resp, nil
 }
 
-// GetPool tells which sandboxes are kept ready.
+// GetPool tells which sandboxes are kept ready for the caller's tenant.
 func (s *Service) GetPool(ctx context.Context, req *v1.GetPoolRequest) (*v1.GetPoolResponse, error) {
-	if _, _, err := s.allow(ctx, "SystemService.GetPool"); err != nil {
+	who, _, err := s.allow(ctx, "SystemService.GetPool")
+	if err != nil {
 		return nil, err
 	}
 	shelves, enabled, err := s.Orchestrator.Ready(ctx)
@@ -61,6 +62,9 @@ func (s *Service) GetPool(ctx context.Context, req *v1.GetPoolRequest) (*v1.GetP
 	}
 	resp := &v1.GetPoolResponse{Enabled: enabled}
 	for _, x := range shelves {
+		if x.Shape.Tenant != who.Tenant {
+			continue
+		}
 		l := x.Shape.Limits
 		resp.Shelves = append(resp.Shelves, &v1.PoolShelf{Backend: x.Backend, TemplateDigest: x.Shape.Digest, MemoryBytes: l.Memory, Cpus: l.CPUs,
 			Pids: int32(l.PIDs), DiskBytes: l.Disk, ReadonlyRoot: x.Shape.ReadonlyRoot, Ready: int32(x.Stat.Ready), Making: int32(x.Making),

@@ -33,7 +33,7 @@ func (n *node) prewarm(ctx context.Context) error {
 		if err != nil || !info.Available {
 			continue // nothing can be kept, which doctor explains
 		}
-		shape, err := n.orch.Shape(ctx)
+		shape, err := n.orch.Shape(ctx, sandbox.DefaultTenant)
 		if err != nil {
 			return err
 		}

@@ -87,8 +87,8 @@ type SystemServiceClient interface {
 	// CollectTemplates removes what nothing refers to and nothing uses: templates
 	// without a name, layers in the cache, outdated layouts of the host template.
 	CollectTemplates(context.Context, *connect.Request[v1.CollectTemplatesRequest]) (*connect.Response[v1.CollectTemplatesResponse], error)
-	// GetPool tells which sandboxes the server keeps ready, before anybody asks for
-	// them.
+	// GetPool tells which sandboxes the server keeps ready for the caller's tenant,
+	// before anybody asks for them.
 	GetPool(context.Context, *connect.Request[v1.GetPoolRequest]) (*connect.Response[v1.GetPoolResponse], error)
 	// GetVersion says what is running.
 	GetVersion(context.Context, *connect.Request[v1.GetVersionRequest]) (*connect.Response[v1.GetVersionResponse], error)
@@ -239,8 +239,8 @@ type SystemServiceHandler interface {
 	// CollectTemplates removes what nothing refers to and nothing uses: templates
 	// without a name, layers in the cache, outdated layouts of the host template.
 	CollectTemplates(context.Context, *connect.Request[v1.CollectTemplatesRequest]) (*connect.Response[v1.CollectTemplatesResponse], error)
-	// GetPool tells which sandboxes the server keeps ready, before anybody asks for
-	// them.
+	// GetPool tells which sandboxes the server keeps ready for the caller's tenant,
+	// before anybody asks for them.
 	GetPool(context.Context, *connect.Request[v1.GetPoolRequest]) (*connect.Response[v1.GetPoolResponse], error)
 	// GetVersion says what is running.
 	GetVersion(context.Context, *connect.Request[v1.GetVersionRequest]) (*connect.Response[v1.GetVersionResponse], error)
