@@ -2,7 +2,7 @@
 //
 //	firebreak-guest init [-freeze]      serve the host on standard input and output
 //	firebreak-guest init -vsock PORT    or on a port of the machine's vsock
-//	firebreak-guest boot                PID 1 of a virtual machine, which starts the agent by
+//	/init                               PID 1 of a virtual machine, which starts the agent by
 //	firebreak-guest enter ARG...        entering namespaces of its own, then init ARG...
 //	firebreak-guest probe VERB ARG...   a verb of the conformance suite
 //	firebreak-guest version
@@ -29,14 +29,15 @@ import (
 var version = "dev"
 
 func main() {
+	if os.Getpid() == 1 && os.Args[0] == "/init" {
+		machine.Boot()
+	}
 	if len(os.Args) < 2 {
 		usage()
 	}
 	switch os.Args[1] {
 	case "init":
 		os.Exit(initialise(os.Args[2:]))
-	case "boot":
-		machine.Boot()
 	case "enter":
 		os.Exit(boot(machine.Enter(os.Args[2:])))
 	case "probe":
@@ -49,7 +50,7 @@ func main() {
 }
 
 func usage() {
-	os.Stderr.WriteString("usage: firebreak-guest init [-freeze | -vsock PORT] | boot | enter ARG... | probe VERB ARG... | version\n")
+	os.Stderr.WriteString("usage: firebreak-guest init [-freeze | -vsock PORT] | enter ARG... | probe VERB ARG... | version\n")
 	os.Exit(2)
 }
 

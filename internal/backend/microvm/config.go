@@ -15,8 +15,8 @@ type Config struct {
 	// Runtime is a directory with firebreak-guest and the language modules,
 	// read-only at /.firebreak in every sandbox. Required.
 	Runtime string
-	// VMM is "qemu" or "firecracker". It defaults to Firecracker where that, a
-	// kernel for it and KVM are there, and to QEMU otherwise.
+	// VMM is "qemu" or "firecracker". It defaults to Firecracker where that and KVM
+	// are there and Kernel is one for it, and to QEMU otherwise.
 	VMM string
 	// Accel is "kvm" or "tcg". It defaults to KVM where the processor has what it
 	// takes and a test machine boots with it, and to emulation otherwise.

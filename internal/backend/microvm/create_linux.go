@@ -184,8 +184,11 @@ func (i *Instance) machine(ctx context.Context, s sandbox.Spec, p probed, settin
 	}
 	m := vm{
 		id: i.id, dir: i.dir, cpus: vcpus(s.Limits.CPUs), memory: s.Limits.Memory + guestOverhead(s.Limits.Memory),
-		kernel: p.kernel, initial: p.initial, disk: filepath.Join(i.dir, fileDisk), argument: argument,
+		kernel: p.kernel, disk: filepath.Join(i.dir, fileDisk), argument: argument,
 		uid: userOf(i.id), accel: p.accel, probe: settings.Probe,
+	}
+	if m.initial, err = i.b.images.initialImage(ctx, i.b.cfg.Runtime, p.modules); err != nil {
+		return m, fmt.Errorf("initial file system: %w", err)
 	}
 	if m.probe {
 		return m, nil
@@ -241,7 +244,7 @@ func (i *Instance) start(ctx context.Context, m vm) error {
 	defer w.Close()
 	cmd.Stderr = w
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if m.uid != 0 { // as root
+	if os.Geteuid() == 0 {
 		cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
 	}
 	if err := i.spawn(cmd); err != nil {
@@ -254,7 +257,8 @@ func (i *Instance) start(ctx context.Context, m vm) error {
 	if err := unix.SetNonblock(int(w.Fd()), true); err != nil {
 		return err
 	}
-	if p, ok := identify(cmd.Process.Pid); ok {
+	m.pid = cmd.Process.Pid
+	if p, ok := identify(m.pid); ok {
 		i.processes = []process{p}
 	}
 	if err := writeProcesses(i.dir, i.processes); err != nil {

@@ -237,15 +237,8 @@ func (c *images) runtimeImage(ctx context.Context, dir string) (string, error) {
 
 // initialImage is the initial file system: the agent's program and the kernel's
 // modules.
-func (c *images) initialImage(ctx context.Context, runtime, modules string, names []string) (string, error) {
+func (c *images) initialImage(ctx context.Context, runtime string, files []string) (string, error) {
 	agent := filepath.Join(runtime, filepath.Base(guest.AgentPath))
-	var files []string
-	if modules != "" {
-		var err error
-		if files, err = vmimage.Modules(modules, names...); err != nil {
-			return "", err
-		}
-	}
 	parts := []string{}
 	for _, f := range append([]string{agent}, files...) {
 		s, err := stampOf(f)

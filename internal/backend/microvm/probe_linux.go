@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/firebreak-dev/firebreak/internal/guest"
 	"github.com/firebreak-dev/firebreak/internal/guest/machine"
+	"github.com/firebreak-dev/firebreak/internal/vmimage"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -38,7 +40,7 @@ type probed struct {
 	vmm      string
 	accel    string
 	kernel   string
-	initial  string
+	modules  []string // files of the kernel's modules a guest needs, in order
 	vsock    uint32
 	patience time.Duration // of Create
 }
@@ -113,6 +115,19 @@ func (b *Backend) lookAround() probed {
 	return p
 }
 
+// fire decides for Firecracker, when nobody else has: it has no emulation and takes
+// no compressed kernel.
+func (b *Backend) fire() bool {
+	switch {
+	case b.cfg.VMM != "":
+		return b.cfg.VMM == vmmFirecracker
+	case b.cfg.Accel == accelTCG, b.cfg.Kernel == "", checkUncompressed(b.cfg.Kernel) != nil, kvmMissing("/dev/kvm", "/proc/cpuinfo") != nil:
+		return false
+	}
+	_, err := exec.LookPath(orDefault(b.cfg.Firecracker, "firecracker"))
+	return err == nil
+}
+
 // find looks for a monitor, a kernel and the agent.
 func (b *Backend) find(ctx context.Context, p *probed) error {
 	lack := func(hint, format string, args ...any) error {
@@ -121,12 +136,12 @@ func (b *Backend) find(ctx context.Context, p *probed) error {
 	if runtime.GOARCH != "amd64" {
 		return lack("", "machines of %s are not supported", runtime.GOARCH)
 	}
-	if b.cfg.VMM == vmmFirecracker {
+	if b.fire() {
 		if err := b.findFirecracker(ctx, p); err != nil {
 			return lack("install firecracker and jailer of the same release, and name an uncompressed kernel", "%w", err)
 		}
 	} else {
-		q, err := findQEMU(ctx, b.cfg.QEMU)
+		q, err := findQEMU(ctx, b.cfg.QEMU, filepath.Join(b.cfg.Cache, "qemu.json"))
 		if err != nil {
 			return lack("apt-get install qemu-system-x86", "%w", err)
 		}
@@ -137,6 +152,11 @@ func (b *Backend) find(ctx context.Context, p *probed) error {
 	if err != nil {
 		return lack("apt-get install linux-image-cloud-amd64", "%w", err)
 	}
+	if p.vmm == vmmFirecracker {
+		if err := checkUncompressed(kernel); err != nil {
+			return lack("name an uncompressed kernel, as Firecracker's documentation says how to get one", "%w", err)
+		}
+	}
 	p.kernel = kernel
 	if _, err := os.Stat(filepath.Join(b.cfg.Runtime, filepath.Base(guest.AgentPath))); err != nil {
 		return lack("run `make` to build the embedded programs", "guest agent: %w", bare(err))
@@ -145,8 +165,11 @@ func (b *Backend) find(ctx context.Context, p *probed) error {
 	if p.vsock != 0 {
 		need = slices.Concat(need, machine.VSockModules)
 	}
-	if p.initial, err = b.images.initialImage(ctx, b.cfg.Runtime, modules, need); err != nil {
-		return lack("install the kernel's modules, or name another kernel", "the initial file system: %w", err)
+	if modules == "" {
+		return nil
+	}
+	if p.modules, err = vmimage.Modules(modules, need...); err != nil {
+		return lack("install the kernel's modules, or name another kernel", "modules of the kernel: %w", err)
 	}
 	return nil
 }
@@ -217,7 +240,7 @@ const kvmPatience = 10 * time.Second
 // with it, never because its device can be opened.
 func (b *Backend) chooseAccel(ctx context.Context, p *probed) error {
 	if b.cfg.Accel == accelTCG {
-		if b.cfg.VMM == vmmFirecracker {
+		if p.vmm == vmmFirecracker {
 			return errors.New("firecracker has no emulation")
 		}
 		return nil
@@ -231,7 +254,7 @@ func (b *Backend) chooseAccel(ctx context.Context, p *probed) error {
 			return nil
 		}
 	}
-	if b.cfg.Accel == accelKVM || b.cfg.VMM == vmmFirecracker {
+	if b.cfg.Accel == accelKVM || p.vmm == vmmFirecracker {
 		return fmt.Errorf("KVM cannot be used: %w", why)
 	}
 	p.info.Notes = append(p.info.Notes, "KVM cannot be used: "+why.Error())
@@ -264,7 +287,7 @@ type verdict struct {
 // kvmBoots tests KVM, once per boot of the host and set of programs.
 func (b *Backend) kvmBoots(ctx context.Context, p probed) error {
 	what := []string{bootID(), p.info.Version}
-	for _, f := range []string{p.kernel, p.initial, "/dev/kvm"} {
+	for _, f := range []string{p.kernel, filepath.Join(b.cfg.Runtime, filepath.Base(guest.AgentPath)), "/dev/kvm"} {
 		s, err := stampOf(f)
 		if err != nil {
 			return err
@@ -329,7 +352,7 @@ func (i *Instance) hello(ctx context.Context, s sandbox.Spec, p probed) error {
 // of what starting another would.
 func (b *Backend) monitorOf(vmm string) monitor {
 	if vmm == vmmFirecracker {
-		return &firecracker{}
+		return &fireVMM{}
 	}
 	return &qemu{}
 }

@@ -137,7 +137,7 @@ func named(id sandbox.InstanceID) (found []process) {
 		}
 		argv := strings.Split(string(b), "\x00")
 		base := filepath.Base(argv[0])
-		if !strings.HasPrefix(base, "qemu-") && base != "firecracker" && base != "jailer" {
+		if !strings.HasPrefix(base, "qemu-") && !strings.HasPrefix(base, "firecracker") && !strings.HasPrefix(base, "jailer") {
 			continue
 		}
 		if !slices.ContainsFunc(argv[1:], func(a string) bool { first, _, _ := strings.Cut(a, ","); return first == string(id) }) {

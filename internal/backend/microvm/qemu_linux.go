@@ -2,6 +2,7 @@ package microvm
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -37,13 +38,14 @@ type qemu struct {
 
 var reVersion = regexp.MustCompile(`version (\d+)\.(\d+)`)
 
-// findQEMU looks for the program and asks for its version.
-func findQEMU(ctx context.Context, program string) (*qemu, error) {
+// findQEMU looks for the program and asks for its version, or for what it answered
+// when the file note was written.
+func findQEMU(ctx context.Context, program, note string) (*qemu, error) {
 	path, err := exec.LookPath(orDefault(program, "qemu-system-x86_64"))
 	if err != nil {
 		return nil, err
 	}
-	out, err := exec.CommandContext(ctx, path, "-version").Output()
+	out, err := remembered(note, path, func() ([]byte, error) { return exec.CommandContext(ctx, path, "-version").Output() })
 	if err != nil {
 		return nil, fmt.Errorf("%s -version: %w", path, err)
 	}
@@ -58,6 +60,29 @@ func findQEMU(ctx context.Context, program string) (*qemu, error) {
 		return nil, fmt.Errorf("QEMU %d.%d is too old: 6 or newer is needed", q.version[0], q.version[1])
 	}
 	return q, nil
+}
+
+// remembered is what ask returns, asked once for as long as the program is the
+// same file.
+func remembered(note, program string, ask func() ([]byte, error)) ([]byte, error) {
+	var was struct{ File, Said string }
+	s, err := stampOf(program)
+	if err != nil {
+		return nil, err
+	}
+	file := fmt.Sprintf("%s %+v", program, s)
+	if j, err := os.ReadFile(note); err == nil && json.Unmarshal(j, &was) == nil && was.File == file {
+		return []byte(was.Said), nil
+	}
+	out, err := ask()
+	if err != nil {
+		return nil, err
+	}
+	was.File, was.Said = file, string(out)
+	if j, err := json.Marshal(was); err == nil {
+		_ = os.WriteFile(note, j, 0o600) // without it the next process asks again
+	}
+	return out, nil
 }
 
 func (q *qemu) prepare(m vm) error {
@@ -80,7 +105,7 @@ func (q *qemu) command(m vm) (string, []string) {
 		// Without an answer to a fault it would start again: it stops instead, and
 		// its last words are read.
 		"-action", "reboot=shutdown,shutdown=pause,panic=pause,watchdog=pause",
-		"-append", "console=ttyS0 quiet panic=-1 reboot=k no_timer_check rdinit=/init " + m.argument + " -- boot",
+		"-append", "console=ttyS0 quiet panic=-1 reboot=k no_timer_check rdinit=/init " + m.argument,
 		"-chardev", "ringbuf,id=console,size=" + strconv.Itoa(consoleSize), "-serial", "chardev:console",
 		"-chardev", "pipe,id=agent,path=" + fileChannel,
 		"-device", "virtio-serial-pci,max_ports=2", "-device", "virtserialport,chardev=agent,nr=1,name=" + machine.PortName,

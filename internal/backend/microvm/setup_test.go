@@ -127,7 +127,3 @@ func minimalRoot(t testing.TB) sandbox.Root {
 	}
 	return sandbox.Root{Digest: "sha256:test", Dir: dir}
 }
-
-const helperEnv = "FIREBREAK_TEST_HELPER"
-
-func runHelper(string) error { return nil }

@@ -98,13 +98,19 @@ type addr string
 func (addr) Network() string  { return "fifo" }
 func (a addr) String() string { return string(a) }
 
-// dialIn connects to a socket below dir however long dir's path is: the kernel
-// takes 107 bytes. name is short.
+// dialIn connects to the socket called name in dir, however long dir's path is: the
+// kernel takes 107 bytes. In a jail the name is the monitor's to change, so it is
+// not followed: what is not a socket there is not connected to.
 func dialIn(dir, name string) (net.Conn, error) {
-	d, err := os.Open(dir)
+	path := filepath.Join(dir, name)
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	defer d.Close()
-	return net.DialTimeout("unix", filepath.Join("/proc/self/fd", strconv.Itoa(int(d.Fd())), name), time.Second)
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFSOCK {
+		return nil, &os.PathError{Op: "connect", Path: path, Err: unix.ENOTSOCK}
+	}
+	return net.DialTimeout("unix", "/proc/self/fd/"+strconv.Itoa(fd), time.Second)
 }

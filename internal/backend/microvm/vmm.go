@@ -22,6 +22,7 @@ type vm struct {
 	uid      int    // of the monitor; 0: this process's
 	accel    string
 	probe    bool // no disks
+	pid      int  // of the monitor, once it was started
 }
 
 // monitor is the seam between this package and a virtual machine monitor. A

@@ -1,8 +1,10 @@
 package machine
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -59,8 +61,7 @@ func boot() error {
 		}
 	}
 	if s.Probe {
-		_, err := port.WriteString(Hello)
-		return err
+		return hello(s, port)
 	}
 	if err := mountRoot(s); err != nil {
 		return err
@@ -74,6 +75,23 @@ func boot() error {
 		return err
 	}
 	return runAgent(s, port, group)
+}
+
+// hello answers the host and then waits for its end: a machine that switched itself
+// off could be gone before it was heard.
+func hello(s Settings, port *os.File) error {
+	if port == nil {
+		return ServeVSock(func(_ context.Context, c net.Conn) error {
+			_, err := c.Write([]byte(Hello))
+			return err
+		}, s.VSock)
+	}
+	if _, err := port.WriteString(Hello); err != nil {
+		return err
+	}
+	for {
+		time.Sleep(time.Hour)
+	}
 }
 
 func mount(source, target, kind string, flags uintptr, data string) error {

@@ -1,9 +1,9 @@
 // Package machine is the first process of a virtual machine: what stands between
 // a kernel that has just started and the agent of a sandbox.
 //
-//	kernel … rdinit=/init firebreak=<Settings> -- boot      → Boot, in the initial file system
-//	                       firebreak-guest enter            → Enter, PID 1 of a namespace of its own
-//	                       firebreak-guest init             → the agent, as in every other boundary
+//	kernel … rdinit=/init firebreak=<Settings>    → Boot, in the initial file system
+//	firebreak-guest enter                         → Enter, PID 1 of a namespace of its own
+//	firebreak-guest init                          → the agent, as in every other boundary
 //
 // Boot loads the modules it was packed with, mounts the root image read-only, the
 // disk and an overlay of the two, and starts the agent in namespaces of its own,
@@ -32,7 +32,7 @@ type Settings struct {
 	// VSock is the port the agent is served at; without one it is the virtio port
 	// called PortName.
 	VSock uint32 `json:"v,omitempty"`
-	// Probe says hello on the channel and switches off: no image is needed.
+	// Probe says hello on the channel and no more: no image is needed.
 	Probe bool `json:"t,omitempty"`
 	// Freeze starts an agent that never answers, for tests.
 	Freeze bool `json:"f,omitempty"`
