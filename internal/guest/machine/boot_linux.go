@@ -70,6 +70,7 @@ func boot() error {
 		return err
 	}
 	loopback()
+	tune()
 	group := limitTasks(s.PIDs)
 	if err := switchRoot(); err != nil {
 		return err
@@ -263,6 +264,23 @@ func devices(dir string) error {
 		mount("devpts", dir+"/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620"),
 		mount("shm", dir+"/shm", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777,size="+strconv.Itoa(shmSize)),
 	)
+}
+
+// tune sets what a small machine of its own wants otherwise than a server. A kernel
+// that does not know one of them goes without.
+func tune() {
+	for name, value := range map[string]string{
+		// More may be asked for than there is, as in every other boundary: what counts
+		// is what is used, and the agent ends who uses too much.
+		"overcommit_memory": "1",
+		// Files go to the disk at once: there they are the host's to count, and here
+		// they do not take memory.
+		"dirty_background_bytes":    "4194304",
+		"dirty_expire_centisecs":    "10",
+		"dirty_writeback_centisecs": "10",
+	} {
+		_ = os.WriteFile("/proc/sys/vm/"+name, []byte(value), 0)
+	}
 }
 
 // loopback is the only interface a machine has; without it programs that talk to
