@@ -2,22 +2,18 @@ package firecracker
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"reflect"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"go.yaml.in/yaml/v3"
+	"github.com/firebreak-dev/firebreak/internal/firecracker/fake"
 )
 
 var ordinary = Machine{
@@ -25,10 +21,27 @@ var ordinary = Machine{
 	Drives: []Drive{{"root", "/root.img", true}, {"runtime", "/runtime.img", true}, {"disk", "/disk", false}}, CID: 3, VSock: VSockSocket,
 }
 
+// serve serves p on a socket of its own.
+func serve(t *testing.T, p *fake.Process) *Client {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "api.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewUnstartedServer(p)
+	s.Listener.Close()
+	s.Listener = l
+	s.Start()
+	t.Cleanup(s.Close)
+	return New(func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "unix", path) })
+}
+
 // TestLife: everything is asked for in an order and a form that Firecracker takes.
 func TestLife(t *testing.T) {
 	ctx := t.Context()
-	f, c := newFake(t)
+	f := fake.New("1.17.0-dev")
+	c := serve(t, f)
 	if v, err := c.Version(ctx); err != nil || Supported(v) != nil {
 		t.Fatalf("version %q, %v", v, err)
 	}
@@ -56,8 +69,8 @@ func TestLife(t *testing.T) {
 	}
 	want := []string{"GET /version", "PUT /machine-config", "PUT /boot-source", "PUT /drives/{drive_id}", "PUT /drives/{drive_id}",
 		"PUT /drives/{drive_id}", "PUT /vsock", "PUT /actions", "PATCH /vm", "PATCH /vm", "PUT /snapshot/create", "PATCH /vm", "GET /"}
-	if !slices.Equal(f.calls, want) {
-		t.Errorf("calls\n%q, want\n%q", f.calls, want)
+	if got := f.Calls(); !slices.Equal(got, want) {
+		t.Errorf("calls\n%q, want\n%q", got, want)
 	}
 	var fault *Fault
 	if err := c.Configure(ctx, ordinary); !errors.As(err, &fault) || !strings.Contains(fault.Message, "after starting") {
@@ -68,16 +81,14 @@ func TestLife(t *testing.T) {
 	}
 
 	// The snapshot, in a fresh process; a configured one takes none.
-	g, d := newFake(t)
-	g.files = f.files
+	d := serve(t, f.Successor())
 	if err := d.LoadSnapshot(ctx, "/state", "/memory", true); err != nil {
 		t.Fatal(err)
 	}
 	if i, err := d.Instance(ctx); err != nil || i.State != "Running" {
 		t.Errorf("after a load: %+v, %v", i, err)
 	}
-	h, e := newFake(t)
-	h.files = f.files
+	e := serve(t, f.Successor())
 	if err := errors.Join(e.Configure(ctx, ordinary), e.LoadSnapshot(ctx, "/state", "/memory", true)); !errors.As(err, &fault) {
 		t.Errorf("a snapshot was loaded into a configured process: %v", err)
 	}
@@ -86,7 +97,7 @@ func TestLife(t *testing.T) {
 // TestRefused: what the table forbids is refused by the fake, so that what passes
 // TestLife was held against something.
 func TestRefused(t *testing.T) {
-	_, c := newFake(t)
+	c := serve(t, fake.New("1.13.1"))
 	for what, m := range map[string]func(*Machine){
 		"no processor":  func(m *Machine) { m.CPUs = 0 },
 		"too many":      func(m *Machine) { m.CPUs = 33 },
@@ -102,66 +113,6 @@ func TestRefused(t *testing.T) {
 	for _, body := range []any{map[string]any{"kernel_image_path": "/k", "unknown": 1}, map[string]any{}, map[string]any{"kernel_image_path": 7}} {
 		if err := c.call(t.Context(), http.MethodPut, "/boot-source", body, nil); err == nil {
 			t.Errorf("%v was taken", body)
-		}
-	}
-}
-
-// TestTable holds the table against the definition it was written from, where
-// FIREBREAK_FIRECRACKER_SCHEMA names a copy.
-func TestTable(t *testing.T) {
-	path := os.Getenv("FIREBREAK_FIRECRACKER_SCHEMA")
-	if path == "" {
-		t.Skip("not run: FIREBREAK_FIRECRACKER_SCHEMA names no copy of firecracker.yaml")
-	}
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if sum := sha256.Sum256(b); hex.EncodeToString(sum[:]) != schemaDigest {
-		t.Fatalf("%s is another version: %x", path, sum)
-	}
-	type prop struct {
-		Type    string
-		Ref     string `yaml:"$ref"`
-		Enum    []any
-		Minimum float64
-		Maximum float64
-	}
-	var doc struct {
-		Paths       map[string]map[string]any
-		Definitions map[string]struct {
-			Required   []string
-			Properties map[string]prop
-		}
-	}
-	if err := yaml.Unmarshal(b, &doc); err != nil {
-		t.Fatal(err)
-	}
-	for name, d := range definitions {
-		want := definition{required: doc.Definitions[name].Required, properties: map[string]property{}}
-		for k, p := range doc.Definitions[name].Properties {
-			q := property{kind: p.Type, min: p.Minimum, max: p.Maximum}
-			if p.Ref != "" {
-				q.kind = strings.TrimPrefix(p.Ref, "#/definitions/")
-			}
-			for _, e := range p.Enum {
-				q.enum = append(q.enum, fmt.Sprint(e))
-			}
-			want.properties[k] = q
-		}
-		slices.Sort(want.required)
-		got := slices.Sorted(slices.Values(d.required))
-		if !slices.Equal(got, want.required) || !reflect.DeepEqual(d.properties, want.properties) {
-			t.Errorf("%s is\n%+v, want\n%+v", name, d, want)
-		}
-	}
-	for route, op := range operations {
-		method, p, _ := strings.Cut(route, " ")
-		o, ok := doc.Paths[p][strings.ToLower(method)]
-		if !ok {
-			t.Errorf("there is no %s", route)
-		} else if op.body != "" && !strings.Contains(fmt.Sprint(o), "#/definitions/"+op.body) {
-			t.Errorf("%s does not take %s", route, op.body)
 		}
 	}
 }

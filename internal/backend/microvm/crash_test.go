@@ -32,6 +32,9 @@ type helper struct {
 	Root    sandbox.Root
 	ID      sandbox.InstanceID
 	Destroy bool
+	// Fake: the monitor is the test's stand-in for Firecracker, with this kernel.
+	Fake   *fireVMM
+	Kernel string
 }
 
 // runHelper says "ready" once the instance is made, and ends when it may.
@@ -43,6 +46,9 @@ func runHelper(arg string) error {
 	b, err := New(h.Config)
 	if err != nil {
 		return err
+	}
+	if h.Fake != nil {
+		b.look = pretend(b, h.Fake, h.Kernel)
 	}
 	inst, err := b.Create(context.Background(), sandbox.Spec{Instance: h.ID, Root: h.Root})
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/firebreak-dev/firebreak/internal/failpoint"
 	"github.com/firebreak-dev/firebreak/internal/firecracker"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -39,7 +40,7 @@ const (
 
 // fireVMM runs machines with Firecracker, in a jail each.
 type fireVMM struct {
-	program, jailer string
+	Program, Jailer string
 }
 
 // findFirecracker looks for the programs, which must be of one version, and for
@@ -54,7 +55,7 @@ func (b *Backend) findFirecracker(ctx context.Context, p *probed) error {
 		path       *string
 		configured string
 		name       string
-	}{{&f.program, b.cfg.Firecracker, "firecracker"}, {&f.jailer, b.cfg.Jailer, "jailer"}} {
+	}{{&f.Program, b.cfg.Firecracker, "firecracker"}, {&f.Jailer, b.cfg.Jailer, "jailer"}} {
 		path, err := exec.LookPath(orDefault(x.configured, x.name))
 		if err != nil {
 			return err
@@ -106,7 +107,7 @@ func checkUncompressed(kernel string) error {
 }
 
 func (f *fireVMM) jail(m vm) firecracker.Jail {
-	return firecracker.Jail{Base: filepath.Join(m.dir, dirJail), Firecracker: f.program, ID: string(m.id), User: m.uid}
+	return firecracker.Jail{Base: filepath.Join(m.dir, dirJail), Firecracker: f.Program, ID: string(m.id), User: m.uid}
 }
 
 // prepare makes the jail's root directory. Images are linked into it where that
@@ -157,7 +158,7 @@ func linkOrCopy(from, to string) error {
 	return errors.Join(err, out.Close())
 }
 
-func (f *fireVMM) command(m vm) (string, []string) { return f.jailer, f.jail(m).Args() }
+func (f *fireVMM) command(m vm) (string, []string) { return f.Jailer, f.jail(m).Args() }
 
 // client calls the process of the instance in dir.
 func client(dir string) *firecracker.Client {
@@ -195,6 +196,7 @@ func (f *fireVMM) begin(ctx context.Context, m vm) error {
 		case <-time.After(5 * time.Millisecond): // it has yet to listen
 		}
 	}
+	failpoint.Hit("microvm.firecracker/after-api")
 	if err := firecracker.Supported(version); err != nil {
 		return err
 	}
@@ -211,7 +213,12 @@ func (f *fireVMM) begin(ctx context.Context, m vm) error {
 	if err := c.Configure(ctx, fm); err != nil {
 		return err
 	}
-	return c.Start(ctx)
+	failpoint.Hit("microvm.firecracker/after-configure")
+	if err := c.Start(ctx); err != nil {
+		return err
+	}
+	failpoint.Hit("microvm.firecracker/after-start")
+	return nil
 }
 
 // evenly is a number of processors Firecracker takes: one, or an even one.

@@ -27,6 +27,9 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(jailerEnv) != "" {
+		fakeJailer(os.Args[1:])
+	}
 	if arg := os.Getenv(helperEnv); arg != "" {
 		if err := runHelper(arg); err != nil {
 			fmt.Fprintln(os.Stderr, "helper:", err)

@@ -1,18 +1,22 @@
-package firecracker
+// Package fake is Firecracker's API without a machine behind it, for tests. It
+// answers as Firecracker does: bodies are held against the published definition,
+// calls are granted in the order Firecracker allows, refusals have its status and
+// its body.
+//
+//	p := fake.New("1.17.0")
+//	server := httptest.NewServer(p) // or on a unix socket
+//	…
+//	p.Calls() // those that were granted
+package fake
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
-	"net/http/httptest"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"testing"
 )
 
 // schemaDigest pins what the table below was written from: the definition of the
@@ -135,40 +139,44 @@ func (p property) check(k string, v any) error {
 	return nil
 }
 
-// fake answers as Firecracker does: bodies by the table, calls in the order it
-// allows, refusals with its status and its body.
-type fake struct {
-	t       *testing.T
+// Process is one Firecracker process. It is safe for concurrent use.
+type Process struct {
+	// Started, if set, is called when the machine starts, with what was configured:
+	// bodies by route.
+	Started func(configured map[string]map[string]any)
+
 	version string
 
 	mu    sync.Mutex
-	state string              // guarded by mu: "Not started", "Running", "Paused"
-	calls []string            // guarded by mu: those that were granted
-	have  map[string]bool     // guarded by mu: what is configured
-	files map[string][]string // guarded by mu: snapshots, state → memory and what was configured
+	state string                    // guarded by mu: "Not started", "Running", "Paused"
+	calls []string                  // guarded by mu: those that were granted
+	have  map[string]map[string]any // guarded by mu: what is configured
+	files map[string]string         // guarded by mu: snapshots, state → memory
 }
 
-func newFake(t *testing.T) (*fake, *Client) {
-	f := &fake{t: t, version: "1.17.0-dev", state: "Not started", have: map[string]bool{}, files: map[string][]string{}}
-	return f, f.serve()
+// New returns a process that was not configured and says it is of a version.
+func New(version string) *Process {
+	return &Process{version: version, state: "Not started", have: map[string]map[string]any{}, files: map[string]string{}}
 }
 
-// serve serves f on a socket of its own.
-func (f *fake) serve() *Client {
-	path := filepath.Join(f.t.TempDir(), "api.sock")
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	s := httptest.NewUnstartedServer(f)
-	s.Listener.Close()
-	s.Listener = l
-	s.Start()
-	f.t.Cleanup(s.Close)
-	return New(func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "unix", path) })
+// Successor is a fresh process that finds the files of p's snapshots.
+func (f *Process) Successor() *Process {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	g := New(f.version)
+	g.files = f.files
+	return g
 }
 
-func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+// Calls lists the calls that were granted, as the definition names them.
+func (f *Process) Calls() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.calls)
+}
+
+// ServeHTTP implements http.Handler.
+func (f *Process) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	refuse := func(format string, args ...any) {
@@ -185,9 +193,10 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse("Invalid request method and/or path: %s %s", r.Method, r.URL.Path)
 		return
 	}
-	b, err := io.ReadAll(r.Body)
+	b, err := io.ReadAll(io.LimitReader(r.Body, 1<<20))
 	if err != nil {
-		f.t.Error(err)
+		refuse("%v", err)
+		return
 	}
 	var body map[string]any
 	if op.body != "" {
@@ -223,7 +232,7 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // act does what an admitted call asks for. f.mu is held.
-func (f *fake) act(w http.ResponseWriter, route, id string, body map[string]any) (refusal string) {
+func (f *Process) act(w http.ResponseWriter, route, id string, body map[string]any) (refusal string) {
 	switch route {
 	case "GET /":
 		_ = json.NewEncoder(w).Encode(map[string]string{"id": "in1", "state": f.state, "vmm_version": f.version, "app_name": "Firecracker"})
@@ -232,17 +241,20 @@ func (f *fake) act(w http.ResponseWriter, route, id string, body map[string]any)
 		_ = json.NewEncoder(w).Encode(map[string]string{"firecracker_version": f.version})
 		return ""
 	case "PUT /actions":
-		if !f.have["PUT /boot-source"] {
+		if f.have["PUT /boot-source"] == nil {
 			return "Start microvm error: Cannot start microvm without kernel configuration."
 		}
 		f.state = "Running"
+		if f.Started != nil {
+			f.Started(f.have)
+		}
 	case "PATCH /vm":
 		f.state = map[string]string{"Paused": "Paused", "Resumed": "Running"}[body["state"].(string)]
 	case "PUT /snapshot/create":
 		if f.state != "Paused" {
 			return "Create snapshot error: Cannot save the microVM state: Operation not allowed: Invalid microVM state: Running"
 		}
-		f.files[body["snapshot_path"].(string)] = []string{body["mem_file_path"].(string)}
+		f.files[body["snapshot_path"].(string)] = body["mem_file_path"].(string)
 	case "PUT /snapshot/load":
 		if len(f.have) > 0 {
 			return "Load snapshot error: Loading a microVM snapshot not allowed after configuring boot-specific resources."
@@ -252,7 +264,7 @@ func (f *fake) act(w http.ResponseWriter, route, id string, body map[string]any)
 		switch path, old := body["mem_file_path"]; {
 		case old == (backend != nil), path != nil:
 			return "too many fields: either `mem_backend` or `mem_file_path` exclusively is required"
-		case !ok || m[0] != backend["backend_path"]:
+		case !ok || m != backend["backend_path"]:
 			return "Load snapshot error: Failed to load guest memory: No such file or directory (os error 2)"
 		}
 		f.state = "Paused"
@@ -260,8 +272,10 @@ func (f *fake) act(w http.ResponseWriter, route, id string, body map[string]any)
 			f.state = "Running"
 		}
 	default:
-		f.have[route] = true
-		f.have[route+id] = true
+		if id != "" && strings.HasPrefix(route, "PUT /drives/") {
+			route = "PUT /drives/" + id
+		}
+		f.have[route] = body
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return ""
