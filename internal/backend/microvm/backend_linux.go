@@ -18,7 +18,7 @@ type Backend struct {
 	cfg    Config
 	log    *slog.Logger
 	images *images
-	freeze bool // agents never answer, for tests
+	test   string // of machine.Settings, for tests
 
 	look     func() probed // once, then remembered
 	watchers sync.WaitGroup

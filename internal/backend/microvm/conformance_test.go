@@ -5,6 +5,7 @@ package microvm
 import (
 	"testing"
 
+	"github.com/firebreak-dev/firebreak/internal/guest/machine"
 	"github.com/firebreak-dev/firebreak/sandbox"
 	"github.com/firebreak-dev/firebreak/sandbox/backendtest"
 	"github.com/firebreak-dev/firebreak/sandbox/backendtest/residue"
@@ -19,7 +20,7 @@ func TestConformance(t *testing.T) {
 		Root: func(*testing.T) sandbox.Root { return root },
 		Frozen: func(t *testing.T, dir string) (sandbox.Backend, sandbox.Root) {
 			b := open(t, dir)
-			b.freeze = true
+			b.test = machine.TestFreeze
 			return b, root
 		},
 		Kill: func(t *testing.T, b sandbox.Backend, id sandbox.InstanceID) {

@@ -145,7 +145,7 @@ func vcpus(share float64) int {
 // boot makes everything and returns when the agent has answered. What it made
 // when it fails is Destroy's to remove.
 func (i *Instance) boot(ctx context.Context, s sandbox.Spec, p probed) error {
-	settings := machine.Settings{Hostname: s.Hostname, Readonly: s.ReadonlyRoot, PIDs: s.Limits.PIDs, VSock: p.vsock, Freeze: i.b.freeze}
+	settings := machine.Settings{Hostname: s.Hostname, Readonly: s.ReadonlyRoot, PIDs: s.Limits.PIDs, VSock: p.vsock, Test: i.b.test}
 	m, err := i.machine(ctx, s, p, settings)
 	if err != nil {
 		return err

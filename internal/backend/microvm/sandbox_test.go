@@ -5,14 +5,19 @@ package microvm
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/firebreak-dev/firebreak/internal/guest"
+	"github.com/firebreak-dev/firebreak/internal/guest/machine"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -98,6 +103,7 @@ func probeAs(t *testing.T, s *guest.Session, user string, verb ...string) string
 // outlive it, and the host goes on. Root inside asks the guest's kernel for it.
 func TestEnds(t *testing.T) {
 	b := machines(t)
+	b.test = machine.TestKeys
 	for _, c := range []struct{ name, key, detail string }{
 		{"panic", "c", "its processor was reset: a panic, or a triple fault: Kernel panic"},
 		{"reset", "b", "its processor was reset"},
@@ -154,13 +160,70 @@ func TestHeld(t *testing.T) {
 	}
 	// Root inside has a container's capabilities: no devices, no modules, no mounts.
 	out := probeAs(t, s, "root", "id")
-	if !strings.Contains(out, `"CapEff":"00000000010000e`) && !strings.Contains(out, "CapEff") {
-		t.Errorf("root inside: %s", out)
+	var id struct {
+		UID    int
+		CapEff string
+	}
+	if err := json.Unmarshal([]byte(out), &id); err != nil || id.UID != 0 {
+		t.Errorf("root inside: %s, %v", out, err)
+	}
+	if caps, err := strconv.ParseUint(id.CapEff, 16, 64); err != nil || caps&(1<<unix.CAP_SYS_ADMIN|1<<unix.CAP_SYS_MODULE|1<<unix.CAP_SYS_RAWIO|1<<unix.CAP_MKNOD|1<<unix.CAP_SYS_CHROOT|1<<unix.CAP_SYS_BOOT) != 0 {
+		t.Errorf("root inside has the capabilities %s", id.CapEff)
+	}
+	for file, want := range map[string]string{"/proc/sys/kernel/modules_disabled": "1\n", "/proc/sys/kernel/modprobe": "\n"} {
+		if out := probeAs(t, s, "root", "read", file); out != want {
+			t.Errorf("%s: %q", file, out)
+		}
+	}
+	if out := probeAs(t, s, "", "read", "/proc/net/protocols"); strings.Contains(out, "VSOCK") || !strings.Contains(out, "TCP") {
+		t.Errorf("the guest speaks vsock:\n%s", out)
+	}
+	for file, text := range map[string]string{"/proc/sys/kernel/core_pattern": "|/tmp/x", "/proc/sys/kernel/modprobe": "/tmp/x", "/proc/sysrq-trigger": "c", "/sys/kernel/uevent_helper": "/tmp/x"} {
+		probeAs(t, s, "root", "write", file, text)
+		if out := probeAs(t, s, "root", "read", file); strings.Contains(out, "/tmp/x") {
+			t.Errorf("root inside wrote to %s", file)
+		}
+	}
+	if err := s.Ping(patient(t)); err != nil {
+		t.Errorf("the machine did not survive it: %v", err)
 	}
 	if out := probeAs(t, s, "root", "ls", "/dev"); strings.Contains(out, "vda") || strings.Contains(out, "vport") || strings.Contains(out, "console") {
 		t.Errorf("devices inside: %s", out)
 	}
 	if out := probeAs(t, s, "", "ls", "/proc"); strings.Contains(out, "kthreadd") || !strings.Contains(out, "self") {
 		t.Errorf("/proc inside: %s", out)
+	}
+}
+
+// TestConsoleFlood: what a guest writes to its console without end costs the host
+// nothing, and the last of it is there when it is needed.
+func TestConsoleFlood(t *testing.T) {
+	b := machines(t)
+	b.test = machine.TestKeys
+	inst, s := boot(t, b)
+	before, err := inst.Status(patient(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 12 { // each lists every task's stack: tens of kilobytes
+		probeAs(t, s, "root", "write", "/proc/sysrq-trigger", "t")
+	}
+	after, err := inst.Status(patient(t))
+	if err != nil || !after.Alive || after.Usage.Disk > before.Usage.Disk+8<<20 {
+		t.Errorf("%+v, %v; before %+v", after, err, before.Usage)
+	}
+	entries, _ := os.ReadDir(inst.(*Instance).dir)
+	for _, e := range entries {
+		if fi, err := e.Info(); err == nil && e.Name() != fileDisk && fi.Mode().IsRegular() && fi.Size() > 64<<10 {
+			t.Errorf("%s has %d bytes", e.Name(), fi.Size())
+		}
+	}
+	probeAs(t, s, "root", "write", "/proc/sysrq-trigger", "c")
+	if exit, err := inst.Wait(patient(t)); err != nil || !strings.Contains(exit.Detail, "Kernel panic") {
+		t.Errorf("%+v, %v", exit, err)
+	}
+	i := inst.(*Instance)
+	if n := len(i.stop.console); n == 0 || n > consoleSize {
+		t.Errorf("%d bytes of the console were kept, the bound is %d", n, consoleSize)
 	}
 }

@@ -269,17 +269,25 @@ func devices(dir string) error {
 // tune sets what a small machine of its own wants otherwise than a server. A kernel
 // that does not know one of them goes without.
 func tune() {
-	for name, value := range map[string]string{
+	for _, k := range []struct{ name, value string }{
 		// More may be asked for than there is, as in every other boundary: what counts
 		// is what is used, and the agent ends who uses too much.
-		"overcommit_memory": "1",
+		{"vm/overcommit_memory", "1"},
 		// Files go to the disk at once: there they are the host's to count, and here
 		// they do not take memory.
-		"dirty_background_bytes":    "4194304",
-		"dirty_expire_centisecs":    "10",
-		"dirty_writeback_centisecs": "10",
+		{"vm/dirty_background_bytes", "4194304"},
+		{"vm/dirty_expire_centisecs", "10"},
+		{"vm/dirty_writeback_centisecs", "10"},
+		// The kernel starts no program of a root file system that user code can write
+		// to, takes no more modules, and tells no addresses.
+		{"kernel/modprobe", "\n"},
+		{"kernel/modules_disabled", "1"},
+		{"kernel/core_pattern", "core"},
+		{"kernel/dmesg_restrict", "1"},
+		{"kernel/kptr_restrict", "2"},
+		{"kernel/unprivileged_bpf_disabled", "1"},
 	} {
-		_ = os.WriteFile("/proc/sys/vm/"+name, []byte(value), 0)
+		_ = os.WriteFile("/proc/sys/"+k.name, []byte(k.value), 0)
 	}
 }
 
@@ -335,7 +343,9 @@ func switchRoot() error {
 func runAgent(s Settings, port, group *os.File) error {
 	argv := []string{"enter"}
 	switch {
-	case s.Freeze:
+	case s.Test == TestKeys:
+		argv = append(argv, "-keys")
+	case s.Test == TestFreeze:
 		argv = append(argv, "-freeze")
 	case s.VSock != 0:
 		argv = append(argv, "-vsock", strconv.FormatUint(uint64(s.VSock), 10))

@@ -31,6 +31,13 @@ func Enter(args []string) error {
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("mount /proc: %w", err)
 	}
+	keys := len(args) == 1 && args[0] == "-keys"
+	if keys {
+		args = nil
+	}
+	if err := hideProc(keys); err != nil {
+		return err
+	}
 	for c := uintptr(0); ; c++ {
 		if has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, c, 0, 0, 0); err != nil {
 			break // beyond the last
@@ -48,6 +55,36 @@ func Enter(args []string) error {
 		return err
 	}
 	return syscall.Exec(guest.AgentPath, append([]string{guest.AgentPath, "init"}, args...), os.Environ())
+}
+
+// hideProc takes away what of /proc is the machine's and not a sandbox's: its
+// settings, by which root inside could have the kernel start programs for it, and
+// its keys, unless a test wants those.
+func hideProc(keys bool) error {
+	readonly := []string{"/proc/sys", "/proc/irq", "/proc/bus", "/proc/fs", "/proc/sysrq-trigger"}
+	if keys {
+		readonly = readonly[:len(readonly)-1]
+	}
+	for _, p := range readonly {
+		if _, err := os.Lstat(p); err != nil {
+			continue // a kernel without it
+		}
+		if err := unix.Mount(p, p, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			return fmt.Errorf("bind %s: %w", p, err)
+		}
+		if err := unix.Mount("", p, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+			return fmt.Errorf("make %s read-only: %w", p, err)
+		}
+	}
+	for _, p := range []string{"/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/kmsg"} {
+		if _, err := os.Lstat(p); err != nil {
+			continue
+		}
+		if err := unix.Mount("/dev/null", p, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("hide %s: %w", p, err)
+		}
+	}
+	return nil
 }
 
 func kept(c uintptr) bool {

@@ -34,9 +34,15 @@ type Settings struct {
 	VSock uint32 `json:"v,omitempty"`
 	// Probe says hello on the channel and no more: no image is needed.
 	Probe bool `json:"t,omitempty"`
-	// Freeze starts an agent that never answers, for tests.
-	Freeze bool `json:"f,omitempty"`
+	// Test asks for what tests need: TestFreeze, TestKeys.
+	Test string `json:"x,omitempty"`
 }
+
+// What tests ask for.
+const (
+	TestFreeze = "freeze" // an agent that never answers
+	TestKeys   = "keys"   // /proc/sysrq-trigger is root's inside
+)
 
 // PortName is what the agent's virtio port is called.
 const PortName = "firebreak.agent"
