@@ -30,8 +30,8 @@ type Backend struct {
 
 var _ sandbox.Backend = (*Backend)(nil)
 
-// New returns a Backend over c.Dir, which it makes if need be. It starts nothing;
-// whether machines work here is Info's to say.
+// New returns a Backend over c.Dir. It makes and starts nothing; whether machines
+// work here is Info's to say.
 //
 // Errors: KindInvalid for a relative or missing path, or a choice that is none.
 func New(c Config) (*Backend, error) {
@@ -56,11 +56,6 @@ func New(c Config) (*Backend, error) {
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
-	}
-	for _, d := range []string{c.Dir, c.Cache} {
-		if err := os.MkdirAll(d, 0o711); err != nil {
-			return nil, sandbox.Wrap("microvm", "", err)
-		}
 	}
 	sweep(c.Dir)
 	b := &Backend{cfg: c, log: c.Log, images: &images{dir: c.Cache, checked: map[string]stamp{}},
@@ -156,6 +151,9 @@ func (b *Backend) List(ctx context.Context) ([]sandbox.Status, error) {
 		return nil, cannotLook("list", "", err)
 	}
 	entries, err := os.ReadDir(b.cfg.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // nothing was ever made
+	}
 	if err != nil {
 		return nil, cannotLook("list", "", err)
 	}

@@ -7,10 +7,10 @@ import (
 
 // Config says where a Backend keeps its instances and what it starts.
 type Config struct {
-	// Dir holds one directory per instance. Created if missing. Required.
+	// Dir holds one directory per instance. Created when it is needed. Required.
 	Dir string
 	// Cache holds images, made once per template and kernel, and what a probe
-	// found. Backends may share it. Created if missing. Required.
+	// found. Backends may share it. Created when it is needed. Required.
 	Cache string
 	// Runtime is a directory with firebreak-guest and the language modules,
 	// read-only at /.firebreak in every sandbox. Required.

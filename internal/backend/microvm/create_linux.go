@@ -50,6 +50,9 @@ func (b *Backend) Create(ctx context.Context, s sandbox.Spec) (sandbox.Instance,
 	if err != nil {
 		return nil, err
 	}
+	if err := os.MkdirAll(b.cfg.Dir, 0o711); err != nil {
+		return nil, sandbox.Wrap("create", string(s.Instance), err)
+	}
 	i := newInstance(b, b.intentOf(s, p), p.monitor)
 	lock, err := writeIntent(i.dir, i.intent)
 	if err != nil {
@@ -234,7 +237,10 @@ func (i *Instance) start(ctx context.Context, m vm) error {
 		return err
 	}
 	failpoint.Hit("microvm.create/after-files")
-	program, args := i.monitor.command(m)
+	program, args, err := i.monitor.command(m)
+	if err != nil {
+		return err
+	}
 	cmd := exec.Command(program, args...)
 	cmd.Dir, cmd.Env = i.dir, []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	r, w, err := os.Pipe()

@@ -106,6 +106,8 @@ func checkUncompressed(kernel string) error {
 	return nil
 }
 
+func (f *fireVMM) file() string { return f.Program }
+
 func (f *fireVMM) jail(m vm) firecracker.Jail {
 	return firecracker.Jail{Base: filepath.Join(m.dir, dirJail), Firecracker: f.Program, ID: string(m.id), User: m.uid}
 }
@@ -158,7 +160,7 @@ func linkOrCopy(from, to string) error {
 	return errors.Join(err, out.Close())
 }
 
-func (f *fireVMM) command(m vm) (string, []string) { return f.Jailer, f.jail(m).Args() }
+func (f *fireVMM) command(m vm) (string, []string, error) { return f.Jailer, f.jail(m).Args(), nil }
 
 // client calls the process of the instance in dir.
 func client(dir string) *firecracker.Client {

@@ -58,6 +58,9 @@ func stampOf(path string) (s stamp, err error) {
 // there or not what it was. Another process that makes it is waited for.
 func (c *images) get(ctx context.Context, name string, write func(io.Writer) error) (string, error) {
 	path := filepath.Join(c.dir, name)
+	if err := os.MkdirAll(c.dir, 0o711); err != nil {
+		return "", err
+	}
 	unlock, err := c.lock(ctx, path+".lock")
 	if err != nil {
 		return "", err

@@ -141,12 +141,12 @@ func (b *Backend) find(ctx context.Context, p *probed) error {
 			return lack("install firecracker and jailer of the same release, and name an uncompressed kernel", "%w", err)
 		}
 	} else {
-		q, err := findQEMU(ctx, b.cfg.QEMU, filepath.Join(b.cfg.Cache, "qemu.json"))
+		q, err := findQEMU(b.cfg.QEMU)
 		if err != nil {
 			return lack("apt-get install qemu-system-x86", "%w", err)
 		}
 		p.monitor = q
-		p.info.Version = fmt.Sprintf("QEMU %d.%d", q.version[0], q.version[1])
+		p.info.Version = "QEMU"
 	}
 	kernel, modules, err := findKernel("/", b.cfg.Kernel, b.cfg.Modules)
 	if err != nil {
@@ -287,7 +287,7 @@ type verdict struct {
 // kvmBoots tests KVM, once per boot of the host and set of programs.
 func (b *Backend) kvmBoots(ctx context.Context, p probed) error {
 	what := []string{bootID(), p.info.Version}
-	for _, f := range []string{p.kernel, filepath.Join(b.cfg.Runtime, filepath.Base(guest.AgentPath)), "/dev/kvm"} {
+	for _, f := range []string{p.monitor.file(), p.kernel, filepath.Join(b.cfg.Runtime, filepath.Base(guest.AgentPath)), "/dev/kvm"} {
 		s, err := stampOf(f)
 		if err != nil {
 			return err
@@ -317,6 +317,9 @@ func (b *Backend) kvmBoots(ctx context.Context, p probed) error {
 
 // testBoot starts a machine that says hello, and removes it.
 func (b *Backend) testBoot(ctx context.Context, p probed) error {
+	if err := os.MkdirAll(b.cfg.Dir, 0o711); err != nil {
+		return err
+	}
 	s := sandbox.Spec{Instance: sandbox.NewInstanceID(), Limits: sandbox.Limits{Memory: 64 << 20, CPUs: 1, Disk: sandbox.MinDisk}}
 	i := newInstance(b, b.intentOf(s, p), p.monitor)
 	lock, err := writeIntent(i.dir, i.intent)

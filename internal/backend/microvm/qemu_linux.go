@@ -2,7 +2,6 @@ package microvm
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -13,6 +12,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -33,57 +33,42 @@ const consoleSize = 64 << 10
 // qemu runs machines with QEMU.
 type qemu struct {
 	program string
-	version [2]int // of QEMU, major and minor
+	// version returns QEMU's major and minor version. It asks the program, once.
+	version func() ([2]int, error)
 }
 
 var reVersion = regexp.MustCompile(`version (\d+)\.(\d+)`)
 
-// findQEMU looks for the program and asks for its version, or for what it answered
-// when the file note was written.
-func findQEMU(ctx context.Context, program, note string) (*qemu, error) {
+// findQEMU looks for the program. It starts nothing: whoever makes no machine does
+// not pay for it.
+func findQEMU(program string) (*qemu, error) {
 	path, err := exec.LookPath(orDefault(program, "qemu-system-x86_64"))
 	if err != nil {
 		return nil, err
 	}
-	out, err := remembered(note, path, func() ([]byte, error) { return exec.CommandContext(ctx, path, "-version").Output() })
+	return &qemu{program: path, version: sync.OnceValues(func() ([2]int, error) { return askVersion(path) })}, nil
+}
+
+func askVersion(path string) (v [2]int, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, path, "-version").Output()
 	if err != nil {
-		return nil, fmt.Errorf("%s -version: %w", path, err)
+		return v, fmt.Errorf("%s -version: %w", path, err)
 	}
 	m := reVersion.FindStringSubmatch(string(out))
 	if m == nil {
-		return nil, fmt.Errorf("%s does not say which version it is", path)
+		return v, fmt.Errorf("%s does not say which version it is", path)
 	}
-	q := &qemu{program: path}
-	q.version[0], _ = strconv.Atoi(m[1]) // digits, by the expression
-	q.version[1], _ = strconv.Atoi(m[2])
-	if q.version[0] < 6 {
-		return nil, fmt.Errorf("QEMU %d.%d is too old: 6 or newer is needed", q.version[0], q.version[1])
+	v[0], _ = strconv.Atoi(m[1]) // digits, by the expression
+	v[1], _ = strconv.Atoi(m[2])
+	if v[0] < 6 {
+		return v, fmt.Errorf("QEMU %d.%d is too old: 6 or newer is needed", v[0], v[1])
 	}
-	return q, nil
+	return v, nil
 }
 
-// remembered is what ask returns, asked once for as long as the program is the
-// same file.
-func remembered(note, program string, ask func() ([]byte, error)) ([]byte, error) {
-	var was struct{ File, Said string }
-	s, err := stampOf(program)
-	if err != nil {
-		return nil, err
-	}
-	file := fmt.Sprintf("%s %+v", program, s)
-	if j, err := os.ReadFile(note); err == nil && json.Unmarshal(j, &was) == nil && was.File == file {
-		return []byte(was.Said), nil
-	}
-	out, err := ask()
-	if err != nil {
-		return nil, err
-	}
-	was.File, was.Said = file, string(out)
-	if j, err := json.Marshal(was); err == nil {
-		_ = os.WriteFile(note, j, 0o600) // without it the next process asks again
-	}
-	return out, nil
-}
+func (q *qemu) file() string { return q.program }
 
 func (q *qemu) prepare(m vm) error {
 	if err := makeFIFOs(m.dir); err != nil {
@@ -92,7 +77,11 @@ func (q *qemu) prepare(m vm) error {
 	return os.Mkdir(filepath.Join(m.dir, dirEmpty), 0o700)
 }
 
-func (q *qemu) command(m vm) (string, []string) {
+func (q *qemu) command(m vm) (string, []string, error) {
+	version, err := q.version()
+	if err != nil {
+		return "", nil, err
+	}
 	cpu, accel := "host", "kvm"
 	if m.accel == accelTCG {
 		cpu, accel = "max", "tcg,thread=multi,tb-size=64"
@@ -117,7 +106,7 @@ func (q *qemu) command(m vm) (string, []string) {
 		args = append(args, drive("runtime", m.runtime, true)...)
 		args = append(args, drive("disk", m.disk, false)...)
 	}
-	return q.program, append(args, q.confine(m)...)
+	return q.program, append(args, confine(m, version)...), nil
 }
 
 // filter is QEMU's own seccomp filter. Changing the user is what confine needs it
@@ -132,12 +121,12 @@ func (q *qemu) filter(m vm) string {
 
 // confine makes QEMU leave the host's files and this user's rights before the
 // machine runs.
-func (q *qemu) confine(m vm) []string {
+func confine(m vm, version [2]int) []string {
 	if m.uid == 0 {
 		return nil
 	}
 	user := fmt.Sprintf("%d:%d", m.uid, m.uid)
-	if q.version[0] > 9 || q.version[0] == 9 && q.version[1] >= 1 {
+	if version[0] > 9 || version[0] == 9 && version[1] >= 1 {
 		return []string{"-run-with", "chroot=" + dirEmpty + ",user=" + user}
 	}
 	return []string{"-chroot", dirEmpty, "-runas", user}
