@@ -4,6 +4,7 @@
 #   make demo     build, then run the main job for real
 #   make test     everything CI runs
 #   make vm       version 2 cgroups, root's and a user's, in an emulated machine (QEMU and a kernel needed)
+#   make test-kvm  everything of machines, where KVM works; Firecracker too if it is on the PATH
 #   make soak     hundreds of cycles, ten minutes of mixed load with random kills
 #   make chaos    the crash matrix in full; its table goes to docs/guides
 #   make bench    floor, peer and ours, interleaved; results in bench/results
@@ -26,7 +27,7 @@ ASSETS := internal/bundle/assets
 PACKAGES = $$($(GO) list ./... | grep -v -e /cmd/firebreak-runsc -e /bench/runsc)
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test test-short chaos soak vm bench lint generate clean FORCE
+.PHONY: build demo test test-short chaos soak vm test-kvm bench lint generate clean FORCE
 
 build: bin/firebreak
 
@@ -59,6 +60,11 @@ test: build lint
 
 test-short: build
 	@$(GO) run ./test/runner -allow CONTRIBUTING.md -short
+
+# On a machine with KVM: everything of machines, Firecracker itself if it is on the PATH.
+test-kvm: build
+	@$(GO) test ./internal/backend/microvm -count=1 -v -timeout 30m
+	@$(GO) test ./test/e2e -run TestMicroVM -count=1 -v -timeout 30m
 
 vm: build
 	@FIREBREAK_QEMU=1 $(GO) test ./test/vm -count=1 -v -timeout 45m

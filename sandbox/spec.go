@@ -120,6 +120,9 @@ type Info struct {
 	Isolation    Isolation
 	Capabilities Capabilities
 	Version      string // of what makes the boundary
+	// Emulated: what enforces the boundary imitates a processor in software. It is
+	// as strong and many times slower, so it has to be named to be taken.
+	Emulated bool
 	// Available is false when the backend cannot run sandboxes here; Reason
 	// then says why and Hint what to do. When it is true, Hint says how the host
 	// could enforce the limits that are missing from Capabilities.

@@ -1,6 +1,9 @@
 // Command firebreak-guest is what runs inside a sandbox: PID 1 and agent.
 //
 //	firebreak-guest init [-freeze]      serve the host on standard input and output
+//	firebreak-guest init -vsock PORT    or on a port of the machine's vsock
+//	/init                               PID 1 of a virtual machine, which starts the agent by
+//	firebreak-guest enter ARG...        entering namespaces of its own, then init ARG...
 //	firebreak-guest probe VERB ARG...   a verb of the conformance suite
 //	firebreak-guest version
 //
@@ -13,10 +16,12 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"syscall"
 	"time"
 
 	"github.com/firebreak-dev/firebreak/internal/guest/agent"
+	"github.com/firebreak-dev/firebreak/internal/guest/machine"
 	"github.com/firebreak-dev/firebreak/internal/guest/probe"
 )
 
@@ -24,17 +29,17 @@ import (
 var version = "dev"
 
 func main() {
+	if os.Getpid() == 1 && os.Args[0] == "/init" {
+		machine.Boot()
+	}
 	if len(os.Args) < 2 {
 		usage()
 	}
 	switch os.Args[1] {
 	case "init":
-		if len(os.Args) > 2 && os.Args[2] == "-freeze" {
-			for { // select {} would be found out as a deadlock
-				time.Sleep(time.Hour)
-			}
-		}
-		os.Exit(serve())
+		os.Exit(initialise(os.Args[2:]))
+	case "enter":
+		os.Exit(boot(machine.Enter(os.Args[2:])))
 	case "probe":
 		os.Exit(probe.Main(os.Args[2:]))
 	case "version":
@@ -45,13 +50,32 @@ func main() {
 }
 
 func usage() {
-	os.Stderr.WriteString("usage: firebreak-guest init [-freeze] | probe VERB ARG... | version\n")
+	os.Stderr.WriteString("usage: firebreak-guest init [-freeze | -vsock PORT] | enter ARG... | probe VERB ARG... | version\n")
 	os.Exit(2)
+}
+
+// initialise is PID 1 of a sandbox.
+func initialise(args []string) int {
+	switch {
+	case len(args) == 1 && args[0] == "-freeze":
+		for { // select {} would be found out as a deadlock
+			time.Sleep(time.Hour)
+		}
+	case len(args) == 2 && args[0] == "-vsock":
+		port, err := strconv.ParseUint(args[1], 10, 32)
+		if err != nil {
+			usage()
+		}
+		return serve(func(srv *agent.Server) error { return machine.ServeVSock(srv.Serve, uint32(port)) })
+	case len(args) > 0:
+		usage()
+	}
+	return serve(func(srv *agent.Server) error { return srv.Serve(context.Background(), agent.Stdio()) })
 }
 
 // serve is the agent. It returns only when the stream to the host has failed
 // for good, which ends the sandbox.
-func serve() int {
+func serve(on func(*agent.Server) error) int {
 	// Small and quick to give memory back: it idles in every sandbox.
 	debug.SetGCPercent(50)
 	debug.SetMemoryLimit(16 << 20)
@@ -68,7 +92,7 @@ func serve() int {
 		syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM, syscall.SIGABRT, syscall.SIGPIPE)
 	srv := agent.New(sys, version)
 	srv.Idle = giveBack
-	if err := srv.Serve(context.Background(), agent.Stdio()); err != nil {
+	if err := on(srv); err != nil {
 		return boot(err)
 	}
 	return 0

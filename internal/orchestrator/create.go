@@ -101,7 +101,7 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 	if err != nil {
 		return nil, err
 	}
-	backend, info, notes, err := o.choose(ctx, pick(req.Backend, d.Backend))
+	backend, info, notes, err := o.choose(ctx, pick(req.Backend, d.Backend), req.MinIsolation)
 	if err != nil {
 		return nil, err
 	}
@@ -256,10 +256,11 @@ func checkEnv(env map[string]string) error {
 }
 
 // choose returns the backend called name, or for Auto the strongest that works
-// here. Auto never takes one that isolates nothing.
-func (o *Orchestrator) choose(ctx context.Context, name string) (sandbox.Backend, sandbox.Info, []string, error) {
-	var best sandbox.Backend
-	var info sandbox.Info
+// here. Auto never takes one that isolates nothing, and one that is emulated only
+// where nothing else isolates as well as need demands.
+func (o *Orchestrator) choose(ctx context.Context, name string, need sandbox.Isolation) (sandbox.Backend, sandbox.Info, []string, error) {
+	var best, slow sandbox.Backend
+	var info, slowInfo sandbox.Info
 	var names, why []string
 	for _, b := range o.Backends {
 		i, err := b.Info(ctx)
@@ -275,6 +276,11 @@ func (o *Orchestrator) choose(ctx context.Context, name string) (sandbox.Backend
 			why = append(why, i.Name+": "+i.Reason)
 		case i.Isolation == sandbox.IsolationNone:
 			why = append(why, i.Name+": isolates nothing, so it must be named")
+		case i.Emulated:
+			why = append(why, i.Name+": emulated, so it must be named, or its class demanded")
+			if slow == nil || i.Isolation > slowInfo.Isolation {
+				slow, slowInfo = b, i
+			}
 		case best == nil || i.Isolation > info.Isolation:
 			best, info = b, i
 		}
@@ -282,6 +288,10 @@ func (o *Orchestrator) choose(ctx context.Context, name string) (sandbox.Backend
 	if name != Auto {
 		return nil, info, nil, sandbox.Errorf("create", sandbox.KindInvalid, "unknown backend %.64q", name).
 			WithHint("one of %s, or auto", strings.Join(names, ", "))
+	}
+	if slow != nil && need > info.Isolation && slowInfo.Isolation >= need {
+		note := fmt.Sprintf("backend %s chosen: nothing faster isolates by %s here", slowInfo.Name, need)
+		return slow, slowInfo, append([]string{note}, slowInfo.Notes...), nil
 	}
 	if best == nil {
 		return nil, info, nil, sandbox.Errorf("create", sandbox.KindUnavailable, "no backend works here (%s)", strings.Join(why, "; ")).
@@ -301,7 +311,7 @@ func (o *Orchestrator) Infos(ctx context.Context) (infos []sandbox.Info, auto st
 		}
 		infos = append(infos, i)
 	}
-	if _, best, _, err := o.choose(ctx, Auto); err == nil {
+	if _, best, _, err := o.choose(ctx, Auto, sandbox.IsolationNone); err == nil {
 		auto = best.Name
 	}
 	return infos, auto, nil

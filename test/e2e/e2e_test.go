@@ -241,16 +241,16 @@ var instanceID = regexp.MustCompile(`\bin[a-z2-7]{18}\b`)
 // the ids of instances, of which nothing may be left anywhere.
 func checkResidue(t testing.TB, dir string) func(output string) {
 	t.Helper()
-	for _, d := range []string{"data/run", "data/instances", "data/wires", "data/processes", "data/snapshots"} {
+	for _, d := range []string{"data/run", "data/instances", "data/machines", "data/wires", "data/processes", "data/snapshots"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
 	base, err := residue.Take(residue.Scope{
 		Dirs: []string{dir},
-		// What outlives sandboxes by design. Below data/run, data/wires and
-		// data/instances nothing may.
-		Keep: []string{"data/templates", "data/libexec", "data/audit", "data/events", "data/runs", "data/api-key", "data/token-key", "data/secrets",
+		// What outlives sandboxes by design. Below data/run, data/wires,
+		// data/instances and data/machines nothing may.
+		Keep: []string{"data/templates", "data/libexec", "data/machine-images", "data/audit", "data/events", "data/runs", "data/api-key", "data/token-key", "data/secrets",
 			"data/state.db", "data/state.db-wal", "data/state.db-shm", "data/lock", "firebreak", "args.py", "hello.sh", "in.csv", "j.py", "out.txt", "serve.log"},
 	})
 	if err != nil {

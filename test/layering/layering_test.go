@@ -42,6 +42,9 @@ var ranks = []struct {
 	{"internal/guest/probe", 1},
 	{"internal/guest/driver", 1},
 	{"internal/guest/agent", 2},
+	{"internal/guest/machine", 2},
+	{"internal/vmimage", 1},
+	{"internal/firecracker", 1}, {"internal/firecracker/fake", 0},
 	{"internal/audit", 2},
 	{"internal/auth", 2},
 	{"internal/filebody", 1}, {"internal/archive", 2}, {"internal/event", 2},
@@ -143,9 +146,9 @@ func TestImportsPointDown(t *testing.T) {
 }
 
 // mayStartProcesses lists who may start processes or make privileged system
-// calls on the host. The agent and the probe do so inside a sandbox.
+// calls on the host. The agent, the probe and a machine's first process do so inside a sandbox.
 func mayStartProcesses(path string) bool {
-	for _, p := range []string{"internal/backend/", "internal/egress", "internal/template", "internal/guest/agent", "internal/guest/probe",
+	for _, p := range []string{"internal/backend/", "internal/egress", "internal/template", "internal/guest/agent", "internal/guest/machine", "internal/guest/probe",
 		"cmd/", "test/", "bench", "sandbox/backendtest", "internal/bundle/pack", "tools/"} {
 		if strings.HasPrefix(path, p) {
 			return true

@@ -97,9 +97,9 @@ type group struct {
 // module is what the names of packages begin with.
 const module = "github.com/firebreak-dev/firebreak/"
 
-// crowded are the packages that measure how a machine that is kept busy answers.
-// Two of them at once would measure each other.
-var crowded = regexp.MustCompile(`^(internal/backend/sim|test/(hostile|model|overload))$`)
+// crowded are the packages that measure how a machine that is kept busy answers, or
+// keep it so busy that others would. Two of them at once would measure each other.
+var crowded = regexp.MustCompile(`^(internal/backend/(sim|microvm)|test/(hostile|model|overload))$`)
 
 // packages lists what to test; apart from it what is tested by itself, and what
 // links the sentry: that is built once, as the program is, and not again with the

@@ -39,6 +39,7 @@ type Config struct {
 	E2BDomain     string
 	Socket        string
 	Backend       string
+	Machine       Machine
 	LogFormat     string
 	LogLevel      string
 	StopSandboxes bool
@@ -68,6 +69,11 @@ type Config struct {
 	FileRead bool
 
 	origin map[string]string
+}
+
+// Machine is what virtual machines are made with. Empty fields are found out.
+type Machine struct {
+	Kernel, Monitor, Accel string
 }
 
 // Key is one thing that can be set.

@@ -67,10 +67,25 @@ var Keys = append([]Key{
 		get:     func(c *Config) string { return c.Socket },
 	}, {
 		Name: "backend", Env: "FIREBREAK_BACKEND",
-		Doc:     "what makes sandboxes where a request names none: auto (the strongest that works here), gvisor, sim",
+		Doc:     "what makes sandboxes where a request names none: auto (the strongest that works here), gvisor, microvm, sim",
 		Default: func(Source) string { return "auto" },
 		set:     func(c *Config, v string) error { c.Backend = v; return nil },
 		get:     func(c *Config) string { return c.Backend },
+	}, {
+		Name: "machine_kernel", Env: "FIREBREAK_MACHINE_KERNEL",
+		Doc: "kernel of microvm's guests; empty: the newest of Debian's cloud kernels in /boot",
+		set: func(c *Config, v string) error { return setDir(&c.Machine.Kernel, v) },
+		get: func(c *Config) string { return c.Machine.Kernel },
+	}, {
+		Name: "machine_monitor", Env: "FIREBREAK_MACHINE_MONITOR",
+		Doc: "what runs microvm's guests: qemu or firecracker; empty: what works here",
+		set: func(c *Config, v string) error { return setOneOf(&c.Machine.Monitor, v, "", "qemu", "firecracker") },
+		get: func(c *Config) string { return c.Machine.Monitor },
+	}, {
+		Name: "machine_accel", Env: "FIREBREAK_MACHINE_ACCEL",
+		Doc: "how: kvm, or tcg, which emulates a processor and is slow; empty: kvm where a test machine boots with it",
+		set: func(c *Config, v string) error { return setOneOf(&c.Machine.Accel, v, "", "kvm", "tcg") },
+		get: func(c *Config) string { return c.Machine.Accel },
 	}, {
 		Name: "log_format", Env: "FIREBREAK_LOG_FORMAT",
 		Doc:     "format of the server's log on stderr: text or json",

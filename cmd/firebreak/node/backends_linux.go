@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 
 	"github.com/firebreak-dev/firebreak/internal/backend/gvisor"
+	"github.com/firebreak-dev/firebreak/internal/backend/microvm"
 	"github.com/firebreak-dev/firebreak/internal/backend/sim"
 	"github.com/firebreak-dev/firebreak/internal/bundle"
 	"github.com/firebreak-dev/firebreak/internal/egress/wire"
@@ -16,21 +17,14 @@ import (
 // work here is there and says why.
 // release lets go of the programs they start, once they are closed.
 func backends(o options) (bs []sandbox.Backend, release func() error, err error) {
-	g, release, err := newGVisor(o)
-	if err != nil {
-		return nil, nil, err
-	}
-	return []sandbox.Backend{o.pooled(g), sim.New(sim.Config{})}, release, nil
-}
-
-func newGVisor(o options) (_ sandbox.Backend, release func() error, err error) {
-	if _, err := os.Stat(filepath.Join(o.config.Data, "libexec")); o.progress != nil && errors.Is(err, os.ErrNotExist) {
-		o.progress("unpacking gVisor, this once")
-	}
-	programs, err := bundle.Open(o.config.Data)
+	programs, err := open(o)
 	var se *sandbox.Error
 	if errors.As(err, &se) && se.Kind == sandbox.KindUnavailable {
-		return absent{sandbox.Info{Name: "gvisor", Isolation: sandbox.IsolationUserKernel, Reason: se.Message(), Hint: se.Hint}}, func() error { return nil }, nil
+		lacks := func(name string, i sandbox.Isolation) sandbox.Backend {
+			return absent{sandbox.Info{Name: name, Isolation: i, Reason: se.Message(), Hint: se.Hint}}
+		}
+		return []sandbox.Backend{lacks("gvisor", sandbox.IsolationUserKernel), lacks("microvm", sandbox.IsolationHypervisor), sim.New(sim.Config{})},
+			func() error { return nil }, nil
 	}
 	if err != nil {
 		return nil, nil, err
@@ -41,5 +35,20 @@ func newGVisor(o options) (_ sandbox.Backend, release func() error, err error) {
 	if err != nil {
 		return nil, nil, errors.Join(err, programs.Close())
 	}
-	return g, programs.Close, nil
+	m, err := microvm.New(microvm.Config{
+		Dir: filepath.Join(o.dir, "machines"), Cache: filepath.Join(o.config.Data, "machine-images"), Runtime: programs.Runtime,
+		VMM: o.config.Machine.Monitor, Accel: o.config.Machine.Accel, Kernel: o.config.Machine.Kernel, Log: o.log,
+	})
+	if err != nil {
+		return nil, nil, errors.Join(err, g.Close(), programs.Close())
+	}
+	return []sandbox.Backend{o.pooled(g), m, sim.New(sim.Config{})}, programs.Close, nil
+}
+
+// open unpacks the embedded programs.
+func open(o options) (*bundle.Bundle, error) {
+	if _, err := os.Stat(filepath.Join(o.config.Data, "libexec")); o.progress != nil && errors.Is(err, os.ErrNotExist) {
+		o.progress("unpacking gVisor, this once")
+	}
+	return bundle.Open(o.config.Data)
 }

@@ -29,7 +29,7 @@ func prepareData(c *config.Config) error {
 		return sandbox.Wrap("data directory", c.Data, err)
 	}
 	c.Data = dir
-	for _, sub := range []string{"", "libexec", "templates", "instances", "wires", "run", "audit"} {
+	for _, sub := range []string{"", "libexec", "templates", "instances", "machines", "machine-images", "wires", "run", "audit"} {
 		if err := private(filepath.Join(dir, sub)); err != nil {
 			return err
 		}

@@ -300,7 +300,7 @@ func (n *node) auto(ctx context.Context) string {
 	best := sandbox.Info{Name: "nothing: no backend isolates here, see `firebreak doctor`"}
 	for _, b := range n.backends {
 		info, err := b.Info(ctx)
-		if err == nil && info.Available && info.Isolation > best.Isolation {
+		if err == nil && info.Available && !info.Emulated && info.Isolation > best.Isolation {
 			best = info
 		}
 	}

@@ -22,7 +22,7 @@ import (
 // Nothing else in it is: the directory might be one that holds other things, too.
 // State goes first, once its sandboxes are gone, so that an uninstall that was
 // interrupted need not start anything again; the marks of installed go last.
-var parts = []string{"state.db", "state.db-wal", "state.db-shm", "state.db.before-v*", "secrets", "run", "instances", "wires", "processes", "snapshots", "events", "runs",
+var parts = []string{"state.db", "state.db-wal", "state.db-shm", "state.db.before-v*", "secrets", "run", "instances", "machines", "machine-images", "wires", "processes", "snapshots", "events", "runs",
 	"templates", "api-key", "token-key", "firebreak.sock", "audit", "libexec", "lock"}
 
 // marks tell a data directory from any other that has, say, a directory called
@@ -73,7 +73,7 @@ func (w Wiring) Uninstall(ctx context.Context, c *config.Config, o cli.Uninstall
 // those without a record included.
 func (w Wiring) empty(ctx context.Context, c *config.Config) error {
 	log := slog.New(slog.DiscardHandler)
-	if len(present(c.Data, []string{"state.db", "instances/*", "wires/*"})) > 0 {
+	if len(present(c.Data, []string{"state.db", "instances/*", "machines/*", "wires/*"})) > 0 {
 		n, err := w.open(ctx, options{dir: c.Data, audit: filepath.Join(c.Data, "audit", "server"), config: c, destroy: true, log: log})
 		if err != nil {
 			return err
@@ -86,7 +86,7 @@ func (w Wiring) empty(ctx context.Context, c *config.Config) error {
 	if left := present(c.Data, []string{"run/*"}); len(left) > 0 {
 		return sandbox.Errorf("uninstall", sandbox.KindConflict, "%d runs use %s", len(left), c.Data).WithHint("wait for them, or end them")
 	}
-	if left := present(c.Data, []string{"instances/[!.]*", "wires/*"}); len(left) > 0 {
+	if left := present(c.Data, []string{"instances/[!.]*", "machines/[!.]*", "wires/*"}); len(left) > 0 {
 		return sandbox.Errorf("uninstall", sandbox.KindInternal, "%d instances and wires are left", len(left)).WithID(left[0]).
 			WithHint("something of them resists; look at what it is and try again")
 	}

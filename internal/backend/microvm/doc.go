@@ -1,0 +1,52 @@
+// Package microvm makes sandboxes that have a kernel of their own: virtual
+// machines with as few devices as will do, run by QEMU or Firecracker.
+//
+//	b, err := microvm.New(microvm.Config{
+//		Dir:     filepath.Join(data, "machines"), // one directory per instance
+//		Cache:   filepath.Join(data, "machine-images"),
+//		Runtime: bundle.Runtime,
+//		Log:     log,
+//	})
+//	inst, err := b.Create(ctx, spec) // live, or nothing left behind
+//
+// # What an instance is
+//
+// A directory <Dir>/<instance>, one cgroup <parent>/<instance> per controller, and
+// one process: the monitor, which outlives this one. Another Backend over the
+// same Dir finds it with List and takes it over with Attach.
+//
+//	instance.json  the intent, written before any other object is made
+//	processes      the monitor, as soon as it runs
+//	ready          there once the agent has answered
+//	disk           the writable layer: an ext4 of the size of the disk limit, sparse
+//	in, out        QEMU: FIFOs behind the agent's virtio port
+//	qmp            QEMU: its control socket
+//	jail/          Firecracker: the jailer's directory, with its sockets
+//
+// # What a machine has
+//
+// A read-only disk with the template's root file system, one with the runtime, one
+// to write to; a channel to the agent; a serial console whose last 64 KiB are kept
+// in the monitor's memory. No network device, no host directory, no clock, no
+// balloon, no keyboard, no graphics. Its RAM is Limits.Memory plus what its kernel
+// needs, so no guest can use more; its disk is as large as Limits.Disk.
+//
+// The images are files this package makes and nobody mounts on the host, see
+// package vmimage. Their digest is checked before the first boot from them.
+//
+// # What holds a guest
+//
+// The processor's virtualization where KVM works; QEMU's emulation otherwise,
+// which is a hypervisor in software: correct, slow, and never called anything else.
+// As root, QEMU starts in network, IPC and UTS namespaces of its own with nothing in
+// them, and before the guest's first instruction is in an empty root directory, a
+// user of its own per instance, under a seccomp filter that knows no exec.
+// Firecracker is started by its jailer, with its own filter.
+//
+// # How an end is told
+//
+// A machine that panics, faults three times in a row or switches itself off stops,
+// and its monitor stays to say so; then the monitor is ended. A monitor that dies
+// is a crash of its own, or of the memory limit when the kernel says so. The
+// agent's end switches the machine off. See sandbox.Exit.Detail.
+package microvm

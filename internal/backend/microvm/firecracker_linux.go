@@ -1,0 +1,265 @@
+package microvm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/firebreak-dev/firebreak/internal/failpoint"
+	"github.com/firebreak-dev/firebreak/internal/firecracker"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// dirJail is where the jailer makes its directories.
+const dirJail = "jail"
+
+// What is in a jail, besides the sockets and Firecracker itself.
+const (
+	jailKernel  = "/kernel"
+	jailInitial = "/initial"
+	jailRoot    = "/root.img"
+	jailRuntime = "/runtime.img"
+	jailDisk    = "/disk"
+)
+
+// agentPort is the port of the guest's vsock the agent is served at, and guestCID
+// the guest's address, which is its own: no two guests share a network.
+const (
+	agentPort = 1024
+	guestCID  = 3
+)
+
+// fireVMM runs machines with Firecracker, in a jail each.
+type fireVMM struct {
+	Program, Jailer string
+}
+
+// findFirecracker looks for the programs, which must be of one version, and for
+// what they need.
+func (b *Backend) findFirecracker(ctx context.Context, p *probed) error {
+	if os.Geteuid() != 0 {
+		return errors.New("the jailer needs root")
+	}
+	f := &fireVMM{}
+	versions := map[string]string{}
+	for _, x := range []struct {
+		path       *string
+		configured string
+		name       string
+	}{{&f.Program, b.cfg.Firecracker, "firecracker"}, {&f.Jailer, b.cfg.Jailer, "jailer"}} {
+		path, err := exec.LookPath(orDefault(x.configured, x.name))
+		if err != nil {
+			return err
+		}
+		if *x.path, err = filepath.EvalSymlinks(path); err != nil { // as the jailer names its directory
+			return err
+		}
+		out, err := exec.CommandContext(ctx, *x.path, "--version").Output()
+		if err != nil {
+			return fmt.Errorf("%s --version: %w", x.name, err)
+		}
+		if versions[x.name], err = versionOf(string(out)); err != nil {
+			return fmt.Errorf("%s: %w", x.name, err)
+		}
+	}
+	if versions["firecracker"] != versions["jailer"] {
+		return fmt.Errorf("firecracker is version %s and jailer %s", versions["firecracker"], versions["jailer"])
+	}
+	if err := firecracker.Supported(versions["firecracker"]); err != nil {
+		return err
+	}
+	p.monitor, p.vmm, p.vsock = f, vmmFirecracker, agentPort
+	p.info.Version = "Firecracker " + versions["firecracker"]
+	return nil
+}
+
+// versionOf finds the version in what a program says of itself, "Firecracker
+// v1.13.1" and more lines.
+func versionOf(out string) (string, error) {
+	line, _, _ := strings.Cut(out, "\n")
+	if f := strings.Fields(line); len(f) == 2 && strings.HasPrefix(f[1], "v") {
+		return strings.TrimPrefix(f[1], "v"), nil
+	}
+	return "", fmt.Errorf("it says %.60q of its version", line)
+}
+
+// checkUncompressed refuses a kernel that Firecracker cannot load.
+func checkUncompressed(kernel string) error {
+	f, err := os.Open(kernel)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	magic := make([]byte, 4)
+	if _, err := io.ReadFull(f, magic); err != nil || string(magic) != "\x7fELF" {
+		return fmt.Errorf("%s is no uncompressed kernel (vmlinux)", kernel)
+	}
+	return nil
+}
+
+func (f *fireVMM) file() string { return f.Program }
+
+func (f *fireVMM) jail(m vm) firecracker.Jail {
+	return firecracker.Jail{Base: filepath.Join(m.dir, dirJail), Firecracker: f.Program, ID: string(m.id), User: m.uid}
+}
+
+// prepare makes the jail's root directory. Images are linked into it where that
+// is possible: they are read-only and of root's, inside too.
+func (f *fireVMM) prepare(m vm) error {
+	j := f.jail(m)
+	if err := j.Validate(); err != nil {
+		return err
+	}
+	root := j.Root()
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return err
+	}
+	files := map[string]string{jailKernel: m.kernel, jailInitial: m.initial}
+	if !m.probe {
+		files[jailRoot], files[jailRuntime] = m.root, m.runtime
+	}
+	for name, from := range files {
+		if err := linkOrCopy(from, filepath.Join(root, name)); err != nil {
+			return err
+		}
+	}
+	if !m.probe {
+		disk := filepath.Join(root, jailDisk)
+		if err := errors.Join(os.Link(m.disk, disk), os.Chown(disk, m.uid, m.uid)); err != nil {
+			return err
+		}
+	}
+	return os.Chown(root, m.uid, m.uid)
+}
+
+// linkOrCopy makes to the same as from, which is never written.
+func linkOrCopy(from, to string) error {
+	err := os.Link(from, to)
+	if err == nil || !errors.Is(err, unix.EXDEV) {
+		return err
+	}
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o444)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close())
+}
+
+func (f *fireVMM) command(m vm) (string, []string, error) { return f.Jailer, f.jail(m).Args(), nil }
+
+// client calls the process of the instance in dir.
+func client(dir string) *firecracker.Client {
+	return firecracker.New(func(context.Context) (net.Conn, error) { return dialJail(dir, firecracker.APISocket) })
+}
+
+// dialJail connects to a socket in the instance's jail. The path the guest's
+// monitor can influence is its last part alone.
+func dialJail(dir, socket string) (net.Conn, error) {
+	found, _ := filepath.Glob(firecracker.Roots(filepath.Join(dir, dirJail), filepath.Base(dir), "*"))
+	if len(found) != 1 {
+		return nil, errNoChannel
+	}
+	return dialIn(found[0], strings.TrimPrefix(socket, "/"))
+}
+
+// begin waits for the API and makes the machine run.
+func (f *fireVMM) begin(ctx context.Context, m vm) error {
+	c := client(m.dir)
+	version := ""
+	for {
+		var err error
+		if version, err = c.Version(ctx); err == nil {
+			break
+		}
+		p, ok := identify(m.pid)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case !ok || p.gone():
+			return errMonitor
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(5 * time.Millisecond): // it has yet to listen
+		}
+	}
+	failpoint.Hit("microvm.firecracker/after-api")
+	if err := firecracker.Supported(version); err != nil {
+		return err
+	}
+	fm := firecracker.Machine{
+		CPUs: evenly(m.cpus), MemoryMiB: (m.memory + 1<<20 - 1) >> 20, Kernel: jailKernel, Initial: jailInitial,
+		// Without a serial port: what a guest writes to one would go nowhere.
+		Arguments: "8250.nr_uarts=0 quiet panic=-1 reboot=k rdinit=/init " + m.argument,
+		CID:       guestCID, VSock: firecracker.VSockSocket,
+	}
+	if !m.probe {
+		fm.Drives = []firecracker.Drive{{ID: "root", Path: jailRoot, Readonly: true}, {ID: "runtime", Path: jailRuntime, Readonly: true},
+			{ID: "disk", Path: jailDisk}}
+	}
+	if err := c.Configure(ctx, fm); err != nil {
+		return err
+	}
+	failpoint.Hit("microvm.firecracker/after-configure")
+	if err := c.Start(ctx); err != nil {
+		return err
+	}
+	failpoint.Hit("microvm.firecracker/after-start")
+	return nil
+}
+
+// evenly is a number of processors Firecracker takes: one, or an even one.
+func evenly(n int) int {
+	if n > 1 && n%2 == 1 {
+		return n + 1
+	}
+	return n
+}
+
+func (f *fireVMM) dial(ctx context.Context, dir string) (net.Conn, error) {
+	conn, err := dialJail(dir, firecracker.VSockSocket)
+	switch {
+	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ENOENT):
+		return nil, errNoChannel
+	case err != nil:
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if err := firecracker.Connect(ctx, conn, agentPort); err != nil {
+		return nil, err
+	}
+	return conn, nil
+}
+
+// ended never returns before ctx does: Firecracker's process ends with its machine.
+func (f *fireVMM) ended(ctx context.Context, _ string) (ending, error) {
+	<-ctx.Done()
+	return ending{}, ctx.Err()
+}
+
+func (f *fireVMM) objects(dir string) []sandbox.Object {
+	root := firecracker.Roots(filepath.Join(dir, dirJail), filepath.Base(dir), "*")
+	if found, _ := filepath.Glob(root); len(found) == 1 {
+		root = found[0]
+	}
+	return []sandbox.Object{
+		{Kind: "directory", Name: filepath.Join(dir, dirJail)}, {Kind: "file", Name: filepath.Join(dir, fileDisk)},
+		{Kind: "socket", Name: filepath.Join(root, firecracker.APISocket)}, {Kind: "socket", Name: filepath.Join(root, firecracker.VSockSocket)},
+	}
+}

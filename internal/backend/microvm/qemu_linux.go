@@ -1,0 +1,205 @@
+package microvm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/firebreak-dev/firebreak/internal/guest/machine"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// fileQMP is QEMU's control socket, and dirEmpty the root directory it goes to.
+const (
+	fileQMP  = "qmp"
+	dirEmpty = "empty"
+)
+
+// consoleSize is what is kept of the serial console.
+const consoleSize = 64 << 10
+
+// qemu runs machines with QEMU.
+type qemu struct {
+	program string
+	// version returns QEMU's major and minor version. It asks the program, once.
+	version func() ([2]int, error)
+}
+
+var reVersion = regexp.MustCompile(`version (\d+)\.(\d+)`)
+
+// findQEMU looks for the program. It starts nothing: whoever makes no machine does
+// not pay for it.
+func findQEMU(program string) (*qemu, error) {
+	path, err := exec.LookPath(orDefault(program, "qemu-system-x86_64"))
+	if err != nil {
+		return nil, err
+	}
+	return &qemu{program: path, version: sync.OnceValues(func() ([2]int, error) { return askVersion(path) })}, nil
+}
+
+func askVersion(path string) (v [2]int, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, path, "-version").Output()
+	if err != nil {
+		return v, fmt.Errorf("%s -version: %w", path, err)
+	}
+	m := reVersion.FindStringSubmatch(string(out))
+	if m == nil {
+		return v, fmt.Errorf("%s does not say which version it is", path)
+	}
+	v[0], _ = strconv.Atoi(m[1]) // digits, by the expression
+	v[1], _ = strconv.Atoi(m[2])
+	if v[0] < 6 {
+		return v, fmt.Errorf("QEMU %d.%d is too old: 6 or newer is needed", v[0], v[1])
+	}
+	return v, nil
+}
+
+func (q *qemu) file() string { return q.program }
+
+func (q *qemu) prepare(m vm) error {
+	if err := makeFIFOs(m.dir); err != nil {
+		return err
+	}
+	return os.Mkdir(filepath.Join(m.dir, dirEmpty), 0o700)
+}
+
+func (q *qemu) command(m vm) (string, []string, error) {
+	version, err := q.version()
+	if err != nil {
+		return "", nil, err
+	}
+	cpu, accel := "host", "kvm"
+	if m.accel == accelTCG {
+		cpu, accel = "max", "tcg,thread=multi,tb-size=64"
+	}
+	args := []string{
+		"-name", string(m.id), "-nodefaults", "-no-user-config", "-display", "none", "-nic", "none",
+		"-machine", "pc,usb=off,vmport=off,dump-guest-core=off,mem-merge=off", "-accel", accel, "-cpu", cpu,
+		"-smp", strconv.Itoa(m.cpus), "-m", strconv.FormatInt((m.memory+1<<20-1)>>20, 10) + "M",
+		"-bios", "qboot.rom", "-kernel", m.kernel, "-initrd", m.initial,
+		// Without an answer to a fault it would start again: it stops instead, and
+		// its last words are read.
+		"-action", "reboot=shutdown,shutdown=pause,panic=pause,watchdog=pause",
+		"-append", "console=ttyS0 quiet panic=-1 reboot=k no_timer_check rdinit=/init " + m.argument,
+		"-chardev", "ringbuf,id=console,size=" + strconv.Itoa(consoleSize), "-serial", "chardev:console",
+		"-chardev", "pipe,id=agent,path=" + fileChannel,
+		"-device", "virtio-serial-pci,max_ports=2", "-device", "virtserialport,chardev=agent,nr=1,name=" + machine.PortName,
+		"-qmp", "unix:" + fileQMP + ",server=on,wait=off",
+		"-sandbox", q.filter(m),
+	}
+	if !m.probe {
+		args = append(args, drive("root", m.root, true)...)
+		args = append(args, drive("runtime", m.runtime, true)...)
+		args = append(args, drive("disk", m.disk, false)...)
+	}
+	return q.program, append(args, confine(m, version)...), nil
+}
+
+// filter is QEMU's own seccomp filter. Changing the user is what confine needs it
+// for, once; afterwards there is nothing to be elevated to.
+func (q *qemu) filter(m vm) string {
+	f := "on,obsolete=deny,spawn=deny,resourcecontrol=deny"
+	if m.uid == 0 {
+		f += ",elevateprivileges=deny"
+	}
+	return f
+}
+
+// confine makes QEMU leave the host's files and this user's rights before the
+// machine runs.
+func confine(m vm, version [2]int) []string {
+	if m.uid == 0 {
+		return nil
+	}
+	user := fmt.Sprintf("%d:%d", m.uid, m.uid)
+	if version[0] > 9 || version[0] == 9 && version[1] >= 1 {
+		return []string{"-run-with", "chroot=" + dirEmpty + ",user=" + user}
+	}
+	return []string{"-chroot", dirEmpty, "-runas", user}
+}
+
+// drive attaches a file as a disk. An option's commas are doubled.
+func drive(id, file string, readonly bool) []string {
+	o := "if=none,format=raw,id=" + id + ",file=" + strings.ReplaceAll(file, ",", ",,")
+	if readonly {
+		o += ",readonly=on,file.locking=off"
+	} else {
+		o += ",cache=unsafe,discard=unmap" // nothing on it outlives the machine
+	}
+	d := "virtio-blk-pci,drive=" + id
+	if !readonly {
+		d += ",werror=report,rerror=report" // a full host is the guest's error, not a machine that stands still
+	}
+	return []string{"-drive", o, "-device", d}
+}
+
+func (q *qemu) begin(context.Context, vm) error { return nil } // it runs what its arguments say
+
+func (q *qemu) dial(_ context.Context, dir string) (net.Conn, error) {
+	s, err := dialFIFOs(dir)
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (q *qemu) ended(ctx context.Context, dir string) (ending, error) {
+	for {
+		conn, err := dialIn(dir, fileQMP)
+		switch {
+		case err == nil:
+			return follow(ctx, conn)
+		case ctx.Err() != nil:
+			return ending{}, ctx.Err()
+		case !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ECONNREFUSED):
+			return ending{}, err
+		}
+		select { // it has yet to listen
+		case <-ctx.Done():
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+func (q *qemu) objects(dir string) []sandbox.Object {
+	return []sandbox.Object{
+		{Kind: "fifo", Name: filepath.Join(dir, fileIn)}, {Kind: "fifo", Name: filepath.Join(dir, fileOut)},
+		{Kind: "socket", Name: filepath.Join(dir, fileQMP)}, {Kind: "file", Name: filepath.Join(dir, fileDisk)},
+	}
+}
+
+// firstUser is where the users of monitors begin: far above those of people, and
+// below those of containers that map the highest.
+const firstUser = 0x70000000
+
+// userOf is an instance's own user on this host; 0 when this process cannot give
+// one.
+func userOf(id sandbox.InstanceID) int {
+	if os.Geteuid() != 0 {
+		return 0
+	}
+	h := fnv.New32a()
+	h.Write([]byte(id))
+	return firstUser + int(h.Sum32()&0xffffff)
+}
+
+func orDefault(s, d string) string {
+	if s == "" {
+		return d
+	}
+	return s
+}

@@ -1,0 +1,55 @@
+package microvm
+
+import (
+	"context"
+	"net"
+
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// vm is what a monitor is asked for.
+type vm struct {
+	id       sandbox.InstanceID
+	dir      string // the instance's
+	cpus     int
+	memory   int64 // bytes of RAM
+	kernel   string
+	initial  string
+	root     string // image
+	runtime  string // image
+	disk     string // in dir
+	argument string // for the guest's first process
+	uid      int    // of the monitor; 0: this process's
+	accel    string
+	probe    bool // no disks
+	pid      int  // of the monitor, once it was started
+}
+
+// monitor is the seam between this package and a virtual machine monitor. A
+// monitor's state is in the instance's directory: every method works in another
+// process than the one that started it.
+type monitor interface {
+	// file is the monitor's program.
+	file() string
+	// prepare makes what the monitor's process needs, in m.dir.
+	prepare(m vm) error
+	// command is the program and its arguments, to be started in m.dir.
+	command(m vm) (program string, args []string, err error)
+	// begin makes the started process run the machine. It may be called before
+	// the process is ready.
+	begin(ctx context.Context, m vm) error
+	// dial returns a stream to the agent's end of the channel, which may have yet
+	// to listen. One that nobody holds any more is errNoChannel.
+	dial(ctx context.Context, dir string) (net.Conn, error)
+	// ended returns once the machine has stopped although the monitor runs, with
+	// why; or an error when it cannot tell any more.
+	ended(ctx context.Context, dir string) (ending, error)
+	// objects are the host objects in dir a receipt should name.
+	objects(dir string) []sandbox.Object
+}
+
+// ending is how a machine stopped.
+type ending struct {
+	why     string // "panic", …
+	console string // the last of it
+}
