@@ -56,6 +56,8 @@ func Actions() []Action {
 
 		{Name: "egress.decide", Class: Flow, Then: Flow, When: "before what a sandbox wants to reach is let pass or refused; done at the end of a connection; many alike are counted", Object: "host and port; of a name that is asked for the name", Detail: "kind, decision, rule, reason, address, protocol, count; afterwards upload, download"},
 
+		{Name: "egress.request", Class: Flow, Then: Flow, When: "before a request on a connection that is read is sent on, or is refused; many alike are counted", Object: "host and port", Detail: "decision, method, rule, reason, protocol, count"},
+
 		{Name: "binding.invoked", Then: Flow, When: "before a request through a binding is sent on; durable is a sandbox's first through each", Object: "binding", Detail: "method, host, count"},
 		{Name: "binding.denied", Class: Flow, Then: Flow, When: "before a request through a binding is refused; many alike are counted", Object: "binding", Detail: "method, host, reason, count"},
 

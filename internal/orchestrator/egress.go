@@ -18,7 +18,7 @@ import (
 // allowed. Names in it come from hostile code.
 type EgressEvent struct {
 	Time     time.Time
-	Kind     string // "dns": a name was asked for; "connect": a connection; "close": its end; "request": one through a binding
+	Kind     string // "dns": a name was asked for; "connect": a connection; "close": its end; "request": one that was read, or through a binding
 	Host     string // empty: Count different ones, no longer told one by one
 	Port     uint16 // 0 of a name that was asked for
 	Address  string // what will be dialled, or was
@@ -113,7 +113,7 @@ func (o *Orchestrator) RecordEgress(id sandbox.InstanceID, e EgressEvent) error 
 		return sandbox.Errorf("egress", sandbox.KindInvalid, "%.20q of %.20q is no decision", e.Decision, e.Kind).WithID(string(l.id))
 	}
 	e.bound()
-	invokes := e.Kind == flowRequest && e.Decision != "deny"
+	invokes := e.Kind == flowRequest && e.Decision != "deny" && e.Binding != ""
 	if invokes && !slices.Contains(l.bindings, e.Binding) { // a router that says so lies
 		return sandbox.Errorf("egress", sandbox.KindInvalid, "the sandbox has no binding %.64q", e.Binding).WithID(string(l.id))
 	}
@@ -182,13 +182,16 @@ func (e *EgressEvent) bound() {
 
 // evidence is the record of a decision.
 func (e *EgressEvent) evidence() sandbox.Record {
-	if e.Kind == flowRequest {
+	if e.Kind == flowRequest && e.Binding != "" {
 		return e.invocation()
 	}
 	r := sandbox.Record{Class: sandbox.Flow, Action: "egress.decide", Outcome: sandbox.OutcomeAllowed, Policy: e.Generation,
 		Object: e.Host, Detail: map[string]string{"kind": e.Kind, "decision": e.Decision}}
 	if e.Port != 0 {
 		r.Object = net.JoinHostPort(e.Host, strconv.Itoa(int(e.Port)))
+	}
+	if e.Kind == flowRequest { // without its path, its query and its body, which are nobody's business
+		r.Action, r.Detail = "egress.request", map[string]string{"decision": e.Decision, "method": e.Method}
 	}
 	switch {
 	case e.Kind == flowClose:
@@ -283,7 +286,7 @@ func (k *flowsKept) enter(f FlowEvent) {
 }
 
 // noteFlow adds an event to the sandbox's report. A name that may be asked for is
-// not in it: the connection says more.
+// not in it, nor is a request that a rule allows: the connection says as much.
 func (l *live) noteFlow(e *EgressEvent) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -295,7 +298,7 @@ func (l *live) noteFlow(e *EgressEvent) {
 			l.kept.list[i].Upload += e.Upload
 			l.kept.list[i].Download += e.Download
 		}
-	case e.Kind == "dns" && e.Decision != "deny":
+	case e.Kind == "dns" && e.Decision != "deny", e.Kind == flowRequest && e.Decision == "allow" && e.Binding == "":
 	default:
 		l.kept.enter(e.flow())
 	}

@@ -28,6 +28,8 @@ func TestRecordEgress(t *testing.T) {
 	}
 	record(EgressEvent{Kind: "dns", Host: "a.example.com", Decision: "allow", Reason: "rule", Rule: "allow a.example.com:443", Generation: 1})
 	record(EgressEvent{Kind: "connect", Host: "a.example.com", Port: 443, Address: "93.184.216.34", Protocol: "tls", Decision: "allow", Reason: "rule", Rule: "allow a.example.com:443", Generation: 1})
+	record(EgressEvent{Kind: "request", Host: "a.example.com", Port: 443, Protocol: "tls", Decision: "allow", Reason: "rule", Rule: "allow a.example.com:443", Method: "GET", Generation: 1, Count: 3})
+	record(EgressEvent{Kind: "request", Host: "a.example.com", Port: 443, Protocol: "tls", Decision: "deny", Reason: "method", Method: "PUT", Generation: 1})
 	record(EgressEvent{Kind: "close", Host: "a.example.com", Port: 443, Decision: "allow", Rule: "allow a.example.com:443", Upload: 10, Download: 20, Generation: 1})
 	record(EgressEvent{Kind: "connect", Host: "10.0.0.1", Port: 22, Decision: "deny", Reason: "private", Hint: "to permit it: …", Generation: 1, Count: 5})
 	record(EgressEvent{Kind: "dns", Host: "evil\xff\x1b[2J." + strings.Repeat("x", 1000), Decision: "deny", Reason: "no_rule", Generation: 1})
@@ -41,6 +43,12 @@ func TestRecordEgress(t *testing.T) {
 	}
 	var got []string
 	for _, r := range w.audit.records {
+		if r.Action == "egress.request" {
+			got = append(got, fmt.Sprint(r.Outcome, " ", r.Object, " ", r.Detail["method"], r.Detail["count"], r.Detail["rule"], r.Detail["reason"]))
+			if len(r.Detail) < 4 || r.Class != sandbox.Flow || r.Policy != 1 {
+				t.Errorf("%+v", r)
+			}
+		}
 		if r.Action == "egress.decide" {
 			if r.Class != sandbox.Flow || r.Sandbox != sb.ID || r.Instance != sb.Instance || r.Tenant != alice.Tenant || r.Policy != 1 || r.Principal == "" {
 				t.Errorf("%+v", r)
@@ -48,7 +56,7 @@ func TestRecordEgress(t *testing.T) {
 			got = append(got, fmt.Sprint(r.Outcome, " ", r.Object[:min(len(r.Object), 20)], " ", r.Detail["kind"], r.Detail["count"], r.Detail["upload"]))
 		}
 	}
-	want := []string{"allowed a.example.com dns", "allowed a.example.com:443 connect", "done a.example.com:443 close10", "denied 10.0.0.1:22 connect5", "denied evil\uFFFD\x1b[2J.xxxxxxxx dns"}
+	want := []string{"allowed a.example.com dns", "allowed a.example.com:443 connect", "allowed a.example.com:443 GET3allow a.example.com:443rule", "denied a.example.com:443 PUTmethod", "done a.example.com:443 close10", "denied 10.0.0.1:22 connect5", "denied evil\uFFFD\x1b[2J.xxxxxxxx dns"}
 	if !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
@@ -64,7 +72,7 @@ func TestRecordEgress(t *testing.T) {
 	}
 	now, err := o.Get(t.Context(), alice.Tenant, string(sb.ID))
 	flows := now.Details.Flows.Flows
-	if err != nil || events != 5 || len(flows) != 3 || flows[0].Upload != 10 || flows[0].Download != 20 || flows[0].Address != "93.184.216.34" || flows[1].Count != 5 || flows[1].Hint == "" {
+	if err != nil || events != 7 || len(flows) != 4 || flows[0].Upload != 10 || flows[0].Download != 20 || flows[0].Address != "93.184.216.34" || flows[1].Method != "PUT" || flows[2].Count != 5 || flows[2].Hint == "" {
 		t.Errorf("%d events, %+v, %v", events, flows, err)
 	}
 	s := o.Egress()
@@ -80,7 +88,7 @@ func TestRecordEgress(t *testing.T) {
 		t.Errorf("it was counted: %+v", s)
 	}
 	dead, err := o.Destroy(t.Context(), alice, string(sb.ID))
-	if err != nil || len(dead.Details.Flows.Flows) != 3 {
+	if err != nil || len(dead.Details.Flows.Flows) != 4 {
 		t.Errorf("%+v, %v", dead.Details.Flows, err)
 	}
 	if err := o.RecordEgress(sb.Instance, EgressEvent{Kind: "connect", Decision: "allow"}); sandbox.KindOf(err) != sandbox.KindNotFound {

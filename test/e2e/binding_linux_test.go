@@ -47,12 +47,10 @@ func (v *vault) took() (got []string, bad int) {
 	return got, bad
 }
 
-// bindingWorld is a world whose server trusts the internet's authority, with a vault
-// in it.
+// bindingWorld is a world with a vault in it.
 func bindingWorld(t *testing.T) (*world, *vault) {
 	n := internet.New(t)
 	w := newWorld(t).on(t, n)
-	w.env = append(w.env, "SSL_CERT_FILE="+n.Authority.File)
 	v := &vault{key: "sk-live-4f9bb1d0e27c43a6a1c5"}
 	n.Site("api.vault.example", v)
 	n.Site("other.example", internet.Reached)

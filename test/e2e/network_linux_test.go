@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -14,11 +13,13 @@ import (
 	"github.com/firebreak-dev/firebreak/test/internet"
 )
 
-// on makes the world's commands run on a machine of a test's internet.
+// on makes the world's commands run on a machine of a test's internet, which trusts
+// that's authority.
 func (w *world) on(t *testing.T, n *internet.Internet) *world {
 	t.Helper()
 	enforcing(t)
 	w.begin = n.Start
+	w.env = append(w.env, "SSL_CERT_FILE="+n.Authority.File)
 	w.transport = n.Transport()
 	t.Cleanup(w.transport.CloseIdleConnections)
 	return w
@@ -40,47 +41,6 @@ type ran struct {
 	ExitCode               int    `json:"exit_code"`
 	Egress                 []flow
 	Receipt                struct{ Clean bool }
-}
-
-// TestNetworkPrograms: programs that know nothing of proxies or sandboxes work, with
-// the rules that say where they may go, and each connection is in the report.
-func TestNetworkPrograms(t *testing.T) {
-	n := internet.New(t)
-	w := newWorld(t).on(t, n)
-	const ca = "/home/user/ca.pem"
-	programs, err := n.Programs(ca)
-	if err != nil {
-		t.Fatal(err)
-	}
-	wheels := internet.Wheels(t, "../../bin/network-clients")
-	w.serve()
-	for _, p := range programs {
-		t.Run(p.Name, func(t *testing.T) {
-			args := []string{"run", "--json", "--timeout", "90s", "--memory", "1GiB", "--disk", "1GiB", "--input", n.Authority.File + ":ca.pem"}
-			if p.Wheels {
-				args = append(args, "--input", wheels+":wheels")
-			}
-			for _, a := range p.Allow {
-				args = append(args, "--allow", a)
-			}
-			for k, v := range p.Env {
-				args = append(args, "--env", k+"="+v)
-			}
-			r := w.run("", append(args, "--", "sh", "-c", p.Script)...)
-			var out ran
-			if err := json.Unmarshal([]byte(r.stdout), &out); err != nil || r.code != 0 || !regexp.MustCompile(p.Prints).MatchString(out.Stdout) || !out.Receipt.Clean {
-				t.Fatalf("%v: %d %q %q %s, want %s", err, r.code, out.Stdout, out.Stderr, r.stderr, p.Prints)
-			}
-			for _, a := range p.Allow {
-				host, port, _ := strings.Cut(a, ":")
-				if !slices.ContainsFunc(out.Egress, func(f flow) bool {
-					return f.Host == host && f.Decision == "allow" && f.Rule != "" && (f.Port == 443 || port != "") && f.Upload > 0 && f.Download > 0
-				}) {
-					t.Errorf("the report has no connection to %s: %+v", a, out.Egress)
-				}
-			}
-		})
-	}
 }
 
 // TestNetworkRun: a run in which everything is wanted, without a server: what no

@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	_ "embed"
 	"fmt"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,9 +28,9 @@ type Program struct {
 // tiny is the package that every package server has.
 const tiny = "firebreaktiny"
 
-// Programs makes sites for the programs that people use, and returns those. ca is
-// where the authority's certificate is for them.
-func (n *Internet) Programs(ca string) ([]Program, error) {
+// Programs makes sites for the programs that people use, and returns those. They
+// need to trust the authority: see Trust.
+func (n *Internet) Programs() ([]Program, error) {
 	n.Site("api.example", Reached)
 	n.Site("chat.example", Chat)
 	n.Site("pypi.example", PythonIndex(tiny, "word = 'from the index'\n"))
@@ -71,7 +70,6 @@ w.close()"`, Prints: `echo 1\necho 200\necho 70000`},
 			p.Allow = []string{"api.example"}
 		}
 		p.Env = map[string]string{"GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0"}
-		maps.Copy(p.Env, n.Authority.Trust(ca))
 	}
 	return list, nil
 }

@@ -24,7 +24,7 @@ import (
 // sandbox, the sandbox is why.
 func TestPrograms(t *testing.T) {
 	n := New(t)
-	programs, err := n.Programs(n.Authority.File)
+	programs, err := n.Programs()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,8 +40,10 @@ func TestPrograms(t *testing.T) {
 			defer cancel()
 			cmd := exec.CommandContext(ctx, "sh", "-c", p.Script)
 			cmd.Dir, cmd.Env = dir, []string{"PATH=/usr/bin:/bin", "HOME=" + dir}
-			for k, v := range p.Env {
-				cmd.Env = append(cmd.Env, k+"="+v)
+			for _, env := range []map[string]string{p.Env, n.Authority.Trust(n.Authority.File)} {
+				for k, v := range env {
+					cmd.Env = append(cmd.Env, k+"="+v)
+				}
 			}
 			var out bytes.Buffer
 			cmd.Stdout, cmd.Stderr = &out, &out

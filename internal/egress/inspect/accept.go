@@ -8,6 +8,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -34,6 +35,8 @@ type handed struct {
 	certificate func() (*tls.Certificate, error)
 	session     *session      // of HTTP/2
 	done        chan struct{} // closed when HTTP/2 has ended; nil if it is not spoken
+
+	alert atomic.Int32 // that came in the clear; 0: none
 
 	mu     sync.Mutex
 	closed bool           // guarded by mu; nothing is read any more, and no request begins
@@ -66,7 +69,24 @@ func (h *handed) Read(b []byte) (int, error) {
 	if closed {
 		return 0, net.ErrClosed
 	}
-	return h.Conn.Read(b)
+	n, err := h.Conn.Read(b)
+	if a := alertIn(b[:n]); a != 0 {
+		h.alert.Store(int32(a))
+	}
+	return n, err
+}
+
+// alertIn is the alert that b is, in the clear; 0: it is none. Who does not believe
+// a certificate of TLS 1.3 says so before it has keys to say it with, as OpenSSL does,
+// which crypto/tls takes for damage.
+func alertIn(b []byte) (description uint8) {
+	if len(b) == 13 && b[0] == 20 { // behind a change of the cipher, which means nothing
+		b = b[6:]
+	}
+	if len(b) == 7 && b[0] == 21 && b[1] == 3 && b[3] == 0 && b[4] == 2 && b[5] == 2 {
+		return b[6]
+	}
+	return 0
 }
 
 // Close implements net.Conn for who speaks HTTP/2 on it: nothing is read any more,
@@ -118,6 +138,9 @@ func Accept(ctx context.Context, conn net.Conn, c *tls.Config, timeout time.Dura
 		if ctx.Err() != nil {
 			return nil, &Refusal{}
 		}
+		if a := below.alert.Load(); a != 0 {
+			err = &net.OpError{Op: "remote error", Err: tls.AlertError(a)}
+		}
 		return nil, handshakeProblem(err)
 	}
 	return &Conn{t, below}, nil
@@ -127,9 +150,16 @@ func Accept(ctx context.Context, conn net.Conn, c *tls.Config, timeout time.Dura
 // crypto/tls calls them.
 var alerts = []string{"unknown certificate authority", "bad certificate", "unknown certificate", "unsupported certificate", "expired certificate", "revoked certificate", "access denied"}
 
+// Silent is why a client went away that had seen the certificate and asked nothing.
+func Silent() *Refusal {
+	return &Refusal{Reason: ReasonUntrusted, Text: "the client went away when it saw the certificate of the sandbox's CA: it may not trust it, or pins another" + hintUnread}
+}
+
+const hintUnread = "; a rule with `inspect: none` passes it unread"
+
 // handshakeProblem says why a sandbox's TLS was not accepted.
 func handshakeProblem(err error) *Refusal {
-	const hint = "; a rule with `inspect: none` passes it unread"
+	const hint = hintUnread
 	var alert *net.OpError
 	if errors.As(err, &alert) && alert.Op == "remote error" {
 		what := strings.TrimPrefix(alert.Err.Error(), "tls: ")
@@ -145,7 +175,7 @@ func handshakeProblem(err error) *Refusal {
 	case errors.As(err, &no):
 		return no
 	case errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed), strings.Contains(text, "reset"):
-		return &Refusal{Reason: ReasonUntrusted, Text: "the client went away when it saw the certificate of the sandbox's CA: it may not trust it, or pins another" + hint}
+		return Silent()
 	case strings.Contains(text, "unsupported versions"):
 		return &Refusal{Reason: ReasonTLS, Text: "the client does not speak TLS 1.2 or 1.3" + hint}
 	case strings.Contains(text, "application protocol"):

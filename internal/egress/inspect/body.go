@@ -51,6 +51,9 @@ func (s *stream) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// drained reports whether everything was read, to the end.
+func (s *stream) drained() bool { return s.at == s.seen && s.err == io.EOF }
+
 // fill reads once and looks at what there is.
 func (s *stream) fill() {
 	was := s.buf[s.seen:s.end]

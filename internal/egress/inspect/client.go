@@ -257,6 +257,17 @@ func (t *turn) reply(_ context.Context, a *answer) (again bool) {
 	return again && !t.broken
 }
 
+// switches answers that the connection is a WebSocket from now on.
+func (t *turn) switches(h http.Header) {
+	t.mu.Lock()
+	t.answered = true
+	t.mu.Unlock()
+	_, _ = t.out.WriteString("HTTP/1.1 101 Switching Protocols\r\n") // what fails, fails again when it is flushed
+	_ = h.Write(t.out)
+	_, _ = t.out.WriteString("\r\n")
+	_ = t.out.Flush()
+}
+
 // refuse answers a request that is not sent on. again: another may follow.
 func (c *client) refuse(no *Refusal, again bool) bool {
 	text, h := no.say(http.Header{})

@@ -56,6 +56,7 @@ type exchange struct {
 	head  head
 	req   *http.Request
 	body  upload
+	key   string // of a WebSocket that is asked for
 }
 
 // run sends a request on and its answer back, and reports whether another request
@@ -124,7 +125,12 @@ func (x *exchange) send(ctx context.Context, out *http.Request, sent *sending) (
 		stop = x.front.watch(cancel)
 	}
 	resp, err := x.route.transport.RoundTrip(out.WithContext(ctx))
-	if err == nil {
+	switch {
+	case err != nil:
+	case x.head.socket && resp.StatusCode == http.StatusSwitchingProtocols:
+		stop() // it would read what the frames are read from
+		again = x.socket(ctx, resp, sent.alive)
+	default:
 		again = x.answer(ctx, resp, sent.alive)
 	}
 	stop()

@@ -146,10 +146,11 @@ func (h *head) fields(seen map[string]string) *Refusal {
 	length, sized := seen["content-length"]
 	coding, coded := seen["transfer-encoding"]
 	expect, expects := seen["expect"]
-	_, upgrade := seen["upgrade"]
+	upgrade, upgrades := seen["upgrade"]
+	h.socket = strings.EqualFold(upgrade, "websocket") && h.minor && !coded
 	switch {
-	case upgrade:
-		return odd(http.StatusNotImplemented, "the connection is not upgraded")
+	case upgrades && !h.socket:
+		return odd(http.StatusNotImplemented, "the only upgrade is to WebSocket")
 	case h.method == http.MethodConnect:
 		return odd(http.StatusMethodNotAllowed, "this is no proxy: CONNECT leads nowhere")
 	case sized && coded:

@@ -25,6 +25,9 @@ func (x *exchange) outgoing() (*http.Request, *Refusal) {
 	if no != nil {
 		return nil, no
 	}
+	if x.head.socket && x.route.binding != nil {
+		return nil, odd(http.StatusNotImplemented, "a binding upgrades no connection")
+	}
 	rest, fields, no := x.choose(target)
 	if no != nil {
 		return nil, no
@@ -70,6 +73,9 @@ func (x *exchange) outgoing() (*http.Request, *Refusal) {
 	}
 	if header["User-Agent"] == nil {
 		header["User-Agent"] = []string{""} // net/http would say its own
+	}
+	if x.head.socket {
+		return out, x.knock(out)
 	}
 	return out, nil
 }

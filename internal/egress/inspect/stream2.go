@@ -64,6 +64,8 @@ func checkStream(r *http.Request) (h head, no *Refusal) {
 		return h, odd(http.StatusMethodNotAllowed, "this is no proxy: CONNECT leads nowhere")
 	case len(r.Header["Content-Length"]) > 1, len(r.Header["Content-Encoding"]) > 1:
 		return h, odd(http.StatusBadRequest, "there is more than one length, or encoding")
+	case r.ContentLength == 0 && r.Header["Content-Length"] != nil && r.Header.Get("Content-Length") != "0":
+		return h, odd(http.StatusBadRequest, "the body is shorter than its length")
 	case r.Header["Expect"] != nil:
 		return h, odd(http.StatusExpectationFailed, "the only expectation is 100-continue")
 	}
