@@ -99,6 +99,11 @@ func (x *exchange) passOn(out *http.Request) {
 	header := out.Header
 	trailers := x.head.trailers
 	stripHop(header)
+	if x.route.particular {
+		for _, name := range overriding {
+			delete(header, name)
+		}
+	}
 	for _, name := range []string{"Host", "Expect", "Content-Length", "Proxy-Authorization"} {
 		delete(header, name)
 	}

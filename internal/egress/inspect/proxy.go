@@ -55,6 +55,7 @@ type route struct {
 	Site
 	face       Site    // as the sandbox sees it
 	binding    *Target // nil: the site itself
+	particular bool    // see Visit
 	transport  *http.Transport
 	identified atomic.Bool // the host has asked for a client's certificate
 }

@@ -42,6 +42,9 @@ type Visit struct {
 	// Generation is that of the policy which allows it. No connection to the host is
 	// shared by visits of two.
 	Generation uint64
+	// Particular says that the rules for the site are about some requests only: what
+	// asks it to take one for another is not passed on.
+	Particular bool
 	Ask        Asker
 }
 
@@ -101,7 +104,7 @@ func (s *sites) enter(p *Proxy, v *Visit) *route {
 	}
 	k := s.known[v.Site]
 	if k == nil {
-		r := &route{Site: v.Site, face: v.Site}
+		r := &route{Site: v.Site, face: v.Site, particular: v.Particular}
 		generation := v.Generation
 		r.transport = p.transport(r, func(ctx context.Context) (net.Conn, error) { return p.o.Reach(ctx, r.Site, generation) })
 		k = &visited{route: r}

@@ -13,9 +13,13 @@ import (
 var hopByHop = []string{"Connection", "Keep-Alive", "Proxy-Connection", "Proxy-Authenticate", "Proxy-Authentication-Info", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
 	"Http2-Settings"}
 
-// meddling are headers with which a request asks to be taken for another one.
-var meddling = []string{"X-Http-Method-Override", "X-Http-Method", "X-Method-Override", "X-Original-Method", "X-Original-Url", "X-Rewrite-Url", "X-Original-Host", "X-Host",
-	"Forwarded", "X-Real-Ip", "Via", "X-Client-Ip", "True-Client-Ip"}
+// overriding are headers with which a request asks to be taken for one with another
+// method or path.
+var overriding = []string{"X-Http-Method-Override", "X-Http-Method", "X-Method-Override", "X-Original-Method", "X-Original-Url", "X-Rewrite-Url"}
+
+// meddling are those, and what asks to be taken for a request to another host, or
+// from somebody else.
+var meddling = slices.Concat(overriding, []string{"X-Original-Host", "X-Host", "Forwarded", "X-Real-Ip", "Via", "X-Client-Ip", "True-Client-Ip"})
 
 // credentials are headers, in lower case, by which hosts know who asks.
 var credentials = []string{"authorization", "proxy-authorization", "cookie", "cookie2", "api-key", "apikey", "x-api-key", "x-apikey", "x-auth-key", "x-auth-email",
