@@ -79,7 +79,7 @@ func (f *flow) visit(ctx context.Context, g grant) {
 		read = c
 	}
 	heard, begun := &hearing{Asker: ask}, time.Now()
-	f.settles = w.bound.proxy.Visit(ctx, read, &inspect.Visit{Site: site, Generation: g.decision.Generation, Particular: g.table.Particular(g.flow), Ask: heard})
+	f.settles = w.bound.proxy.Visit(ctx, read, &inspect.Visit{Site: site, Generation: g.decision.Generation, Narrow: g.table.Particular(g.flow), Ask: heard})
 	if t, ok := read.(*inspect.Conn); ok && heard.silent(begun) && ctx.Err() == nil && !t.ConnectionState().DidResume {
 		no := inspect.Silent()
 		f.deny(g.flow, no.Reason, no.Text)

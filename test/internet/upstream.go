@@ -149,13 +149,25 @@ var Chat http.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Req
 	_ = conn.SetDeadline(time.Now().Add(time.Minute))
 	sum := sha1.Sum([]byte(r.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
 	_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "+base64.StdEncoding.EncodeToString(sum[:])+"\r\n\r\n")
+	var kind byte
+	var message []byte
 	for {
-		op, payload, err := readFrame(rw)
-		if err != nil {
+		op, last, payload, err := readFrame(rw)
+		if err != nil || len(message)+len(payload) > 1<<20 {
 			return
 		}
-		if op == 9 { // a ping
+		switch {
+		case op == 9: // a ping
 			op = 10
+		case op < 8: // a message, or a piece of it
+			if op != 0 {
+				kind, message = op, nil
+			}
+			message = append(message, payload...)
+			if !last {
+				continue
+			}
+			op, payload, message = kind, message, nil
 		}
 		if _, err := conn.Write(frame(op, payload)); err != nil || op == 8 {
 			return
@@ -164,10 +176,10 @@ var Chat http.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Req
 })
 
 // readFrame reads a masked frame of at most 1 MiB.
-func readFrame(r io.Reader) (op byte, payload []byte, err error) {
+func readFrame(r io.Reader) (op byte, last bool, payload []byte, err error) {
 	head := make([]byte, 2)
 	if _, err = io.ReadFull(r, head); err != nil {
-		return 0, nil, err
+		return 0, false, nil, err
 	}
 	size := uint64(head[1] & 127)
 	switch size {
@@ -179,18 +191,18 @@ func readFrame(r io.Reader) (op byte, payload []byte, err error) {
 		err = binary.Read(r, binary.BigEndian, &size)
 	}
 	if err != nil || size > 1<<20 || head[1]&128 == 0 {
-		return 0, nil, fmt.Errorf("a frame of %d bytes: %w", size, err)
+		return 0, false, nil, fmt.Errorf("a frame of %d bytes: %w", size, err)
 	}
 	mask := make([]byte, 4)
 	payload = make([]byte, size)
 	if _, err = io.ReadFull(r, mask); err != nil {
-		return 0, nil, err
+		return 0, false, nil, err
 	}
 	_, err = io.ReadFull(r, payload)
 	for i := range payload {
 		payload[i] ^= mask[i%4]
 	}
-	return head[0] & 15, payload, err
+	return head[0] & 15, head[0]&128 != 0, payload, err
 }
 
 // frame is a whole message.

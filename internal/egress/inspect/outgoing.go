@@ -46,6 +46,9 @@ func (x *exchange) outgoing() (*http.Request, *Refusal) {
 			return nil, no
 		}
 	}
+	if r.binding == nil && x.narrow && poses(x.req.Header) {
+		return nil, &Refusal{Status: http.StatusForbidden, Reason: ReasonMethod, Text: "a header asks to have the request taken for another one, and the policy decides about methods or paths"}
+	}
 	if no := x.leaks(rest, fields); no != nil {
 		return nil, no
 	}
@@ -99,11 +102,6 @@ func (x *exchange) passOn(out *http.Request) {
 	header := out.Header
 	trailers := x.head.trailers
 	stripHop(header)
-	if x.route.particular {
-		for _, name := range overriding {
-			delete(header, name)
-		}
-	}
 	for _, name := range []string{"Host", "Expect", "Content-Length", "Proxy-Authorization"} {
 		delete(header, name)
 	}

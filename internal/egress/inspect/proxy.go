@@ -55,7 +55,6 @@ type route struct {
 	Site
 	face       Site    // as the sandbox sees it
 	binding    *Target // nil: the site itself
-	particular bool    // see Visit
 	transport  *http.Transport
 	identified atomic.Bool // the host has asked for a client's certificate
 }
@@ -122,7 +121,7 @@ func (p *Proxy) Serve(ctx context.Context, conn net.Conn, name string) (clean bo
 	if r == nil {
 		return false
 	}
-	c := newClient(&session{p, r, p.o.Ask(r.binding)}, conn)
+	c := newClient(&session{proxy: p, route: r, ask: p.o.Ask(r.binding)}, conn)
 	defer c.release()
 	select {
 	case p.connections <- struct{}{}:

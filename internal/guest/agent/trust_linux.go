@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -35,11 +36,11 @@ const (
 	maxHashed  = 10 // certificates with one hash
 )
 
-// stores are where Java's stores are that belong to no one Java, and javas what the
-// directories are called that Java is installed in.
+// stores are where Java's stores are that belong to no one Java, and javas the
+// directories that Javas are in.
 var (
 	stores = []string{"/etc/ssl/certs/java/cacerts", "/etc/pki/java/cacerts", "/etc/pki/ca-trust/extracted/java/cacerts"}
-	javas  = []string{"/usr/lib/jvm/*", "/usr/lib64/jvm/*", "/usr/java/*", "/opt/java/*", "/opt/jdk*"}
+	javas  = []string{"/usr/lib/jvm", "/usr/lib64/jvm", "/usr/java", "/opt/java", "/opt"}
 )
 
 // Trust implements Truster. What is in the root file system may be anything, an
@@ -193,20 +194,65 @@ func (t *truster) link() error {
 	return nil // so many have the hash that there is an intent; programs have the environment
 }
 
-// java writes the stores that Javas read, if there is one, and one of ours that a
-// Java can be told of whose own cannot be changed.
+// java writes the stores that Javas read. Where one cannot be changed there is one
+// in the directory that is ours, which its programs can be told of.
 func (t *truster) java() error {
-	homes := t.call.Java
-	for _, pattern := range javas {
-		found, _ := filepath.Glob(pattern) // of a pattern that is none
-		homes = append(homes, found...)
+	names := t.javaStores()
+	if len(names) == 0 {
+		return nil
 	}
-	homes = homes[:min(len(homes), maxJava)]
-	var names []string
-	for _, h := range homes {
+	certificate := certificatesOf([]byte(t.call.Certificate))[0]
+	fresh := sync.OnceValue(func() []byte { return keystore(nil, t.list, certificate) })
+	var done []string
+	kept := false // some other one
+	for _, name := range names {
+		p, missing := follow(name)
+		if slices.Contains(done, p) {
+			continue
+		}
+		done = append(done, p)
+		content := fresh
+		switch {
+		case missing && !strings.HasPrefix(p, "/etc/ssl/") && !strings.HasPrefix(p, "/etc/pki/"):
+			continue
+		case !missing && unix.Access(path.Dir(p), unix.W_OK) != nil:
+			kept = true
+			continue
+		case !missing:
+			old, err := readTrusted(p)
+			if err != nil || !isKeystore(old) {
+				continue
+			}
+			if _, err := decodeJKS(old); err == nil {
+				content = func() []byte { return keystore(old, nil, certificate) }
+			}
+		}
+		if err := t.put(p, content()); err != nil {
+			return err
+		}
+	}
+	if !kept {
+		return nil
+	}
+	return t.write(t.dir+"/cacerts", fresh())
+}
+
+// javaStores are the names of the stores that Javas here read.
+func (t *truster) javaStores() (names []string) {
+	homes := t.call.Java
+	for _, dir := range javas {
+		entries, _ := os.ReadDir(dir)
+		for _, e := range entries[:min(len(entries), maxJava)] {
+			if e.IsDir() { // links lead to others
+				homes = append(homes, dir+"/"+e.Name())
+			}
+		}
+	}
+	for _, h := range homes[:min(len(homes), 2*maxJava)] {
 		for _, dir := range []string{"/lib/security", "/jre/lib/security"} {
 			if path.IsAbs(h) && isDirectory(h+dir) {
 				names = append(names, h+dir+"/cacerts")
+				break
 			}
 		}
 	}
@@ -215,34 +261,7 @@ func (t *truster) java() error {
 			names = append(names, s)
 		}
 	}
-	if len(names) == 0 {
-		return nil
-	}
-	certificate := certificatesOf([]byte(t.call.Certificate))[0]
-	if err := t.write(t.dir+"/cacerts", keystore(nil, t.list, certificate)); err != nil {
-		return err
-	}
-	var done []string
-	for _, name := range names {
-		p, missing := follow(name)
-		if slices.Contains(done, p) {
-			continue
-		}
-		done = append(done, p)
-		var old []byte
-		if !missing {
-			var err error
-			if old, err = readTrusted(p); err != nil || !isKeystore(old) {
-				continue
-			}
-		} else if !strings.HasPrefix(p, "/etc/ssl/") && !strings.HasPrefix(p, "/etc/pki/") {
-			continue
-		}
-		if err := t.put(p, keystore(old, t.list, certificate)); err != nil {
-			return err
-		}
-	}
-	return nil
+	return names
 }
 
 // follow is where a path leads, as far as the links go that are there.
