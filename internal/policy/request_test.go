@@ -201,6 +201,10 @@ func TestParticular(t *testing.T) {
 			t.Errorf("%s: %v", in, got)
 		}
 	}
+	o := Options{Judge: func([]Module) (Judge, error) { return judge(nil), nil }}
+	if !compile(t, o, "allow: [a.example]\nrego: package one").Particular(flow(t, "a.example:443 tls 1.1.1.1")) {
+		t.Error("Rego is told what a request is")
+	}
 }
 
 func TestObserveRequests(t *testing.T) {
