@@ -3,6 +3,7 @@ package bench
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -32,7 +33,7 @@ const (
 	PortDown = 9102 // gives as many bytes as it is asked for
 	PortRaw  = 9103 // answers requests; the policy allows anything there
 	PortHTTP = 9104 // answers requests; the policy allows what says that it is for the name, unread
-	PortTLS  = 443  // answers requests by TLS, which is read
+	PortTLS  = 9105 // answers requests by TLS, which is read
 )
 
 var relayed = []int{PortUp, PortDown, PortRaw, PortHTTP, PortTLS}
@@ -71,7 +72,9 @@ func StartEgress(ctx context.Context, binary, dir string, templates *template.St
 	}
 	e.onClose(func() error { e.net.Close(); return nil })
 	e.net.Sink.Stop()
-	for port, handle := range map[uint16]func(net.Conn){PortUp: takeAll, PortDown: giveMuch, PortRaw: answerAll, PortHTTP: answerAll} {
+	secure := e.net.Secure()
+	for port, handle := range map[uint16]func(net.Conn){PortUp: takeAll, PortDown: giveMuch, PortRaw: answerAll, PortHTTP: answerAll,
+		PortTLS: func(c net.Conn) { answerAll(tls.Server(c, secure)) }} {
 		if err := e.net.Serve(port, handle); err != nil {
 			return e, err
 		}
