@@ -1,7 +1,9 @@
 package orchestrator
 
 import (
+	"context"
 	"crypto/rand"
+	"errors"
 
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -68,4 +70,56 @@ func newPlaceholder() string {
 		}
 	}
 	return string(out)
+}
+
+// Granter is a Network whose wires take other secrets while they are served.
+type Granter interface {
+	// Grant has an instance's requests use a secret of p's tenant as it is now, from
+	// the next one on, if they use it. No connection is closed for it.
+	Grant(ctx context.Context, id sandbox.InstanceID, p Egress, secret string) error
+}
+
+// Renew has the living sandboxes of a tenant use a secret as it is now, from their next
+// request on. Errors: those of Network, of any of them; the others use it.
+func (o *Orchestrator) Renew(ctx context.Context, tenant sandbox.TenantID, secret string) error {
+	g, ok := o.Network.(Granter)
+	if !ok {
+		return nil
+	}
+	o.mu.Lock()
+	var all []*live
+	for _, l := range o.lives {
+		if l.tenant == tenant {
+			all = append(all, l)
+		}
+	}
+	o.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, wireWait)
+	defer cancel()
+	var errs []error
+	for _, l := range all {
+		errs = append(errs, l.renew(ctx, g, secret))
+	}
+	return errors.Join(errs...)
+}
+
+// renew is Renew for one. A sandbox whose wire is not served yet, or cut off, gets the
+// secret when it is.
+func (l *live) renew(ctx context.Context, g Granter, secret string) error {
+	n := l.network()
+	if n == nil || len(n.Bindings)+len(n.Transforms) == 0 {
+		return nil
+	}
+	l.wiring.Lock()
+	defer l.wiring.Unlock()
+	if n = l.network(); n.Problem != "" || l.dead() {
+		return nil
+	}
+	e := n.egress(l.tenant)
+	e.Bindings, _ = l.entitled(ctx, &e)
+	err := g.Grant(ctx, l.instance, e, secret)
+	if sandbox.KindOf(err) == sandbox.KindNotFound || l.dead() {
+		return nil
+	}
+	return sandbox.Wrap("renew", string(l.id), err)
 }

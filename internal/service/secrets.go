@@ -26,7 +26,8 @@ func noSecret(name string) error {
 		WithHint("`firebreak secret ls` lists those there are, `firebreak secret set` makes one")
 }
 
-// SetSecret stores a secret, or where it is. Errors: KindInvalid and KindTooLarge,
+// SetSecret stores a secret, or where it is. Sandboxes that live use it from their next
+// request on. Errors: KindUnavailable where one of them does not, and the secret is set; KindInvalid and KindTooLarge,
 // which say what is wrong with it and not what it is; KindDenied for a reference
 // without the scope, or of a tenant that is not the operator's; KindCapacity;
 // KindNoSpace; KindUnsupported where no secrets are kept.
@@ -74,6 +75,10 @@ func (s *Service) SetSecret(ctx context.Context, req *v1.SetSecretRequest) (*v1.
 	}
 	if err != nil {
 		return nil, s.failed(ctx, p, method, name, err)
+	}
+	if err := s.Orchestrator.Renew(context.WithoutCancel(ctx), p.Tenant, name); err != nil {
+		return nil, sandbox.Errorf("secret", sandbox.KindUnavailable, "the secret is set, and not every sandbox that lives uses it: %w", err).WithID(name).
+			WithHint("set it again; sandboxes made from now on use it, and all do after the server's next start")
 	}
 	return toSecret(row), nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"slices"
 
 	"github.com/firebreak-dev/firebreak/internal/broker"
 	"github.com/firebreak-dev/firebreak/internal/egress"
@@ -139,6 +140,23 @@ func (b *bindings) resolveAll(ctx context.Context, p orchestrator.Egress) (g gra
 		g.transforms = append(g.transforms, x)
 	}
 	return g, errs
+}
+
+// use reports whether a wire's requests are made with a secret.
+func (b *bindings) use(ctx context.Context, p orchestrator.Egress, secret string) bool {
+	for _, name := range p.Bindings {
+		if x, err := b.find(ctx, p.Tenant, name); err == nil && x.Secret == secret {
+			return true
+		}
+	}
+	for _, t := range p.Transforms {
+		for _, h := range t.Headers {
+			if v, err := broker.ParseHeaderValue(h.Value); err == nil && slices.Contains(v.Secrets(), secret) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // wipe overwrites what the router has.

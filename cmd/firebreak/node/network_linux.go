@@ -42,6 +42,7 @@ type network struct {
 var (
 	_ orchestrator.Network     = (*network)(nil)
 	_ orchestrator.Accounts    = (*network)(nil)
+	_ orchestrator.Granter     = (*network)(nil)
 	_ orchestrator.Authorities = (*network)(nil)
 )
 
@@ -185,6 +186,20 @@ func (n *network) Update(ctx context.Context, id sandbox.InstanceID, p orchestra
 	}
 	n.generation(id, p.Generation, its)
 	return max(p.Generation, its), closed, nil
+}
+
+// Grant implements orchestrator.Granter.
+func (n *network) Grant(ctx context.Context, id sandbox.InstanceID, p orchestrator.Egress, secret string) error {
+	k := n.running()
+	if k == nil || n.bound == nil || !n.bound.use(ctx, p, secret) {
+		return nil
+	}
+	g, errs := n.bound.resolveAll(ctx, p)
+	defer g.wipe()
+	if len(errs) > 0 { // what the wire has of those stays
+		return errors.Join(append(errs, k.Grant(ctx, string(id), g.bindings, g.transforms))...)
+	}
+	return k.Grant(ctx, string(id), g.bindings, g.transforms)
 }
 
 // Used implements orchestrator.Accounts.

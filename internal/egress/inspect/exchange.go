@@ -23,9 +23,10 @@ type Asker interface {
 
 // session is one connection of a sandbox.
 type session struct {
-	proxy *Proxy
-	route *route
-	ask   Asker
+	proxy  *Proxy
+	route  *route
+	ask    Asker
+	narrow bool // of Visit
 }
 
 // front is the sandbox's side of one request, in its version of HTTP.

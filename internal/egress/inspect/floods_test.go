@@ -120,7 +120,9 @@ func TestSiteSmuggling(t *testing.T) {
 	}
 	// A body that goes wrong on its way is cut off, and what follows it is lost.
 	c := h.dial()
-	go func() { _, _ = io.WriteString(c, post+"Transfer-Encoding: chunked\r\n\r\n1;\nx\r\nX\r\n0\r\n\r\n"+inner) }()
+	go func() {
+		_, _ = io.WriteString(c, post+"Transfer-Encoding: chunked\r\n\r\n1;\nx\r\nX\r\n0\r\n\r\n"+inner)
+	}()
 	if b, _ := io.ReadAll(c); strings.Count(string(b), "HTTP/1.1 ") > 1 || h.requests.Load() > 1 {
 		t.Errorf("%d requests: %q", h.requests.Load(), b)
 	}

@@ -197,7 +197,7 @@ func (x *exchange) renew() *Refusal {
 		return &Refusal{Status: http.StatusForbidden, Reason: ReasonPath, Text: "the sandbox has this binding no more", close: true}
 	}
 	if r != x.route {
-		x.session = &session{x.proxy, r, x.proxy.o.Ask(r.binding)}
+		x.session = &session{proxy: x.proxy, route: r, ask: x.proxy.o.Ask(r.binding)}
 	}
 	return nil
 }

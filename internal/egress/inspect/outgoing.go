@@ -46,6 +46,9 @@ func (x *exchange) outgoing() (*http.Request, *Refusal) {
 			return nil, no
 		}
 	}
+	if r.binding == nil && x.narrow && poses(x.req.Header) {
+		return nil, &Refusal{Status: http.StatusForbidden, Reason: ReasonMethod, Text: "a header asks to have the request taken for another one, and the policy decides about methods or paths"}
+	}
 	if no := x.leaks(rest, fields); no != nil {
 		return nil, no
 	}

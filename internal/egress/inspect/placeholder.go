@@ -45,7 +45,7 @@ func (x *exchange) choose(target string) (rest string, header http.Header, no *R
 	if found == nil {
 		return target, header, nil
 	}
-	x.session = &session{x.proxy, found, x.proxy.o.Ask(found.binding)}
+	x.session = &session{proxy: x.proxy, route: found, ask: x.proxy.o.Ask(found.binding)}
 	rest, header = found.binding.lift(target, header)
 	return rest, header, nil
 }

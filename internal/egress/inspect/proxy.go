@@ -121,7 +121,7 @@ func (p *Proxy) Serve(ctx context.Context, conn net.Conn, name string) (clean bo
 	if r == nil {
 		return false
 	}
-	c := newClient(&session{p, r, p.o.Ask(r.binding)}, conn)
+	c := newClient(&session{proxy: p, route: r, ask: p.o.Ask(r.binding)}, conn)
 	defer c.release()
 	select {
 	case p.connections <- struct{}{}:

@@ -42,7 +42,10 @@ type Visit struct {
 	// Generation is that of the policy which allows it. No connection to the host is
 	// shared by visits of two.
 	Generation uint64
-	Ask        Asker
+	// Narrow says that methods or paths are decided about: requests that ask to be taken
+	// for others are refused.
+	Narrow bool
+	Ask    Asker
 }
 
 // Visit speaks with the sandbox on conn, which is to a site and on which TLS, if
@@ -55,7 +58,7 @@ func (p *Proxy) Visit(ctx context.Context, conn net.Conn, v *Visit) (clean bool)
 		return false // the policy has changed
 	}
 	defer p.sites.leave(r)
-	s := &session{p, r, v.Ask}
+	s := &session{p, r, v.Ask, v.Narrow}
 	if t, ok := conn.(*Conn); ok && t.ConnectionState().NegotiatedProtocol == protocolH2 {
 		return p.h2.serve(ctx, t, s)
 	}

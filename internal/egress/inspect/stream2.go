@@ -111,7 +111,16 @@ func (c *call) refuse(no *Refusal) (again bool) {
 // reply implements front.
 func (c *call) reply(ctx context.Context, a *answer) (again bool) {
 	control := http.NewResponseController(c.w)
-	defer context.AfterFunc(ctx, func() { _ = control.SetWriteDeadline(time.Unix(1, 0)) })() // the sandbox may take nothing
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() { // the sandbox may take nothing
+		defer close(ended)
+		_ = control.SetWriteDeadline(time.Unix(1, 0))
+	})
+	defer func() {
+		if !stop() {
+			<-ended // the writer is nobody's afterwards
+		}
+	}()
 	h := c.w.Header()
 	for name, values := range a.header {
 		h[name] = values

@@ -17,6 +17,12 @@ var hopByHop = []string{"Connection", "Keep-Alive", "Proxy-Connection", "Proxy-A
 var meddling = []string{"X-Http-Method-Override", "X-Http-Method", "X-Method-Override", "X-Original-Method", "X-Original-Url", "X-Rewrite-Url", "X-Original-Host", "X-Host",
 	"Forwarded", "X-Real-Ip", "Via", "X-Client-Ip", "True-Client-Ip"}
 
+// poses reports whether a request asks to be taken for one with another method or
+// target.
+func poses(h http.Header) bool {
+	return slices.ContainsFunc([]string{"X-Http-Method-Override", "X-Http-Method", "X-Method-Override", "X-Original-Method", "X-Original-Url", "X-Rewrite-Url"}, func(name string) bool { return h[name] != nil })
+}
+
 // credentials are headers, in lower case, by which hosts know who asks.
 var credentials = []string{"authorization", "proxy-authorization", "cookie", "cookie2", "api-key", "apikey", "x-api-key", "x-apikey", "x-auth-key", "x-auth-email",
 	"ocp-apim-subscription-key", "x-functions-key", "x-rapidapi-key", "x-aws-ec2-metadata-token"}

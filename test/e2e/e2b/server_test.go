@@ -23,6 +23,7 @@ type server struct {
 	api, url string // its own API, and E2B's
 	key      string // in E2B's spelling
 	env      []string
+	also     []string // in the environment of clients
 	cmd      *exec.Cmd
 	place
 }
@@ -31,6 +32,7 @@ type server struct {
 type place struct {
 	begin     func(*exec.Cmd) error // starts a program there
 	transport *http.Transport       // reaches it
+	env       []string              // of a server there
 }
 
 // serve starts a server in a directory of its own. When the test ends it is
@@ -57,6 +59,7 @@ func serveIn(t testing.TB, p place, args ...string) *server {
 	s := &server{t: t, bin: bin, dir: dir, place: p}
 	s.env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "TMPDIR=" + dir,
 		"FIREBREAK_DATA=" + filepath.Join(dir, "data"), "FIREBREAK_SOCKET=" + filepath.Join(dir, "s.sock")}
+	s.env = append(s.env, p.env...)
 	for _, d := range []string{"data/run", "data/instances", "data/processes"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
 			t.Fatal(err)
@@ -134,8 +137,8 @@ func (s *server) newKey(args ...string) string {
 
 // clientEnv is the environment of E2B's clients, and nothing else of ours.
 func (s *server) clientEnv() []string {
-	return []string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.dir, "NO_COLOR=1", "PYTHONDONTWRITEBYTECODE=1",
-		"E2B_API_URL=" + s.url, "E2B_SANDBOX_URL=" + s.url, "E2B_API_KEY=" + s.key, "FIREBREAK_API=" + s.api}
+	return append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.dir, "NO_COLOR=1", "PYTHONDONTWRITEBYTECODE=1",
+		"E2B_API_URL=" + s.url, "E2B_SANDBOX_URL=" + s.url, "E2B_API_KEY=" + s.key, "FIREBREAK_API=" + s.api}, s.also...)
 }
 
 // run runs a command that has to succeed and returns what it printed.
