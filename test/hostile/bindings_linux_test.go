@@ -23,6 +23,8 @@ func TestBindings(t *testing.T) {
 	v := new(vault)
 	o.reachable[netip.AddrPortFrom(o.Site("api.vault.example", v), 443)] = true
 	o.asked["api.vault.example"] = true
+	o.reachable[netip.AddrPortFrom(o.Site("api.example", internet.Reached), 443)] = true
+	o.asked["api.example"] = true
 	w := serveIn(t, built(t), o, "SSL_CERT_FILE="+o.Authority.File)
 	forge, err := o.Forge(vaultKey, "owner/repo", "owner/other")
 	if err != nil {
@@ -34,6 +36,7 @@ func TestBindings(t *testing.T) {
 	w.must(t, vaultKey, "secret", "set", "vault-key")
 	w.must(t, "", "binding", "add", "vault", "--secret", "vault-key", "--host", "api.vault.example", "--path", "/v1")
 	w.must(t, "", "binding", "add", "other", "--secret", "vault-key", "--host", "api.vault.example", "--path", "/v1")
+	w.must(t, "", "binding", "add", "held", "--secret", "vault-key", "--host", "api.vault.example", "--path", "/v1", "--placeholder", "VAULT_API_KEY")
 	w.must(t, "", "binding", "add", "gh", "--secret", "vault-key", "--host", "git.vault.example", "--git", "owner/repo", "--git-push", "refs/heads/agent/*")
 	n := w.neighbours(t)
 	begin := o.mark(t)
@@ -82,18 +85,23 @@ func TestBindingsBite(t *testing.T) {
 	}
 	o := newOutside(t)
 	o.Site("api.vault.example", &vault{tells: true})
-	for program, least := range map[string]int{"bind_echo.py": 30, "bind_leak.py": 40} {
+	o.Site("api.example", internet.Reached)
+	for name, least := range map[string]int{"bind_echo.py": 30, "bind_leak.py": 40, "bind_echo.py by TLS": 30, "bind_leak.py by TLS": 40, "hold_elsewhere.py by TLS": 90} {
+		program, tls := strings.CutSuffix(name, " by TLS")
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		cmd := exec.CommandContext(ctx, "/usr/bin/python3", program, masked())
 		var out bytes.Buffer
 		cmd.Dir, cmd.Stdout, cmd.Stderr = "programs", &out, &out
 		cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=" + t.TempDir(), "PYTHONDONTWRITEBYTECODE=1", "VAULT_BASE_URL=http://api.vault.example"}
+		if tls {
+			cmd.Env = append(cmd.Env, "VAULT_BASE_URL=https://api.vault.example", "VAULT_API_KEY=fbp_0123456789012345678901234567890123456789", "SSL_CERT_FILE="+o.Authority.File)
+		}
 		err := o.Run(cmd)
 		cancel()
 		if found := strings.Count(out.String(), "FINDING"); err != nil || found < least {
-			t.Errorf("%s: %v, %d findings, want %d:\n%s", program, err, found, least, out.String())
+			t.Errorf("%s: %v, %d findings, want %d:\n%s", name, err, found, least, out.String())
 		} else {
-			t.Logf("%s: %d findings", program, found)
+			t.Logf("%s: %d findings", name, found)
 		}
 	}
 }

@@ -39,8 +39,78 @@ var bindingAttacks = []attack{
 	{number: 22, name: "git's token, and other refs", verdict: deny, run: []string{"bind_git.py", masked()}, with: shared, limits: `"memory_bytes":536870912,"cpus":2`, timeout: 5 * time.Minute, reasons: "done", prints: "(?s)control worked.*tried.*tried", check: onlyTheAgents,
 		fields: `"bindings":["gh"]`, wants: []string{`request GET gh git.vault.example:443 allowed`, `request POST gh git.vault.example:443 allowed`, `request POST gh git.vault.example:443 denied push`,
 			`request POST gh git.vault.example:443 denied request`, `request GET gh git.vault.example:443 denied path`, `dns git.vault.example deny no_rule`}},
+	{number: 16, name: "a key of one's own, by TLS", verdict: deny, run: []string{"hold_key.py", masked()}, with: shared, limits: roomy, timeout: time.Minute, reasons: "done", prints: "(?s)tried.*welcome.*tried", check: ownKeysGone,
+		network: allowing("api.vault.example"), fields: held, wants: []string{`request POST held api.vault.example:443 allowed`, `request POST api.vault.example:443 allowed rule`}},
+	{number: 18, name: "the secret, sent on by TLS", verdict: deny, run: []string{"bind_leak.py", masked()}, with: shared, limits: roomy, timeout: 2 * time.Minute, reasons: "done", prints: "(?s)tried.*tried", check: nothingSentOn,
+		fields: held, wants: []string{`request GET held api.vault.example:443 denied leak`, `request POST held api.vault.example:443 denied leak`}},
+	{number: 19, name: "a placeholder in other places", verdict: deny, run: []string{"hold_elsewhere.py", masked()}, with: shared, limits: roomy, timeout: 2 * time.Minute, reasons: "done", prints: "(?s)tried.*tried", check: nothingArrived,
+		network: allowing("api.vault.example", "api.example", "api.example:80", "api.vault.example:80"), fields: held,
+		wants: []string{`request GET api.vault.example:443 denied placeholder`, `request POST held api.vault.example:443 denied placeholder`, `request GET api.example:443 denied placeholder`,
+			`request GET api.example:80 denied placeholder`, `request GET held api.vault.example:443 denied path`}},
+	{number: 20, name: "a server that echoes, by TLS", verdict: deny, run: []string{"bind_echo.py", masked()}, with: shared, limits: roomy, timeout: 2 * time.Minute, reasons: "done", prints: "(?s)tried.*tried", check: echoed,
+		fields: held, wants: []string{`request GET held api.vault.example:443 allowed`}},
+	{number: 21, name: "a search after use by TLS", verdict: deny, run: []string{"bind_search.py", masked()}, with: shared, limits: `"memory_bytes":536870912,"cpus":2`, timeout: 5 * time.Minute, reasons: "done", prints: `(?s)used .*welcome.*searched \d{4,} `, check: secretNowhere,
+		fields: `"bindings":["held"],"env":{"CANARY":"` + canary + `","VAULT_BASE_URL":"https://api.vault.example"},"metadata":{"canary":"` + canary + `"}`, wants: []string{`request GET held api.vault.example:443 allowed`}},
+	{number: 23, name: "another sandbox's placeholder", verdict: deny, act: anothersPlaceholder, network: allowing("api.vault.example"),
+		fields: `"bindings":["held"]`, wants: []string{`request GET api.vault.example:443 allowed rule`}},
 	{number: 23, name: "another sandbox's binding", verdict: deny, act: anotherSandboxes,
 		fields: `"bindings":["vault"]`, wants: []string{`dns other.binding.internal deny \S+`}},
+}
+
+// held gives a sandbox a placeholder, and has programs go to the host itself.
+const held = `"bindings":["held"],"env":{"VAULT_BASE_URL":"https://api.vault.example"}`
+
+// ownKeysGone: what arrived has the binding's key, or none.
+func ownKeysGone(t *testing.T, w *world, id string, r reply, took time.Duration) {
+	noFindings(t, w, id, r, took)
+	with, without := 0, 0
+	for _, g := range w.vault.took() {
+		if g.authorized {
+			with++
+		} else {
+			without++
+		}
+		if strings.Contains(g.text, "attacker") || !g.authorized && strings.Contains(g.text, "Authorization: ") {
+			t.Errorf("there arrived %s", g.text)
+		}
+	}
+	if with < 4 || without < 8 {
+		t.Errorf("%d arrived with the binding's key and %d without: %s", with, without, r.Stdout)
+	}
+}
+
+// nothingArrived: not one request did, whole.
+func nothingArrived(t *testing.T, w *world, id string, r reply, took time.Duration) {
+	noFindings(t, w, id, r, took)
+	for _, g := range w.vault.took() {
+		if g.complete || g.authorized && contains([]byte(strings.Replace(g.text, "Authorization: Bearer "+vaultKey, "", 1))) != "" {
+			t.Errorf("there arrived, complete %v, %.300s", g.complete, g.text)
+		}
+	}
+}
+
+// anothersPlaceholder: in a sandbox that has the same binding, and in one that has none,
+// it is a text like any other, which does not even arrive.
+func anothersPlaceholder(t *testing.T, w *world, id string) {
+	const ask = `curl -sS -m 10 -H "Authorization: Bearer ${1:-$VAULT_API_KEY}" https://api.vault.example/v1/models; echo "$VAULT_API_KEY"`
+	first := w.create(t, `"bindings":["held"]`)
+	defer w.destroy(t, first)
+	_, r := w.exec(first, 20*time.Second, "sh", "-c", ask)
+	said := strings.Fields(r.Stdout)
+	if got := w.vault.took(); len(got) != 1 || !got[0].authorized || len(said) != 2 || !strings.HasPrefix(said[1], "fbp_") {
+		t.Fatalf("it does not work where it should: %v, %s", got, r.body)
+	}
+	unbound := w.create(t, `"network":`+allowing("api.vault.example"))
+	defer w.destroy(t, unbound)
+	for _, id := range []string{id, unbound} {
+		if _, r := w.exec(id, 20*time.Second, "sh", "-c", ask, "sh", said[1]); !strings.Contains(r.Stdout, "welcome") {
+			t.Errorf("the host is not reached: %s", r.body)
+		}
+		got := w.vault.took()
+		if len(got) != 1 || got[0].authorized || contains([]byte(got[0].text)) != "" || strings.Contains(got[0].text, "fbp_") != (id == unbound) {
+			t.Errorf("there arrived %v", got)
+		}
+	}
 }
 
 // onlyTheAgents: of the forge's refs those are new that the binding lets be pushed to,

@@ -131,10 +131,8 @@ func (w *world) wanted(t *testing.T, id string, patterns []string) {
 		case string(r.Sandbox) != id:
 		case r.Action == "egress.decide":
 			flows += strings.TrimSpace(r.Detail["kind"]+" "+r.Object+" "+r.Detail["decision"]+" "+r.Detail["reason"]) + "\n"
-		case r.Action == "egress.request":
-			flows += strings.TrimSpace("request "+r.Detail["method"]+" "+r.Object+" "+r.Detail["decision"]+" "+r.Detail["reason"]) + "\n"
-		case r.Action == "binding.invoked" || r.Action == "binding.denied":
-			flows += strings.TrimSpace("request "+r.Detail["method"]+" "+r.Object+" "+r.Detail["host"]+" "+string(r.Outcome)+" "+r.Detail["reason"]) + "\n"
+		case r.Action == "binding.invoked" || r.Action == "binding.denied" || r.Action == "egress.request":
+			flows += strings.Join(strings.Fields("request "+r.Detail["method"]+" "+r.Object+" "+r.Detail["host"]+" "+string(r.Outcome)+" "+r.Detail["reason"]), " ") + "\n"
 		}
 	}
 	for _, p := range patterns {

@@ -1,17 +1,15 @@
 # Case 20: a server that gives back what it was sent, credential and all, in all the
 # ways an answer has.
 import gzip
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPException
 
 from attempts import *
 from masked import *
 
-host = BASE.removeprefix("http://")
-
 
 def answer(path, headers=()):
-    c = HTTPConnection(host, 80, timeout=20)
-    c.request("GET", path, headers=dict(headers))
+    c = connect(20)
+    c.request("GET", path, headers=dict((*OWN, *headers)))
     r = c.getresponse()
     head = repr(r.getheaders()).encode()
     body = r.read()

@@ -1,18 +1,14 @@
 # Case 18: a program that knows the secret, from wherever, sends it on through the
 # binding, where nobody put it: to the path, the query, headers and the body.
-from http.client import HTTPConnection
-
 from attempts import *
 from masked import *
-
-host = BASE.removeprefix("http://")
 
 
 def send(method, target, headers=(), body=None, pieces=None):
     """200 or 201 is the finding: it has arrived."""
-    c = HTTPConnection(host, 80, timeout=10)
+    c = connect()
     c.putrequest(method, target, skip_accept_encoding=True)
-    for k, v in headers:
+    for k, v in (*OWN, *headers):
         c.putheader(k, v)
     if pieces is not None:
         c.putheader("Transfer-Encoding", "chunked")

@@ -6,7 +6,7 @@ import stat
 from attempts import *
 from masked import *
 
-print("used", curl(BASE + "/v1/models")[:60], flush=True)
+print("used", curl(*(x for k, v in OWN for x in ("-H", f"{k}: {v}")), BASE + "/v1/models")[:60], flush=True)
 looked = skipped = 0
 
 

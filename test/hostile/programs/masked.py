@@ -5,8 +5,18 @@ import base64
 import os
 import sys
 import urllib.parse
+from http.client import HTTPConnection, HTTPSConnection
 
 BASE = os.environ.get("VAULT_BASE_URL", "")
+# By TLS to the host itself there is a placeholder.
+KEY = os.environ.get("VAULT_API_KEY", "") if BASE.startswith("https://") else ""
+OWN = (("Authorization", "Bearer " + KEY),) if KEY else ()
+
+
+def connect(timeout=10):
+    """A connection to the binding."""
+    scheme, host = BASE.split("://")
+    return (HTTPSConnection if scheme == "https" else HTTPConnection)(host, timeout=timeout)
 
 
 def unmasked(text):
