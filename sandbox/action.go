@@ -21,9 +21,9 @@ type Action struct {
 func Actions() []Action {
 	const path = "path in the sandbox"
 	return []Action{
-		{Name: "sandbox.create", Then: Flow, When: "before a boot; done or failed after it", Object: "name", Digest: "its policy, as in sandbox.network", Detail: "backend, isolation, template, limits, network, mode, documents, policies, bindings, tier, accept_weaker, run, snapshot, git_commit; afterwards enforced, took or error"},
+		{Name: "sandbox.create", Then: Flow, When: "before a boot; done or failed after it", Object: "name", Digest: "its policy, as in sandbox.network", Detail: "backend, isolation, template, limits, network, mode, documents, policies, transforms, bindings, tier, accept_weaker, run, snapshot, git_commit; afterwards enforced, took or error"},
 		{Name: "sandbox.timeout", When: "before the end is moved", Object: "new time to live"},
-		{Name: "sandbox.network", Then: Flow, When: "before a sandbox's policy is replaced; done or failed after it", Digest: "the policy: the SHA-256 of its documents, in hex, one a line", Detail: "mode, documents, policies; afterwards closed or error"},
+		{Name: "sandbox.network", Then: Flow, When: "before a sandbox's policy is replaced; done or failed after it", Digest: "the policy: the SHA-256 of its documents, in hex, one a line", Detail: "mode, documents, policies, transforms; afterwards closed or error"},
 		{Name: "sandbox.destroy", When: "before a teardown, whatever the cause; Reason says it", Detail: "detail"},
 		{Name: "sandbox.receipt", When: "after a teardown", Digest: "the receipt, canonical JSON", Detail: "objects, clean"},
 		{Name: "sandbox.orphan", When: "before what a dead process left is destroyed"},
@@ -77,7 +77,7 @@ func Actions() []Action {
 
 		{Name: "secret.set", Then: Flow, When: "before a secret is stored under a name; of its value nothing is recorded, no digest either", Object: "name", Detail: "reference"},
 		{Name: "secret.remove", Then: Flow, When: "before a secret is forgotten", Object: "name"},
-		{Name: "binding.set", Then: Flow, When: "before a binding is stored under a name", Object: "name", Digest: "the binding, JSON as it is stored", Detail: "secret (its name), host, port, plain, methods, path, as, field, git, push, tier"},
+		{Name: "binding.set", Then: Flow, When: "before a binding is stored under a name", Object: "name", Digest: "the binding, JSON as it is stored", Detail: "secret (its name), host, port, plain, methods, path, as, field, placeholder, git, push, tier"},
 		{Name: "binding.remove", Then: Flow, When: "before a binding is forgotten", Object: "name"},
 
 		{Name: "key.create", Then: Gate, When: "before and after a key is made", Object: "name, then key id", Detail: "role"},
