@@ -42,8 +42,8 @@ type attack struct {
 	check   func(t *testing.T, w *world, id string, r reply, took time.Duration)
 
 	// What the sandbox may reach, as a request says it; what it wanted must be in the
-	// evidence, each as a pattern of "KIND HOST:PORT DECISION REASON", or of "request METHOD BINDING HOST:PORT
-	// OUTCOME REASON".
+	// evidence, each as a pattern of "KIND HOST:PORT DECISION REASON", of "request METHOD HOST:PORT DECISION
+	// REASON", or of "request METHOD BINDING HOST:PORT OUTCOME REASON".
 	network string
 	wants   []string
 	// fields are further ones of the request that makes it.
@@ -131,6 +131,8 @@ func (w *world) wanted(t *testing.T, id string, patterns []string) {
 		case string(r.Sandbox) != id:
 		case r.Action == "egress.decide":
 			flows += strings.TrimSpace(r.Detail["kind"]+" "+r.Object+" "+r.Detail["decision"]+" "+r.Detail["reason"]) + "\n"
+		case r.Action == "egress.request":
+			flows += strings.TrimSpace("request "+r.Detail["method"]+" "+r.Object+" "+r.Detail["decision"]+" "+r.Detail["reason"]) + "\n"
 		case r.Action == "binding.invoked" || r.Action == "binding.denied":
 			flows += strings.TrimSpace("request "+r.Detail["method"]+" "+r.Object+" "+r.Detail["host"]+" "+string(r.Outcome)+" "+r.Detail["reason"]) + "\n"
 		}
