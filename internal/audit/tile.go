@@ -108,8 +108,8 @@ func writeTile(dir string, level int, n int64, h []tlog.Hash, sync bool) error {
 	return os.Rename(tmp, path)
 }
 
-// unfinished lists the widths of partial tiles that somebody died writing.
-func unfinished(dir string, n int64) (list []int) {
+// halfWritten lists the widths of partial tiles that somebody died writing.
+func halfWritten(dir string, n int64) (list []int) {
 	names, _ := filepath.Glob(tilePath(dir, 0, n, tileWidth) + ".p/*.tmp")
 	for _, name := range names {
 		if w, err := strconv.Atoi(strings.TrimSuffix(filepath.Base(name), ".tmp")); err == nil {
@@ -123,7 +123,7 @@ func unfinished(dir string, n int64) (list []int) {
 // what was to become one.
 func dropPartials(dir string, n int64, below int) error {
 	list, err := partials(dir, n)
-	for _, w := range unfinished(dir, n) {
+	for _, w := range halfWritten(dir, n) {
 		if w < below {
 			err = errors.Join(err, os.Remove(tilePath(dir, 0, n, w)+".tmp"))
 		}
