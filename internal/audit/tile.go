@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -107,9 +108,26 @@ func writeTile(dir string, level int, n int64, h []tlog.Hash, sync bool) error {
 	return os.Rename(tmp, path)
 }
 
-// dropPartials removes the files of a tile that was not full and is wider now.
+// halfWritten lists the widths of partial tiles that somebody died writing.
+func halfWritten(dir string, n int64) (list []int) {
+	names, _ := filepath.Glob(tilePath(dir, 0, n, tileWidth) + ".p/*.tmp")
+	for _, name := range names {
+		if w, err := strconv.Atoi(strings.TrimSuffix(filepath.Base(name), ".tmp")); err == nil {
+			list = append(list, w)
+		}
+	}
+	return list
+}
+
+// dropPartials removes the files of a tile that was not full and is wider now, and
+// what was to become one.
 func dropPartials(dir string, n int64, below int) error {
 	list, err := partials(dir, n)
+	for _, w := range halfWritten(dir, n) {
+		if w < below {
+			err = errors.Join(err, os.Remove(tilePath(dir, 0, n, w)+".tmp"))
+		}
+	}
 	for _, w := range list {
 		if w < below {
 			err = errors.Join(err, os.Remove(tilePath(dir, 0, n, w)))

@@ -36,7 +36,7 @@ func pauses(tr *trial) scenario {
 			tr.promise("sandbox "+sb.ID(), func() error { return tr.remembered(sb.ID()) })
 			if _, err := sb.Pause(tr.ctx); err == nil {
 				tr.promise("pause", func() error {
-					info, err := sb.Info(tr.ctx)
+					info, err := tr.c.Sandbox(sb.ID()).Info(tr.ctx)
 					if err == nil && info.GetState() != "paused" && info.GetState() != "running" { // another check may have woken it
 						err = fmt.Errorf("it is %s", info.GetState())
 					}
@@ -45,7 +45,7 @@ func pauses(tr *trial) scenario {
 			}
 		},
 		after: func() {
-			info, err := sb.Info(tr.ctx)
+			info, err := tr.c.Sandbox(sb.ID()).Info(tr.ctx)
 			if err != nil || info.GetState() != "paused" && info.GetState() != "running" {
 				tr.errorf("%v, %v", info, err)
 			}
@@ -74,7 +74,7 @@ func resumes(tr *trial) scenario {
 			}
 		},
 		after: func() {
-			if info, err := sb.Info(tr.ctx); err == nil && info.GetState() == "running" {
+			if info, err := tr.c.Sandbox(sb.ID()).Info(tr.ctx); err == nil && info.GetState() == "running" {
 				tr.effects = append(tr.effects, effect{"sandbox.resume", sb.ID()})
 			}
 			if err := tr.remembered(sb.ID()); err != nil {

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/firebreak-dev/firebreak/test/image"
 )
 
 // pausedCycles is how often one sandbox is paused and goes on.
@@ -194,5 +196,33 @@ func TestSnapshotForks(t *testing.T) {
 	s.furnished(t, b, pid, 4)
 	if left, _ := os.ReadDir(filepath.Join(w.dir, "data", "snapshots")); len(left) != 0 {
 		t.Errorf("left %v", left)
+	}
+}
+
+// TestMemoryImage: a sandbox's memory can be searched, with a network and without;
+// and it goes on.
+func TestMemoryImage(t *testing.T) {
+	enforcing(t)
+	w := newWorld(t)
+	s := w.serve()
+	for _, body := range []string{"{}", `{"network":{"allow":["example.com"]}}`} {
+		id := s.made(t, "/v1/sandboxes", body)
+		s.eval(t, id, "python", "canary = 'canary of' + ' the memory'\nopen('/home/user/file', 'w').write('a file' + ' in it')\nNone")
+		all := w.instances(t)
+		if len(all) != 1 {
+			t.Fatalf("instances %v", all)
+		}
+		dir := filepath.Join(t.TempDir(), "image")
+		if err := image.Take(t.Context(), filepath.Join(w.dir, "data"), filepath.Base(all[0]), dir); err != nil {
+			t.Fatal(err)
+		}
+		found, size, err := image.Search(dir, []byte("canary of the memory"), []byte("a file in it"), []byte(t.TempDir()+"nowhere"))
+		if err != nil || found[0] == 0 || found[1] == 0 || found[2] != 0 {
+			t.Errorf("with %s: found %v in %d bytes, %v", body, found, size, err)
+		}
+		if e := s.eval(t, id, "python", "canary[:6]"); e.text() != "'canary'" {
+			t.Errorf("it does not go on: %+v", e)
+		}
+		s.must(t, "DELETE", "/v1/sandboxes/"+id, "")
 	}
 }

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/firebreak-dev/firebreak/internal/guest"
 	"github.com/firebreak-dev/firebreak/internal/template"
 	"github.com/firebreak-dev/firebreak/sandbox"
@@ -125,5 +127,107 @@ func line(t *testing.T, r io.Reader) string {
 	}
 }
 
-var _ = os.Remove
-var _ context.Context
+// TestSnapshotOfOtherBuild: what another build of runsc or of the agent has saved is
+// refused, and what another has made is not saved.
+func TestSnapshotOfOtherBuild(t *testing.T) {
+	dir := t.TempDir()
+	b := open(t, dir)
+	saving(t, b)
+	spec := sandbox.Spec{Root: minimalRoot(t), Tenant: "acme"}
+	x := create(t, b, spec)
+	snap, err := x.Snapshot(within(t), filepath.Join(t.TempDir(), "image"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	newer := t.TempDir()
+	runsc, runtime := filepath.Join(newer, "runsc"), filepath.Join(newer, "runtime")
+	program, err := os.ReadFile(b.cfg.Runsc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(runsc, append(program, "newer"...), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.CopyFS(runtime, os.DirFS(b.cfg.Runtime)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(runtime, "newer.py"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for what, change := range map[string]func(*Config){
+		"runsc":     func(c *Config) { c.Runsc = runsc },
+		"the agent": func(c *Config) { c.Runtime = runtime },
+	} {
+		cfg := b.cfg
+		change(&cfg)
+		other, err := New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { other.Close() })
+		s := spec
+		s.Instance, s.Limits = sandbox.NewInstanceID(), snap.Limits
+		if _, err := other.Restore(within(t), s, snap); sandbox.KindOf(err) != sandbox.KindConflict || !strings.Contains(err.Error(), "another build of "+what) {
+			t.Errorf("of another build of %s: %v", what, err)
+		}
+		i, err := other.Attach(within(t), x.ID())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := i.(*Instance).Snapshot(within(t), filepath.Join(t.TempDir(), "image")); sandbox.KindOf(err) != sandbox.KindUnsupported {
+			t.Errorf("what another build of %s made: %v", what, err)
+		}
+	}
+	restore(t, b, spec, snap).probe(t, "echo", "it is good")
+}
+
+// TestSnapshotWithoutSpace: on a full disk nothing is left of the snapshot, and the
+// sandbox goes on.
+func TestSnapshotWithoutSpace(t *testing.T) {
+	b := open(t, t.TempDir())
+	saving(t, b)
+	x := create(t, b, sandbox.Spec{Root: minimalRoot(t)})
+	x.probe(t, "fill", "/tmp/large", "8388608")
+	full := t.TempDir()
+	if err := unix.Mount("none", full, "tmpfs", 0, "size=4m"); err != nil {
+		t.Skipf("not run: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(full, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	for range 2 {
+		_, err := x.Snapshot(within(t), filepath.Join(full, "image"))
+		if sandbox.KindOf(err) != sandbox.KindNoSpace {
+			t.Errorf("on a full disk: %v", err)
+		}
+		if left, err := os.ReadDir(full); err != nil || len(left) != 0 {
+			t.Errorf("left %v, %v", left, err)
+		}
+		if out, exit := x.probe(t, "echo", "alive"); out != "alive\n" || exit.Code != 0 {
+			t.Errorf("the sandbox says %q, %+v", out, exit)
+		}
+	}
+	if _, err := x.Snapshot(within(t), filepath.Join(t.TempDir(), "image")); err != nil {
+		t.Errorf("with space: %v", err)
+	}
+}
+
+// TestSnapshotCanceled: one that nobody waits for any more leaves nothing, and the
+// sandbox goes on.
+func TestSnapshotCanceled(t *testing.T) {
+	b := open(t, t.TempDir())
+	saving(t, b)
+	x := create(t, b, sandbox.Spec{Root: minimalRoot(t)})
+	for _, after := range []time.Duration{0, time.Millisecond, 10 * time.Millisecond, 30 * time.Millisecond} {
+		ctx, cancel := context.WithTimeout(t.Context(), after)
+		dir := filepath.Join(t.TempDir(), "image")
+		_, err := x.Snapshot(ctx, dir)
+		cancel()
+		if _, e := os.Lstat(dir); (e == nil) != (err == nil) {
+			t.Errorf("after %s: %v, and the directory: %v", after, err, e)
+		}
+		x.probe(t, "echo", "alive")
+	}
+}
