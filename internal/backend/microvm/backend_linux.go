@@ -26,6 +26,7 @@ type Backend struct {
 	mu        sync.Mutex
 	closed    bool                             // guarded by mu
 	instances map[sandbox.InstanceID]*Instance // guarded by mu: created or attached here, until destroyed
+	cgroups   cgroupHost                       // guarded by mu: whose parents were made
 }
 
 var _ sandbox.Backend = (*Backend)(nil)
@@ -213,13 +214,14 @@ func (b *Backend) Close() error {
 		return nil
 	}
 	b.closed = true
-	all := b.instances
+	all, cgroups := b.instances, b.cgroups
 	b.instances = map[sandbox.InstanceID]*Instance{}
 	b.mu.Unlock()
 	for _, i := range all {
 		i.release()
 	}
 	b.watchers.Wait()
+	cgroups.tidy()
 	return nil
 }
 

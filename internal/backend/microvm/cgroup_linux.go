@@ -88,6 +88,13 @@ func (h cgroupHost) prepare() error {
 	return nil
 }
 
+// tidy removes the parents that hold no instance.
+func (h cgroupHost) tidy() {
+	for _, dir := range h.parent {
+		_ = unix.Rmdir(dir) // in use, or gone
+	}
+}
+
 // dirs are the directories of an instance's group.
 func (h cgroupHost) dirs(id sandbox.InstanceID) (dirs []string) {
 	for _, d := range h.parent {
@@ -126,7 +133,10 @@ func (g group) set(value string, files ...string) error {
 func (g group) create(h cgroupHost, memory int64, tasks int) error {
 	for _, d := range g {
 		err := os.Mkdir(d, 0o755)
-		if errors.Is(err, fs.ErrNotExist) { // another Backend has tidied up
+		for range 3 { // another Backend may have tidied up
+			if !errors.Is(err, fs.ErrNotExist) {
+				break
+			}
 			if err = h.prepare(); err == nil {
 				err = os.Mkdir(d, 0o755)
 			}

@@ -264,6 +264,8 @@ func (i *Instance) start(ctx context.Context, m vm) error {
 		return err
 	}
 	m.pid = cmd.Process.Pid
+	// On a host out of memory machines go before the host, whatever this process is.
+	_ = writeFile(fmt.Sprintf("/proc/%d/oom_score_adj", m.pid), "1000")
 	if p, ok := identify(m.pid); ok {
 		i.processes = []process{p}
 	}

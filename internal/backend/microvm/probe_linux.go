@@ -230,6 +230,9 @@ func (b *Backend) probeCgroups(p *probed) error {
 		return errors.New("there is no cpu controller")
 	}
 	p.cgroups = host
+	b.mu.Lock()
+	b.cgroups = host
+	b.mu.Unlock()
 	return nil
 }
 

@@ -27,9 +27,6 @@ const (
 	dirEmpty = "empty"
 )
 
-// consoleSize is what is kept of the serial console.
-const consoleSize = 64 << 10
-
 // qemu runs machines with QEMU.
 type qemu struct {
 	program string

@@ -14,6 +14,9 @@ import (
 // monitor that a guest has taken over may send anything.
 const maxMessage = 1 << 20
 
+// consoleSize is what QEMU keeps of the serial console.
+const consoleSize = 64 << 10
+
 // qmp is a connection to QEMU's control socket. It is for one goroutine.
 type qmp struct {
 	conn net.Conn

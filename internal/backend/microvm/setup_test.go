@@ -45,26 +45,9 @@ func TestMain(m *testing.M) {
 	cache = filepath.Join(dir, "cache")
 	programs, noPrograms = bundle.Open(dir)
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
-		tidyCgroups()
 		os.RemoveAll(dir)
 		os.Exit(code)
 	}))
-}
-
-// tidyCgroups removes the tests' own parents.
-func tidyCgroups() {
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return
-	}
-	defer f.Close()
-	h, err := findCgroups(f, testCgroups)
-	if err != nil {
-		return
-	}
-	for _, d := range h.parent {
-		_ = os.Remove(d)
-	}
 }
 
 // open returns a Backend over dir, closed when the test ends. The test is not run
