@@ -43,7 +43,7 @@ type row struct {
 
 const (
 	noInspection = "nobody looks into bodies for it yet"
-	noSnapshots  = "no snapshots yet"
+	noForks      = "a snapshot starts any number of sandboxes; forks of one that runs are not there yet"
 	noModel      = "the model executes no code"
 )
 
@@ -69,7 +69,7 @@ var rows = []row{
 	{18, "A broker's secret in query, header, cookie, path or timing", "DENY", "", "timing is not shown; nor is what a program encodes in a way of its own", nil},
 	{19, "A placeholder sent to a host it is not bound to", "DENY", "", "", nil},
 	{20, "A server that echoes the injected credential", "DENY", "", "", nil},
-	{21, "Search the whole sandbox for a secret of the host", "DENY", "", "all of the sandbox's memory is searched from the host; there are no snapshots yet", map[column]string{onGVisor: "test/e2e TestDemo"}},
+	{21, "Search the whole sandbox for a secret of the host", "DENY", "", "", map[column]string{onGVisor: "test/e2e TestDemo"}},
 	{22, "Git: read the token, push where it is not allowed", "DENY", "", "over HTTP, through a binding; what a host's own automation does with what is pushed is the host's", nil},
 	{23, "Use the binding of another sandbox", "DENY", "", "", nil},
 	{24, "Install a package that is too young", "DENY", noInspection, "", nil},
@@ -104,10 +104,10 @@ var rows = []row{
 	{53, "Roles, keys and tokens that do not fit", "DENY", "", "there are no JWTs yet", map[column]string{onNone: "internal/server TestEveryMethodNeedsItsScope; internal/auth TestParseRejects, TestRevocationAndExpiry, TestKeysAreNoStrongerThanTheirMaker"}},
 	{54, "Floods of calls, slow bodies, huge JSON, rapid resets", "SURVIVE", "", "", map[column]string{onModel: "test/overload TestOverload", onNone: "internal/server TestSlowBody, TestSlowLoris, TestHTTP2Floods, TestHugeRequests, TestCrowdedJSON, TestThrottle"}},
 	{55, "A hostile API process against the supervisor", "DENY", "API and supervisor are one process yet", "", nil},
-	{56, "Forks that share randomness, clocks, names or sessions", "CONTAIN", noSnapshots, "", nil},
-	{57, "Tampered snapshot, root file system or image", "DENY", noSnapshots, "there are no snapshots yet; images and templates are shown", map[column]string{onNone: "internal/template TestTamperedImage, TestTamperingRegistry, TestDamage, TestVerify, TestCheck"}},
-	{58, "One tenant's snapshot restored by another", "DENY", noSnapshots, "", nil},
-	{59, "What a reused sandbox still holds of the one before", "CONTAIN", "there is no warm pool yet: no sandbox is used twice", "", nil},
+	{56, "Forks that share randomness, clocks, names or sessions", "CONTAIN", noForks, "", nil},
+	{57, "Tampered snapshot, root file system or image", "DENY", "", "", map[column]string{onGVisor: "internal/backend/gvisor TestConformance, TestSnapshotOfOtherBuild", onNone: "internal/template TestTamperedImage, TestTamperingRegistry, TestDamage, TestVerify, TestCheck"}},
+	{58, "One tenant's snapshot restored by another", "DENY", "", "", map[column]string{onGVisor: "internal/backend/gvisor TestConformance"}},
+	{59, "What a reused sandbox still holds of the one before", "CONTAIN", "", "no sandbox is used twice: what is shown is what one gets that was ready, and what one program leaves for the next", map[column]string{onGVisor: "test/e2e TestPool, TestStandbyIsFresh"}},
 	{60, "Evidence edited, cut, reordered, replaced or rolled back", "DENY", "decided above the backends", "", map[column]string{onGVisor: "test/hostile TestTampering", onNone: "internal/audit TestVerifyLog, TestVerifyNamesTheFlippedByte, TestVerifyNamesTheForgedRecord, TestVerifyTruncated, TestVerifyRolledBack, TestEvidenceTampered, TestWitness, TestDiskFull"}},
 	{61, "Hostile tool servers and clients", "DENY", "there is no MCP server yet", "", nil},
 	{62, "Another site's page talking to API or console", "DENY", "there is no console yet", "the API's check of the Host header is shown", map[column]string{onNone: "internal/server TestHost"}},

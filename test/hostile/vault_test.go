@@ -19,6 +19,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/firebreak-dev/firebreak/test/image"
 )
 
 // vault is a server that wants its key, and gives everything back that it is sent, in
@@ -221,6 +223,33 @@ func memoryOf(pid int) map[string]sighting {
 		found[strings.TrimSpace(line)] = look(io.NewSectionReader(mem, low, high-low))
 	}
 	return found
+}
+
+// searchImage has the sandbox write all of its memory and files, as a snapshot does,
+// and looks at that.
+func (w *world) searchImage(t *testing.T, instance string) {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "image")
+	if err := image.Take(t.Context(), filepath.Join(w.dir, "data"), instance, dir); err != nil {
+		t.Fatal(err)
+	}
+	needles, names := [][]byte{[]byte(canary)}, []string{""}
+	for name, form := range secretForms {
+		needles, names = append(needles, form), append(names, name)
+	}
+	found, size, err := image.Search(dir, needles...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("an image of %s was searched", mib(size))
+	if found[0] == 0 {
+		t.Error("the search is blind: the canary is not in the image")
+	}
+	for i, n := range found[1:] {
+		if n > 0 {
+			t.Errorf("the image has the secret %s, %d times", names[i+1], n)
+		}
+	}
 }
 
 // sparse reads a file without its holes.
