@@ -60,6 +60,9 @@ func StartDaemon(ctx context.Context, binary, dir string, on *internet.Internet)
 		"--socket", socket, "--stop-sandboxes")
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	d.cmd.Env = append(os.Environ(), "FIREBREAK_TENANT_REQUESTS=0", "FIREBREAK_TENANT_KEY_REQUESTS=0") // the bench is a flood
+	if on != nil {
+		d.cmd.Env = append(d.cmd.Env, "SSL_CERT_FILE="+on.Authority.File)
+	}
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	if err := begin(d.cmd); err != nil {
 		return nil, err

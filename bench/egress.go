@@ -3,6 +3,7 @@ package bench
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -31,15 +32,16 @@ const (
 	PortUp   = 9101 // takes everything, then says so with a byte
 	PortDown = 9102 // gives as many bytes as it is asked for
 	PortRaw  = 9103 // answers requests; the policy allows anything there
-	PortHTTP = 9104 // answers requests; the policy allows what says that it is for the name
+	PortHTTP = 9104 // answers requests; the policy allows what says that it is for the name, unread
+	PortTLS  = 9105 // answers requests by TLS, which is read
 )
 
-var relayed = []int{PortUp, PortDown, PortRaw, PortHTTP}
+var relayed = []int{PortUp, PortDown, PortRaw, PortHTTP, PortTLS}
 
 const site = "site.example"
 
 // rules are those of every sandbox.
-var rules = fmt.Sprintf("allow: [{host: %s, ports: [%d]}, {host: %s, ports: [%d, %d, %d], protocol: tcp}]", site, PortHTTP, site, PortUp, PortDown, PortRaw)
+var rules = fmt.Sprintf("allow: [{host: %s, ports: [%d]}, {host: %s, ports: [%d], inspect: none}, {host: %s, ports: [%d, %d, %d], protocol: tcp}]", site, PortTLS, site, PortHTTP, site, PortUp, PortDown, PortRaw)
 
 // Egress is what the benches of networks share: an internet with servers, a
 // daemon on its host, and, to compare, the same sandboxes on plain networks that
@@ -70,7 +72,9 @@ func StartEgress(ctx context.Context, binary, dir string, templates *template.St
 	}
 	e.onClose(func() error { e.net.Close(); return nil })
 	e.net.Sink.Stop()
-	for port, handle := range map[uint16]func(net.Conn){PortUp: takeAll, PortDown: giveMuch, PortRaw: answerAll, PortHTTP: answerAll} {
+	secure := e.net.Secure()
+	for port, handle := range map[uint16]func(net.Conn){PortUp: takeAll, PortDown: giveMuch, PortRaw: answerAll, PortHTTP: answerAll,
+		PortTLS: func(c net.Conn) { answerAll(tls.Server(c, secure)) }} {
 		if err := e.net.Serve(port, handle); err != nil {
 			return e, err
 		}
@@ -192,7 +196,11 @@ type measured struct {
 
 // Run runs the client.
 func (g *Guest) Run(ctx context.Context, what string, port, n int) (m measured, err error) {
-	r, err := g.exec(ctx, []string{what, net.JoinHostPort(g.host, fmt.Sprint(port)), fmt.Sprint(n)})
+	args := []string{what, net.JoinHostPort(g.host, fmt.Sprint(port)), fmt.Sprint(n)}
+	if port == PortTLS {
+		args = append(args, site)
+	}
+	r, err := g.exec(ctx, args)
 	if err == nil && r.Code != 0 {
 		err = fmt.Errorf("the client ended with %d, %s (%s): %s", r.Code, r.Reason, r.Detail, r.Stderr)
 	}
@@ -212,7 +220,10 @@ const (
 	Roomy = 1 << 30
 )
 
-const clientPath = "/home/user/client"
+const (
+	clientPath    = "/home/user/client"
+	authorityPath = "/home/user/authority.pem"
+)
 
 // Guest makes a sandbox of the daemon's, with rules. Its connections go through
 // the whole product.
@@ -267,10 +278,13 @@ func (e *Egress) Plain(ctx context.Context, memory int64) (*Guest, error) {
 	if _, err := e.plain.WriteFile(ctx, who, string(sb.ID), clientPath, guest.WriteOptions{Mode: 0o755}, bytes.NewReader(e.client)); err != nil {
 		return nil, err
 	}
+	if _, err := e.plain.WriteFile(ctx, who, string(sb.ID), authorityPath, guest.WriteOptions{Mode: 0o644}, bytes.NewReader(e.net.Authority.PEM)); err != nil {
+		return nil, err
+	}
 	program := clientPath
 	return &Guest{string(sb.ID), e.wires.gateway(sb.Instance), func(ctx context.Context, args []string) (ran, error) {
 		var out output
-		exit, err := e.plain.Exec(ctx, who, string(sb.ID), orchestrator.ExecRequest{Command: &program, Args: args}, &out)
+		exit, err := e.plain.Exec(ctx, who, string(sb.ID), orchestrator.ExecRequest{Command: &program, Args: args, Env: map[string]string{"SSL_CERT_FILE": authorityPath}}, &out)
 		return ran{out.stdout.String(), out.stderr.String(), exit.Code, string(exit.Reason), exit.Detail}, err
 	}}, nil
 }

@@ -41,6 +41,8 @@ func (s *set) wire(ctx context.Context) error {
 		{"egress: connect + first byte, HTTP", "connect", bench.PortHTTP, 100, false, 1.8},
 		{"egress: connect + first byte, raw", "connect", bench.PortRaw, 100, false, 1.8},
 		{"egress: keep-alive request", "request", bench.PortHTTP, 200, false, 1.8},
+		{"inspect: connect + first byte, HTTPS", "connect", bench.PortTLS, 50, false, 1.2},
+		{"inspect: keep-alive request, HTTPS", "request", bench.PortTLS, 200, false, 2.5},
 	}
 	var ours, base *bench.Guest
 	for _, r := range rows {
@@ -71,6 +73,22 @@ func (s *set) wire(ctx context.Context) error {
 		return nil
 	}
 	return s.net.Daemon.Destroy(ctx, ours.ID)
+}
+
+// contact: the first connection to a host that nobody asked for before, against a
+// proxy that people use.
+func (s *set) contact(ctx context.Context) error {
+	const name = "inspect: first contact with a host"
+	if !s.want.MatchString(name) {
+		return nil
+	}
+	c, err := bench.StartContact()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return s.measure(ctx, bench.Row{Name: name, Rounds: s.rounds, Ours: 1, Base: 0, Rate: true, Goal: 20, Columns: []bench.Column{
+		{Name: "peer: goproxy", Run: c.Peer}, {Name: "ours", Run: c.Ours}}})
 }
 
 // flood: what a sandbox that makes ten thousand connections does to another.

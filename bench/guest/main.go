@@ -1,12 +1,12 @@
 // Command guest is the client of the benches of networks, which runs inside a
 // sandbox: it measures there, and prints one line of JSON.
 //
-//	guest up|down|connect|request|flood HOST:PORT N
+//	guest up|down|connect|request|flood HOST:PORT N [NAME]
 //	guest latency|spin HOST:PORT SECONDS
 //
 // up and down move N MiB over one connection. connect makes N connections, each
 // with a request and its answer's first byte; request makes N requests on one
-// connection. latency makes requests on one connection for a while and tells how
+// connection; with a NAME both speak TLS, to that. latency makes requests on one connection for a while and tells how
 // long each took. flood makes connections, hundreds at a time and each open for a
 // while, until N have had an answer.
 package main
@@ -14,12 +14,14 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"runtime"
 	"strconv"
@@ -44,8 +46,8 @@ func main() {
 }
 
 func run() error {
-	if len(os.Args) != 4 {
-		return errors.New("usage: guest WHAT HOST:PORT N")
+	if len(os.Args) != 4 && len(os.Args) != 5 {
+		return errors.New("usage: guest WHAT HOST:PORT N [NAME]")
 	}
 	host, port, err := net.SplitHostPort(os.Args[2])
 	if err != nil {
@@ -62,6 +64,12 @@ func run() error {
 		return err
 	}
 	c := client{at: net.JoinHostPort(addrs[0].String(), port), host: host, n: n}
+	if len(os.Args) == 5 {
+		c.host, c.secure = os.Args[4], &tls.Config{ServerName: os.Args[4], NextProtos: []string{"http/1.1"}}
+		if err := c.warm(); err != nil {
+			return err
+		}
+	}
 	work := map[string]func() (result, error){"up": c.up, "down": c.down, "connect": c.connect, "request": c.request, "latency": c.latency, "spin": c.spin, "flood": c.flood}[os.Args[1]]
 	if work == nil {
 		return errors.New("no such measurement")
@@ -76,6 +84,30 @@ func run() error {
 type client struct {
 	at, host string
 	n        int64
+	secure   *tls.Config // nil: without TLS
+}
+
+// warm makes a connection that does not count: who is trusted is read once.
+func (c *client) warm() error {
+	conn, err := c.visit()
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+// dial connects, with TLS if it is to be.
+func (c *client) dial() (net.Conn, error) {
+	conn, err := net.Dial("tcp4", c.at)
+	if err != nil || c.secure == nil {
+		return conn, err
+	}
+	s := tls.Client(conn, c.secure)
+	if err := s.Handshake(); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return s, nil
 }
 
 const block = 256 << 10
@@ -125,7 +157,7 @@ func (c *client) down() (result, error) {
 
 // visit is one connection with a request and its answer.
 func (c *client) visit() (net.Conn, error) {
-	conn, err := net.Dial("tcp4", c.at)
+	conn, err := c.dial()
 	if err != nil {
 		return nil, err
 	}
@@ -151,7 +183,15 @@ func (c *client) ask(conn net.Conn, r *bufio.Reader, size int) error {
 	if size == 1 {
 		return nil
 	}
-	_, err := io.CopyN(io.Discard, r, int64(size))
+	if c.secure == nil {
+		_, err := io.CopyN(io.Discard, r, int64(size))
+		return err
+	}
+	resp, err := http.ReadResponse(r, nil)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, resp.Body)
 	return err
 }
 
@@ -172,7 +212,7 @@ func (c *client) connect() (result, error) {
 
 // open makes one connection and its first request, for those that follow.
 func (c *client) open() (net.Conn, *bufio.Reader, error) {
-	conn, err := net.Dial("tcp4", c.at)
+	conn, err := c.dial()
 	if err != nil {
 		return nil, nil, err
 	}

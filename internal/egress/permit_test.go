@@ -65,3 +65,34 @@ func TestRequestBudgets(t *testing.T) {
 		return e.Kind == KindClose && e.Reason == "budget" && strings.Contains(e.Hint, "upload")
 	})
 }
+
+// TestOverride: where rules are about requests, none passes that asks the host to
+// take it for another one; where they are not, headers are the sandbox's.
+func TestOverride(t *testing.T) {
+	for about, passes := range map[string]bool{"": true, ", methods: [GET, POST]": false, ", paths: [/v1]": false} {
+		for _, h2 := range []bool{false, true} {
+			p := newPlace(t)
+			h := newHost(t, func(w http.ResponseWriter, r *http.Request) {
+				fmt.Fprint(w, r.Header["X-Http-Method-Override"], r.Header["X-Original-Url"], r.Header["X-Rewrite-Url"], r.Header["X-Method-Override"], r.Header["X-Other"])
+			})
+			text := fmt.Sprintf("allow:\n  - {id: net, cidr: 127.0.0.1, ports: %[1]d}\n  - {id: good, host: good.example, ports: %[1]d%[2]s}", h.port, about)
+			_, _, roots := read(t, p, h, text, nil)
+			req, err := http.NewRequest("POST", fmt.Sprintf("https://good.example:%d/v1", h.port), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, name := range []string{"X-HTTP-Method-Override", "X-Original-URL", "x-rewrite-url", "X-Method-Override", "X-Other"} {
+				req.Header.Set(name, fmt.Sprint(i))
+			}
+			resp, err := p.client(roots, h2).Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			b, err := io.ReadAll(resp.Body)
+			if passed := resp.StatusCode == 200 && string(b) == "[0] [1] [2] [3] [4]"; err != nil || passed != passes || !passed && resp.StatusCode != 403 {
+				t.Errorf("%q, h2 %v: %d %s %v", about, h2, resp.StatusCode, b, err)
+			}
+		}
+	}
+}

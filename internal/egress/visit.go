@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -80,17 +79,11 @@ func (f *flow) visit(ctx context.Context, g grant) {
 		read = c
 	}
 	heard, begun := &hearing{Asker: ask}, time.Now()
-	f.settles = w.bound.proxy.Visit(ctx, read, &inspect.Visit{Site: site, Generation: g.decision.Generation, Narrow: narrow(g.table), Ask: heard})
+	f.settles = w.bound.proxy.Visit(ctx, read, &inspect.Visit{Site: site, Generation: g.decision.Generation, Narrow: g.table.Particular(g.flow), Ask: heard})
 	if t, ok := read.(*inspect.Conn); ok && heard.silent(begun) && ctx.Err() == nil && !t.ConnectionState().DidResume {
 		no := inspect.Silent()
 		f.deny(g.flow, no.Reason, no.Text)
 	}
-}
-
-// narrow reports whether a policy has a say in what a request is, beside the host
-// that it is for.
-func narrow(t *policy.Table) bool {
-	return len(t.Modules()) > 0 || slices.ContainsFunc(t.Rules(), func(r *policy.Compiled) bool { return len(r.Methods)+len(r.Paths) > 0 })
 }
 
 // visitor decides about the requests on one connection.

@@ -223,6 +223,13 @@ func (t *Table) CouldRequest(f Flow, r Request) Decision {
 	return t.decide(f, &q)
 }
 
+// Particular reports whether it matters what a request on a connection is: some
+// rule about the connection is about some requests only, or Rego is asked. What
+// asks a server to take a request for another one must not pass on it then.
+func (t *Table) Particular(f Flow) bool {
+	return t.judge != nil || t.narrows && t.narrow.denied(f, nil) != nil || slices.ContainsFunc(t.candidates(f, nil), func(r *Compiled) bool { return r.aboutRequests() })
+}
+
 // said is what the allow rules for a connection say about requests, cut short: a
 // sandbox can have it asked for as often as it is denied something.
 func (t *Table) said(f Flow, what func(*Rule) []string) string {

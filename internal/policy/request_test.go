@@ -193,6 +193,20 @@ func TestUnread(t *testing.T) {
 	}
 }
 
+func TestParticular(t *testing.T) {
+	table := compile(t, Options{}, requests)
+	for in, want := range map[string]bool{"api.example.com:443 tls 1.1.1.1": true, "other.example.com:443 tls 1.1.1.1": true, "any.example.org:443 tls 1.1.1.1": true, "root.example.org:443 tls 1.1.1.1": true,
+		"new.example.org:443 tls 1.1.1.1": false, "nothing.example.net:443 tls 1.1.1.1": false, "93.184.1.2:443 tls 93.184.1.2": true, "both.example.org:443 tls 1.1.1.1": true} {
+		if got := table.Particular(flow(t, in)); got != want {
+			t.Errorf("%s: %v", in, got)
+		}
+	}
+	o := Options{Judge: func([]Module) (Judge, error) { return judge(nil), nil }}
+	if !compile(t, o, "allow: [a.example]\nrego: package one").Particular(flow(t, "a.example:443 tls 1.1.1.1")) {
+		t.Error("Rego is told what a request is")
+	}
+}
+
 func TestObserveRequests(t *testing.T) {
 	table := compile(t, Options{}, "mode: observe\nallow: [{host: a.example, methods: [GET]}]\ndeny: [{host: a.example, paths: [/admin]}, {host: b.example, methods: [PUT]}]")
 	for in, want := range map[string]string{

@@ -42,9 +42,10 @@ func TestInspectedClients(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	inputs := map[string][]string{"Go": {"--input", goClient(t) + ":client"}}
+	inputs := map[string][]string{"Go": {"--input", goClient(t) + ":client"}, "with a root that is read-only": {"--readonly-root"}}
 	programs = append(programs,
 		internet.Program{Name: "Go", Script: "./client https://api.example/", Prints: `(?s)HTTP/2.0 reached .* for api.example.*HTTP/2.0 reached`},
+		internet.Program{Name: "with a root that is read-only", Script: `curl -sS https://api.example/ && node -e "fetch('https://api.example/').then(r => console.log(r.status))"`, Prints: `(?s)for api.example.*200`},
 		internet.Program{Name: "by the system's list alone", Script: `unset SSL_CERT_FILE CURL_CA_BUNDLE GIT_SSL_CAINFO; curl -sS https://api.example/ && /usr/bin/python3 -c "
 import ssl, urllib.request
 urllib.request.urlopen('https://api.example/').read()

@@ -17,6 +17,7 @@ var egressNames = map[string][]string{
 	"plain.example":      {"151.101.9.2"},
 	"pulse.example":      {"151.101.9.3"},
 	"crowd.example":      {"151.101.9.7"},
+	"narrow.example":     {"151.101.9.8"},
 	"*.wild.example":     {"151.101.9.6"},
 	"evil.example":       {"93.184.11.11"},
 	"*.evil.example":     {"93.184.11.12"},
@@ -107,11 +108,17 @@ var egressAttacks = []attack{
 		network: allowing("api.example"), wants: []string{`connect 151.101.9.1:443 deny \S+`, `connect 93.184.9.9:1080 deny \S+`}},
 	{number: 10, also: []int{13}, name: "one host for the policy and another for the server", verdict: deny, run: []string{"net_fronting.py", "plain.example", "evil.example"}, with: attempts, limits: roomy, timeout: time.Minute, reasons: "done", prints: "(?s)tried.*tried", check: noFindings,
 		network: policyOf(`allow: [{host: plain.example, ports: [80, 443, 8443]}]`), wants: []string{`connect plain.example:443 deny claim`, `connect plain.example:80 deny claim`}},
+	{number: 10, also: []int{13}, name: "the same inside TLS", verdict: deny, run: []string{"net_inside_tls.py", "plain.example", "evil.example"}, with: attempts, limits: roomy, timeout: time.Minute, reasons: "done", prints: "(?s)tried.*tried", check: noFindings,
+		network: policyOf(`allow: [{host: plain.example, ports: [80, 443, 8443]}]`), wants: []string{`request GET plain.example:443 allowed rule`, `request GET plain.example:443 denied claim`, `connect plain.example:443 deny claim`, `connect plain.example:443 deny tls`, `connect plain.example:443 deny untrusted`}},
 	{number: 11, name: "names that are read differently", verdict: deny, run: []string{"net_spellings.py", "api.example", "evil.example"}, with: attempts, limits: roomy, timeout: time.Minute, reasons: "done", prints: "(?s)tried.*tried", check: noFindings,
 		network: policyOf(`allow: [{host: api.example, ports: [80, 443]}]`), wants: []string{`dns evil.example deny no_rule`, `connect api.example:443 deny claim`}},
 	{number: 11, name: "rules that are read differently", verdict: deny, act: oddRules, network: allowing("api.example")},
 	{number: 12, name: "a relay inside", verdict: deny, run: []string{"net_relay.py", "evil.example", "93.184.12.12", "169.254.169.254"}, with: attempts, limits: roomy, timeout: time.Minute, reasons: "done", prints: "(?s)tried.*tried", check: noFindings,
 		network: allowing("api.example"), wants: []string{`dns evil.example deny no_rule`, `connect 93.184.12.12:443 deny \S+`, `connect 169.254.169.254:80 deny \S+`}},
+	{number: 14, name: "smuggled requests", verdict: deny, run: []string{"net_smuggle.py", "plain.example"}, with: attempts, limits: roomy, timeout: time.Minute, reasons: "done", prints: "(?s)tried.*tried", check: noFindings,
+		network: policyOf(`allow: [{host: plain.example, ports: [80, 443, 8443]}]`), wants: []string{`request POST plain.example:80 denied request`, `request POST plain.example:443 denied request`}},
+	{number: 15, name: "methods and paths that no rule has", verdict: deny, run: []string{"net_rules.py", "narrow.example"}, with: attempts, limits: roomy, timeout: time.Minute, reasons: "done", prints: "(?s)open b'reached.*tried.*tried", check: noFindings,
+		network: policyOf(`allow: [{host: narrow.example, ports: [80, 443], methods: [GET], paths: [/open]}]`), wants: []string{`request GET narrow.example:443 allowed rule`, `request GET narrow.example:443 denied path`, `request POST narrow.example:80 denied method`}},
 	{number: 15, name: "forms of hosts that no rule has", verdict: deny, run: []string{"net_forms.py", "api.example", "evil.example"}, with: attempts, limits: roomy, timeout: time.Minute, reasons: "done", prints: "(?s)tried.*tried", check: noFindings,
 		network: allowing("api.example"), wants: []string{`connect api.example:80 deny (port|no_rule)`, `connect api.example:8443 deny (port|no_rule)`, `dns evil.example deny no_rule`}},
 	{number: 26, name: "upstreams that trickle, flood and expand", verdict: survive, run: []string{"net_upstream.py", "trickle=https://trickle.example/", "silent=https://silent.example/", "pour=https://silent.example/", "bomb=https://bomb.example/",
@@ -147,6 +154,7 @@ var mayBeReached = map[string][]uint16{
 	"151.101.9.4": {80, 443, 9000},
 	"151.101.9.6": {80},
 	"151.101.9.7": {80},
+	"151.101.9.8": {80, 443},
 }
 
 // onTheLink runs the program while a neighbour listens, which may hear nothing.

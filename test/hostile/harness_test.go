@@ -42,8 +42,8 @@ type attack struct {
 	check   func(t *testing.T, w *world, id string, r reply, took time.Duration)
 
 	// What the sandbox may reach, as a request says it; what it wanted must be in the
-	// evidence, each as a pattern of "KIND HOST:PORT DECISION REASON", or of "request METHOD BINDING HOST:PORT
-	// OUTCOME REASON".
+	// evidence, each as a pattern of "KIND HOST:PORT DECISION REASON", of "request METHOD HOST:PORT OUTCOME
+	// REASON", or of "request METHOD BINDING HOST:PORT OUTCOME REASON".
 	network string
 	wants   []string
 	// fields are further ones of the request that makes it.

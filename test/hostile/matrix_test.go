@@ -42,7 +42,7 @@ type row struct {
 }
 
 const (
-	noInspection = "nobody looks into requests yet"
+	noInspection = "nobody looks into bodies for it yet"
 	noSnapshots  = "no snapshots yet"
 	noModel      = "the model executes no code"
 )
@@ -58,12 +58,12 @@ var rows = []row{
 	{7, "Raw TCP, UDP, ICMP, SCTP and packet sockets to the internet", "DENY", "", "", map[column]string{onGVisor: "test/e2e TestDemo, TestNetworkRun"}},
 	{8, "Spoofing and probing on the link: IPv6, ARP, DHCP, multicast", "DENY", "", "frames that no socket of a sandbox can make are sent by a plain kernel, elsewhere", map[column]string{onGVisor: "test/hostile TestPrograms"}},
 	{9, "Going round the proxy settings to an address", "DENY", "", "", map[column]string{onGVisor: "test/e2e TestDemo"}},
-	{10, "One host to the policy, another to the server (fronting, CONNECT, h2)", "DENY", "", "what is inside TLS nobody reads yet: a name of another host there", nil},
+	{10, "One host to the policy, another to the server (fronting, CONNECT, h2)", "DENY", "", "", map[column]string{onNone: "internal/egress TestReadHosts; internal/egress/inspect TestEveryStream"}},
 	{11, "Host names that two parsers read differently", "DENY", "", "", map[column]string{onNone: "internal/netaddr TestParseHost, FuzzParseHost"}},
 	{12, "A relay inside that asks again on another's behalf", "DENY", "", "", nil},
-	{13, "TLS without a name, with ECH, too old, or pinned", "DENY", "", "without a name or with another one; TLS is not opened yet, so that versions and certificates are the two ends' own", nil},
-	{14, "Smuggled requests", "DENY", noInspection, "", nil},
-	{15, "Methods and paths that slip past a rule", "DENY", "", "hosts and ports only: rules know no methods and paths yet", nil},
+	{13, "TLS without a name, with ECH, too old, or pinned", "DENY", "", "", map[column]string{onNone: "internal/egress TestReadUntrusted; internal/egress/inspect TestHandshakes, TestUpstreams"}},
+	{14, "Smuggled requests", "DENY", "", "", map[column]string{onNone: "internal/egress/inspect TestSiteSmuggling, TestSmuggling, FuzzVisit, FuzzStreams"}},
+	{15, "Methods and paths that slip past a rule", "DENY", "", "", map[column]string{onNone: "internal/egress TestReadRequests"}},
 	{16, "An upload to an allowed host with the attacker's own key", "DENY", "", "to a host that there is a binding for: where there is none, a key of one's own is the sandbox's to send", nil},
 	{17, "Personal data in bodies, in any encoding", "DENY", noInspection, "", nil},
 	{18, "A broker's secret in query, header, cookie, path or timing", "DENY", "", "timing is not shown; nor is what a program encodes in a way of its own", nil},

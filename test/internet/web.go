@@ -163,6 +163,11 @@ func (n *Internet) certify(hello *tls.ClientHelloInfo) (*tls.Certificate, error)
 	return n.Authority.leaf(hello.ServerName)
 }
 
+// Secure is TLS with a certificate of whatever name is asked for, for HTTP/1.1.
+func (n *Internet) Secure() *tls.Config {
+	return &tls.Config{NextProtos: []string{"http/1.1"}, GetCertificate: n.certify}
+}
+
 // serveWeb serves HTTP at a port of all addresses.
 func (n *Internet) serveWeb(address string, secure *tls.Config) error {
 	l, err := n.listen(n.far, "tcp", address)

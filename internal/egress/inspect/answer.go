@@ -22,6 +22,10 @@ type answer struct {
 	alive   func() // called when something of it went on
 }
 
+// soon reports whether the body is so short that the head waits for it: one packet
+// then holds both.
+func (a *answer) soon() bool { return a.length >= 0 && a.length <= window }
+
 // answer sends a response to the sandbox and reports whether another request may
 // follow.
 func (x *exchange) answer(ctx context.Context, resp *http.Response, alive func()) (again bool) {

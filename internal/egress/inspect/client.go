@@ -251,7 +251,7 @@ func (t *turn) reply(_ context.Context, a *answer) (again bool) {
 	chunked := a.length < 0 && t.head.minor
 	again = again && (chunked || a.length >= 0)
 	t.begin(a.status, a.header, a.length, chunked, again)
-	if t.out.Flush() != nil || !t.copy(a.body, a.length, chunked, a.alive) {
+	if !a.soon() && t.out.Flush() != nil || !t.copy(a.body, a.length, chunked, a.alive) {
 		t.broken = true
 	}
 	return again && !t.broken

@@ -132,7 +132,7 @@ func (c *call) reply(ctx context.Context, a *answer) (again bool) {
 	if a.body == nil || a.length == 0 {
 		return true
 	}
-	if control.Flush() != nil || !c.copy(control, a) {
+	if !a.soon() && control.Flush() != nil || !c.copy(control, a) {
 		c.aborted = true
 		return false
 	}

@@ -13,14 +13,18 @@ import (
 var hopByHop = []string{"Connection", "Keep-Alive", "Proxy-Connection", "Proxy-Authenticate", "Proxy-Authentication-Info", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
 	"Http2-Settings"}
 
-// meddling are headers with which a request asks to be taken for another one.
-var meddling = []string{"X-Http-Method-Override", "X-Http-Method", "X-Method-Override", "X-Original-Method", "X-Original-Url", "X-Rewrite-Url", "X-Original-Host", "X-Host",
-	"Forwarded", "X-Real-Ip", "Via", "X-Client-Ip", "True-Client-Ip"}
+// overriding are headers with which a request asks to be taken for one with another
+// method or path.
+var overriding = []string{"X-Http-Method-Override", "X-Http-Method", "X-Method-Override", "X-Original-Method", "X-Original-Url", "X-Rewrite-Url"}
+
+// meddling are those, and what asks to be taken for a request to another host, or
+// from somebody else.
+var meddling = slices.Concat(overriding, []string{"X-Original-Host", "X-Host", "Forwarded", "X-Real-Ip", "Via", "X-Client-Ip", "True-Client-Ip"})
 
 // poses reports whether a request asks to be taken for one with another method or
 // target.
 func poses(h http.Header) bool {
-	return slices.ContainsFunc([]string{"X-Http-Method-Override", "X-Http-Method", "X-Method-Override", "X-Original-Method", "X-Original-Url", "X-Rewrite-Url"}, func(name string) bool { return h[name] != nil })
+	return slices.ContainsFunc(overriding, func(name string) bool { return h[name] != nil })
 }
 
 // credentials are headers, in lower case, by which hosts know who asks.

@@ -55,19 +55,24 @@ func (s *Linux) Trust(c guest.TrustCall) error {
 	if len(found) > 0 {
 		t.list = distrusting(found[0].content)
 	}
-	if err := t.own(); err != nil {
-		return err
-	}
 	if c.ReadOnly {
-		return nil
+		return t.own("")
 	}
 	if _, err := os.Lstat(bundles[0]); len(found) == 0 && errors.Is(err, fs.ErrNotExist) {
 		found = []trusted{{path: bundles[0]}}
 	}
-	for _, f := range found {
-		if err := t.put(f.path, trusting(f.content, c.Certificate)); err != nil {
+	whole := "" // a list that is ours as well
+	for i, f := range found {
+		err := t.write(f.path, trusting(f.content, c.Certificate))
+		if err == nil && i == 0 {
+			whole = f.path
+		}
+		if err = changeable(err); err != nil {
 			return err
 		}
+	}
+	if err := t.own(whole); err != nil {
+		return err
 	}
 	for _, p := range anchors {
 		if isDirectory(path.Dir(p)) {
@@ -110,8 +115,9 @@ func (t *truster) find(paths []string) (found []trusted) {
 	return found
 }
 
-// own writes the directory that is ours, which has to be.
-func (t *truster) own() error {
+// own writes the directory that is ours, which has to be. Where there is a list that
+// is ours as well it is that file: it costs disk that is the sandbox's.
+func (t *truster) own(list string) error {
 	err := os.Mkdir(t.dir, 0o755)
 	if st, lerr := os.Lstat(t.dir); errors.Is(err, fs.ErrExist) && lerr == nil && !st.IsDir() {
 		if err = os.Remove(t.dir); err == nil {
@@ -137,7 +143,32 @@ func (t *truster) own() error {
 	if err := t.write(t.dir+"/"+guest.TrustFile, []byte(t.call.Certificate)); err != nil {
 		return err
 	}
-	return t.write(t.dir+"/"+guest.TrustBundle, trusting(t.list, t.call.Certificate))
+	bundle := t.dir + "/" + guest.TrustBundle
+	if list != "" && share(list, bundle) == nil {
+		return nil
+	}
+	return t.write(bundle, trusting(t.list, t.call.Certificate))
+}
+
+// share makes a name for the file that another one is of. Errors: also that they are
+// on different file systems.
+func share(from, name string) error {
+	st, err := os.Lstat(from)
+	if err != nil {
+		return err
+	}
+	if old, err := os.Lstat(name); err == nil && os.SameFile(old, st) {
+		return nil
+	}
+	temp := path.Join(path.Dir(name), randomName(path.Base(name)))
+	if err := os.Link(from, temp); err != nil {
+		return err
+	}
+	if err := os.Rename(temp, name); err != nil {
+		_ = os.Remove(temp)
+		return err
+	}
+	return nil
 }
 
 // write makes content that of a file, whole or not at all, unless it is already.
