@@ -68,7 +68,7 @@ func (f *flow) visit(ctx context.Context, g grant) {
 	f.first = nil
 	read := conn
 	if !site.Plain {
-		c, no := inspect.Accept(ctx, conn, config, w.router.config.Limits.Sniff, func() (*tls.Certificate, error) { return issuer.Leaf(site.Name, time.Now()) })
+		c, no := inspect.Accept(ctx, conn, config, w.router.config.Limits.Sniff, func() (*tls.Certificate, error) { return vouch(issuer, site.Name) })
 		if no != nil {
 			if no.Reason != "" {
 				f.deny(g.flow, no.Reason, no.Text)

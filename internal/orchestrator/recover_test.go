@@ -193,7 +193,7 @@ func TestRestartEnforcesWhatPassed(t *testing.T) {
 
 // points is every crash point of this package that a create and a destroy pass,
 // in order.
-var points = []string{"create/before-intent", "create/after-intent", "create/after-boot", "create/after-session", "create/after-running",
+var points = []string{"create/before-intent", "create/after-intent", "create/after-boot", "create/after-session", "create/after-trust", "create/after-running",
 	"create/before-answer", "end/before-intent", "end/after-intent", "end/after-destroy", "end/after-evidence", "end/after-record", "end/before-answer"}
 
 func TestPointsAreComplete(t *testing.T) {

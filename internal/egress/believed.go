@@ -4,11 +4,27 @@ package egress
 
 import (
 	"context"
+	"crypto/tls"
 	"sync/atomic"
 	"time"
 
+	"github.com/firebreak-dev/firebreak/internal/egress/authority"
 	"github.com/firebreak-dev/firebreak/internal/egress/inspect"
+	"github.com/firebreak-dev/firebreak/internal/netaddr"
+	"github.com/firebreak-dev/firebreak/internal/policy"
+	"github.com/firebreak-dev/firebreak/sandbox"
 )
+
+// vouch is a certificate for a name. Where the rule is about the address the name may
+// be any, and there is none for those that no rule has: no program would believe it.
+func vouch(i *authority.Issuer, name netaddr.Host) (*tls.Certificate, error) {
+	c, err := i.Leaf(name, time.Now())
+	if sandbox.KindOf(err) == sandbox.KindDenied {
+		return nil, &inspect.Refusal{Reason: policy.ReasonClaim.String(), Text: "the rule is about the address, and the sandbox's authority does not vouch for " + name.String() +
+			"; name the host in a rule, or let the address pass with `inspect: none`"}
+	}
+	return c, err
+}
 
 // silence is how soon a program goes away that does not like what it sees: one that
 // compares a certificate, or its key, with what it knows does that after the
