@@ -28,6 +28,9 @@ const (
 // maxHeaderValue bounds a value as it is written, and as it is sent.
 const maxHeaderValue = 8 << 10
 
+// maxReferences bounds how many secrets a value refers to.
+const maxReferences = 16
+
 // CheckHeader returns the name of a header in its one spelling, or refuses one that
 // says where a message ends or to whom it goes. Errors: KindInvalid.
 func CheckHeader(name string) (string, error) {
@@ -70,7 +73,9 @@ func ParseHeaderValue(s string) (v HeaderValue, err error) {
 		if err := CheckSecretName(name); err != nil {
 			return v, err
 		}
-		v.parts = append(v.parts, headerPart{secret: name})
+		if v.parts = append(v.parts, headerPart{secret: name}); len(v.parts) > 2*maxReferences {
+			return v, invalid("header: the value refers to too many secrets").WithHint("at most %d", maxReferences)
+		}
 		s = after
 	}
 	return v, nil

@@ -42,7 +42,7 @@ func TestHeaderValue(t *testing.T) {
 	}
 	for text, kind := range map[string]sandbox.Kind{
 		"${e2b.secrets.a": sandbox.KindInvalid, "${e2b.secrets.}": sandbox.KindInvalid, "${e2b.secrets.a b}": sandbox.KindInvalid, "${e2b.secrets.${e2b.secrets.a}}": sandbox.KindInvalid,
-		"${e2b.identity.tokens.aws}": sandbox.KindUnsupported, "a\nb": sandbox.KindInvalid, strings.Repeat("x", maxHeaderValue+1): sandbox.KindInvalid,
+		"${e2b.identity.tokens.aws}": sandbox.KindUnsupported, "a\nb": sandbox.KindInvalid, strings.Repeat("x", maxHeaderValue+1): sandbox.KindInvalid, strings.Repeat("-${e2b.secrets.a}", 2*maxReferences): sandbox.KindInvalid,
 	} {
 		if _, err := ParseHeaderValue(text); sandbox.KindOf(err) != kind {
 			t.Errorf("%.40q: %v", text, err)

@@ -21,8 +21,11 @@ import (
 // what secrets may be used for.
 func (s *Service) transforms(ctx context.Context, method string, p auth.Principal, list []*v1.HeaderTransform) ([]orchestrator.Transform, error) {
 	var out []orchestrator.Transform
-	seen := map[string]bool{}
+	seen, found, n := map[string]bool{}, map[string]string{}, 0
 	for _, t := range list {
+		if n += len(t.GetHeaders()); n > maxSetHeaders {
+			return nil, sandbox.Errorf("transform", sandbox.KindTooLarge, "more than %d headers are set", maxSetHeaders).WithHint("set fewer")
+		}
 		host, err := transformHost(t.GetHost())
 		if err != nil {
 			return nil, err
@@ -34,7 +37,7 @@ func (s *Service) transforms(ctx context.Context, method string, p auth.Principa
 		kept := orchestrator.Transform{Host: host}
 		names := map[string]bool{}
 		for _, name := range slices.Sorted(maps.Keys(t.GetHeaders())) {
-			h, err := s.transformHeader(ctx, method, p, host, name, t.GetHeaders()[name])
+			h, err := s.transformHeader(ctx, method, p, host, name, t.GetHeaders()[name], found)
 			if err != nil {
 				return nil, err
 			}
@@ -76,8 +79,12 @@ func explained(err error) string {
 	return err.Error()
 }
 
-// transformHeader is one header as it is kept.
-func (s *Service) transformHeader(ctx context.Context, method string, p auth.Principal, host, name, value string) (h orchestrator.TransformHeader, err error) {
+// maxSetHeaders bounds the headers of one sandbox: each may have to be sealed.
+const maxSetHeaders = 256
+
+// transformHeader is one header as it is kept. found are the names of secrets that
+// were looked up.
+func (s *Service) transformHeader(ctx context.Context, method string, p auth.Principal, host, name, value string, found map[string]string) (h orchestrator.TransformHeader, err error) {
 	if h.Name, err = broker.CheckHeader(name); err != nil {
 		return h, err
 	}
@@ -105,8 +112,10 @@ func (s *Service) transformHeader(ctx context.Context, method string, p auth.Pri
 		s.Refused(ctx, Refusal{Method: method, Principal: p, Err: err})
 		return h, err
 	}
-	found := map[string]string{}
 	for _, name := range secrets {
+		if found[name] != "" {
+			continue
+		}
 		if found[name], err = s.secretCalled(ctx, p.Tenant, name); err != nil {
 			return h, err
 		}

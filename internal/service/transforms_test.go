@@ -2,6 +2,7 @@ package service
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -88,6 +89,12 @@ func TestTransforms(t *testing.T) {
 			t.Errorf("%s, of an update: %v", what, err)
 		}
 	}
+	many := map[string]string{}
+	for i := range maxSetHeaders + 1 {
+		many[fmt.Sprint("X-", i)] = "x"
+	}
+	_, err = r.CreateSandbox(developer, &v1.CreateSandboxRequest{Network: &v1.NetworkRules{Transforms: []*v1.HeaderTransform{{Host: "a.example.com", Headers: many}}}})
+	wantKind(t, err, sandbox.KindTooLarge)
 	plain, err := r.CreateSandbox(developer, &v1.CreateSandboxRequest{Network: rules("*.example.com", "X-Env", "test")})
 	if err != nil || plain.GetNetwork().GetTransforms()[0].GetHost() != "*.example.com" {
 		t.Errorf("what names no secret is anybody's: %v, %v", plain, err)

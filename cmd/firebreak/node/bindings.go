@@ -70,7 +70,7 @@ func (b *bindings) resolve(ctx context.Context, tenant sandbox.TenantID, name, p
 // transform is one as the router takes it, with secrets, which the caller overwrites
 // when the router has it. Errors: KindNotFound; KindUnavailable when a secret cannot
 // be had now.
-func (b *bindings) transform(ctx context.Context, tenant sandbox.TenantID, t orchestrator.Transform) (out egress.Transform, err error) {
+func (b *bindings) transform(ctx context.Context, from broker.Source, tenant sandbox.TenantID, t orchestrator.Transform) (out egress.Transform, err error) {
 	out = egress.Transform{Host: t.Host, Port: 443}
 	defer func() {
 		if err != nil {
@@ -78,12 +78,16 @@ func (b *bindings) transform(ctx context.Context, tenant sandbox.TenantID, t orc
 		}
 	}()
 	for _, h := range t.Headers {
-		value, secrets, err := b.header(ctx, tenant, h)
+		value, secrets, err := b.header(ctx, from, tenant, h)
 		if err != nil {
 			return out, err
 		}
 		out.Headers = append(out.Headers, egress.TransformHeader{Name: h.Name, Value: value})
 		for _, s := range secrets {
+			if slices.ContainsFunc(out.Secrets, func(had egress.Hidden) bool { return bytes.Equal(had, s) }) {
+				clear(s)
+				continue
+			}
 			out.Secrets = append(out.Secrets, s)
 		}
 	}
@@ -91,13 +95,13 @@ func (b *bindings) transform(ctx context.Context, tenant sandbox.TenantID, t orc
 }
 
 // header is the value of one, and the secrets in it.
-func (b *bindings) header(ctx context.Context, tenant sandbox.TenantID, h orchestrator.TransformHeader) (value []byte, secrets [][]byte, err error) {
+func (b *bindings) header(ctx context.Context, from broker.Source, tenant sandbox.TenantID, h orchestrator.TransformHeader) (value []byte, secrets [][]byte, err error) {
 	if h.Value != "" {
 		v, err := broker.ParseHeaderValue(h.Value)
 		if err != nil {
 			return nil, nil, err
 		}
-		return v.Resolve(ctx, b.secrets, tenant)
+		return v.Resolve(ctx, from, tenant)
 	}
 	s, err := b.secrets.Open(tenant, orchestrator.SealedName, h.Sealed)
 	if err != nil {
@@ -128,11 +132,16 @@ func (b *bindings) resolveAll(ctx context.Context, p orchestrator.Egress) (g gra
 		}
 		g.bindings = append(g.bindings, x)
 	}
+	from := &opened{had: map[string]*broker.Secret{}}
+	if b != nil {
+		from.Source = b.secrets
+	}
+	defer from.forget()
 	for _, t := range p.Transforms {
 		if b == nil {
 			return g, append(errs, sandbox.Errorf("transform", sandbox.KindUnsupported, "no secrets are kept here").WithID(t.Host))
 		}
-		x, err := b.transform(ctx, p.Tenant, t)
+		x, err := b.transform(ctx, from, p.Tenant, t)
 		if err != nil {
 			errs = append(errs, sandbox.Wrap("transform", t.Host, err))
 			continue
@@ -140,6 +149,34 @@ func (b *bindings) resolveAll(ctx context.Context, p orchestrator.Egress) (g gra
 		g.transforms = append(g.transforms, x)
 	}
 	return g, errs
+}
+
+// opened opens each secret of a tenant once, however often headers refer to it.
+type opened struct {
+	broker.Source // of one tenant's
+	had           map[string]*broker.Secret
+}
+
+// Get implements broker.Source. What it returns is the caller's own.
+func (o *opened) Get(ctx context.Context, tenant sandbox.TenantID, name string) (*broker.Secret, error) {
+	had := o.had[name]
+	if had == nil {
+		var err error
+		if had, err = o.Source.Get(ctx, tenant, name); err != nil {
+			return nil, err
+		}
+		o.had[name] = had
+	}
+	var out *broker.Secret
+	had.Use(func(plain []byte) { out = broker.NewSecret(bytes.Clone(plain)) })
+	return out, nil
+}
+
+// forget overwrites them.
+func (o *opened) forget() {
+	for _, s := range o.had {
+		s.Destroy()
+	}
 }
 
 // use reports whether a wire's requests are made with a secret.
