@@ -7,7 +7,7 @@ const (
 	KindDNS     = "dns"     // a query
 	KindConnect = "connect" // a connection, before anything is dialled for it
 	KindClose   = "close"   // the end of a connection that was allowed
-	KindRequest = "request" // through a binding, before it is sent on
+	KindRequest = "request" // on a connection that is read, or through a binding, before it is sent on
 )
 
 // The decisions in Event.
@@ -32,8 +32,8 @@ const (
 	ReasonDetached    = "detached"    // of a close: the sandbox ended
 	ReasonBinding     = "binding"     // of a request: the binding allows it
 	ReasonUnbound     = "unbound"     // the sandbox has no such binding
-	ReasonMethod      = "method"      // of a request: the binding is for others
-	ReasonPath        = "path"        // of a request: the binding is for others
+	ReasonMethod      = "method"      // of a request: binding or rules are for others
+	ReasonPath        = "path"        // of a request: binding or rules are for others
 	ReasonRequest     = "request"     // of a request: it is none, or one that means two things
 	ReasonPush        = "push"        // of a request: a push to a ref that the binding is not for
 	ReasonLeak        = "leak"        // a secret, or something like it, is where none goes

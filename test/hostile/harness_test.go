@@ -42,7 +42,7 @@ type attack struct {
 	check   func(t *testing.T, w *world, id string, r reply, took time.Duration)
 
 	// What the sandbox may reach, as a request says it; what it wanted must be in the
-	// evidence, each as a pattern of "KIND HOST:PORT DECISION REASON", of "request METHOD HOST:PORT DECISION
+	// evidence, each as a pattern of "KIND HOST:PORT DECISION REASON", of "request METHOD HOST:PORT OUTCOME
 	// REASON", or of "request METHOD BINDING HOST:PORT OUTCOME REASON".
 	network string
 	wants   []string
