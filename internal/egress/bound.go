@@ -335,6 +335,7 @@ type upstream struct {
 	net.Conn
 	bound   *bound
 	to      *inspect.Target // nil: a site
+	noted   *Event          // nil: a connection of the sandbox's was recorded for it
 	closed  bool            // guarded by bound.mu
 	release func()          // guarded by bound.mu; out of Live
 }
@@ -366,6 +367,16 @@ func (u *upstream) Close() error {
 	}
 	if release != nil {
 		release()
+	}
+	if u.noted != nil {
+		if b.wire.begin() { // who closes it does not wait
+			go func() {
+				defer b.wire.work.Done()
+				b.wire.over(u.noted, ReasonDone)
+			}()
+		} else {
+			b.wire.over(u.noted, ReasonDone)
+		}
 	}
 	return u.Conn.Close()
 }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -323,5 +324,56 @@ func TestReadBudget(t *testing.T) {
 	used, _ := r.Used("one")
 	if e.Reason != "budget" || !strings.Contains(e.Hint, "upload") || e.Upload > 100<<10 || used["good"].Upload != e.Upload || got.Load() > 100<<10 {
 		t.Errorf("%+v %+v, %d bytes", e, used, got.Load())
+	}
+}
+
+// TestReadElsewhere: what is dialled for a connection that goes on, at another
+// address than was recorded with it, is recorded before, and its end is.
+func TestReadElsewhere(t *testing.T) {
+	p := newPlace(t)
+	h := newHost(t, func(w http.ResponseWriter, r *http.Request) { w.Header().Set("Connection", "close") })
+	var moved atomic.Bool
+	r, j, roots := read(t, p, h, fmt.Sprintf("allow:\n  - {id: net, cidr: 127.0.0.0/8, ports: 1024-65535}\n  - {id: good, host: good.example, ports: %d}", h.port), func(c *Config) {
+		was := c.Dialer.Lookup
+		c.Dialer.Lookup = func(ctx context.Context, name string) ([]netip.Addr, error) {
+			if moved.Load() {
+				return []netip.Addr{netip.MustParseAddr("127.0.0.9"), netip.MustParseAddr("127.0.0.1")}, nil
+			}
+			return was(ctx, name)
+		}
+	})
+	c := p.client(roots, true)
+	get := func() {
+		resp, err := c.Get(fmt.Sprintf("https://good.example:%d/", h.port))
+		if err != nil || resp.StatusCode != 200 {
+			t.Fatal(resp, err)
+		}
+		resp.Body.Close()
+	}
+	get()
+	moved.Store(true)
+	time.Sleep(remembered + 100*time.Millisecond)
+	get() // by a connection that is new, of a client's that is not
+	e := j.wait(t, "the address that does not answer", func(e Event) bool { return e.Kind == KindConnect && e.Address == "127.0.0.9" })
+	if e.Decision != Allow || e.Rule != "good" {
+		t.Errorf("%+v", e)
+	}
+	j.wait(t, "its end", func(e Event) bool {
+		return e.Kind == KindClose && e.Address == "127.0.0.9" && e.Reason == ReasonUnreachable
+	})
+	if _, err := r.Detach("one"); err != nil {
+		t.Fatal(err)
+	}
+	open := 0
+	for _, e := range j.all() {
+		switch {
+		case e.Kind == KindClose:
+			open--
+		case e.Kind == KindConnect && e.Decision == Allow:
+			open++
+		}
+	}
+	if open != 0 {
+		t.Errorf("%d connections have no end: %+v", open, j.all())
 	}
 }

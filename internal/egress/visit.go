@@ -162,8 +162,10 @@ func (b *bound) visited(ctx context.Context, s inspect.Site, generation uint64) 
 		return nil, w.unvisited(g, no)
 	}
 	e := w.granted(g.flow, g.decision)
+	var noted *Event
 	conn, err := w.reach(ctx, g, func(a netip.Addr) error {
-		e.Address, e.Time = a.String(), time.Now().UTC()
+		w.over(noted, ReasonUnreachable)
+		noted, e.Address, e.Time = nil, a.String(), time.Now().UTC()
 		if w.told.has(e) {
 			return nil // a connection of the sandbox's was recorded with it
 		}
@@ -171,17 +173,33 @@ func (b *bound) visited(ctx context.Context, s inspect.Site, generation uint64) 
 			return &inspect.Refusal{Status: http.StatusServiceUnavailable, Reason: ReasonUnrecorded, Text: "what cannot be recorded does not happen"}
 		}
 		w.told.note(e)
+		now := e
+		noted = &now
 		return nil
 	})
 	if err != nil {
+		w.over(noted, ReasonUnreachable)
 		return nil, err
 	}
-	u := &upstream{Conn: conn, bound: b}
+	u := &upstream{Conn: conn, bound: b, noted: noted}
 	if release, err := w.live.Admit(generation, u); err != nil || !b.enter(u, release) {
 		conn.Close()
+		w.over(noted, ReasonUpdated)
 		return nil, stale
 	}
 	return u, nil
+}
+
+// over records the end of a connection that was recorded by itself; of nil nothing.
+func (w *wire) over(noted *Event, reason string) {
+	if noted == nil {
+		return
+	}
+	e := *noted
+	e.Kind, e.Time, e.Reason = KindClose, time.Now().UTC(), reason
+	if err := w.router.config.Record(e); err != nil {
+		w.router.config.Logger.Error("the end of a connection is not recorded", "wire", e.Wire, "host", e.Host, "port", e.Port, "err", err)
+	}
 }
 
 // unvisited is what the sandbox is told of a denial, which is told of.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 )
 
 // The kinds of frames of WebSocket, RFC 6455.
@@ -20,8 +21,9 @@ const (
 )
 
 const (
-	maxControl = 125      // bytes of a close, ping or pong
-	maxMessage = 64 << 20 // bytes
+	maxControl = 125         // bytes of a close, ping or pong
+	maxMessage = 64 << 20    // bytes
+	byeTime    = time.Second // for who is writing
 )
 
 // Why a WebSocket is closed.
@@ -164,8 +166,10 @@ func (w *frames) put(op byte, last bool, payload []byte) error {
 
 // bye closes with a code, unless somebody is writing who does not get on.
 func (w *frames) bye(code int, text string) {
-	if !w.mu.TryLock() {
-		return
+	for end := time.Now().Add(byeTime); !w.mu.TryLock(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			return
+		}
 	}
 	defer w.mu.Unlock()
 	_ = w.put(opClose, true, append(binary.BigEndian.AppendUint16(nil, uint16(code)), text...))

@@ -316,6 +316,8 @@ type framed struct {
 	net.Conn
 	head bytes.Buffer
 	pack *hpack.Encoder
+
+	silent bool // somebody else writes
 }
 
 func (h *house) framed() *framed {
@@ -360,7 +362,7 @@ func (f *framed) answer(id uint32) string {
 				return "reset"
 			}
 		case *http2.SettingsFrame:
-			if !x.IsAck() {
+			if !x.IsAck() && !f.silent {
 				_ = f.WriteSettingsAck()
 			}
 		}
