@@ -377,6 +377,12 @@ func (x *execution) reattach(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if x.entry.Timeout > 0 { // it may have been lifted; an agent that moves none keeps its own
+		if err := s.Limit(ctx, x.entry.ID, pos.Timeout); err != nil && !knownEnd(err) {
+			p.Close()
+			return err
+		}
+	}
 	switch x.stdin.(type) {
 	case nil, *input, inMemory:
 	default:
@@ -389,6 +395,13 @@ func (x *execution) reattach(ctx context.Context) (err error) {
 		x.published[c] = max(x.published[c], x.at[c])
 	}
 	return nil
+}
+
+// knownEnd reports whether a deadline could not be moved for a reason that is no
+// trouble.
+func knownEnd(err error) bool {
+	k := sandbox.KindOf(err)
+	return k == sandbox.KindNotFound || k == sandbox.KindUnsupported
 }
 
 // follow moves the process's output until it has ended and everything is

@@ -103,7 +103,11 @@ func (l *live) saver(ctx context.Context, op string) (sandbox.Snapshotter, error
 	if err := l.o.room.check(op); err != nil {
 		return nil, err
 	}
-	u := l.sample(ctx)
+	st, err := inst.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	u := st.Usage
 	return s, l.o.ledger.storable(op, l.tenant, u.Memory+u.Disk)
 }
 
