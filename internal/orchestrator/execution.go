@@ -352,13 +352,6 @@ func (x *execution) deadline(ctx context.Context) (context.Context, context.Canc
 	return context.WithDeadline(ctx, x.ends().Add(time.Second))
 }
 
-// ends is when a process with a limit has reached it.
-func (x *execution) ends() time.Time {
-	x.l.mu.Lock()
-	defer x.l.mu.Unlock()
-	return x.entry.Begun.Add(x.entry.Timeout + x.entry.Stood)
-}
-
 var errInputLost = errors.New("the standard input cannot be read again")
 
 // reattach makes x.s and x.proc from the sandbox's session.
@@ -395,13 +388,6 @@ func (x *execution) reattach(ctx context.Context) (err error) {
 		x.published[c] = max(x.published[c], x.at[c])
 	}
 	return nil
-}
-
-// knownEnd reports whether a deadline could not be moved for a reason that is no
-// trouble.
-func knownEnd(err error) bool {
-	k := sandbox.KindOf(err)
-	return k == sandbox.KindNotFound || k == sandbox.KindUnsupported
 }
 
 // follow moves the process's output until it has ended and everything is

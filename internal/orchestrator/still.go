@@ -149,6 +149,20 @@ func (l *live) move(st *standstill) {
 	l.mu.Unlock()
 }
 
+// ends is when a process with a limit has reached it.
+func (x *execution) ends() time.Time {
+	x.l.mu.Lock()
+	defer x.l.mu.Unlock()
+	return x.entry.Begun.Add(x.entry.Timeout + x.entry.Stood)
+}
+
+// knownEnd reports whether a deadline could not be moved for a reason that is no
+// trouble.
+func knownEnd(err error) bool {
+	k := sandbox.KindOf(err)
+	return k == sandbox.KindNotFound || k == sandbox.KindUnsupported
+}
+
 // warms are the contexts that are known.
 func (l *live) warms() (all []*warm) {
 	l.mu.Lock()
