@@ -360,6 +360,7 @@ func (l *live) inheritProcesses(s *savedState) (procs []*entry, err error) {
 		e := *p.Entry
 		from := l.o.images.stdin(s.Image.Name, p.Entry)
 		e.Sandbox, e.Tenant, e.Run, e.Begun = l.id, l.tenant, "", e.Begun.Add(max(0, aged))
+		e.forked = true
 		if p.Stdin != "" {
 			f, err := os.Open(from)
 			if err != nil {

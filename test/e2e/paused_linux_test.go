@@ -143,7 +143,7 @@ func TestPausedEnds(t *testing.T) {
 func TestPauseRefused(t *testing.T) {
 	enforcing(t)
 	w := newWorld(t)
-	w.env = append(w.env, "FIREBREAK_TENANT_SNAPSHOTS=24MiB")
+	w.env = append(w.env, "FIREBREAK_TENANT_SNAPSHOTS=96MiB")
 	s := w.serve()
 	wired := s.made(t, "/v1/sandboxes", `{"network":{"allow":["example.com"]}}`)
 	for _, op := range []string{"/pause", "/snapshots"} {
@@ -169,7 +169,7 @@ func TestPauseRefused(t *testing.T) {
 			t.Errorf("%s: %s", bad, text)
 		}
 	}
-	s.stdout(t, id, "import os\nopen('/home/user/large','wb').write(os.urandom(32<<20))")
+	s.stdout(t, id, "import os\nopen('/home/user/large','wb').write(os.urandom(100<<20))")
 	if kind, text := s.failed(t, "POST", "/v1/sandboxes/"+id+"/pause", "{}"); kind != "capacity" || !strings.Contains(text, "snapshots") {
 		t.Errorf("beyond the quota: %s", text)
 	}

@@ -163,10 +163,12 @@ func TestSnapshotForks(t *testing.T) {
 	id := s.made(t, "/v1/sandboxes", "{}")
 	pid := s.furnish(t, id)
 	s.furnished(t, id, pid, 1)
+	s.eval(t, id, "python", "import random\nrandom.seed(7)")
 	r := w.run("", "snapshot", id, "--name", "warm", "--ttl", "1h")
 	if r.code != 0 || !strings.HasPrefix(r.stdout, "sn") {
 		t.Fatalf("%+v", r)
 	}
+	seen := map[string]bool{"'" + s.eval(t, id, "python", "random.random()").text() + "'": true}
 	s.furnished(t, id, pid, 2)
 	if r := w.run("", "snapshot", id, "--name", "warm"); r.code == 0 || !strings.Contains(r.stderr, "there is a snapshot called") {
 		t.Errorf("a name twice: %+v", r)
@@ -176,6 +178,11 @@ func TestSnapshotForks(t *testing.T) {
 	for _, box := range []string{a, b} {
 		s.furnished(t, box, pid, 2)
 		s.furnished(t, box, pid, 3)
+		if n := "'" + s.eval(t, box, "python", "random.random()").text() + "'"; seen[n] {
+			t.Errorf("%s draws %s, as another did", box, n)
+		} else {
+			seen[n] = true
+		}
 	}
 	s.furnished(t, id, pid, 3)
 	if st := s.state(t, b); st.Snapshot != strings.TrimSpace(r.stdout) {
