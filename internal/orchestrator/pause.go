@@ -181,9 +181,19 @@ func (l *live) save(ctx context.Context, saver sandbox.Snapshotter, name string)
 
 // markPaused is the moment after which the sandbox is what was saved.
 func (l *live) markPaused(ctx context.Context, p *PauseState, st *standstill) error {
+	l.mu.Lock()
+	inst := l.inst
+	l.mu.Unlock()
+	spent := sandbox.Usage{}
+	if status, err := inst.Status(ctx); err == nil {
+		l.mu.Lock()
+		spent = l.total(status.Usage)
+		l.mu.Unlock()
+		spent.Memory, spent.Disk, spent.PIDs = 0, 0, 0 // it holds none any more
+	}
 	rec, err := l.o.Store.Tenant(l.tenant).EditSandbox(ctx, l.id, func(rec *store.Sandbox) error {
 		d := unpack(*rec).Details
-		d.Pause = p
+		d.Pause, d.Spent = p, spent
 		rec.State, rec.Extra = store.Paused, d.pack()
 		return nil
 	})
@@ -193,7 +203,8 @@ func (l *live) markPaused(ctx context.Context, p *PauseState, st *standstill) er
 	l.o.unbind(l.instance)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.sb.Sandbox, l.sb.Details.Pause = rec, p
+	l.sb.Sandbox, l.sb.Details.Pause, l.sb.Details.Spent = rec, p, spent
+	l.usage = spent
 	st.image = p
 	l.arm()
 	return nil

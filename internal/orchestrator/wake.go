@@ -151,7 +151,7 @@ func (l *live) markRunning(ctx context.Context, inst sandbox.Instance, s *guest.
 	l.mu.Lock()
 	l.inst, l.sess = inst, s
 	l.sb.Sandbox, l.sb.Details.Pause = rec, nil
-	l.usage, l.sampled = status.Usage, time.Now()
+	l.usage, l.sampled = l.total(status.Usage), time.Now()
 	l.mu.Unlock()
 	l.move(st)
 	l.o.work.Go(func() { l.watch(inst) }) // never from zero: whoever waits for this is at work
