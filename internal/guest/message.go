@@ -42,6 +42,7 @@ const (
 	OpResize    Op = "resize"
 	OpAttach    Op = "attach"
 	OpDetach    Op = "detach"
+	OpLimit     Op = "limit"
 	OpProcesses Op = "processes"
 	OpRead      Op = "read"
 	OpWrite     Op = "write"
@@ -130,6 +131,7 @@ type ProcCall struct {
 	Size   *Size  `json:"size,omitempty"`   // resize
 	Stdout int64  `json:"stdout,omitempty"` // attach: offsets the host already has; -1: whatever is kept
 	Stderr int64  `json:"stderr,omitempty"`
+	Left   int64  `json:"left,omitempty"` // limit: milliseconds until the deadline; 0: none
 }
 
 // FileCall is a file operation.

@@ -289,6 +289,19 @@ func (s *Session) Signal(ctx context.Context, id uint32, sig int) error {
 	return err
 }
 
+// Limit moves the deadline that the guest enforces on the process id, followed or
+// not, to left from now; 0: none. The guest's clock goes on while a sandbox is saved.
+// Errors: KindNotFound when it has ended, KindUnsupported for an agent that moves
+// none, and the session's.
+func (s *Session) Limit(ctx context.Context, id uint32, left time.Duration) error {
+	ms := left.Milliseconds()
+	if left > 0 {
+		ms = max(1, ms)
+	}
+	_, err := s.do(ctx, OpLimit, Call{Process: &ProcCall{ID: id, Left: ms}})
+	return err
+}
+
 // Resize changes the size of the terminal of the process id, followed or not; the
 // program in its foreground gets SIGWINCH. Errors: KindInvalid, KindConflict for
 // a process without a terminal, KindNotFound when it has ended, KindUnsupported

@@ -231,19 +231,6 @@ func validate(req *CreateRequest) error {
 	return checkEnv(req.Env)
 }
 
-// pausable refuses an idle sandbox that could not be paused.
-func (r *CreateRequest) pausable(info sandbox.Info) error {
-	const hint = "idle_action destroy ends it, event only says so"
-	switch {
-	case r.IdleAction != IdlePause:
-	case !info.Capabilities.Pause:
-		return sandbox.Errorf("create", sandbox.KindUnsupported, "backend %s pauses no sandboxes here", info.Name).WithHint(hint)
-	case r.Network != nil || len(r.Bindings) > 0:
-		return sandbox.Errorf("create", sandbox.KindUnsupported, "a sandbox with a network cannot be paused yet").WithHint(hint)
-	}
-	return nil
-}
-
 // checkEnv rejects what cannot be an environment variable.
 func checkEnv(env map[string]string) error {
 	for k, v := range env {

@@ -231,7 +231,9 @@ func (l *live) destroy(ctx context.Context) (sandbox.Receipt, sandbox.Usage, err
 	receipt, err := sandbox.Receipt{Instance: l.instance}.Seal(), error(nil) // a backend leaves nothing of a boot that failed
 	if inst != nil {
 		if st, err := inst.Status(ctx); err == nil {
-			usage = st.Usage
+			l.mu.Lock()
+			usage = l.total(st.Usage)
+			l.mu.Unlock()
 		}
 		receipt, err = inst.Destroy(ctx)
 	}

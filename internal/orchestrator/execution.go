@@ -352,13 +352,6 @@ func (x *execution) deadline(ctx context.Context) (context.Context, context.Canc
 	return context.WithDeadline(ctx, x.ends().Add(time.Second))
 }
 
-// ends is when a process with a limit has reached it.
-func (x *execution) ends() time.Time {
-	x.l.mu.Lock()
-	defer x.l.mu.Unlock()
-	return x.entry.Begun.Add(x.entry.Timeout + x.entry.Stood)
-}
-
 var errInputLost = errors.New("the standard input cannot be read again")
 
 // reattach makes x.s and x.proc from the sandbox's session.
@@ -376,6 +369,12 @@ func (x *execution) reattach(ctx context.Context) (err error) {
 	p, err := s.Reattach(ctx, x.entry.ID, pos)
 	if err != nil {
 		return err
+	}
+	if x.entry.Timeout > 0 { // it may have been lifted; an agent that moves none keeps its own
+		if err := s.Limit(ctx, x.entry.ID, pos.Timeout); err != nil && !knownEnd(err) {
+			p.Close()
+			return err
+		}
 	}
 	switch x.stdin.(type) {
 	case nil, *input, inMemory:

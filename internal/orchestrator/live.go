@@ -239,9 +239,18 @@ func (l *live) sample(ctx context.Context) sandbox.Usage {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err == nil {
-		l.usage = st.Usage
+		l.usage = l.total(st.Usage)
 	}
 	return l.usage
+}
+
+// total is what the sandbox has used if its instance has used u. Preconditions: l.mu
+// is held.
+func (l *live) total(u sandbox.Usage) sandbox.Usage {
+	before := l.sb.Details.Spent
+	u.CPU, u.OOMKills = u.CPU+before.CPU, u.OOMKills+before.OOMKills
+	u.MemoryPeak = max(u.MemoryPeak, before.MemoryPeak)
+	return u
 }
 
 // limitDetail is what a kill's detail says when nobody said more.

@@ -93,6 +93,8 @@ func (l *live) saver(ctx context.Context, op string) (sandbox.Snapshotter, error
 	switch {
 	case err != nil:
 		return nil, err
+	case l.o.Alone:
+		return nil, refuse(sandbox.KindUnsupported, "a server keeps them: `firebreak serve`", "sandboxes of this command end with it")
 	case sb.Details.Run != "":
 		return nil, refuse(sandbox.KindConflict, "it ends with its run", "the sandbox belongs to a run")
 	case sb.Details.Network != nil:
@@ -100,11 +102,15 @@ func (l *live) saver(ctx context.Context, op string) (sandbox.Snapshotter, error
 	case !can || !info.Capabilities.Snapshot:
 		return nil, refuse(sandbox.KindUnsupported, "`firebreak doctor` says what each backend can do here", "backend %s saves no sandboxes here", sb.Backend)
 	}
-	if err := l.o.room.check(op); err != nil {
+	st, err := inst.Status(ctx)
+	if err != nil {
 		return nil, err
 	}
-	u := l.sample(ctx)
-	return s, l.o.ledger.storable(op, l.tenant, u.Memory+u.Disk)
+	size := st.Usage.Memory + st.Usage.Disk
+	if err := l.o.room.holds(op, size); err != nil {
+		return nil, err
+	}
+	return s, l.o.ledger.storable(op, l.tenant, size)
 }
 
 // made is the backend that a sandbox was made with.
@@ -175,9 +181,19 @@ func (l *live) save(ctx context.Context, saver sandbox.Snapshotter, name string)
 
 // markPaused is the moment after which the sandbox is what was saved.
 func (l *live) markPaused(ctx context.Context, p *PauseState, st *standstill) error {
+	l.mu.Lock()
+	inst := l.inst
+	l.mu.Unlock()
+	spent := sandbox.Usage{}
+	if status, err := inst.Status(ctx); err == nil {
+		l.mu.Lock()
+		spent = l.total(status.Usage)
+		l.mu.Unlock()
+		spent.Memory, spent.Disk, spent.PIDs = 0, 0, 0 // it holds none any more
+	}
 	rec, err := l.o.Store.Tenant(l.tenant).EditSandbox(ctx, l.id, func(rec *store.Sandbox) error {
 		d := unpack(*rec).Details
-		d.Pause = p
+		d.Pause, d.Spent = p, spent
 		rec.State, rec.Extra = store.Paused, d.pack()
 		return nil
 	})
@@ -187,7 +203,8 @@ func (l *live) markPaused(ctx context.Context, p *PauseState, st *standstill) er
 	l.o.unbind(l.instance)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.sb.Sandbox, l.sb.Details.Pause = rec, p
+	l.sb.Sandbox, l.sb.Details.Pause, l.sb.Details.Spent = rec, p, spent
+	l.usage = spent
 	st.image = p
 	l.arm()
 	return nil
@@ -220,6 +237,19 @@ func (l *live) unchanged(ctx context.Context, who Caller, action string, err err
 		l.o.Log.Error("what failed could not be recorded", "sandbox", l.id, "action", action, "error", e)
 	}
 	return sandbox.Wrap(action, string(l.id), err)
+}
+
+// pausable refuses an idle sandbox that could not be paused.
+func (r *CreateRequest) pausable(info sandbox.Info) error {
+	const hint = "idle_action destroy ends it, event only says so"
+	switch {
+	case r.IdleAction != IdlePause:
+	case !info.Capabilities.Pause:
+		return sandbox.Errorf("create", sandbox.KindUnsupported, "backend %s pauses no sandboxes here", info.Name).WithHint(hint)
+	case r.Network != nil || len(r.Bindings) > 0:
+		return sandbox.Errorf("create", sandbox.KindUnsupported, "a sandbox with a network cannot be paused yet").WithHint(hint)
+	}
+	return nil
 }
 
 // pauseIdle pauses a sandbox that nobody has used for d. One that cannot be paused

@@ -251,6 +251,7 @@ func (l *live) stayPaused(ctx context.Context, procs []*entry) error {
 	l.o.ledger.store(l.tenant, p.Image.Size)
 	l.mu.Lock()
 	l.still = &standstill{since: time.Now().Add(min(0, -l.o.Clock().Sub(p.Since))), over: make(chan struct{}), image: p}
+	l.usage = l.sb.Details.Spent
 	l.mu.Unlock()
 	l.adoptProcesses(ctx, procs)
 	l.mu.Lock()

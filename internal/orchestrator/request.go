@@ -109,6 +109,8 @@ type Details struct {
 	From string `json:"from,omitempty"`
 	// Pause is set while it is paused.
 	Pause *PauseState `json:"pause,omitempty"`
+	// Spent is what its instances used until it was paused last.
+	Spent sandbox.Usage `json:"spent,omitzero"`
 	// Flows is what it wanted to reach.
 	Flows FlowReport `json:"egress,omitzero"`
 }

@@ -41,7 +41,10 @@ type room struct {
 
 // check refuses to begin op where the host is full. Errors: KindNoSpace and
 // KindCapacity, with RetryAfter.
-func (r *room) check(op string) error {
+func (r *room) check(op string) error { return r.holds(op, 0) }
+
+// holds is check for what writes size bytes.
+func (r *room) holds(op string, size int64) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.at.IsZero() || time.Since(r.at) >= time.Second {
@@ -61,9 +64,9 @@ func (r *room) check(op string) error {
 		return e
 	}
 	switch {
-	case have.DiskFree >= 0 && have.DiskFree < reserve:
+	case have.DiskFree >= 0 && have.DiskFree-size < reserve:
 		return refuse("host_disk", sandbox.KindNoSpace, "free space on the server's data directory; disk_reserve in firebreak.yaml sets what must stay free",
-			"the server's disk is full: %s free, %s are kept in reserve", sandbox.FormatSize(have.DiskFree), sandbox.FormatSize(reserve))
+			"the server's disk is full: %s free, %s are kept in reserve", sandbox.FormatSize(max(0, have.DiskFree-size)), sandbox.FormatSize(reserve))
 	case have.Files >= 0 && have.Files < filesNeeded:
 		return refuse("host_files", sandbox.KindCapacity, "retry when fewer sandboxes and callers are there; raise the server's limit of open files (ulimit -n, LimitNOFILE=)",
 			"the server can open only %d more files", have.Files)

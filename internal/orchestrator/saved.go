@@ -59,6 +59,7 @@ type savedProcess struct {
 	Entry *entry `json:"entry"`
 	// Stdin is the SHA-256 of its standard input's file; empty where it has none.
 	Stdin string `json:"stdin,omitempty"`
+	Size  int64  `json:"size,omitempty"` // of that
 }
 
 // CreateSnapshot saves a sandbox, which goes on or stays paused. Any number of
@@ -184,7 +185,7 @@ func (l *live) saveProcesses(name string) (all []savedProcess, err error) {
 		}
 		from, err := l.o.journal.stdin(p.Entry)
 		if err == nil {
-			p.Stdin, err = copyDigest(l.o.images.stdin(name, p.Entry), from)
+			p.Stdin, p.Size, err = copyDigest(l.o.images.stdin(name, p.Entry), from)
 			err = errors.Join(err, from.Close())
 		}
 		if err != nil {
@@ -199,6 +200,9 @@ func (l *live) keepSnapshot(ctx context.Context, id sandbox.SnapshotID, req Snap
 	body, err := json.Marshal(state)
 	if err != nil {
 		return store.SavedSandbox{}, sandbox.Wrap("snapshot", string(l.id), err)
+	}
+	for _, p := range state.Processes {
+		state.Image.Size += p.Size
 	}
 	rec := store.SavedSandbox{ID: id, Name: req.Name, Sandbox: l.id, Created: l.o.Clock(), Size: state.Image.Size, Body: body}
 	if ttl := given(req.TTL, l.o.Defaults.SnapshotTTL); ttl > 0 {
@@ -299,21 +303,21 @@ func (o *Orchestrator) sweepImages(ctx context.Context) error {
 	return sandbox.Wrap("recover", o.Snapshots, o.images.sweep(needed))
 }
 
-// copyDigest makes a private copy of a file and returns its SHA-256.
-func copyDigest(to string, from *os.File) (string, error) {
+// copyDigest makes a private copy of a file and returns its SHA-256 and size.
+func copyDigest(to string, from *os.File) (string, int64, error) {
 	f, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
-	sum, err := digestTo(f, io.NewSectionReader(from, 0, 1<<62))
-	return sum, errors.Join(err, f.Sync(), f.Close())
+	sum, n, err := digestTo(f, io.NewSectionReader(from, 0, 1<<62))
+	return sum, n, errors.Join(err, f.Sync(), f.Close())
 }
 
-// digestTo copies r to w and returns its SHA-256.
-func digestTo(w io.Writer, r io.Reader) (string, error) {
+// digestTo copies r to w and returns its SHA-256 and size.
+func digestTo(w io.Writer, r io.Reader) (string, int64, error) {
 	h := sha256.New()
-	_, err := io.Copy(io.MultiWriter(w, h), r)
-	return hex.EncodeToString(h.Sum(nil)), err
+	n, err := io.Copy(io.MultiWriter(w, h), r)
+	return hex.EncodeToString(h.Sum(nil)), n, err
 }
 
 // inherit fills in what a create of a snapshot leaves open, and refuses what a
@@ -356,12 +360,13 @@ func (l *live) inheritProcesses(s *savedState) (procs []*entry, err error) {
 		e := *p.Entry
 		from := l.o.images.stdin(s.Image.Name, p.Entry)
 		e.Sandbox, e.Tenant, e.Run, e.Begun = l.id, l.tenant, "", e.Begun.Add(max(0, aged))
+		e.forked = true
 		if p.Stdin != "" {
 			f, err := os.Open(from)
 			if err != nil {
 				return nil, pathless(err)
 			}
-			sum, err := copyDigest(l.o.journal.path(&e)+stdinSuffix, f)
+			sum, _, err := copyDigest(l.o.journal.path(&e)+stdinSuffix, f)
 			if err = errors.Join(err, f.Close()); err != nil {
 				return nil, pathless(err)
 			}

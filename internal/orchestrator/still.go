@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/firebreak-dev/firebreak/internal/guest"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -71,18 +72,46 @@ func (l *live) stand(ctx context.Context) (*standstill, error) {
 		}
 	}
 	l.still = st
-	s := l.sess
+	s, inst := l.sess, l.inst
 	l.sess = nil
 	l.mu.Unlock()
 	for _, w := range l.warms() {
 		w.stand()
 	}
-	l.starting.Lock() // what is starting has started, or its caller is told that it has not
-	if s != nil {
-		s.Close()
+	if err := l.lift(ctx, s, inst); err != nil {
+		l.clocks(st)
+		l.move(st)
+		return nil, err
 	}
-	l.starting.Unlock()
 	return st, nil
+}
+
+// lift takes the deadlines off what runs, for as long as nobody follows it, and ends
+// the session. The guest's clock goes on while it is saved, and would end all of it
+// at once when it is restored.
+func (l *live) lift(ctx context.Context, s *guest.Session, inst sandbox.Instance) (err error) {
+	l.starting.Lock() // what is starting has started, or its caller is told that it has not
+	defer l.starting.Unlock()
+	if s == nil || s.Err() != nil {
+		if s, err = l.open(ctx, inst); err != nil {
+			return err
+		}
+	}
+	defer s.Close()
+	l.mu.Lock()
+	var limited []uint32
+	for id, x := range l.execs {
+		if x.entry.Timeout > 0 {
+			limited = append(limited, id)
+		}
+	}
+	l.mu.Unlock()
+	for _, id := range limited {
+		if err := s.Limit(ctx, id, 0); err != nil && !knownEnd(err) {
+			return err
+		}
+	}
+	return nil
 }
 
 // clocks moves the deadlines of what runs in the sandbox by as long as it has
@@ -118,6 +147,20 @@ func (l *live) move(st *standstill) {
 	close(st.over)
 	l.arm()
 	l.mu.Unlock()
+}
+
+// ends is when a process with a limit has reached it.
+func (x *execution) ends() time.Time {
+	x.l.mu.Lock()
+	defer x.l.mu.Unlock()
+	return x.entry.Begun.Add(x.entry.Timeout + x.entry.Stood)
+}
+
+// knownEnd reports whether a deadline could not be moved for a reason that is no
+// trouble.
+func knownEnd(err error) bool {
+	k := sandbox.KindOf(err)
+	return k == sandbox.KindNotFound || k == sandbox.KindUnsupported
 }
 
 // warms are the contexts that are known.

@@ -132,34 +132,28 @@ func (l *live) snapshotWithEnv() Sandbox {
 	return l.sb
 }
 
-// markRunning is the moment after which the sandbox is inst.
+// markRunning is the moment after which the sandbox is inst: nothing fails behind it.
 func (l *live) markRunning(ctx context.Context, inst sandbox.Instance, s *guest.Session, st *standstill) error {
 	l.clocks(st)
-	st2, err := inst.Status(ctx)
+	status, err := inst.Status(ctx)
 	if err != nil {
 		return err
 	}
 	rec, err := l.o.Store.Tenant(l.tenant).EditSandbox(ctx, l.id, func(rec *store.Sandbox) error {
 		d := unpack(*rec).Details
 		d.Pause = nil
-		rec.State, rec.Enforced, rec.Extra = store.Running, st2.Enforced, d.pack()
+		rec.State, rec.Enforced, rec.Extra = store.Running, status.Enforced, d.pack()
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	if err := l.o.begin(); err != nil {
-		return err
-	}
 	l.mu.Lock()
 	l.inst, l.sess = inst, s
 	l.sb.Sandbox, l.sb.Details.Pause = rec, nil
-	l.usage, l.sampled = st2.Usage, time.Now()
+	l.usage, l.sampled = l.total(status.Usage), time.Now()
 	l.mu.Unlock()
 	l.move(st)
-	go func() {
-		defer l.o.work.Done()
-		l.watch(inst)
-	}()
+	l.o.work.Go(func() { l.watch(inst) }) // never from zero: whoever waits for this is at work
 	return nil
 }

@@ -383,7 +383,7 @@ func (l *live) adoptContext(x *execution) *warm {
 	}
 	w.turns++
 	w.sync = w.turns
-	if err := w.in.append(driver.Turn{Turn: w.sync, Sync: true}.Line()); err != nil {
+	if err := w.in.append(driver.Turn{Turn: w.sync, Sync: true, Fresh: e.forked}.Line()); err != nil {
 		l.o.Log.Error("commands of a context", "sandbox", l.id, "context", w.entry.ID, "error", err)
 	}
 	return w

@@ -122,6 +122,9 @@ func snapshots(tr *trial) scenario {
 				if err := fork(); err != nil {
 					tr.errorf("made of the snapshot: %v", err)
 				}
+				if err := tr.c.RemoveSnapshot(tr.ctx, tr.label); err != nil {
+					tr.errorf("%v", err)
+				}
 			}
 			if err := tr.remembered(sb.ID()); err != nil {
 				tr.errorf("%v", err)

@@ -22,7 +22,8 @@ type sandboxState struct {
 	State, Snapshot string
 	Bytes           int64 `json:"paused_bytes"`
 	Usage           struct {
-		Memory int64 `json:"memory_bytes"`
+		Memory int64   `json:"memory_bytes"`
+		CPU    float64 `json:"cpu_ms"`
 	}
 	Receipt struct {
 		Clean   bool
@@ -121,12 +122,17 @@ func TestPauseResume(t *testing.T) {
 	id := s.made(t, "/v1/sandboxes", `{"name":"box"}`)
 	pid := s.furnish(t, id)
 	s.furnished(t, id, pid, 1)
+	used := 0.0
 	for n := range pausedCycles {
 		s.must(t, "POST", "/v1/sandboxes/"+id+"/pause", "{}")
 		st := s.state(t, id)
 		if st.State != "paused" || st.Bytes < 1<<20 || len(w.instances(t)) != 0 {
 			t.Fatalf("cycle %d: %+v, instances %v", n, st, w.instances(t))
 		}
+		if st.Usage.Memory != 0 || st.Usage.CPU <= used {
+			t.Errorf("cycle %d: it uses %d bytes, and has used %v ms, %v before", n, st.Usage.Memory, st.Usage.CPU, used)
+		}
+		used = st.Usage.CPU
 		switch n % 3 {
 		case 0:
 			s.must(t, "POST", "/v1/sandboxes/"+id+"/resume", "{}")
@@ -163,10 +169,12 @@ func TestSnapshotForks(t *testing.T) {
 	id := s.made(t, "/v1/sandboxes", "{}")
 	pid := s.furnish(t, id)
 	s.furnished(t, id, pid, 1)
+	s.eval(t, id, "python", "import random\nrandom.seed(7)")
 	r := w.run("", "snapshot", id, "--name", "warm", "--ttl", "1h")
 	if r.code != 0 || !strings.HasPrefix(r.stdout, "sn") {
 		t.Fatalf("%+v", r)
 	}
+	seen := map[string]bool{"'" + s.eval(t, id, "python", "random.random()").text() + "'": true}
 	s.furnished(t, id, pid, 2)
 	if r := w.run("", "snapshot", id, "--name", "warm"); r.code == 0 || !strings.Contains(r.stderr, "there is a snapshot called") {
 		t.Errorf("a name twice: %+v", r)
@@ -176,6 +184,11 @@ func TestSnapshotForks(t *testing.T) {
 	for _, box := range []string{a, b} {
 		s.furnished(t, box, pid, 2)
 		s.furnished(t, box, pid, 3)
+		if n := "'" + s.eval(t, box, "python", "random.random()").text() + "'"; seen[n] {
+			t.Errorf("%s draws %s, as another did", box, n)
+		} else {
+			seen[n] = true
+		}
 	}
 	s.furnished(t, id, pid, 3)
 	if st := s.state(t, b); st.Snapshot != strings.TrimSpace(r.stdout) {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"sort"
+	"time"
 
 	"github.com/firebreak-dev/firebreak/internal/guest"
 	"github.com/firebreak-dev/firebreak/sandbox"
@@ -40,7 +41,7 @@ func (l *link) onCall(id uint32, body []byte) error {
 		l.exec(id, c.Exec)
 	case guest.OpProcesses:
 		l.async(id, c.Op, func(*transfer) (guest.Reply, error) { return l.s.processes(), nil })
-	case guest.OpSignal, guest.OpResize, guest.OpAttach, guest.OpDetach:
+	case guest.OpSignal, guest.OpResize, guest.OpAttach, guest.OpDetach, guest.OpLimit:
 		if c.Process == nil || c.Op == guest.OpResize && c.Process.Size == nil {
 			return guest.Violation("%s without a process", c.Op)
 		}
@@ -172,6 +173,10 @@ func (l *link) process(op guest.Op, c *guest.ProcCall) (guest.Reply, error) {
 	if sys == nil || over {
 		return guest.Reply{}, sandbox.Errorf(string(op), sandbox.KindNotFound, "process %d does not run", c.ID)
 	}
+	if op == guest.OpLimit {
+		p.limit(time.Duration(min(max(0, c.Left), maxLeft)) * time.Millisecond)
+		return guest.Reply{}, nil
+	}
 	if op == guest.OpResize {
 		if err := c.Size.Check(); err != nil {
 			return guest.Reply{}, err
@@ -183,6 +188,9 @@ func (l *link) process(op guest.Op, c *guest.ProcCall) (guest.Reply, error) {
 	}
 	return guest.Reply{}, sys.Signal(c.Signal)
 }
+
+// maxLeft is a deadline that no program meets: a hundred years, in milliseconds.
+const maxLeft = 100 * 365 * 24 * 3600 * 1000
 
 // file starts a call about the file system.
 func (l *link) file(id uint32, op guest.Op, c *guest.FileCall) {

@@ -31,13 +31,29 @@ type proc struct {
 	detail  string         // guarded by mu
 	exit    *guest.Exit    // guarded by mu; nil while it runs
 	unknown bool           // guarded by mu; the host has gone before it knew of it
+	allowed time.Duration  // what it was given; constant
+	late    *time.Timer    // guarded by mu; kills it at its deadline
+}
+
+// limit moves the deadline to left from now; 0: none.
+func (p *proc) limit(left time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.late != nil {
+		p.late.Stop()
+		p.late = nil
+	}
+	if left <= 0 || p.exit != nil {
+		return
+	}
+	p.late = time.AfterFunc(left, func() { p.kill(sandbox.ReasonTimeout, "limit "+p.allowed.String()) })
 }
 
 // exec handles the call id. It returns at once; the program is started, waited
 // for and reported in a goroutine of the server, not of the link.
 func (l *link) exec(id uint32, c *guest.ExecCall) {
 	s := l.s
-	p := &proc{s: s, id: id, argv: shorten(c.Argv), user: s.userOf(c.User), link: l, begun: time.Now()}
+	p := &proc{s: s, id: id, argv: shorten(c.Argv), user: s.userOf(c.User), link: l, begun: time.Now(), allowed: time.Duration(max(0, c.Timeout)) * time.Millisecond}
 	p.out.init(id, guest.TypeStdout, l)
 	p.errs.init(id, guest.TypeStderr, l)
 	if c.Stdin {
@@ -98,15 +114,9 @@ func (p *proc) run(l *link, c *guest.ExecCall) {
 	if in != nil {
 		streams.Go(func() { p.feed(in) })
 	}
-	var deadline *time.Timer
-	if c.Timeout > 0 {
-		limit := time.Duration(c.Timeout) * time.Millisecond
-		deadline = time.AfterFunc(limit, func() { p.kill(sandbox.ReasonTimeout, "limit "+limit.String()) })
-	}
+	p.limit(p.allowed)
 	st := sys.Wait()
-	if deadline != nil {
-		deadline.Stop()
-	}
+	p.limit(0)
 	s.watch.remove(p)
 	p.ended(st)
 	if in != nil {

@@ -60,9 +60,12 @@ func ParseHello(line []byte) (t Token, env map[string]string, ok bool) {
 // Turn is a command: run Code and say how that went. One without code, and with
 // Sync, is answered with an end, once everything before it is over.
 type Turn struct {
-	Turn int               `json:"turn"`
-	Sync bool              `json:"sync,omitempty"`
-	Env  map[string]string `json:"env,omitempty"` // during the turn only
+	Turn int  `json:"turn"`
+	Sync bool `json:"sync,omitempty"`
+	// Fresh, of a Sync, seeds the interpreter's random generators anew: its memory is
+	// another's, too.
+	Fresh bool              `json:"fresh,omitempty"`
+	Env   map[string]string `json:"env,omitempty"` // during the turn only
 	// Until is when the turn is to be over, in Unix milliseconds; 0: never. The
 	// host enforces it.
 	Until int64  `json:"until,omitempty"`

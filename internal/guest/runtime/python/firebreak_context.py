@@ -26,6 +26,15 @@ PICTURES = {"png": "image/png", "svg": "image/svg+xml", "jpg": "image/jpeg", "jp
 HERE = __file__
 
 
+def reseed():
+    """Seed what is loaded of the generators that programs share."""
+    for name in ("random", "numpy.random"):
+        try:
+            sys.modules[name].seed()
+        except Exception:  # not loaded, or something of user code by that name
+            pass
+
+
 class Channel:
     """Where commands come from and messages go. User code has neither."""
 
@@ -218,6 +227,8 @@ class Turns:
         """Run a turn; return the chunks that are to be said with its end."""
         self.turn = command["turn"]
         if command.get("sync"):
+            if command.get("fresh"):
+                reseed()
             return []
         self.count += 1
         before = {}
