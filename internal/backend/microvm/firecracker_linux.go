@@ -170,11 +170,22 @@ func client(dir string) *firecracker.Client {
 // dialJail connects to a socket in the instance's jail. The path the guest's
 // monitor can influence is its last part alone.
 func dialJail(dir, socket string) (net.Conn, error) {
-	found, _ := filepath.Glob(firecracker.Roots(filepath.Join(dir, dirJail), filepath.Base(dir), "*"))
-	if len(found) != 1 {
+	root := jailRootOf(dir)
+	if root == "" {
 		return nil, errNoChannel
 	}
-	return dialIn(found[0], strings.TrimPrefix(socket, "/"))
+	return dialIn(root, strings.TrimPrefix(socket, "/"))
+}
+
+// jailRootOf is the root directory of the jail of the instance in dir; "" when
+// there is none. Its path has the program's name in it, which another version of
+// this process may have had otherwise.
+func jailRootOf(dir string) string {
+	list, err := os.ReadDir(filepath.Join(dir, dirJail))
+	if err != nil || len(list) != 1 {
+		return ""
+	}
+	return firecracker.Roots(filepath.Join(dir, dirJail), filepath.Base(dir), list[0].Name())
 }
 
 // begin waits for the API and makes the machine run.
@@ -254,10 +265,7 @@ func (f *fireVMM) ended(ctx context.Context, _ string) (ending, error) {
 }
 
 func (f *fireVMM) objects(dir string) []sandbox.Object {
-	root := firecracker.Roots(filepath.Join(dir, dirJail), filepath.Base(dir), "*")
-	if found, _ := filepath.Glob(root); len(found) == 1 {
-		root = found[0]
-	}
+	root := jailRootOf(dir)
 	return []sandbox.Object{
 		{Kind: "directory", Name: filepath.Join(dir, dirJail)}, {Kind: "file", Name: filepath.Join(dir, fileDisk)},
 		{Kind: "socket", Name: filepath.Join(root, firecracker.APISocket)}, {Kind: "socket", Name: filepath.Join(root, firecracker.VSockSocket)},
