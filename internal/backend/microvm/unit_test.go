@@ -150,10 +150,10 @@ func TestImages(t *testing.T) {
 		}
 		return p
 	}
-	c := &images{dir: dir, checked: map[string]stamp{}}
+	c := newImages(dir)
 	path := get(c)
 	get(c)
-	get(&images{dir: dir, checked: map[string]stamp{}})
+	get(newImages(dir))
 	if made != 1 {
 		t.Errorf("made %d times", made)
 	}
@@ -168,7 +168,7 @@ func TestImages(t *testing.T) {
 			t.Fatal(err)
 		}
 		if what == "no digest" { // known to be right by who has checked it, by nobody else
-			c = &images{dir: dir, checked: map[string]stamp{}}
+			c = newImages(dir)
 		}
 		get(c)
 		if b, err := os.ReadFile(path); err != nil || string(b) != "content" || made != before+1 {
@@ -186,6 +186,62 @@ func TestImages(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(filepath.Join(dir, ".new-*")); len(left) > 0 {
 		t.Errorf("left: %v", left)
+	}
+}
+
+// TestImagesAreMadeOn: who cannot wait does not undo what others will need; the
+// Backend's end does.
+func TestImagesAreMadeOn(t *testing.T) {
+	c := newImages(t.TempDir())
+	defer c.close()
+	begun, resume := make(chan struct{}, 1), make(chan struct{})
+	write := func(w io.Writer) error {
+		begun <- struct{}{}
+		<-resume
+		_, err := io.WriteString(w, "content")
+		return err
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	first := make(chan error, 1)
+	go func() {
+		_, err := c.need(ctx, "x", write)
+		first <- err
+	}()
+	<-begun
+	cancel()
+	if err := <-first; !errors.Is(err, context.Canceled) {
+		t.Errorf("the first: %v", err)
+	}
+	second := make(chan error, 1)
+	go func() {
+		path, err := c.need(t.Context(), "x", func(io.Writer) error { return errors.New("made twice") })
+		if b, e := os.ReadFile(path); e != nil || string(b) != "content" {
+			err = errors.Join(err, e)
+		}
+		second <- err
+	}()
+	close(resume)
+	if err := <-second; err != nil {
+		t.Errorf("the second: %v", err)
+	}
+	// The end of the Backend is the end of it.
+	d := newImages(t.TempDir())
+	third := make(chan error, 1)
+	go func() {
+		_, err := d.need(t.Context(), "y", func(w io.Writer) error {
+			begun <- struct{}{}
+			for {
+				if _, err := w.Write([]byte("more")); err != nil {
+					return err
+				}
+			}
+		})
+		third <- err
+	}()
+	<-begun
+	d.close()
+	if err := <-third; !errors.Is(err, context.Canceled) {
+		t.Errorf("after the end: %v", err)
 	}
 }
 
