@@ -77,7 +77,7 @@ func (b *Backend) findFirecracker(ctx context.Context, p *probed) error {
 	if err := firecracker.Supported(versions["firecracker"]); err != nil {
 		return err
 	}
-	p.monitor, p.vmm, p.vsock = f, vmmFirecracker, agentPort
+	p.monitor, p.program, p.vmm, p.vsock = f, f.Program, vmmFirecracker, agentPort
 	p.info.Version = "Firecracker " + versions["firecracker"]
 	return nil
 }
@@ -106,19 +106,21 @@ func checkUncompressed(kernel string) error {
 	return nil
 }
 
-func (f *fireVMM) file() string { return f.Program }
-
 func (f *fireVMM) jail(m vm) firecracker.Jail {
 	return firecracker.Jail{Base: filepath.Join(m.dir, dirJail), Firecracker: f.Program, ID: string(m.id), User: m.uid}
 }
 
-// prepare makes the jail's root directory. Images are linked into it where that
-// is possible: they are read-only and of root's, inside too.
-func (f *fireVMM) prepare(m vm) error {
+func (f *fireVMM) prepare(m vm) (string, []string, error) {
 	j := f.jail(m)
 	if err := j.Validate(); err != nil {
-		return err
+		return "", nil, err
 	}
+	return f.Jailer, j.Args(), f.furnish(j, m)
+}
+
+// furnish makes the jail's root directory. Images are linked into it where that is
+// possible: they are read-only and of root's, inside too.
+func (*fireVMM) furnish(j firecracker.Jail, m vm) error {
 	root := j.Root()
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return err
@@ -159,8 +161,6 @@ func linkOrCopy(from, to string) error {
 	_, err = io.Copy(out, in)
 	return errors.Join(err, out.Close())
 }
-
-func (f *fireVMM) command(m vm) (string, []string, error) { return f.Jailer, f.jail(m).Args(), nil }
 
 // client calls the process of the instance in dir.
 func client(dir string) *firecracker.Client {

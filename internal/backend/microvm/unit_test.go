@@ -23,9 +23,7 @@ import (
 func TestCommand(t *testing.T) {
 	m := vm{id: "in1", dir: "/d/in1", cpus: 2, memory: 600 << 20, kernel: "/k", initial: "/i", root: "/c/root,1", runtime: "/c/runtime",
 		disk: "/d/in1/disk", argument: "firebreak=x", uid: 7, accel: accelTCG}
-	version := [2]int{7, 2}
-	q := &qemu{program: "/q", version: func() ([2]int, error) { return version, nil }}
-	program, args, err := q.command(m)
+	args := arguments(m, [2]int{7, 2})
 	want := "-name in1 -nodefaults -no-user-config -display none -nic none " +
 		"-machine pc,usb=off,vmport=off,dump-guest-core=off,mem-merge=off -accel tcg,thread=multi,tb-size=64 -cpu max " +
 		"-smp 2 -m 600M -bios qboot.rom -kernel /k -initrd /i " +
@@ -38,18 +36,17 @@ func TestCommand(t *testing.T) {
 		"-drive if=none,format=raw,id=runtime,file=/c/runtime,readonly=on,file.locking=off -device virtio-blk-pci,drive=runtime " +
 		"-drive if=none,format=raw,id=disk,file=/d/in1/disk,cache=unsafe,discard=unmap -device virtio-blk-pci,drive=disk,werror=report,rerror=report " +
 		"-chroot empty -runas 7:7"
-	if got := strings.Join(args, " "); err != nil || program != "/q" || got != want {
+	if got := strings.Join(args, " "); got != want {
 		t.Errorf("arguments\n%s\nwant\n%s", got, want)
 	}
-	version = [2]int{10, 0}
 	m.accel, m.probe = accelKVM, true
-	_, args, _ = q.command(m)
+	args = arguments(m, [2]int{10, 0})
 	got := strings.Join(args, " ")
 	if !strings.HasSuffix(got, "-run-with chroot=empty,user=7:7") || !strings.Contains(got, "-accel kvm -cpu host") || strings.Contains(got, "-drive") {
 		t.Errorf("arguments\n%s", got)
 	}
 	m.uid = 0
-	if _, args, _ = q.command(m); !slices.ContainsFunc(args, func(a string) bool { return strings.HasSuffix(a, "elevateprivileges=deny") }) {
+	if args = arguments(m, [2]int{10, 0}); !slices.ContainsFunc(args, func(a string) bool { return strings.HasSuffix(a, "elevateprivileges=deny") }) {
 		t.Errorf("arguments\n%s", args)
 	}
 }
