@@ -41,7 +41,7 @@ func (j Jail) Validate() error {
 // Root is the root directory as the host sees it.
 func (j Jail) Root() string { return Roots(j.Base, j.ID, filepath.Base(j.Firecracker)) }
 
-// Roots is where roots of jails lie; name may be a pattern.
+// Roots is where the root of a jail lies; name is that of Firecracker's program.
 func Roots(base, id, name string) string { return filepath.Join(base, name, id, "root") }
 
 // Args are the jailer's arguments. It ends by becoming Firecracker, in the same

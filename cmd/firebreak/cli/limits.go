@@ -31,7 +31,7 @@ type makeFlags struct {
 func (f *makeFlags) add(fs *pflag.FlagSet, timeoutDoc string) {
 	fs.StringVarP(&f.template, "template", "t", "", "what to start from: host, python, node, shell or a digest (default host)")
 	fs.StringVar(&f.image, "image", "", "start from a container image, built into a template if it is not yet")
-	fs.StringVar(&f.backend, "backend", "", "what makes the sandbox: auto, gvisor or sim (default auto, the strongest that works)")
+	fs.StringVar(&f.backend, "backend", "", "what makes the sandbox: auto, gvisor, microvm or sim (default auto, the strongest that works)")
 	fs.StringVar(&f.isolation, "min-isolation", "", "refuse anything weaker: shared-kernel, user-kernel, hypervisor, confidential")
 	fs.DurationVar(&f.timeout, "timeout", 0, timeoutDoc)
 	fs.Var(&f.memory, "memory", "memory the code may use, such as 256MiB")

@@ -59,7 +59,7 @@ func New(c Config) (*Backend, error) {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	sweep(c.Dir)
-	b := &Backend{cfg: c, log: c.Log, images: &images{dir: c.Cache, checked: map[string]stamp{}},
+	b := &Backend{cfg: c, log: c.Log, images: newImages(c.Cache),
 		instances: map[sandbox.InstanceID]*Instance{}}
 	b.look = sync.OnceValue(b.lookAround)
 	return b, nil
@@ -221,6 +221,7 @@ func (b *Backend) Close() error {
 		i.release()
 	}
 	b.watchers.Wait()
+	b.images.close()
 	cgroups.tidy()
 	return nil
 }

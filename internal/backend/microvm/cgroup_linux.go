@@ -76,6 +76,9 @@ func (h cgroupHost) prepare() error {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
+		if err := unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK, unix.AT_EACCESS); err != nil { // another user's
+			return &fs.PathError{Op: "write", Path: dir, Err: err}
+		}
 		if !h.v2 {
 			continue
 		}

@@ -233,14 +233,11 @@ func (l *launched) said() string {
 
 // start starts the monitor in the instance's cgroup and makes it run m.
 func (i *Instance) start(ctx context.Context, m vm) error {
-	if err := i.monitor.prepare(m); err != nil {
-		return err
-	}
-	failpoint.Hit("microvm.create/after-files")
-	program, args, err := i.monitor.command(m)
+	program, args, err := i.monitor.prepare(m)
 	if err != nil {
 		return err
 	}
+	failpoint.Hit("microvm.create/after-files")
 	cmd := exec.Command(program, args...)
 	cmd.Dir, cmd.Env = i.dir, []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	r, w, err := os.Pipe()

@@ -77,7 +77,7 @@ func (b *Backend) findFirecracker(ctx context.Context, p *probed) error {
 	if err := firecracker.Supported(versions["firecracker"]); err != nil {
 		return err
 	}
-	p.monitor, p.vmm, p.vsock = f, vmmFirecracker, agentPort
+	p.monitor, p.program, p.vmm, p.vsock = f, f.Program, vmmFirecracker, agentPort
 	p.info.Version = "Firecracker " + versions["firecracker"]
 	return nil
 }
@@ -106,19 +106,21 @@ func checkUncompressed(kernel string) error {
 	return nil
 }
 
-func (f *fireVMM) file() string { return f.Program }
-
 func (f *fireVMM) jail(m vm) firecracker.Jail {
 	return firecracker.Jail{Base: filepath.Join(m.dir, dirJail), Firecracker: f.Program, ID: string(m.id), User: m.uid}
 }
 
-// prepare makes the jail's root directory. Images are linked into it where that
-// is possible: they are read-only and of root's, inside too.
-func (f *fireVMM) prepare(m vm) error {
+func (f *fireVMM) prepare(m vm) (string, []string, error) {
 	j := f.jail(m)
 	if err := j.Validate(); err != nil {
-		return err
+		return "", nil, err
 	}
+	return f.Jailer, j.Args(), f.furnish(j, m)
+}
+
+// furnish makes the jail's root directory. Images are linked into it where that is
+// possible: they are read-only and of root's, inside too.
+func (*fireVMM) furnish(j firecracker.Jail, m vm) error {
 	root := j.Root()
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return err
@@ -160,8 +162,6 @@ func linkOrCopy(from, to string) error {
 	return errors.Join(err, out.Close())
 }
 
-func (f *fireVMM) command(m vm) (string, []string, error) { return f.Jailer, f.jail(m).Args(), nil }
-
 // client calls the process of the instance in dir.
 func client(dir string) *firecracker.Client {
 	return firecracker.New(func(context.Context) (net.Conn, error) { return dialJail(dir, firecracker.APISocket) })
@@ -170,11 +170,22 @@ func client(dir string) *firecracker.Client {
 // dialJail connects to a socket in the instance's jail. The path the guest's
 // monitor can influence is its last part alone.
 func dialJail(dir, socket string) (net.Conn, error) {
-	found, _ := filepath.Glob(firecracker.Roots(filepath.Join(dir, dirJail), filepath.Base(dir), "*"))
-	if len(found) != 1 {
+	root := jailRootOf(dir)
+	if root == "" {
 		return nil, errNoChannel
 	}
-	return dialIn(found[0], strings.TrimPrefix(socket, "/"))
+	return dialIn(root, strings.TrimPrefix(socket, "/"))
+}
+
+// jailRootOf is the root directory of the jail of the instance in dir; "" when
+// there is none. Its path has the program's name in it, which another version of
+// this process may have had otherwise.
+func jailRootOf(dir string) string {
+	list, err := os.ReadDir(filepath.Join(dir, dirJail))
+	if err != nil || len(list) != 1 {
+		return ""
+	}
+	return firecracker.Roots(filepath.Join(dir, dirJail), filepath.Base(dir), list[0].Name())
 }
 
 // begin waits for the API and makes the machine run.
@@ -254,10 +265,7 @@ func (f *fireVMM) ended(ctx context.Context, _ string) (ending, error) {
 }
 
 func (f *fireVMM) objects(dir string) []sandbox.Object {
-	root := firecracker.Roots(filepath.Join(dir, dirJail), filepath.Base(dir), "*")
-	if found, _ := filepath.Glob(root); len(found) == 1 {
-		root = found[0]
-	}
+	root := jailRootOf(dir)
 	return []sandbox.Object{
 		{Kind: "directory", Name: filepath.Join(dir, dirJail)}, {Kind: "file", Name: filepath.Join(dir, fileDisk)},
 		{Kind: "socket", Name: filepath.Join(root, firecracker.APISocket)}, {Kind: "socket", Name: filepath.Join(root, firecracker.VSockSocket)},

@@ -35,8 +35,58 @@ const unusedAge = 14 * 24 * time.Hour
 type images struct {
 	dir string
 
+	life  context.Context // of what is being made
+	leave context.CancelFunc
+	work  sync.WaitGroup
+
 	mu      sync.Mutex
-	checked map[string]stamp // guarded by mu: files whose digest was right
+	checked map[string]stamp   // guarded by mu: files whose digest was right
+	making  map[string]*making // guarded by mu: by name
+}
+
+// making is a file that somebody waits for.
+type making struct {
+	done chan struct{}
+	path string // set before done is closed
+	err  error  // ditto
+}
+
+func newImages(dir string) *images {
+	c := &images{dir: dir, checked: map[string]stamp{}, making: map[string]*making{}}
+	c.life, c.leave = context.WithCancel(context.Background())
+	return c
+}
+
+// close gives up what is being made.
+func (c *images) close() {
+	c.leave()
+	c.work.Wait()
+}
+
+// need is get for files that take long. They are made on when ctx ends, so that a
+// large template's does not begin anew with everybody who has less time than it
+// takes.
+func (c *images) need(ctx context.Context, name string, write func(io.Writer) error) (string, error) {
+	c.mu.Lock()
+	m := c.making[name]
+	if m == nil {
+		m = &making{done: make(chan struct{})}
+		c.making[name] = m
+		c.work.Go(func() {
+			m.path, m.err = c.get(c.life, name, write)
+			c.mu.Lock()
+			delete(c.making, name)
+			c.mu.Unlock()
+			close(m.done)
+		})
+	}
+	c.mu.Unlock()
+	select {
+	case <-m.done:
+		return m.path, m.err
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
 }
 
 // stamp changes when a file's content does; not even root sets a change time.
@@ -200,7 +250,7 @@ func (c *images) rootImage(ctx context.Context, r sandbox.Root) (string, error) 
 	for _, m := range r.Mounts {
 		parts = append(parts, m.Source, m.Target)
 	}
-	return c.get(ctx, nameOf("root", parts...), func(w io.Writer) error {
+	return c.need(ctx, nameOf("root", parts...), func(w io.Writer) error {
 		return vmimage.WriteRoot(w, vmimage.Tree{Dir: r.Dir, Mounts: r.Mounts, Owner: ownerInside(), MaxBytes: maxImage})
 	})
 }

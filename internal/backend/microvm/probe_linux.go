@@ -37,6 +37,7 @@ type probed struct {
 	info     sandbox.Info
 	cgroups  cgroupHost // without parents when they cannot be used
 	monitor  monitor
+	program  string // the monitor's
 	vmm      string
 	accel    string
 	kernel   string
@@ -145,7 +146,7 @@ func (b *Backend) find(ctx context.Context, p *probed) error {
 		if err != nil {
 			return lack("apt-get install qemu-system-x86", "%w", err)
 		}
-		p.monitor = q
+		p.monitor, p.program = q, q.program
 		p.info.Version = "QEMU"
 	}
 	kernel, modules, err := findKernel("/", b.cfg.Kernel, b.cfg.Modules)
@@ -290,7 +291,7 @@ type verdict struct {
 // kvmBoots tests KVM, once per boot of the host and set of programs.
 func (b *Backend) kvmBoots(ctx context.Context, p probed) error {
 	what := []string{bootID(), p.info.Version}
-	for _, f := range []string{p.monitor.file(), p.kernel, filepath.Join(b.cfg.Runtime, filepath.Base(guest.AgentPath)), "/dev/kvm"} {
+	for _, f := range []string{p.program, p.kernel, filepath.Join(b.cfg.Runtime, filepath.Base(guest.AgentPath)), "/dev/kvm"} {
 		s, err := stampOf(f)
 		if err != nil {
 			return err

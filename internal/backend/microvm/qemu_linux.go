@@ -65,20 +65,16 @@ func askVersion(path string) (v [2]int, err error) {
 	return v, nil
 }
 
-func (q *qemu) file() string { return q.program }
-
-func (q *qemu) prepare(m vm) error {
-	if err := makeFIFOs(m.dir); err != nil {
-		return err
-	}
-	return os.Mkdir(filepath.Join(m.dir, dirEmpty), 0o700)
-}
-
-func (q *qemu) command(m vm) (string, []string, error) {
+func (q *qemu) prepare(m vm) (string, []string, error) {
 	version, err := q.version()
 	if err != nil {
 		return "", nil, err
 	}
+	return q.program, arguments(m, version), errors.Join(makeFIFOs(m.dir), os.Mkdir(filepath.Join(m.dir, dirEmpty), 0o700))
+}
+
+// arguments are QEMU's.
+func arguments(m vm, version [2]int) []string {
 	cpu, accel := "host", "kvm"
 	if m.accel == accelTCG {
 		cpu, accel = "max", "tcg,thread=multi,tb-size=64"
@@ -96,19 +92,19 @@ func (q *qemu) command(m vm) (string, []string, error) {
 		"-chardev", "pipe,id=agent,path=" + fileChannel,
 		"-device", "virtio-serial-pci,max_ports=2", "-device", "virtserialport,chardev=agent,nr=1,name=" + machine.PortName,
 		"-qmp", "unix:" + fileQMP + ",server=on,wait=off",
-		"-sandbox", q.filter(m),
+		"-sandbox", filter(m),
 	}
 	if !m.probe {
 		args = append(args, drive("root", m.root, true)...)
 		args = append(args, drive("runtime", m.runtime, true)...)
 		args = append(args, drive("disk", m.disk, false)...)
 	}
-	return q.program, append(args, confine(m, version)...), nil
+	return append(args, confine(m, version)...)
 }
 
 // filter is QEMU's own seccomp filter. Changing the user is what confine needs it
 // for, once; afterwards there is nothing to be elevated to.
-func (q *qemu) filter(m vm) string {
+func filter(m vm) string {
 	f := "on,obsolete=deny,spawn=deny,resourcecontrol=deny"
 	if m.uid == 0 {
 		f += ",elevateprivileges=deny"

@@ -23,9 +23,7 @@ import (
 func TestCommand(t *testing.T) {
 	m := vm{id: "in1", dir: "/d/in1", cpus: 2, memory: 600 << 20, kernel: "/k", initial: "/i", root: "/c/root,1", runtime: "/c/runtime",
 		disk: "/d/in1/disk", argument: "firebreak=x", uid: 7, accel: accelTCG}
-	version := [2]int{7, 2}
-	q := &qemu{program: "/q", version: func() ([2]int, error) { return version, nil }}
-	program, args, err := q.command(m)
+	args := arguments(m, [2]int{7, 2})
 	want := "-name in1 -nodefaults -no-user-config -display none -nic none " +
 		"-machine pc,usb=off,vmport=off,dump-guest-core=off,mem-merge=off -accel tcg,thread=multi,tb-size=64 -cpu max " +
 		"-smp 2 -m 600M -bios qboot.rom -kernel /k -initrd /i " +
@@ -38,18 +36,17 @@ func TestCommand(t *testing.T) {
 		"-drive if=none,format=raw,id=runtime,file=/c/runtime,readonly=on,file.locking=off -device virtio-blk-pci,drive=runtime " +
 		"-drive if=none,format=raw,id=disk,file=/d/in1/disk,cache=unsafe,discard=unmap -device virtio-blk-pci,drive=disk,werror=report,rerror=report " +
 		"-chroot empty -runas 7:7"
-	if got := strings.Join(args, " "); err != nil || program != "/q" || got != want {
+	if got := strings.Join(args, " "); got != want {
 		t.Errorf("arguments\n%s\nwant\n%s", got, want)
 	}
-	version = [2]int{10, 0}
 	m.accel, m.probe = accelKVM, true
-	_, args, _ = q.command(m)
+	args = arguments(m, [2]int{10, 0})
 	got := strings.Join(args, " ")
 	if !strings.HasSuffix(got, "-run-with chroot=empty,user=7:7") || !strings.Contains(got, "-accel kvm -cpu host") || strings.Contains(got, "-drive") {
 		t.Errorf("arguments\n%s", got)
 	}
 	m.uid = 0
-	if _, args, _ = q.command(m); !slices.ContainsFunc(args, func(a string) bool { return strings.HasSuffix(a, "elevateprivileges=deny") }) {
+	if args = arguments(m, [2]int{10, 0}); !slices.ContainsFunc(args, func(a string) bool { return strings.HasSuffix(a, "elevateprivileges=deny") }) {
 		t.Errorf("arguments\n%s", args)
 	}
 }
@@ -150,10 +147,10 @@ func TestImages(t *testing.T) {
 		}
 		return p
 	}
-	c := &images{dir: dir, checked: map[string]stamp{}}
+	c := newImages(dir)
 	path := get(c)
 	get(c)
-	get(&images{dir: dir, checked: map[string]stamp{}})
+	get(newImages(dir))
 	if made != 1 {
 		t.Errorf("made %d times", made)
 	}
@@ -168,7 +165,7 @@ func TestImages(t *testing.T) {
 			t.Fatal(err)
 		}
 		if what == "no digest" { // known to be right by who has checked it, by nobody else
-			c = &images{dir: dir, checked: map[string]stamp{}}
+			c = newImages(dir)
 		}
 		get(c)
 		if b, err := os.ReadFile(path); err != nil || string(b) != "content" || made != before+1 {
@@ -186,6 +183,62 @@ func TestImages(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(filepath.Join(dir, ".new-*")); len(left) > 0 {
 		t.Errorf("left: %v", left)
+	}
+}
+
+// TestImagesAreMadeOn: who cannot wait does not undo what others will need; the
+// Backend's end does.
+func TestImagesAreMadeOn(t *testing.T) {
+	c := newImages(t.TempDir())
+	defer c.close()
+	begun, resume := make(chan struct{}, 1), make(chan struct{})
+	write := func(w io.Writer) error {
+		begun <- struct{}{}
+		<-resume
+		_, err := io.WriteString(w, "content")
+		return err
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	first := make(chan error, 1)
+	go func() {
+		_, err := c.need(ctx, "x", write)
+		first <- err
+	}()
+	<-begun
+	cancel()
+	if err := <-first; !errors.Is(err, context.Canceled) {
+		t.Errorf("the first: %v", err)
+	}
+	second := make(chan error, 1)
+	go func() {
+		path, err := c.need(t.Context(), "x", func(io.Writer) error { return errors.New("made twice") })
+		if b, e := os.ReadFile(path); e != nil || string(b) != "content" {
+			err = errors.Join(err, e)
+		}
+		second <- err
+	}()
+	close(resume)
+	if err := <-second; err != nil {
+		t.Errorf("the second: %v", err)
+	}
+	// The end of the Backend is the end of it.
+	d := newImages(t.TempDir())
+	third := make(chan error, 1)
+	go func() {
+		_, err := d.need(t.Context(), "y", func(w io.Writer) error {
+			begun <- struct{}{}
+			for {
+				if _, err := w.Write([]byte("more")); err != nil {
+					return err
+				}
+			}
+		})
+		third <- err
+	}()
+	<-begun
+	d.close()
+	if err := <-third; !errors.Is(err, context.Canceled) {
+		t.Errorf("after the end: %v", err)
 	}
 }
 

@@ -29,12 +29,9 @@ type vm struct {
 // monitor's state is in the instance's directory: every method works in another
 // process than the one that started it.
 type monitor interface {
-	// file is the monitor's program.
-	file() string
-	// prepare makes what the monitor's process needs, in m.dir.
-	prepare(m vm) error
-	// command is the program and its arguments, to be started in m.dir.
-	command(m vm) (program string, args []string, err error)
+	// prepare makes what the monitor's process needs, in m.dir, and returns its
+	// program and arguments, to be started there.
+	prepare(m vm) (program string, args []string, err error)
 	// begin makes the started process run the machine. It may be called before
 	// the process is ready.
 	begin(ctx context.Context, m vm) error

@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"github.com/firebreak-dev/firebreak/internal/guest/agent"
+	"github.com/firebreak-dev/firebreak/internal/guest/machine"
 	"github.com/firebreak-dev/firebreak/test/hostile/chaos"
 )
 
@@ -17,10 +18,18 @@ func main() {
 	if runtime.GOMAXPROCS(0) < 2 {
 		runtime.GOMAXPROCS(2)
 	}
-	if len(os.Args) < 2 || os.Args[1] != "init" {
+	var err error
+	switch {
+	case os.Getpid() == 1 && os.Args[0] == "/init":
+		machine.Boot()
+	case len(os.Args) > 1 && os.Args[1] == "enter":
+		err = machine.Enter(os.Args[2:])
+	case len(os.Args) > 1 && os.Args[1] == "init":
+		err = serve()
+	default:
 		os.Exit(2)
 	}
-	if err := serve(); err != nil {
+	if err != nil {
 		os.Stderr.WriteString("chaos agent: " + err.Error() + "\n")
 		os.Exit(1)
 	}
