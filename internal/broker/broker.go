@@ -146,5 +146,5 @@ func (b *Broker) Get(ctx context.Context, tenant sandbox.TenantID, name string) 
 	if err != nil {
 		return nil, err
 	}
-	return r.resolve(name)
+	return r.resolve(ctx, name)
 }

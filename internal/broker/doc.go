@@ -24,7 +24,8 @@
 // # References
 //
 // Instead of its bytes a secret may be kept as where they are: env:NAME, a variable of
-// the server, or file:/PATH, a file that the server reads. They are read anew on every
+// the server, file:/PATH, a file that the server reads, or vault:MOUNT/PATH#FIELD, a
+// field in a KV store of OpenBao or HashiCorp Vault. They are read anew on every
 // use.
 //
 // # Errors

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"context"
 	"errors"
 	"io"
 	"os"
@@ -14,8 +15,11 @@ import (
 )
 
 // Reference is where a secret is that is not kept here: env:NAME or file:/PATH, in
-// the server's environment and file system.
-type Reference struct{ variable, file string }
+// the server's environment and file system, or vault:MOUNT/PATH#FIELD, in a store.
+type Reference struct {
+	variable, file string
+	vault          vault
+}
 
 const maxReferencePath = 4095
 
@@ -30,21 +34,27 @@ func ParseReference(s string) (Reference, error) {
 		path != "/" && strings.ToValidUTF8(path, "") == path && !strings.ContainsFunc(path, unicode.IsControl) {
 		return Reference{file: path}, nil
 	}
+	if v, ok := parseVault(s); ok {
+		return Reference{vault: v}, nil
+	}
 	return Reference{}, sandbox.Errorf("secret", sandbox.KindInvalid, "this is no reference to a secret").
-		WithHint("write env:NAME or file:/PATH, a variable or a file of the server; a path is absolute and has no . or ..")
+		WithHint("write env:NAME or file:/PATH, a variable or a file of the server, or vault:MOUNT/PATH#FIELD; a path has no . or .., and a file's is absolute")
 }
 
 // String is the reference as it is written.
 func (r Reference) String() string {
-	if r.variable != "" {
+	switch {
+	case r.variable != "":
 		return "env:" + r.variable
+	case r.vault != vault{}:
+		return r.vault.String()
 	}
 	return "file:" + r.file
 }
 
 // resolve reads the secret.
-func (r Reference) resolve(name string) (*Secret, error) {
-	b, err := r.read()
+func (r Reference) resolve(ctx context.Context, name string) (*Secret, error) {
+	b, err := r.read(ctx)
 	if err != nil {
 		return nil, sandbox.Errorf("read secret", sandbox.KindUnavailable, "%s: %w", r, err).WithID(name).
 			WithHint("it is read on the server, each time it is used")
@@ -59,7 +69,10 @@ func (r Reference) resolve(name string) (*Secret, error) {
 	return NewSecret(b), nil
 }
 
-func (r Reference) read() ([]byte, error) {
+func (r Reference) read(ctx context.Context) ([]byte, error) {
+	if (r.vault != vault{}) {
+		return r.vault.read(ctx)
+	}
 	if r.variable != "" {
 		v, ok := os.LookupEnv(r.variable)
 		if !ok {

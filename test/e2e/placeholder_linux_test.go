@@ -149,3 +149,51 @@ func TestPlaceholderRestart(t *testing.T) {
 	}
 	w.must("", "rm", id)
 }
+
+// TestTransformRestart: headers that are set are so after the router was killed, and
+// after the server was, with the secret of then; text is not shown or kept as it is.
+func TestTransformRestart(t *testing.T) {
+	w, v := bindingWorld(t)
+	s := w.serve("--stop-sandboxes=false")
+	w.must(v.key, "secret", "set", "key")
+	const text = "text-of-the-transform-61"
+	status, made, _ := s.do("POST", "/v1/sandboxes", `{"timeout_ms":3600000,"network":{"allow":["api.vault.example"],"transforms":[{"host":"api.vault.example",
+		"headers":{"Authorization":"Bearer ${e2b.secrets.key}","X-Text":"`+text+`"}}]}}`)
+	var sb struct{ ID string }
+	if err := json.Unmarshal([]byte(made), &sb); err != nil || status != 201 || strings.Contains(made, text) || !strings.Contains(made, `"X-Text":"[redacted]"`) {
+		t.Fatalf("%d %s %v", status, made, err)
+	}
+	again := func(after string) {
+		t.Helper()
+		for end := time.Now().Add(time.Minute); ; {
+			r := w.run("", "exec", sb.ID, "--", "curl", "-sS", "-m", "10", "-H", "Authorization: Bearer mine", "https://api.vault.example/v1/models")
+			if r.code == 0 && strings.Contains(r.stdout, "welcome GET /v1/models") && !strings.Contains(r.stdout, v.key) {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("after %s: %+v", after, r)
+			}
+		}
+	}
+	again("the start")
+	routers := internet.Routers(s.cmd.Process.Pid)
+	if len(routers) != 1 {
+		t.Fatalf("the server has the routers %v", routers)
+	}
+	if err := syscall.Kill(routers[0], syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	again("the router's death")
+	s.cmd.Process.Kill()
+	s.cmd.Wait()
+	w.transport.CloseIdleConnections()
+	s = w.serve()
+	again("the server's death")
+	if _, bad := v.took(); bad > 0 {
+		t.Errorf("%d requests came without the key", bad)
+	}
+	if _, report, _ := s.do("GET", "/v1/sandboxes/"+sb.ID, ""); !strings.Contains(report, `"Bearer ${e2b.secrets.key}"`) || strings.Contains(report, text) || !strings.Contains(report, `"problem":""`) {
+		t.Errorf("the report: %s", report)
+	}
+	w.must("", "rm", sb.ID)
+}

@@ -42,11 +42,14 @@ The server keeps it encrypted, and nothing gives it back: not the API, not the l
 is for bindings, which say what it may be used for: firebreak binding add.
 
 With --ref the server keeps none, and reads it where that points each time it is used:
-env:VAR is a variable of the server, file:/PATH a file of its machine. Only the
-operator's admins may say so.`,
+env:VAR is a variable of the server, file:/PATH a file of its machine, and
+vault:MOUNT/PATH#FIELD a field in a KV store (version 2) of OpenBao or HashiCorp Vault,
+which the server's BAO_ADDR and BAO_TOKEN, or VAULT_ADDR and VAULT_TOKEN, lead to. Only
+the operator's admins may say so.`,
 		Example: `  pass show openai | firebreak secret set openai
   firebreak secret set github --from-file ~/.config/github-token
-  firebreak secret set vault --ref file:/run/secrets/vault`,
+  firebreak secret set vault --ref file:/run/secrets/vault
+  firebreak secret set mail --ref vault:secret/apps/mail#api-key`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.setSecret(cmd, args[0], from)
@@ -55,7 +58,7 @@ operator's admins may say so.`,
 	fs := cmd.Flags()
 	fs.StringVar(&from.file, "from-file", "", "read the value from this file")
 	fs.StringVar(&from.env, "from-env", "", "take the value from this variable")
-	fs.StringVar(&from.ref, "ref", "", "keep no value: the server reads env:VAR or file:/PATH on each use")
+	fs.StringVar(&from.ref, "ref", "", "keep no value: the server reads env:VAR, file:/PATH or vault:MOUNT/PATH#FIELD on each use")
 	cmd.MarkFlagsMutuallyExclusive("from-file", "from-env", "ref")
 	return cmd
 }

@@ -1,14 +1,17 @@
 package inspect
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -143,5 +146,64 @@ func TestStands(t *testing.T) {
 		if x.Placeholder = nil; x.stands(c.target, c.header) {
 			t.Errorf("%s: without a placeholder", name)
 		}
+	}
+}
+
+// TestSocketPlaceholder: a WebSocket is opened with a placeholder in its handshake; in
+// frames neither that nor the secret goes out, in pieces or not, and a secret that the
+// host says comes as stars.
+func TestSocketPlaceholder(t *testing.T) {
+	const secret = "the-secret-of-the-socket"
+	var got atomic.Value
+	h := newHouse(t, furniture{}, nil)
+	h.up.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c, rw := upgrade(t, w, r)
+		defer c.Close()
+		out := &frames{out: rw.Writer}
+		if err := out.write(opText, true, []byte("you said "+r.Header.Get("Authorization"))); err != nil {
+			return
+		}
+		for {
+			op, b, _, err := readMessage(rw.Reader, true)
+			if err != nil || op == opClose {
+				return
+			}
+			got.Store(string(b))
+		}
+	})
+	dial := func(context.Context, *Target) (net.Conn, error) {
+		return net.Dial("tcp", h.up.Listener.Addr().String())
+	}
+	h.proxy.o.Dial = dial
+	if err := h.proxy.Grant([]*Target{keyed(t, secret)}, nil); err != nil {
+		t.Fatal(err)
+	}
+	for name, frames := range map[string][][]byte{
+		"whole":      {wireFrame(opText, true, true, "x"+stands)},
+		"in pieces":  {wireFrame(opBinary, false, true, stands[:9]), wireFrame(opMore, true, true, stands[9:])},
+		"the secret": {wireFrame(opText, true, true, secret)},
+		"in a ping":  {wireFrame(opPing, true, true, stands)},
+	} {
+		got.Store("")
+		c := h.dial("http/1.1")
+		_, _ = io.WriteString(c, knock+"Authorization: Bearer "+stands+"\r\n\r\n")
+		in := bufio.NewReader(c)
+		resp, err := http.ReadResponse(in, nil)
+		if err != nil || resp.StatusCode != 101 {
+			t.Fatalf("%s: %v %v", name, resp, err)
+		}
+		if _, b, _, err := readMessage(in, false); err != nil || string(b) != "you said Bearer "+strings.Repeat("*", len(secret)) {
+			t.Errorf("%s: the host's words are %q, %v", name, b, err)
+		}
+		for _, f := range frames {
+			_, _ = c.Write(f)
+		}
+		if op, b, _, err := readMessage(in, false); err != nil || op != opClose || len(b) < 2 || binary.BigEndian.Uint16(b) != codePolicy {
+			t.Errorf("%s: %d %q %v", name, op, b, err)
+		}
+		if said := got.Load().(string); strings.Contains(said, stands[9:]) || strings.Contains(said, secret) {
+			t.Errorf("%s: the host got %q", name, said)
+		}
+		h.told("GET " + map[bool]string{true: ReasonLeak, false: ReasonPlaceholder}[name == "the secret"])
 	}
 }
