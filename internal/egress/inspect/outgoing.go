@@ -52,12 +52,8 @@ func (x *exchange) outgoing() (*http.Request, *Refusal) {
 	if no := x.leaks(rest, fields); no != nil {
 		return nil, no
 	}
-	if x.reads() {
-		switch x.req.Header.Get("Content-Encoding") {
-		case "", "identity", "gzip", "x-gzip":
-		default:
-			return nil, &Refusal{Status: http.StatusUnsupportedMediaType, Reason: ReasonRequest, Text: "a body is sent as it is, or with gzip"}
-		}
+	if x.reads() && !legible(x.req.Header.Get("Content-Encoding")) {
+		return nil, &Refusal{Status: http.StatusUnsupportedMediaType, Reason: ReasonRequest, Text: "a body is sent as it is, or with gzip"}
 	}
 	plain, err := url.PathUnescape(path)
 	if err != nil {
@@ -81,6 +77,15 @@ func (x *exchange) outgoing() (*http.Request, *Refusal) {
 		return out, x.knock(out)
 	}
 	return out, nil
+}
+
+// legible reports whether a body that is so packed can be looked through.
+func legible(encoding string) bool {
+	switch encoding {
+	case "", "identity", "gzip", "x-gzip":
+		return true
+	}
+	return false
 }
 
 // strip leaves of a request what a sandbox may say to a host with another's
