@@ -112,11 +112,14 @@ func (h *handed) CloseWrite() error {
 
 // ServerConfig is how TLS is accepted on all connections of one authority: TLS 1.2
 // at least, HTTP/2 or 1.1, the certificate that Accept is given. Sessions resume on
-// connections that share a config.
+// connections that share a config. It ends on this machine: nobody can keep what is
+// said for a time with other computers, so that keys are agreed on in the way that
+// takes least.
 func ServerConfig() *tls.Config {
 	return &tls.Config{
-		MinVersion: tls.VersionTLS12,
-		NextProtos: []string{protocolH2, protocolH1},
+		MinVersion:       tls.VersionTLS12,
+		CurvePreferences: []tls.CurveID{tls.X25519, tls.CurveP256, tls.CurveP384},
+		NextProtos:       []string{protocolH2, protocolH1},
 		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 			h, ok := hello.Conn.(*handed)
 			if !ok {

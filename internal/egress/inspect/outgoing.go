@@ -41,19 +41,8 @@ func (x *exchange) outgoing() (*http.Request, *Refusal) {
 	if what != "" {
 		return nil, &Refusal{Status: http.StatusBadRequest, Reason: ReasonRequest, Text: what}
 	}
-	if r.binding != nil {
-		if no := r.binding.permits(x.head.method, path, query, x.req.Header); no != nil {
-			return nil, no
-		}
-	}
-	if r.binding == nil && x.narrow && poses(x.req.Header) {
-		return nil, &Refusal{Status: http.StatusForbidden, Reason: ReasonMethod, Text: "a header asks to have the request taken for another one, and the policy decides about methods or paths"}
-	}
-	if no := x.leaks(rest, fields); no != nil {
+	if no := x.objects(path, query, rest, fields); no != nil {
 		return nil, no
-	}
-	if x.reads() && !legible(x.req.Header.Get("Content-Encoding")) {
-		return nil, &Refusal{Status: http.StatusUnsupportedMediaType, Reason: ReasonRequest, Text: "a body is sent as it is, or with gzip"}
 	}
 	plain, err := url.PathUnescape(path)
 	if err != nil {
@@ -79,13 +68,28 @@ func (x *exchange) outgoing() (*http.Request, *Refusal) {
 	return out, nil
 }
 
-// legible reports whether a body that is so packed can be looked through.
-func legible(encoding string) bool {
-	switch encoding {
-	case "", "identity", "gzip", "x-gzip":
-		return true
+// objects refuses a request that is not one of the route's, or says what goes
+// nowhere: rest and fields are without what choose took away.
+func (x *exchange) objects(path, query, rest string, fields http.Header) *Refusal {
+	if x.route.binding != nil {
+		if no := x.route.binding.permits(x.head.method, path, query, x.req.Header); no != nil {
+			return no
+		}
 	}
-	return false
+	if x.route.binding == nil && x.narrow && poses(x.req.Header) {
+		return &Refusal{Status: http.StatusForbidden, Reason: ReasonMethod, Text: "a header asks to have the request taken for another one, and the policy decides about methods or paths"}
+	}
+	if no := x.leaks(rest, fields); no != nil {
+		return no
+	}
+	if x.reads() {
+		switch x.req.Header.Get("Content-Encoding") {
+		case "", "identity", "gzip", "x-gzip":
+		default:
+			return &Refusal{Status: http.StatusUnsupportedMediaType, Reason: ReasonRequest, Text: "a body is sent as it is, or with gzip"}
+		}
+	}
+	return nil
 }
 
 // strip leaves of a request what a sandbox may say to a host with another's

@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"fmt"
 	"net/url"
 	"strings"
 
@@ -44,7 +45,24 @@ func splitAny(target string) (path, query, why string) {
 	if _, err := url.QueryUnescape(query); err != nil {
 		return "", "", "the query has an escape that is none"
 	}
-	return path, query, ""
+	return escapeOdd(path), query, ""
+}
+
+// escapeOdd escapes what net/http would: it undid all other escapes, too.
+func escapeOdd(path string) string {
+	const odd = "\"<>\\^`{|}"
+	if !strings.ContainsAny(path, odd) {
+		return path
+	}
+	var b strings.Builder
+	for _, c := range []byte(path) {
+		if strings.IndexByte(odd, c) >= 0 {
+			fmt.Fprintf(&b, "%%%02X", c)
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
 }
 
 func unhex(c byte) int {

@@ -58,6 +58,25 @@ func FuzzPath(f *testing.F) {
 	})
 }
 
+// FuzzAnyPath: a path goes on with the escapes that it had, whatever it is.
+func FuzzAnyPath(f *testing.F) {
+	for _, s := range []string{"/a%2Fb\"c", "//x/../%2e%2e/;y", "/{a}|^`<b>\\", "/[x]%25", "/%zz"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		p, _, why := splitAny(s)
+		plain, err := url.PathUnescape(p)
+		if why != "" || err != nil {
+			return
+		}
+		u := &url.URL{Path: plain, RawPath: p}
+		was, _, _ := strings.Cut(s, "?")
+		if same, _ := url.PathUnescape(was); u.EscapedPath() != p || same != plain || strings.Count(p, "/") != strings.Count(was, "/") {
+			t.Errorf("%q is sent on as %q", was, u.EscapedPath())
+		}
+	})
+}
+
 // FuzzHead: a head that is taken is to net/http what it is to us.
 func FuzzHead(f *testing.F) {
 	for _, s := range []string{top + "\r\n", top + "Content-Length: 5\r\n\r\n", top + "Transfer-Encoding: chunked\r\n\r\n", top + "Expect: 100-continue\r\nX-A:\tb \r\n\r\n",
