@@ -198,6 +198,12 @@ func (l *live) settle(s *guest.Session, err error) error {
 	if err == nil || s.Err() == nil || errors.Is(err, context.Canceled) {
 		return err
 	}
+	if sandbox.KindOf(s.Err()) == sandbox.KindCanceled && l.o.ctx.Err() == nil && !l.dead() { // by us
+		e := sandbox.Errorf("use", sandbox.KindUnavailable, "the sandbox was paused or saved meanwhile").WithID(string(l.id)).
+			WithHint("look how far it came, and repeat it")
+		e.RetryAfter = time.Second
+		return e
+	}
 	t := time.NewTimer(settleWait)
 	defer t.Stop()
 	select {
