@@ -30,7 +30,7 @@ func TestAgentMemory(t *testing.T) {
 		t.Fatal(err)
 	}
 	run(t, s, guest.Command{}, "out", "10000000")
-	check("after work", 6<<10)
+	check("after work", 6<<10+256)
 }
 
 func rssOf(t *testing.T, pid int) (kib int) {
