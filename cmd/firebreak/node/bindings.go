@@ -179,21 +179,23 @@ func (o *opened) forget() {
 	}
 }
 
-// use reports whether a wire's requests are made with a secret.
-func (b *bindings) use(ctx context.Context, p orchestrator.Egress, secret string) bool {
+// using is what of p is made with a secret.
+func (b *bindings) using(ctx context.Context, p orchestrator.Egress, secret string) orchestrator.Egress {
+	out := orchestrator.Egress{Tenant: p.Tenant, Placeholders: p.Placeholders}
 	for _, name := range p.Bindings {
 		if x, err := b.find(ctx, p.Tenant, name); err == nil && x.Secret == secret {
-			return true
+			out.Bindings = append(out.Bindings, name)
 		}
 	}
 	for _, t := range p.Transforms {
-		for _, h := range t.Headers {
-			if v, err := broker.ParseHeaderValue(h.Value); err == nil && slices.Contains(v.Secrets(), secret) {
-				return true
-			}
+		if slices.ContainsFunc(t.Headers, func(h orchestrator.TransformHeader) bool {
+			v, err := broker.ParseHeaderValue(h.Value)
+			return err == nil && slices.Contains(v.Secrets(), secret)
+		}) {
+			out.Transforms = append(out.Transforms, t)
 		}
 	}
-	return false
+	return out
 }
 
 // wipe overwrites what the router has.

@@ -191,15 +191,16 @@ func (n *network) Update(ctx context.Context, id sandbox.InstanceID, p orchestra
 // Grant implements orchestrator.Granter.
 func (n *network) Grant(ctx context.Context, id sandbox.InstanceID, p orchestrator.Egress, secret string) error {
 	k := n.running()
-	if k == nil || n.bound == nil || !n.bound.use(ctx, p, secret) {
+	if k == nil || n.bound == nil {
+		return nil
+	}
+	p = n.bound.using(ctx, p, secret)
+	if len(p.Bindings)+len(p.Transforms) == 0 {
 		return nil
 	}
 	g, errs := n.bound.resolveAll(ctx, p)
-	defer g.wipe()
-	if len(errs) > 0 { // what the wire has of those stays
-		return errors.Join(append(errs, k.Grant(ctx, string(id), g.bindings, g.transforms))...)
-	}
-	return k.Grant(ctx, string(id), g.bindings, g.transforms)
+	defer g.wipe() // what could not be had stays as the wire has it
+	return errors.Join(append(errs, k.Grant(ctx, string(id), g.bindings, g.transforms))...)
 }
 
 // Used implements orchestrator.Accounts.

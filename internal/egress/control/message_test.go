@@ -25,6 +25,8 @@ func downs() []*down {
 		{Op: opAttach, Ref: 2, ID: "in1", Wire: &wire{Policies: p, Epoch: 3, Used: map[string]policy.Used{"good": {Upload: 1}},
 			Bindings: []egress.Binding{{Name: "api", Host: "good.example", Port: 443, Methods: []string{"GET"}, Path: "/", As: "header", Field: "X-Key", Secret: egress.Hidden("s")}}, Authority: some}},
 		{Op: opUpdate, Ref: 3, ID: "in1", Wire: &wire{Policies: p, Authority: some}},
+		{Op: opGrant, Ref: 8, ID: "in1", Wire: &wire{Bindings: []egress.Binding{{Name: "api", Host: "good.example", Port: 443, Path: "/", As: "bearer", Secret: egress.Hidden("s"), Placeholder: egress.Hidden("p")}},
+			Transforms: []egress.Transform{{Host: "*.good.example", Port: 443, Headers: []egress.TransformHeader{{Name: "X-A", Value: egress.Hidden("v")}}, Secrets: []egress.Hidden{egress.Hidden("v")}}}}},
 		{Op: opDetach, Ref: 4, ID: "in1"},
 		{Op: opStats, Ref: 5},
 		{Op: opStop, Ref: 6},
@@ -69,6 +71,11 @@ func TestMessages(t *testing.T) {
 		`{"op":"update","ref":1,"id":"in1","wire":{"documents":null,"epoch":0,"authority":null}}`, `{"op":"update","ref":1,"id":"in1","wire":{"documents":null,"epoch":0,"authority":{"certificate":"Yw==","key":""}}}`,
 		`{"op":"update","ref":1,"id":"in1","wire":{"documents":null,"epoch":0,"authority":{"certificate":"Yw==","key":"` + strings.Repeat("a", 400) + `"}}}`,
 		`{"op":"update","ref":1,"id":"in1","wire":{"documents":null,"epoch":0,"authority":{"certificate":"` + strings.Repeat("a", 400<<10) + `","key":"Yw=="}}}`,
+		`{"op":"grant","ref":1,"id":"in1"}`, `{"op":"grant","ref":1,"id":"in1","wire":{"documents":["YQ=="],"epoch":0}}`, `{"op":"grant","ref":1,"id":"in1","wire":{"documents":null,"epoch":1}}`,
+		`{"op":"grant","ref":1,"id":"in1","wire":{"documents":null,"epoch":0,"authority":{"certificate":"Yw==","key":"Yw=="}}}`,
+		`{"op":"grant","ref":1,"id":"in1","wire":{"documents":null,"epoch":0,"bindings":[{"name":"a","placeholder":"` + strings.Repeat("a", 400) + `"}]}}`,
+		`{"op":"grant","ref":1,"id":"in1","wire":{"documents":null,"epoch":0,"transforms":[{"host":"` + strings.Repeat("a", 5<<10) + `"}]}}`,
+		`{"op":"grant","ref":1,"id":"in1","wire":{"documents":null,"epoch":0,"transforms":[` + strings.Repeat(`{"host":"a"},`, maxTransforms) + `{"host":"a"}]}}`,
 		`{"op":"stats","ref":1} {}`, `{"op":"stats","ref":1,"more":1}`} {
 		if m, err := decodeDown([]byte(text), false); err == nil {
 			t.Errorf("%.300s was taken: %+v", text, m)

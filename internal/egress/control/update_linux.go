@@ -11,9 +11,8 @@ import (
 )
 
 // Update makes p the policies of a wire, and transforms what sets headers of its
-// requests. When it returns, every connection that
-// the ones before allowed is closed; closed says how many, as far as a router that
-// died meanwhile could say. Errors: KindNotFound, those about documents, with
+// requests. When it returns, every connection that the ones before allowed is closed;
+// closed says how many, as far as a router that died meanwhile could say. Errors: KindNotFound, those about documents, with
 // nothing changed; KindUnavailable and ctx's, after which the new ones may hold.
 func (k *Keeper) Update(ctx context.Context, id string, p Policies, transforms ...egress.Transform) (generation uint64, closed int, err error) {
 	const op = "egress update"
@@ -50,36 +49,44 @@ func (k *Keeper) Update(ctx context.Context, id string, p Policies, transforms .
 	sent := &wire{Policies: p, Bindings: cloneBindings(w.bindings), Transforms: cloneTransforms(transforms), Authority: vouched.Clone()}
 	k.mu.Unlock()
 	defer sent.forget()
+	a, err := k.pass(ctx, w, by, &down{Op: opUpdate, ID: id, Wire: sent})
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case err == nil:
+		trusted.Wipe()
+		wipeTransforms(set)
+		if a == nil { // another router has begun, with the new ones
+			return generation, 0, nil
+		}
+		return generation, a.Closed, nil
+	case ctx.Err() != nil:
+		return 0, 0, sandbox.Errorf(op, sandbox.KindOf(ctx.Err()), "%w", ctx.Err()).WithID(id)
+	case w.by != by:
+		return generation, 0, err
+	}
+	w.policies, w.generation, w.authority, w.transforms = before, generation-1, trusted, set
+	return 0, 0, err
+}
+
+// pass has the router that serves a wire do m. Nil without an error: there is another
+// one, which has begun with the wire as it is now. Errors: the router's, or why that
+// does not serve the wire; KindUnavailable; ctx's.
+func (k *Keeper) pass(ctx context.Context, w *kept, by *session, m *down) (*up, error) {
 	for {
-		s, err := k.session(ctx, op, id)
+		s, err := k.session(ctx, "egress "+m.Op, w.id)
 		if err != nil {
-			return 0, 0, err
+			return nil, err
 		}
 		k.mu.Lock()
 		again, why := w.by != by, w.err
 		k.mu.Unlock()
-		if again || s != by { // another router has begun, with the new ones
-			return generation, 0, why
+		if again || s != by {
+			return nil, why
 		}
-		a, err := s.call(ctx, &down{Op: opUpdate, ID: id, Wire: sent}, -1, answerWait)
-		switch {
-		case err == nil:
-			k.mu.Lock()
-			trusted.Wipe()
-			wipeTransforms(set)
-			k.mu.Unlock()
-			return generation, a.Closed, nil
-		case errors.Is(err, errLost):
-			continue
-		case ctx.Err() != nil:
-			return 0, 0, sandbox.Errorf(op, sandbox.KindOf(ctx.Err()), "%w", ctx.Err()).WithID(id)
+		if a, err := s.call(ctx, m, -1, answerWait); !errors.Is(err, errLost) {
+			return a, err
 		}
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		if w.by == by {
-			w.policies, w.generation, w.authority, w.transforms = before, generation-1, trusted, set
-		}
-		return 0, 0, err
 	}
 }
 
@@ -107,22 +114,8 @@ func (k *Keeper) Grant(ctx context.Context, id string, bindings []egress.Binding
 	sent := &wire{Bindings: cloneBindings(w.bindings), Transforms: cloneTransforms(w.transforms)}
 	k.mu.Unlock()
 	defer sent.forget()
-	for {
-		s, err := k.session(ctx, op, id)
-		if err != nil {
-			return err
-		}
-		k.mu.Lock()
-		again, why := w.by != by, w.err
-		k.mu.Unlock()
-		if again || s != by { // another router has begun, with the new ones
-			return why
-		}
-		_, err = s.call(ctx, &down{Op: opGrant, ID: id, Wire: sent}, -1, answerWait)
-		if !errors.Is(err, errLost) {
-			return err
-		}
-	}
+	_, err = k.pass(ctx, w, by, &down{Op: opGrant, ID: id, Wire: sent})
+	return err
 }
 
 // renewed is old, with the secrets of those in next that are the same otherwise. It
