@@ -170,12 +170,12 @@ func (r *route) why(err error) *Refusal {
 	switch {
 	case errors.As(err, &cert):
 		text = "the certificate of the host is not to be trusted: " + certificateProblem(cert.Err)
-	case errors.As(err, &alert) && alert.Op == "remote error" && r.identified.Load():
-		text = "the host asks for a client's certificate, which nobody has here; a rule with `inspect: none` lets the sandbox show its own"
-	case errors.As(err, &alert) && alert.Op == "remote error":
-		text = "the host ends the handshake: " + alert.Err.Error()
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return &Refusal{Status: http.StatusGatewayTimeout, Text: "the host does not answer in time, or the connection to it was ended"}
+	case r.identified.Load(): // its alert may be lost when it hangs up at once
+		text = "the host ends the connection, and asks for a client's certificate, which nobody has here; a rule with `inspect: none` lets the sandbox show its own"
+	case errors.As(err, &alert) && alert.Op == "remote error":
+		text = "the host ends the handshake: " + alert.Err.Error()
 	case errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed):
 		text = "the connection to the host was ended"
 	}
