@@ -223,6 +223,35 @@ func TestDeadline(t *testing.T) {
 	}
 }
 
+// TestDeadlineMoves: a deadline comes when the host says last, or not at all.
+func TestDeadlineMoves(t *testing.T) {
+	b := newBox(t)
+	s := b.open(guest.Config{})
+	ctx := ctx(t)
+	for left, reason := range map[time.Duration]sandbox.Reason{50 * time.Millisecond: sandbox.ReasonTimeout, 0: sandbox.ReasonDone} {
+		p, err := s.Exec(ctx, guest.Command{Argv: []string{guest.AgentPath, "probe", "sleep", "2s"}, Timeout: 1500 * time.Millisecond})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Limit(ctx, p.ID(), left); err != nil {
+			t.Fatal(err)
+		}
+		go io.Copy(io.Discard, p.Stdout())
+		go io.Copy(io.Discard, p.Stderr())
+		e, err := p.Wait(ctx)
+		// The host's own limit stands: it is its caller's to know what it said.
+		if sandbox.KindOf(err) == sandbox.KindTimeout && left == 0 {
+			continue
+		}
+		if err != nil || e.Reason != reason {
+			t.Errorf("with %s left: %+v, %v", left, e, err)
+		}
+	}
+	if err := s.Limit(ctx, 1<<30, 0); sandbox.KindOf(err) != sandbox.KindNotFound {
+		t.Errorf("of a process that is not there: %v", err)
+	}
+}
+
 // TestDeadlineKillsDescendants: also those that left session and group.
 func TestDeadlineKillsDescendants(t *testing.T) {
 	b := newBox(t)

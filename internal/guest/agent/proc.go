@@ -106,6 +106,7 @@ func (p *proc) run(l *link, c *guest.ExecCall) {
 		_ = sys.Kill()
 	}
 	in, out, errs := sys.Stdio()
+	p.limit(p.allowed) // before anybody can move it
 	l.reply(p.id, guest.Reply{Process: &guest.ProcessInfo{ID: p.id, PID: sys.PID(), User: p.user, Started: p.started}})
 
 	var streams sync.WaitGroup
@@ -114,7 +115,6 @@ func (p *proc) run(l *link, c *guest.ExecCall) {
 	if in != nil {
 		streams.Go(func() { p.feed(in) })
 	}
-	p.limit(p.allowed)
 	st := sys.Wait()
 	p.limit(0)
 	s.watch.remove(p)
