@@ -136,7 +136,7 @@ func hasCompiler() bool {
 
 // run tests some packages. An error without a failed test is go's own.
 func (t *tally) run(g group) error {
-	args, cgo := []string{"test", "-json", "-vet=off", "-timeout=20m"}, "CGO_ENABLED=0"
+	args, cgo := []string{"test", "-json", "-vet=off", "-timeout=30m"}, "CGO_ENABLED=0"
 	if g.race {
 		args, cgo = append(args, "-race"), "CGO_ENABLED=1"
 	}
