@@ -39,6 +39,7 @@ type world struct {
 
 	begin     func(*exec.Cmd) error // starts a server somewhere else, if not nil
 	transport http.RoundTripper     // reaches it there
+	env       []string              // of every command, beside the usual
 }
 
 // newWorld takes a baseline, and compares when the test ends.
@@ -74,7 +75,7 @@ func newWorld(t *testing.T, data string) *world {
 // command prepares a firebreak command in the world.
 func (w *world) command(args ...string) *exec.Cmd {
 	cmd := exec.Command(w.bin, args...)
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + w.data, "FIREBREAK_DATA=" + w.data, "FIREBREAK_SOCKET=" + w.sock}
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + w.data, "FIREBREAK_DATA=" + w.data, "FIREBREAK_SOCKET=" + w.sock}, w.env...)
 	return cmd
 }
 

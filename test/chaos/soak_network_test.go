@@ -133,6 +133,7 @@ func TestNetworkSoak(t *testing.T) {
 	tr := net.Transport()
 	t.Cleanup(tr.CloseIdleConnections)
 	w.begin, w.transport = net.Start, tr
+	w.env = []string{"SSL_CERT_FILE=" + net.Authority.File} // the router reads what passes, and trusts this internet
 	allowed := net.Site("api.example", internet.Reached)
 	net.Site("other.example", internet.Reached)
 	s := w.serve("", "--stop-sandboxes")
