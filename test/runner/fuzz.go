@@ -24,7 +24,7 @@ import (
 const fuzzEnv = "FIREBREAK_FUZZTIME"
 
 // defaultFuzz is how long each target is fuzzed.
-const defaultFuzz = 20 * time.Second
+const defaultFuzz = 10 * time.Second
 
 // fuzzTime is what the environment says, or the default.
 func fuzzTime() time.Duration {
