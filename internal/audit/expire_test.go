@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/mod/sumdb/tlog"
+
 	"github.com/firebreak-dev/firebreak/internal/failpoint"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -129,11 +131,11 @@ func TestExpireInterrupted(t *testing.T) {
 // verifies up to the head it gives, also while the log grows.
 func TestPrefix(t *testing.T) {
 	dir := t.TempDir()
-	l := open(t, dir, Options{SegmentBytes: 4 << 10})
+	l := open(t, dir, Options{SegmentBytes: 4 << 10, Interval: time.Millisecond}) // tiles are written all the time
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
-		for {
+		for range 2000 { // more, and the log outgrows whoever reads it
 			select {
 			case <-stop:
 				return
@@ -165,6 +167,11 @@ func TestPrefix(t *testing.T) {
 			}
 			if err := os.WriteFile(path, b[:f.Size], 0o600); err != nil {
 				t.Fatal(err)
+			}
+		}
+		for _, f := range files {
+			if tile, err := tlog.ParseTilePath(f.Name); err == nil && (tile.N*tileWidth+int64(tile.W))<<(tileHeight*tile.L) > int64(head.Position) {
+				t.Fatalf("%s is about records behind %d", f.Name, head.Position)
 			}
 		}
 		if got, err := Verify(to); err != nil || got != head {

@@ -34,6 +34,12 @@ func Prefix(dir string) (files []PrefixFile, head Head, err error) {
 	if files, err = steady(dir); err != nil {
 		return nil, head, sandbox.Wrap(op, dir, err)
 	}
+	// Before the records, too: a tile that is written after those were looked at is
+	// about some that are not in the copy.
+	tiles, err := lasting(dir)
+	if err != nil {
+		return nil, head, sandbox.Wrap(op, dir, err)
+	}
 	begin, err := readExpired(dir)
 	if err != nil {
 		return nil, head, sandbox.Wrap(op, dir, err)
@@ -58,8 +64,7 @@ func Prefix(dir string) (files []PrefixFile, head Head, err error) {
 		head = end
 		files = append(files, PrefixFile{Name: filepath.Base(segmentPath(dir, first)), Size: size})
 	}
-	more, err := lasting(dir)
-	return append(files, more...), head, sandbox.Wrap(op, dir, err)
+	return append(files, tiles...), head, nil
 }
 
 // steady lists the files that are replaced, or state how long the log is, with
