@@ -1,9 +1,10 @@
 // Command cmd runs the benches of issue-independent promises in
 // SPECIFICATION.md and stores the results in bench/results.
 //
-//	go run ./bench/cmd [-only REGEXP] [-rounds N] [-out FILE]
+//	go run ./bench/cmd [-only REGEXP] [-rounds N] [-out FILE] [-draw]
 //
-// With -only, rows that are not run stay in the file as they were.
+// With -only, rows that are not run stay in the file as they were. What is in the
+// file is drawn in docs.
 package main
 
 import (
@@ -36,7 +37,15 @@ func main() {
 	rounds := flag.Int("rounds", 40, "rounds per row")
 	out := flag.String("out", "bench/results/latest.json", "where to store the results")
 	binary := flag.String("firebreak", "bin/firebreak", "the program to measure")
+	drawn := flag.Bool("draw", false, "measure nothing, draw what is stored")
 	flag.Parse()
+	if *drawn {
+		if err := draw(*out); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, *binary, *out, *only != ".", regexp.MustCompile(*only), *rounds); err != nil {
@@ -121,7 +130,7 @@ func run(ctx context.Context, binary, out string, keep bool, want *regexp.Regexp
 		return err
 	}
 	fmt.Println("stored in", out)
-	return nil
+	return draw(out)
 }
 
 // keep takes over what an earlier report says of other rows, and its head.
