@@ -23,7 +23,7 @@ func (a *App) forkCommand() *cobra.Command {
 the files, programs and interpreters of this moment, under an id of its own, and with
 randomness of its own. The first goes on, too. It prints the children's ids, one a line;
 those that could not be made, for want of quota for instance, are told of on standard
-error, and the exit code is 125 then. The others stand.`,
+error, and the exit code says so. The others stand.`,
 		Example: `  firebreak fork $id
   firebreak fork $id -n 8 --timeout 10m
   firebreak fork $id --name left --name right`,

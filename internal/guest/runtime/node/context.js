@@ -9,6 +9,7 @@
 const fs = require('fs');
 const util = require('util');
 const vm = require('vm');
+const reseed = require('./random.js');
 
 const COMMANDS = 3;
 const OUT = 4;
@@ -61,57 +62,6 @@ function send(message, ...fds) {
     }
   }
 }
-
-// Randomness. A sandbox that is made of another begins with its memory, and would draw
-// what that draws. V8's generator cannot be seeded again, so Math.random is one that
-// can: xoshiro128**, two of whose words make a double. What crypto and TLS draw comes
-// from a generator of OpenSSL's that cannot either; from then on it is the processor's.
-
-const urandom = fs.openSync('/dev/urandom', 'r');
-const state = new Uint32Array(4);
-
-function seed() {
-  fs.readSync(urandom, state, 0, 16, null);
-  state[0] |= 1; // never all zero
-}
-
-function word() {
-  const x = Math.imul(state[1], 5);
-  const out = Math.imul(x << 7 | x >>> 25, 9) >>> 0;
-  const t = state[1] << 9;
-  state[2] ^= state[0];
-  state[3] ^= state[1];
-  state[1] ^= state[2];
-  state[0] ^= state[3];
-  state[2] ^= t;
-  state[3] = state[3] << 11 | state[3] >>> 21;
-  return out;
-}
-
-seed();
-Object.defineProperty(Math, 'random', {value: {random() {
-  return ((word() >>> 5) * 0x4000000 + (word() >>> 6)) / 0x20000000000000;
-}}.random, writable: true, configurable: true, enumerable: false});
-
-// reseed makes what is drawn from now on this sandbox's own.
-function reseed() {
-  seed();
-  const crypto = require('crypto');
-  try {
-    crypto.setEngine('rdrand', crypto.constants.ENGINE_METHOD_RAND);
-  } catch (_) {
-    return; // neither the processor nor this Node has it: the guide says so
-  }
-  for (let n = 0; n < UUIDS; n++) { // they were drawn ahead
-    crypto.randomUUID();
-  }
-  for (let n = 0; n < INTEGERS; n++) {
-    crypto.randomInt(2);
-  }
-}
-
-const UUIDS = 128; // as many as Node draws at once
-const INTEGERS = 1024;
 
 // What is shown.
 
