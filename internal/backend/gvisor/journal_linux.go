@@ -27,8 +27,6 @@ const (
 	fileProcesses = "processes"
 	fileRunscLog  = "runsc.log"
 	filePanicLog  = "panic.log"
-	// fileSnapshotLog is what runsc says while it saves the instance.
-	fileSnapshotLog = "snapshot.log"
 	dirState        = "runsc"
 )
 
