@@ -162,6 +162,7 @@ func (l *live) pause(ctx context.Context, who Caller) error {
 	failpoint.Hit("pause/after-destroy")
 	o.ledger.park(l.promised)
 	l.publishState(store.Paused, "", "", false)
+	l.expect(ctx)
 	err = l.record(context.WithoutCancel(ctx), who, receiptRecord(receipt, ""))
 	return errors.Join(err, l.record(context.WithoutCancel(ctx), who, sandbox.Record{Class: sandbox.Flow, Action: "sandbox.pause", Outcome: sandbox.OutcomeDone,
 		Digest: state.Digest, Detail: map[string]string{"bytes": strconv.FormatInt(state.Size, 10), "took": short(time.Since(begun))}}))

@@ -50,7 +50,6 @@ type savedState struct {
 	Pack           string            `json:"pack,omitempty"`
 	Env            map[string]string `json:"env,omitempty"`
 	WorkDir        string            `json:"work_dir,omitempty"`
-	Hostname       string            `json:"hostname,omitempty"`
 	Processes      []savedProcess    `json:"processes,omitempty"`
 }
 
@@ -161,7 +160,7 @@ func (l *live) saveAs(ctx context.Context, saver sandbox.Snapshotter, asleep *Pa
 	sb := l.snapshotWithEnv()
 	state.Backend, state.Template, state.TemplateDigest = sb.Backend, sb.Template, sb.TemplateDigest
 	state.Limits, state.ReadonlyRoot = sb.Limits, sb.ReadonlyRoot
-	state.Pack, state.Env, state.WorkDir, state.Hostname = sb.Details.Pack, maps.Clone(sb.Details.Env), sb.Details.WorkDir, sb.Details.Hostname
+	state.Pack, state.Env, state.WorkDir = sb.Details.Pack, maps.Clone(sb.Details.Env), sb.Details.WorkDir
 	if state.Processes, err = l.saveProcesses(name); err != nil {
 		err = errors.Join(sandbox.Wrap("snapshot", string(l.id), err), l.o.images.remove(name))
 	}
@@ -346,7 +345,7 @@ func (s *savedState) inherit(req *CreateRequest, ref string) error {
 	}
 	req.Backend, req.Template = s.Backend, s.TemplateDigest
 	req.Limits, req.ReadonlyRoot = s.Limits, s.ReadonlyRoot
-	req.Pack, req.Hostname = pick(req.Pack, s.Pack), pick(req.Hostname, s.Hostname)
+	req.Pack = pick(req.Pack, s.Pack)
 	req.Env = merged(s.Env, req.Env)
 	return nil
 }

@@ -57,7 +57,8 @@ func (l *live) admitted(ctx context.Context, who Caller, why string, st *standst
 	if why != "" {
 		detail["why"] = why
 	}
-	id := sandbox.NewInstanceID() // what is made is on record by its own id
+	id, vacate := l.place(ctx) // what is made is on record by its own id
+	defer vacate()
 	next := Sandbox{Sandbox: store.Sandbox{ID: l.id, Tenant: l.tenant, Instance: id}}
 	if err := l.o.record(ctx, who, &next, sandbox.Record{Action: "sandbox.resume", Outcome: sandbox.OutcomeAllowed, Digest: st.image.Image.Digest, Detail: detail}); err != nil {
 		return err
@@ -106,8 +107,8 @@ func (l *live) incarnate(ctx context.Context, id sandbox.InstanceID, st *standst
 	failpoint.Hit("resume/after-intent")
 	checked := make(chan error, 1)
 	go func() { checked <- o.Templates.Check(ctx, sb.TemplateDigest) }()
-	spec := sandbox.Spec{Instance: id, Sandbox: l.id, Tenant: l.tenant, Hostname: sb.Details.Hostname, Root: t.Root, ReadonlyRoot: sb.ReadonlyRoot,
-		Limits: sb.Limits, Explicit: sb.Explicit, AcceptWeaker: sb.AcceptWeaker}
+	spec := sb.incarnation()
+	spec.Instance, spec.Root = id, t.Root
 	inst, err := restorer.Restore(ctx, spec, o.images.snapshot(st.image.Image, sb))
 	if err = cmp.Or(<-checked, err); err != nil {
 		return inst, nil, err

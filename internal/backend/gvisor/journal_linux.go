@@ -27,7 +27,7 @@ const (
 	fileProcesses = "processes"
 	fileRunscLog  = "runsc.log"
 	filePanicLog  = "panic.log"
-	dirState        = "runsc"
+	dirState      = "runsc"
 )
 
 // intent is what the creator of an instance was about to make. It is written
