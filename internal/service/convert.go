@@ -39,7 +39,7 @@ func toSandbox(sb orchestrator.Sandbox) *v1.Sandbox {
 	if sb.IdleTimeout > 0 {
 		out.IdleAction = string(cmp.Or(sb.Details.IdleAction, orchestrator.IdleDestroy))
 	}
-	out.Snapshot = sb.Details.From
+	out.Snapshot, out.ForkedFrom = sb.Details.From, string(sb.Details.Parent)
 	if p := sb.Details.Pause; p != nil && sb.State == store.Paused {
 		out.PausedAt, out.PausedBytes = stamp(p.Since), p.Image.Size
 	}
