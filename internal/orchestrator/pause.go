@@ -177,7 +177,7 @@ func (l *live) save(ctx context.Context, saver sandbox.Snapshotter, name string)
 	if err != nil {
 		return ImageState{}, errors.Join(err, l.o.images.remove(name))
 	}
-	return ImageState{Name: name, Digest: s.Digest, Size: s.Size, Created: s.Created}, nil
+	return ImageState{Name: name, Digest: s.Digest, Size: s.Size, Created: s.Created, Held: s.Dir == ""}, nil
 }
 
 // markPaused is the moment after which the sandbox is what was saved.

@@ -63,3 +63,37 @@ func (p *plan) claimPlace(req *CreateRequest) {
 		p.vacate = func() { places.Vacate(c.Instance) }
 	}
 }
+
+// expectChildren has places made for the children of the sandbox.
+func (l *live) expectChildren(ctx context.Context, n int) {
+	sb := l.snapshotWithEnv()
+	if p := l.o.places(ctx, sb.Backend); p != nil && sb.Details.Network == nil {
+		p.Expect(sb.incarnation(), true, n)
+	}
+}
+
+// momentary is saver for an image that this server needs now and nobody later. nil
+// stays nil.
+func (l *live) momentary(saver sandbox.Snapshotter) sandbox.Snapshotter {
+	if h, ok := saver.(sandbox.Holder); ok && l.snapshotWithEnv().Details.Network == nil {
+		return holder{h}
+	}
+	return saver
+}
+
+// holder is a Snapshotter whose image has no directory.
+type holder struct{ sandbox.Holder }
+
+// Snapshot implements sandbox.Snapshotter.
+func (h holder) Snapshot(ctx context.Context, _ string) (sandbox.Snapshot, error) { return h.Hold(ctx) }
+
+// letGo ends what was held for s, if anything was.
+func (o *Orchestrator) letGo(ctx context.Context, s savedState) {
+	if !s.Image.Held {
+		return
+	}
+	b, _, err := o.made(context.WithoutCancel(ctx), s.Backend)
+	if r, ok := b.(interface{ Release(sandbox.Snapshot) }); ok && err == nil {
+		r.Release(o.images.snapshot(s.Image, Sandbox{}))
+	}
+}

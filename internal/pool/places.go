@@ -106,6 +106,13 @@ func (p *Pool) Places() *Places {
 	return q
 }
 
+// Release is sandbox.Preparer's, where the backend is one.
+func (p *Pool) Release(s sandbox.Snapshot) {
+	if r, ok := p.Backend.(sandbox.Preparer); ok {
+		r.Release(s)
+	}
+}
+
 // Places are p.
 func (p *Places) Places() *Places { return p }
 

@@ -139,6 +139,9 @@ func (i *Instance) Hold(ctx context.Context) (sandbox.Snapshot, error) {
 	if err := i.savable(); err != nil {
 		return sandbox.Snapshot{}, err
 	}
+	if i.intent.Wired { // runsc restores it, and opens an image by its name
+		return sandbox.Snapshot{}, sandbox.Errorf("hold", sandbox.KindUnsupported, "nothing with a network is held").WithID(string(i.id))
+	}
 	here, err := i.b.builds()
 	if err != nil {
 		return sandbox.Snapshot{}, sandbox.Wrap("hold", string(i.id), bare(err))
