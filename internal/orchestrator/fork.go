@@ -220,7 +220,7 @@ func forkRecord(f *fork, children []Child, begun time.Time) sandbox.Record {
 			ids = append(ids, string(c.Sandbox.ID))
 		}
 	}
-	r := sandbox.Record{Class: sandbox.Flow, Action: "sandbox.fork", Outcome: sandbox.OutcomeDone, Digest: f.saved.Image.Digest,
+	r := sandbox.Record{Class: sandbox.Flow, Action: "sandbox.fork", Outcome: sandbox.OutcomeDone,
 		Detail: map[string]string{"bytes": strconv.FormatInt(f.saved.Image.Size, 10), "took": short(time.Since(begun)), "failed": strconv.Itoa(len(children) - len(ids))}}
 	for i := 0; i < len(ids); i += childrenPerDetail {
 		key := "children"
@@ -228,6 +228,9 @@ func forkRecord(f *fork, children []Child, begun time.Time) sandbox.Record {
 			key += "_" + strconv.Itoa(i/childrenPerDetail)
 		}
 		r.Detail[key] = strings.Join(ids[i:min(i+childrenPerDetail, len(ids))], " ")
+	}
+	if !f.saved.Image.Held { // what is held has none: it is never read back
+		r.Digest = f.saved.Image.Digest
 	}
 	if len(ids) == 0 {
 		r.Outcome = sandbox.OutcomeFailed

@@ -54,7 +54,9 @@ func (b *Backend) blank(ctx context.Context, s sandbox.Spec, p probed) (*blank, 
 	}
 	if err == nil {
 		failpoint.Hit("gvisor.blank/after-created")
-		err = i.settle(s)
+		if err = i.call(ctx, callNetwork, alone); err == nil {
+			err = i.settle(s)
+		}
 	}
 	if err != nil {
 		return nil, i.undo(ctx, err)

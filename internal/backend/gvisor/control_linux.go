@@ -147,10 +147,8 @@ func (i *Instance) saveInto(ctx context.Context, files []*os.File) error {
 	return i.call(ctx, callSave, saveCall{map[string]string{"compression": "none"}, true, true}, files...)
 }
 
-// goOnFrom gives a sentry without a guest that of an image, which runs from then on.
+// goOnFrom gives a sentry without a guest, which has been told of its network, that of
+// an image, which runs from then on.
 func (i *Instance) goOnFrom(ctx context.Context, files []*os.File) error {
-	if err := i.call(ctx, callNetwork, alone); err != nil {
-		return err
-	}
 	return i.call(ctx, callRestore, restoreCall{true}, files...)
 }
