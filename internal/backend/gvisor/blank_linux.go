@@ -37,12 +37,12 @@ func (b *Backend) Prepare(ctx context.Context, s sandbox.Spec) (sandbox.Blank, e
 	if !p.info.Capabilities.Snapshot || s.Wire != nil {
 		return nil, sandbox.Errorf("prepare", sandbox.KindUnsupported, "nothing is made ahead with a network, or where nothing is restored").WithID(string(s.Instance))
 	}
-	return b.blank(ctx, s, p)
+	return b.blank(ctx, s, p, true)
 }
 
-// blank makes everything of an instance but its guest.
-func (b *Backend) blank(ctx context.Context, s sandbox.Spec, p probed) (*blank, error) {
-	i, lock, err := b.intend(ctx, s, p)
+// blank makes everything of an instance but its guest; ahead: which is not there yet.
+func (b *Backend) blank(ctx context.Context, s sandbox.Spec, p probed, ahead bool) (*blank, error) {
+	i, lock, err := b.intend(ctx, s, p, ahead)
 	if err != nil {
 		return nil, err
 	}

@@ -19,7 +19,8 @@ import (
 // it would take as long as what it asks for.
 //
 // The calls are those of the version of gVisor in go.mod, as its package urpc sends
-// them: JSON, with descriptors beside it. TestCalls compares them.
+// them: JSON, with descriptors beside it. TestCalls here and in cmd/firebreak-runsc
+// compare them.
 
 // maxAnswer bounds what is read of an answer: a sentry that has run a guest is not
 // trusted to be brief.
@@ -126,6 +127,10 @@ const (
 	callRestore = "containerManager.Restore"
 )
 
+// whole is how an image is written: uncompressed, which costs more to read back than it
+// saves, and the guest goes on.
+var whole = saveCall{map[string]string{"compression": "none"}, true, true}
+
 // alone is the network of a sandbox that has none: itself.
 var alone = networkCall{IsRestore: true, LoopbackLinks: []loopbackLink{{
 	Name:      "lo",
@@ -144,7 +149,7 @@ var imageNames = []string{"checkpoint.img", "pages_meta.img", "pages.img"}
 func (i *Instance) saveInto(ctx context.Context, files []*os.File) error {
 	i.saving.Lock()
 	defer i.saving.Unlock()
-	return i.call(ctx, callSave, saveCall{map[string]string{"compression": "none"}, true, true}, files...)
+	return i.call(ctx, callSave, whole, files...)
 }
 
 // goOnFrom gives a sentry without a guest, which has been told of its network, that of

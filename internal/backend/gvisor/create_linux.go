@@ -43,7 +43,7 @@ func (b *Backend) make(ctx context.Context, s sandbox.Spec, from *sandbox.Snapsh
 			return nil, err
 		}
 	}
-	i, lock, err := b.intend(ctx, s, p)
+	i, lock, err := b.intend(ctx, s, p, false)
 	if err != nil {
 		return nil, err
 	}
@@ -83,8 +83,10 @@ func (b *Backend) admitNow(ctx context.Context, s sandbox.Spec) (sandbox.Spec, p
 
 // intend journals an instance that is about to be made. The lock is held for as long
 // as it is.
-func (b *Backend) intend(ctx context.Context, s sandbox.Spec, p probed) (i *Instance, lock *os.File, err error) {
-	i = newInstance(b, b.intentOf(s, p), p.cgroups.group(s.Instance))
+func (b *Backend) intend(ctx context.Context, s sandbox.Spec, p probed, ahead bool) (i *Instance, lock *os.File, err error) {
+	in := b.intentOf(s, p)
+	in.Ahead = ahead
+	i = newInstance(b, in, p.cgroups.group(s.Instance))
 	lock, err = writeIntent(i.dir, i.intent)
 	if errors.Is(err, fs.ErrExist) {
 		return nil, nil, sandbox.Errorf("create", sandbox.KindExists, "the instance exists").WithID(string(s.Instance))

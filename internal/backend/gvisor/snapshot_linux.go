@@ -141,7 +141,7 @@ func (b *Backend) Restore(ctx context.Context, s sandbox.Spec, from sandbox.Snap
 	defer img.close()
 	checked := make(chan error, 1) // while all that the image does not hold is made
 	go func() { checked <- img.verify(ctx) }()
-	x, err := b.blank(ctx, s, p)
+	x, err := b.blank(ctx, s, p, false)
 	bad := <-checked
 	if err != nil {
 		return nil, cmp.Or(bad, err)
