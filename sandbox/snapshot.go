@@ -58,3 +58,39 @@ type Snapshot struct {
 	Limits       Limits
 	ReadonlyRoot bool
 }
+
+// Preparer is a Restorer that can make instances before it is known what they go on
+// from.
+type Preparer interface {
+	Restorer
+	// Prepare makes all of an instance but its guest, or leaves nothing behind.
+	// spec is that of the instance that it becomes, with its limits filled in as
+	// Create does. The backend lists it, as alive.
+	//
+	// Errors: those of Create; KindUnsupported for one with a Wire.
+	//
+	// Cost: most of what a boot costs, and until it is restored into or destroyed
+	// the memory of an idle boundary.
+	Prepare(ctx context.Context, spec Spec) (Blank, error)
+	// Release ends a snapshot that was held. What is being made of it is not
+	// disturbed. Of one that is not held: nothing.
+	Release(s Snapshot)
+}
+
+// Blank is an instance without a guest, for one Restore or Destroy.
+type Blank interface {
+	ID() InstanceID
+	// Restore is Restorer's, into this instance, which is destroyed on an error.
+	Restore(ctx context.Context, from Snapshot) (Instance, error)
+	// Destroy is Instance's.
+	Destroy(ctx context.Context) (Receipt, error)
+}
+
+// Holder is a Snapshotter that can be saved for a moment.
+type Holder interface {
+	// Hold is Snapshot without a directory: nobody but the backend that made the
+	// instance can restore it, and no other process; it ends with Release, Close or
+	// the process. Nothing is flushed, and nothing is read back to be checked: its
+	// files have no names, and nobody can have changed them.
+	Hold(ctx context.Context) (Snapshot, error)
+}

@@ -115,7 +115,7 @@ func run(ctx context.Context, binary, out string, keep bool, want *regexp.Regexp
 	rep := &report{Time: time.Now().UTC(), Go: runtime.Version(), CPUs: runtime.NumCPU(), Kernel: read("/proc/sys/kernel/osrelease"), Load: read("/proc/loadavg")}
 	s := &set{d: d, templates: templates, dir: dir, binary: binary, rounds: rounds, want: want, rep: rep}
 	defer func() { err = firstError(err, s.close()) }()
-	for _, row := range []func(context.Context) error{s.create, s.exec, s.eval, s.audited, s.get, s.write, s.memory, s.wire, s.contact, s.flood, s.wires} {
+	for _, row := range []func(context.Context) error{s.create, s.exec, s.eval, s.audited, s.get, s.write, s.memory, s.fork, s.resume, s.wire, s.contact, s.flood, s.wires} {
 		if err := row(ctx); err != nil {
 			return err
 		}

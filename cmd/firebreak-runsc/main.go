@@ -23,6 +23,7 @@ func main() {
 	useFilters()
 	cli.Run(nil, map[util.SubCommand]string{
 		new(cmd.Run):        "",
+		new(cmd.Create):     "", // all of a sandbox but its guest, which comes of an image
 		new(cmd.Checkpoint): "", // asks a sentry, over its control socket, to save itself
 		new(cmd.Restore):    "", // is run with an image in place of a program
 

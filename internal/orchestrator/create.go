@@ -30,6 +30,7 @@ type plan struct {
 	from    *savedState // what it goes on from; nil: it starts
 	procs   []*entry    // that go on in it
 	ready   *pool.Claimed
+	vacate  func() // lets go of the place it is restored into, if it is not; nil: there is none
 	release func() // of the template
 }
 
@@ -70,6 +71,9 @@ func (o *Orchestrator) Create(ctx context.Context, who Caller, req CreateRequest
 		if sb, met, err := o.take(ctx, who, p, a, begun); met {
 			return sb, err
 		}
+	}
+	if p.claimPlace(&req); p.vacate != nil {
+		defer p.vacate()
 	}
 	l, ctx, err := o.intend(ctx, who, p, a)
 	if err != nil {

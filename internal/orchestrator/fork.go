@@ -58,7 +58,8 @@ type fork struct {
 // Errors, when there are no children: KindInvalid, and those of CreateSnapshot. Those
 // of a child: Create's.
 //
-// Cost: as CreateSnapshot and, for each child, a create of that.
+// Cost: as CreateSnapshot, but nothing is flushed or read back where the backend can
+// hold an image, and for each child a create of that.
 func (o *Orchestrator) Fork(ctx context.Context, who Caller, ref string, req ForkRequest) ([]Child, error) {
 	if err := req.check(); err != nil {
 		return nil, err
@@ -84,6 +85,7 @@ func (o *Orchestrator) Fork(ctx context.Context, who Caller, ref string, req For
 	if ctx.Err() != nil {
 		o.disown(ctx, who, children)
 	}
+	o.letGo(ctx, f.saved)
 	if err := o.images.remove(f.saved.Image.Name); err != nil { // the next start does
 		o.Log.Error("what sandboxes were forked from is left", "sandbox", l.id, "error", err)
 	}
@@ -132,6 +134,8 @@ func (l *live) split(ctx context.Context, who Caller, req ForkRequest) (*fork, [
 	failpoint.Hit("fork/after-evidence")
 	ctx, cancel := l.whileAlive(ctx)
 	defer cancel()
+	l.expectChildren(ctx, req.Count)
+	saver = l.momentary(saver)
 	f := &fork{parent: l.snapshot(), asked: req}
 	f.saved, err = l.saveAs(ctx, saver, asleep, string(sandbox.NewSnapshotID()))
 	var body []byte
@@ -142,6 +146,7 @@ func (l *live) split(ctx context.Context, who Caller, req ForkRequest) (*fork, [
 		}
 	}
 	if err != nil {
+		l.o.letGo(ctx, f.saved)
 		return nil, nil, l.unchanged(ctx, who, "sandbox.fork", err)
 	}
 	return f, body, nil
@@ -215,7 +220,7 @@ func forkRecord(f *fork, children []Child, begun time.Time) sandbox.Record {
 			ids = append(ids, string(c.Sandbox.ID))
 		}
 	}
-	r := sandbox.Record{Class: sandbox.Flow, Action: "sandbox.fork", Outcome: sandbox.OutcomeDone, Digest: f.saved.Image.Digest,
+	r := sandbox.Record{Class: sandbox.Flow, Action: "sandbox.fork", Outcome: sandbox.OutcomeDone,
 		Detail: map[string]string{"bytes": strconv.FormatInt(f.saved.Image.Size, 10), "took": short(time.Since(begun)), "failed": strconv.Itoa(len(children) - len(ids))}}
 	for i := 0; i < len(ids); i += childrenPerDetail {
 		key := "children"
@@ -223,6 +228,9 @@ func forkRecord(f *fork, children []Child, begun time.Time) sandbox.Record {
 			key += "_" + strconv.Itoa(i/childrenPerDetail)
 		}
 		r.Detail[key] = strings.Join(ids[i:min(i+childrenPerDetail, len(ids))], " ")
+	}
+	if !f.saved.Image.Held { // what is held has none: it is never read back
+		r.Digest = f.saved.Image.Digest
 	}
 	if len(ids) == 0 {
 		r.Outcome = sandbox.OutcomeFailed

@@ -86,6 +86,9 @@ type ImageState struct {
 	Digest  string    `json:"digest"`
 	Size    int64     `json:"size"`
 	Created time.Time `json:"created"`
+	// Held says that the backend has the image itself, for a moment: only what is kept
+	// beside it is in its directory.
+	Held bool `json:"held,omitempty"`
 }
 
 // PauseState is a sandbox's while it is paused.
@@ -96,6 +99,10 @@ type PauseState struct {
 
 // snapshot is the image as the backend wants it.
 func (i images) snapshot(s ImageState, sb Sandbox) sandbox.Snapshot {
-	return sandbox.Snapshot{Dir: filepath.Join(i.path(s.Name), imageDir), Digest: s.Digest, Size: s.Size, Created: s.Created,
+	out := sandbox.Snapshot{Dir: filepath.Join(i.path(s.Name), imageDir), Digest: s.Digest, Size: s.Size, Created: s.Created,
 		Limits: sb.Limits, ReadonlyRoot: sb.ReadonlyRoot}
+	if s.Held {
+		out.Dir = ""
+	}
+	return out
 }

@@ -162,6 +162,7 @@ func (l *live) pause(ctx context.Context, who Caller) error {
 	failpoint.Hit("pause/after-destroy")
 	o.ledger.park(l.promised)
 	l.publishState(store.Paused, "", "", false)
+	l.expect(ctx)
 	err = l.record(context.WithoutCancel(ctx), who, receiptRecord(receipt, ""))
 	return errors.Join(err, l.record(context.WithoutCancel(ctx), who, sandbox.Record{Class: sandbox.Flow, Action: "sandbox.pause", Outcome: sandbox.OutcomeDone,
 		Digest: state.Digest, Detail: map[string]string{"bytes": strconv.FormatInt(state.Size, 10), "took": short(time.Since(begun))}}))
@@ -176,7 +177,7 @@ func (l *live) save(ctx context.Context, saver sandbox.Snapshotter, name string)
 	if err != nil {
 		return ImageState{}, errors.Join(err, l.o.images.remove(name))
 	}
-	return ImageState{Name: name, Digest: s.Digest, Size: s.Size, Created: s.Created}, nil
+	return ImageState{Name: name, Digest: s.Digest, Size: s.Size, Created: s.Created, Held: s.Dir == ""}, nil
 }
 
 // markPaused is the moment after which the sandbox is what was saved.

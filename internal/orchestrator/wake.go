@@ -57,7 +57,8 @@ func (l *live) admitted(ctx context.Context, who Caller, why string, st *standst
 	if why != "" {
 		detail["why"] = why
 	}
-	id := sandbox.NewInstanceID() // what is made is on record by its own id
+	id, vacate := l.place(ctx) // what is made is on record by its own id
+	defer vacate()
 	next := Sandbox{Sandbox: store.Sandbox{ID: l.id, Tenant: l.tenant, Instance: id}}
 	if err := l.o.record(ctx, who, &next, sandbox.Record{Action: "sandbox.resume", Outcome: sandbox.OutcomeAllowed, Digest: st.image.Image.Digest, Detail: detail}); err != nil {
 		return err
@@ -96,20 +97,24 @@ func (l *live) incarnate(ctx context.Context, id sandbox.InstanceID, st *standst
 	if err != nil {
 		return nil, nil, err
 	}
-	if _, err := o.Store.Tenant(l.tenant).EditSandbox(ctx, l.id, func(rec *store.Sandbox) error {
-		rec.Instance = id
-		return nil
-	}); err != nil {
-		return nil, nil, err
-	}
 	o.bind(l, id)
-	failpoint.Hit("resume/after-intent")
-	checked := make(chan error, 1)
+	checked := make(chan error, 2)
 	go func() { checked <- o.Templates.Check(ctx, sb.TemplateDigest) }()
-	spec := sandbox.Spec{Instance: id, Sandbox: l.id, Tenant: l.tenant, Hostname: sb.Details.Hostname, Root: t.Root, ReadonlyRoot: sb.ReadonlyRoot,
-		Limits: sb.Limits, Explicit: sb.Explicit, AcceptWeaker: sb.AcceptWeaker}
+	// While the record says that the sandbox is paused each instance of it is an orphan:
+	// whose the new one is to be need not be known before it is there, only before the
+	// record says otherwise.
+	go func() {
+		_, err := o.Store.Tenant(l.tenant).EditSandbox(ctx, l.id, func(rec *store.Sandbox) error {
+			rec.Instance = id
+			return nil
+		})
+		failpoint.Hit("resume/after-intent")
+		checked <- err
+	}()
+	spec := sb.incarnation()
+	spec.Instance, spec.Root = id, t.Root
 	inst, err := restorer.Restore(ctx, spec, o.images.snapshot(st.image.Image, sb))
-	if err = cmp.Or(<-checked, err); err != nil {
+	if err = cmp.Or(<-checked, <-checked, err); err != nil {
 		return inst, nil, err
 	}
 	failpoint.Hit("resume/after-restore")

@@ -51,6 +51,7 @@ var operations = []struct {
 	{"turn of a context", evals, false},
 	{"pause", pauses, false},
 	{"resume", resumes, false},
+	{"resume into a place", resumesAhead, false},
 	{"snapshot", snapshots, false},
 	{"create of a snapshot", forks, false},
 	{"fork", splits, false},

@@ -2,6 +2,8 @@ package chaos
 
 import (
 	"fmt"
+	"path/filepath"
+	"time"
 
 	"github.com/firebreak-dev/firebreak/client"
 	"github.com/firebreak-dev/firebreak/sandbox"
@@ -82,6 +84,26 @@ func resumes(tr *trial) scenario {
 			}
 		},
 	}
+}
+
+// resumesAhead is resumes when what it goes on in has been made.
+func resumesAhead(tr *trial) scenario {
+	s := resumes(tr)
+	paused := s.before
+	s.before = func() {
+		paused()
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+			made, err := filepath.Glob(filepath.Join(tr.world.data, "instances", "*", "processes"))
+			tr.must(err)
+			if len(made) > 0 {
+				return
+			}
+			if time.Now().After(deadline) {
+				tr.t.Fatal("no place is made for a paused sandbox")
+			}
+		}
+	}
+	return s
 }
 
 // snapshots takes a snapshot and makes a sandbox of it. There is one or none, and

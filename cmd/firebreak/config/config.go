@@ -46,6 +46,7 @@ type Config struct {
 	MaxSandboxes  int
 	PoolSize      int // 0: nothing is kept ready
 	PoolMax       int // 0: four times PoolSize
+	Places        int // made ahead for what was saved, at most
 	AllowRoot     bool
 	Retain        time.Duration
 	RetainAudit   time.Duration // 0: for ever

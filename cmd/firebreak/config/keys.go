@@ -132,6 +132,13 @@ var Keys = append([]Key{
 		set:     func(c *Config, v string) error { return setCount(&c.PoolMax, v) },
 		get:     func(c *Config) string { return strconv.Itoa(c.PoolMax) },
 	}, {
+		Name: "places_max", Env: "FIREBREAK_PLACES_MAX",
+		Kind:    "int",
+		Doc:     "how many places serve makes ahead at most, for paused and forked sandboxes to go on in; 0: none",
+		Default: func(Source) string { return "8" },
+		set:     func(c *Config, v string) error { return setCount(&c.Places, v) },
+		get:     func(c *Config) string { return strconv.Itoa(c.Places) },
+	}, {
 		Name: "allow_root", Env: "FIREBREAK_ALLOW_ROOT",
 		Kind:    "bool",
 		Doc:     "whether code may run as root inside its sandbox where a request asks for it",

@@ -11,7 +11,11 @@ import (
 // there before they are asked for.
 func (o *options) pooled(b sandbox.Backend) sandbox.Backend {
 	c := o.config
-	if !o.serves || c.PoolSize == 0 {
+	if !o.serves {
+		return b
+	}
+	b = pool.NewPlaces(b, pool.PlacesOptions{Stock: o.stock, Max: c.Places, Log: o.log})
+	if c.PoolSize == 0 {
 		return b
 	}
 	most := c.PoolMax

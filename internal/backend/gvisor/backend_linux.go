@@ -30,6 +30,7 @@ type Backend struct {
 	mu        sync.Mutex
 	closed    bool                             // guarded by mu
 	instances map[sandbox.InstanceID]*Instance // guarded by mu: created or attached here, until destroyed
+	held      map[string]*image                // guarded by mu: by digest; images that have no names
 }
 
 var _ sandbox.Backend = (*Backend)(nil)
@@ -68,6 +69,7 @@ func New(c Config) (*Backend, error) {
 		log:       c.Log,
 		agent:     []string{guest.AgentPath, "init"},
 		instances: map[sandbox.InstanceID]*Instance{},
+		held:      map[string]*image{},
 	}
 	b.probe, b.builds = sync.OnceValues(b.probeHost), sync.OnceValues(b.buildsHere)
 	return b, nil
@@ -219,6 +221,10 @@ func (b *Backend) Close() error {
 	b.closed = true
 	all := b.instances
 	b.instances = map[sandbox.InstanceID]*Instance{}
+	for digest, img := range b.held {
+		delete(b.held, digest)
+		img.close()
+	}
 	b.mu.Unlock()
 	for _, i := range all {
 		i.release()

@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
@@ -30,24 +31,9 @@ func (b *Backend) Create(ctx context.Context, s sandbox.Spec) (sandbox.Instance,
 // make makes an instance that starts or, with a snapshot, goes on where that was
 // taken.
 func (b *Backend) make(ctx context.Context, s sandbox.Spec, from *sandbox.Snapshot) (sandbox.Instance, error) {
-	p, err := b.probe()
-	if err != nil {
-		return nil, sandbox.Wrap("create", string(s.Instance), err)
-	}
-	if s, err = admit(s, p); err != nil {
-		return nil, err
-	}
-	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, b.cfg.BootTimeout)
-		defer cancel()
-	}
-	if err := ctx.Err(); err != nil {
-		return nil, sandbox.Wrap("create", string(s.Instance), err)
-	}
-	b.mu.Lock()
-	err = b.openLocked("create", s.Instance)
-	b.mu.Unlock()
+	ctx, cancel := b.within(ctx)
+	defer cancel()
+	s, p, err := b.admitNow(ctx, s)
 	if err != nil {
 		return nil, err
 	}
@@ -57,25 +43,68 @@ func (b *Backend) make(ctx context.Context, s sandbox.Spec, from *sandbox.Snapsh
 			return nil, err
 		}
 	}
-	i := newInstance(b, b.intentOf(s, p), p.cgroups.group(s.Instance))
-	lock, err := writeIntent(i.dir, i.intent)
+	i, lock, err := b.intend(ctx, s, p, false)
 	if err != nil {
-		if errors.Is(err, fs.ErrExist) {
-			return nil, sandbox.Errorf("create", sandbox.KindExists, "the instance exists").WithID(string(s.Instance))
-		}
-		return nil, i.explain(ctx, err)
+		return nil, err
 	}
 	defer lock.Close()
-	failpoint.Hit("gvisor.create/after-intent")
 	if err := i.boot(ctx, s, p, img); err != nil {
-		receipt, left := i.Destroy(context.WithoutCancel(ctx))
-		if left != nil {
-			b.log.Error("create left objects behind", "instance", s.Instance, "objects", receipt.Objects)
-		}
-		return nil, i.explain(ctx, err)
+		return nil, i.undo(ctx, err)
 	}
 	failpoint.Hit("gvisor.create/after-running")
 	return i, b.adopt(i)
+}
+
+// within bounds ctx by the time a boot may take, unless the caller has.
+func (b *Backend) within(ctx context.Context) (context.Context, context.CancelFunc) {
+	if _, ok := ctx.Deadline(); ok {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, b.cfg.BootTimeout)
+}
+
+// admitNow decides whether an instance of s can be made here and now, and returns
+// s with what it left open.
+func (b *Backend) admitNow(ctx context.Context, s sandbox.Spec) (sandbox.Spec, probed, error) {
+	p, err := b.probe()
+	if err != nil {
+		return s, p, sandbox.Wrap("create", string(s.Instance), err)
+	}
+	if s, err = admit(s, p); err != nil {
+		return s, p, err
+	}
+	if err := ctx.Err(); err != nil {
+		return s, p, sandbox.Wrap("create", string(s.Instance), err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return s, p, b.openLocked("create", s.Instance)
+}
+
+// intend journals an instance that is about to be made. The lock is held for as long
+// as it is.
+func (b *Backend) intend(ctx context.Context, s sandbox.Spec, p probed, ahead bool) (i *Instance, lock *os.File, err error) {
+	in := b.intentOf(s, p)
+	in.Ahead = ahead
+	i = newInstance(b, in, p.cgroups.group(s.Instance))
+	lock, err = writeIntent(i.dir, i.intent)
+	if errors.Is(err, fs.ErrExist) {
+		return nil, nil, sandbox.Errorf("create", sandbox.KindExists, "the instance exists").WithID(string(s.Instance))
+	}
+	if err != nil {
+		return nil, nil, i.explain(ctx, err)
+	}
+	failpoint.Hit("gvisor.create/after-intent")
+	return i, lock, nil
+}
+
+// undo removes what was made of an instance that is not to be, and returns why.
+func (i *Instance) undo(ctx context.Context, err error) error {
+	receipt, left := i.Destroy(context.WithoutCancel(ctx))
+	if left != nil {
+		i.b.log.Error("create left objects behind", "instance", i.id, "objects", receipt.Objects)
+	}
+	return i.explain(ctx, err)
 }
 
 // adopt puts a booted instance under the Backend's watch, or removes it when
@@ -155,37 +184,47 @@ func (b *Backend) intentOf(s sandbox.Spec, p probed) intent {
 // boot makes everything and returns when the agent has answered. What it made
 // when it fails is Destroy's to remove.
 func (i *Instance) boot(ctx context.Context, s sandbox.Spec, p probed, img *image) error {
-	if err := i.group.create(s.Limits, i.intent.Overhead); err != nil {
-		return fmt.Errorf("make cgroup: %w", err)
-	}
-	failpoint.Hit("gvisor.create/after-cgroup")
-	if err := i.b.writeBundle(i.dir, s); err != nil {
-		return err
-	}
-	failpoint.Hit("gvisor.create/after-bundle")
-	in, out, err := makeFIFOs(i.dir)
+	let, err := i.begin(s, p, i.runCommand(img)...)
 	if err != nil {
 		return err
 	}
-	defer in.Close()
-	defer out.Close()
-	failpoint.Hit("gvisor.create/after-files")
-	if i.launch, err = i.b.launch(i, runtimeArgs(i, s, p, img), in, out); err != nil {
-		return err
-	}
-	failpoint.Hit("gvisor.create/after-start")
+	defer let()
 	conn, err := dialFIFOs(i.dir)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	in.Close()
-	out.Close() // from here on only the sandbox keeps the stream alive
+	let() // from here on only the sandbox keeps the stream alive
 	if err := i.awaitAgent(ctx, conn); err != nil {
 		return err
 	}
 	failpoint.Hit("gvisor.create/after-answer")
 	return i.settle(s)
+}
+
+// begin makes all that an instance consists of and starts a command of runsc, the
+// instance's processes with it. The stream's far ends are open until let is called.
+func (i *Instance) begin(s sandbox.Spec, p probed, command ...string) (let func(), err error) {
+	if err := i.group.create(s.Limits, i.intent.Overhead); err != nil {
+		return nil, fmt.Errorf("make cgroup: %w", err)
+	}
+	failpoint.Hit("gvisor.create/after-cgroup")
+	if err := i.b.writeBundle(i.dir, s); err != nil {
+		return nil, err
+	}
+	failpoint.Hit("gvisor.create/after-bundle")
+	in, out, err := makeFIFOs(i.dir)
+	if err != nil {
+		return nil, err
+	}
+	let = sync.OnceFunc(func() { in.Close(); out.Close() })
+	failpoint.Hit("gvisor.create/after-files")
+	if i.launch, err = i.b.launch(i, runtimeArgs(i, s, p, command...), in, out); err != nil {
+		let()
+		return nil, err
+	}
+	failpoint.Hit("gvisor.create/after-start")
+	return let, nil
 }
 
 // settle records and adjusts what runs, once the agent has answered.
@@ -353,7 +392,7 @@ func startIn(g cgroup, cmd *exec.Cmd) (left, err error) {
 // runtimeArgs is runsc's command line. Paths are relative to the instance's
 // directory where runsc allows it: that keeps the control socket's path within
 // the 108 bytes of a socket address, beyond which runsc would put it elsewhere.
-func runtimeArgs(i *Instance, s sandbox.Spec, p probed, img *image) []string {
+func runtimeArgs(i *Instance, s sandbox.Spec, p probed, command ...string) []string {
 	args := slices.Concat(commonArgs(), []string{"--panic-log=" + filePanicLog}, networkArgs(s), []string{
 		"--overlay2=" + overlay(i.dir, s),
 		"--ignore-cgroups", // we do them, see cgroup.join
@@ -367,11 +406,19 @@ func runtimeArgs(i *Instance, s sandbox.Spec, p probed, img *image) []string {
 	if !p.root {
 		args = append(args, "--rootless")
 	}
-	if img != nil {
-		return append(args, "restore", "-detach", "-bundle=.", "-image-path="+img.dir, string(i.id))
-	}
-	return append(args, "run", "-detach", "-bundle=.", string(i.id))
+	return append(args, command...)
 }
+
+// runCommand starts a guest, or one that goes on from an image.
+func (i *Instance) runCommand(img *image) []string {
+	if img != nil {
+		return []string{"restore", "-detach", "-bundle=.", "-image-path=" + img.dir, string(i.id)}
+	}
+	return []string{"run", "-detach", "-bundle=.", string(i.id)}
+}
+
+// createCommand makes everything but a guest.
+func (i *Instance) createCommand() []string { return []string{"create", "-bundle=.", string(i.id)} }
 
 // commonArgs are what every call of runsc for an instance begins with.
 func commonArgs() []string {

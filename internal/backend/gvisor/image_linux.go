@@ -16,6 +16,8 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -44,7 +46,7 @@ type manifest struct {
 
 // manifestVersion is that of what this package writes, the state of an instance
 // of its own included.
-const manifestVersion = 1
+const manifestVersion = 2
 
 // builds is what an image fits. The guest's memory holds pointers into the agent
 // and knows what the processor can do; only the same build of the sentry can read
@@ -62,10 +64,37 @@ type imageFile struct {
 	SHA256 string `json:"sha256"`
 }
 
-// image is one that has been checked.
+// image is one that has been checked, or is only known to those who wrote it.
 type image struct {
-	dir string
+	dir   string
+	files []*os.File // as a sentry takes them; nobody's who has opened dir again
 	manifest
+}
+
+// close lets go of an image's files.
+func (img *image) close() {
+	for _, f := range img.files {
+		f.Close()
+	}
+}
+
+// again is the image's files, opened once more: a sentry moves where it reads.
+func (img *image) again() (files []*os.File, err error) {
+	for _, f := range img.files {
+		g, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+		if err != nil {
+			closeAll(files)
+			return nil, err
+		}
+		files = append(files, g)
+	}
+	return files, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
 }
 
 // buildsHere describes what this Backend makes instances of. Cost: the programs
@@ -110,43 +139,87 @@ func cpuFeatures() string {
 
 // digestFile measures one regular file, which must not be a link.
 func digestFile(name string) (imageFile, error) {
-	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	f, err := openFile(name)
 	if err != nil {
 		return imageFile{}, err
 	}
 	defer f.Close()
-	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
-		return imageFile{}, cmp.Or(err, error(&fs.PathError{Op: "open", Path: name, Err: fs.ErrInvalid}))
+	return measure(context.Background(), f)
+}
+
+// openFile opens a regular file, which must not be a link.
+func openFile(name string) (*os.File, error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
 	}
-	h := sha256.New()
-	n, err := io.Copy(h, f)
-	return imageFile{Name: filepath.Base(name), Size: n, SHA256: hex.EncodeToString(h.Sum(nil))}, err
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
+		f.Close()
+		return nil, cmp.Or(err, error(&fs.PathError{Op: "open", Path: name, Err: fs.ErrInvalid}))
+	}
+	return f, nil
+}
+
+// pieceSize is how much of a file is hashed at once, by one of as many as there are
+// CPUs. What a file's digest covers is the digests of its pieces.
+const pieceSize = 1 << 20
+
+// measure digests an open file without moving where it is read.
+func measure(ctx context.Context, f *os.File) (imageFile, error) {
+	fi, err := f.Stat()
+	if err != nil {
+		return imageFile{}, err
+	}
+	size := fi.Size()
+	pieces := (size + pieceSize - 1) / pieceSize
+	sums := make([]byte, pieces*sha256.Size)
+	var next atomic.Int64
+	work := func() error {
+		buf := make([]byte, min(size, pieceSize))
+		for k := next.Add(1) - 1; k < pieces; k = next.Add(1) - 1 {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			b := buf[:min(pieceSize, size-k*pieceSize)]
+			if _, err := f.ReadAt(b, k*pieceSize); err != nil {
+				return err
+			}
+			sum := sha256.Sum256(b)
+			copy(sums[k*sha256.Size:], sum[:])
+		}
+		return nil
+	}
+	errs := make([]error, min(int64(runtime.GOMAXPROCS(0)), pieces))
+	var all sync.WaitGroup
+	for k := range errs {
+		all.Go(func() { errs[k] = work() })
+	}
+	all.Wait()
+	sum := sha256.Sum256(sums)
+	return imageFile{Name: filepath.Base(f.Name()), Size: size, SHA256: hex.EncodeToString(sum[:])}, errors.Join(errs...)
 }
 
 // seal measures the files of an image, writes its manifest, and returns when all
 // of it is on stable storage.
-func seal(ctx context.Context, dir string, m manifest) (sandbox.Snapshot, error) {
+func seal(ctx context.Context, dir string, m manifest, files []*os.File) (sandbox.Snapshot, error) {
 	s := sandbox.Snapshot{Dir: dir, Created: m.Created, Limits: m.Limits, ReadonlyRoot: m.ReadonlyRoot}
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return s, err
-	}
-	for _, e := range entries {
-		if err := ctx.Err(); err != nil {
-			return s, err
+	flushed := make(chan error, 1) // while they are read
+	go func() {
+		var errs []error
+		for _, f := range files {
+			errs = append(errs, f.Sync())
 		}
-		name := filepath.Join(dir, e.Name())
-		if err := os.Chmod(name, 0o600); err != nil {
-			return s, err
-		}
-		if err := flush(name); err != nil {
-			return s, err
-		}
-		f, err := digestFile(name)
+		flushed <- errors.Join(errs...)
+	}()
+	for _, f := range files {
+		measured, err := measure(ctx, f)
 		if err != nil {
-			return s, err
+			return s, errors.Join(err, <-flushed)
 		}
-		m.Files, s.Size = append(m.Files, f), s.Size+f.Size
+		m.Files, s.Size = append(m.Files, measured), s.Size+measured.Size
+	}
+	if err := <-flushed; err != nil {
+		return s, err
 	}
 	b, err := json.MarshalIndent(m, "", "\t")
 	if err != nil {
@@ -174,12 +247,15 @@ func digest(b []byte) string {
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
-// check reads an image's manifest and compares everything with it. Nothing of
-// the image is parsed before its digest is right.
-func check(ctx context.Context, from sandbox.Snapshot) (*image, error) {
-	refuse := func(format string, args ...any) error {
-		return sandbox.Errorf("restore", sandbox.KindConflict, format, args...).WithHint("take another snapshot")
-	}
+// changed is the error about an image that is not what was written.
+func changed(format string, args ...any) error {
+	return sandbox.Errorf("restore", sandbox.KindConflict, format, args...).WithHint("take another snapshot")
+}
+
+// openImage reads an image's manifest, of which nothing is parsed before its digest
+// is right. Of the other files it knows no more than that they are there: verify
+// reads them.
+func openImage(from sandbox.Snapshot) (*image, error) {
 	b, err := readSmall(filepath.Join(from.Dir, fileManifest), maxManifest)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, sandbox.Errorf("restore", sandbox.KindNotFound, "the snapshot's files are not there")
@@ -188,30 +264,50 @@ func check(ctx context.Context, from sandbox.Snapshot) (*image, error) {
 		return nil, exhausted("", err)
 	}
 	if err != nil || digest(b) != from.Digest {
-		return nil, refuse("the snapshot's manifest is not the one that was written")
+		return nil, changed("the snapshot's manifest is not the one that was written")
 	}
 	img := &image{dir: from.Dir}
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
-	if err := d.Decode(&img.manifest); err != nil || img.Version != manifestVersion {
-		return nil, refuse("the snapshot was written by another version")
+	if err := d.Decode(&img.manifest); err != nil || img.Version != manifestVersion || !slices.EqualFunc(img.Files, imageNames, imageFile.called) {
+		return nil, changed("the snapshot was written by another version")
 	}
 	entries, err := os.ReadDir(from.Dir)
 	if err != nil {
 		return nil, sandbox.Wrap("restore", "", bare(err))
 	}
 	if len(entries) != len(img.Files)+1 {
-		return nil, refuse("the snapshot has %d files, not %d", len(entries), len(img.Files)+1)
-	}
-	for _, want := range img.Files {
-		if err := ctx.Err(); err != nil {
-			return nil, sandbox.Wrap("restore", "", err)
-		}
-		if got, err := digestFile(filepath.Join(from.Dir, want.Name)); err != nil || got != want || !filepath.IsLocal(want.Name) {
-			return nil, refuse("the snapshot's file %s is not what was written", want.Name)
-		}
+		return nil, changed("the snapshot has %d files, not %d", len(entries), len(img.Files)+1)
 	}
 	return img, nil
+}
+
+func (f imageFile) called(name string) bool { return f.Name == name }
+
+// verify compares every byte of the image with its manifest. The files it leaves
+// open are those it has read: what becomes of their names is all the same.
+func (img *image) verify(ctx context.Context) error {
+	if img.dir == "" { // it never had names
+		return nil
+	}
+	for _, want := range img.Files {
+		f, err := openFile(filepath.Join(img.dir, want.Name))
+		if err == nil {
+			img.files = append(img.files, f)
+			var got imageFile
+			if got, err = measure(ctx, f); err == nil && got != want {
+				err = fs.ErrInvalid
+			}
+		}
+		if err != nil {
+			img.close()
+			if cause := ctx.Err(); cause != nil {
+				return sandbox.Wrap("restore", "", cause)
+			}
+			return changed("the snapshot's file %s is not what was written", want.Name)
+		}
+	}
+	return nil
 }
 
 // readSmall reads a file of at most limit bytes, which must not be a link.

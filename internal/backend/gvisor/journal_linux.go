@@ -27,9 +27,7 @@ const (
 	fileProcesses = "processes"
 	fileRunscLog  = "runsc.log"
 	filePanicLog  = "panic.log"
-	// fileSnapshotLog is what runsc says while it saves the instance.
-	fileSnapshotLog = "snapshot.log"
-	dirState        = "runsc"
+	dirState      = "runsc"
 )
 
 // intent is what the creator of an instance was about to make. It is written
@@ -55,6 +53,9 @@ type intent struct {
 	Template     string `json:"template,omitempty"`
 	ReadonlyRoot bool   `json:"readonly_root,omitempty"`
 	Wired        bool   `json:"wired,omitempty"`
+	// Ahead says that it was made before anybody wanted it: until something goes on in it
+	// nothing runs there, and no evidence is about it.
+	Ahead bool `json:"ahead,omitempty"`
 }
 
 // process identifies a process beyond the reuse of its pid.

@@ -195,7 +195,7 @@ func roleOf(cmdline []byte) string {
 		}
 	}
 	if slices.ContainsFunc(argv, func(a []byte) bool {
-		return string(a) == "run" || string(a) == "restore" || string(a) == "checkpoint"
+		return slices.Contains([]string{"run", "create", "restore"}, string(a))
 	}) {
 		return "runtime"
 	}

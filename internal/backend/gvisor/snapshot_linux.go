@@ -1,13 +1,11 @@
 package gvisor
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -36,18 +34,28 @@ func (i *Instance) Snapshot(ctx context.Context, dir string) (sandbox.Snapshot, 
 		return sandbox.Snapshot{}, i.unsaved(ctx, err)
 	}
 	failpoint.Hit("gvisor.snapshot/after-mkdir")
-	m := manifest{Version: manifestVersion, Created: time.Now().UTC(), Tenant: i.intent.Tenant, Template: i.intent.Template,
-		ReadonlyRoot: i.intent.ReadonlyRoot, Limits: i.intent.Limits, builds: here}
-	s, err := sandbox.Snapshot{}, i.checkpoint(ctx, dir)
+	m := i.manifest(here)
+	var s sandbox.Snapshot
+	files, err := makeImageFiles(dir)
+	if err == nil {
+		err = i.saveInto(ctx, files)
+	}
 	if err == nil {
 		failpoint.Hit("gvisor.snapshot/after-checkpoint")
-		s, err = seal(ctx, dir, m)
+		s, err = seal(ctx, dir, m, files)
 	}
+	closeAll(files)
 	if err != nil {
 		return sandbox.Snapshot{}, errors.Join(i.unsaved(ctx, err), bare(os.RemoveAll(dir)))
 	}
 	failpoint.Hit("gvisor.snapshot/after-seal")
 	return s, nil
+}
+
+// manifest is what there is to know of an image of the instance beside its files.
+func (i *Instance) manifest(here builds) manifest {
+	return manifest{Version: manifestVersion, Created: time.Now().UTC(), Tenant: i.intent.Tenant, Template: i.intent.Template,
+		ReadonlyRoot: i.intent.ReadonlyRoot, Limits: i.intent.Limits, builds: here}
 }
 
 // savable says why an instance cannot be saved.
@@ -102,53 +110,88 @@ func (i *Instance) unsaved(ctx context.Context, err error) error {
 	return sandbox.Wrap("snapshot", id, bare(err))
 }
 
-// checkpoint has the sentry write its image into dir and go on. One image of an
-// instance is written at a time.
-func (i *Instance) checkpoint(ctx context.Context, dir string) error {
-	i.saving.Lock()
-	defer i.saving.Unlock()
-	said := filepath.Join(i.dir, fileSnapshotLog)
-	defer os.Remove(said)
-	args := []string{"--root=" + dirState, "--log=" + fileSnapshotLog, "checkpoint", "-leave-running", "-image-path=" + dir, string(i.id)}
-	cmd := exec.CommandContext(ctx, i.b.cfg.Runsc, args...)
-	cmd.Args[0] = "runsc"
-	cmd.Dir = i.dir
-	cmd.Env = []string{}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
-	done := make(chan error, 1)
-	i.b.monitors.Go(func() {
-		runtime.LockOSThread() // the thread is the parent the death signal is about
-		defer runtime.UnlockOSThread()
-		done <- cmd.Run()
-	})
-	if err := <-done; err != nil {
-		return fmt.Errorf("runsc could not save it: %w: %s", err, lastLine(said))
+// makeImageFiles makes the files of an image in dir.
+func makeImageFiles(dir string) (files []*os.File, err error) {
+	for _, name := range imageNames {
+		f, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+		if err != nil {
+			closeAll(files)
+			return nil, err
+		}
+		files = append(files, f)
 	}
-	return nil
+	return files, nil
 }
 
 // Restore implements sandbox.Restorer.
 func (b *Backend) Restore(ctx context.Context, s sandbox.Spec, from sandbox.Snapshot) (sandbox.Instance, error) {
-	return b.make(ctx, s, &from)
+	if s.Wire != nil { // runsc finds the links of its namespace
+		return b.make(ctx, s, &from)
+	}
+	ctx, cancel := b.within(ctx)
+	defer cancel()
+	s, p, err := b.admitNow(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	img, err := b.openFor(s, p, from)
+	if err != nil {
+		return nil, err
+	}
+	defer img.close()
+	checked := make(chan error, 1) // while all that the image does not hold is made
+	go func() { checked <- img.verify(ctx) }()
+	x, err := b.blank(ctx, s, p, false)
+	bad := <-checked
+	if err != nil {
+		return nil, cmp.Or(bad, err)
+	}
+	if bad != nil {
+		_, left := x.Destroy(context.WithoutCancel(ctx))
+		return nil, errors.Join(bad, left)
+	}
+	return x.fill(ctx, img)
 }
 
 // admitImage checks an image and whether it fits what is to be made of it.
 func (b *Backend) admitImage(ctx context.Context, s sandbox.Spec, p probed, from sandbox.Snapshot) (*image, error) {
-	switch {
-	case !p.info.Capabilities.Snapshot:
-		return nil, sandbox.Errorf("restore", sandbox.KindUnsupported, "gVisor restores sandboxes for root only").WithID(string(s.Sandbox)).
-			WithHint("run the server as root")
-	case s.Wire != nil:
+	if s.Wire != nil {
 		return nil, sandbox.Errorf("restore", sandbox.KindUnsupported, "a sandbox that is restored cannot have a network yet").WithID(string(s.Sandbox)).
 			WithHint("leave the network rules out")
+	}
+	img, err := b.openFor(s, p, from)
+	if err == nil {
+		err = img.verify(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	img.close() // runsc opens them by name
+	return img, nil
+}
+
+// openFor opens an image that fits what is to be made of it. That nothing of it was
+// changed is verify's to find out.
+func (b *Backend) openFor(s sandbox.Spec, p probed, from sandbox.Snapshot) (*image, error) {
+	if !p.info.Capabilities.Snapshot {
+		return nil, sandbox.Errorf("restore", sandbox.KindUnsupported, "gVisor restores sandboxes for root only").WithID(string(s.Sandbox)).
+			WithHint("run the server as root")
 	}
 	here, err := b.builds()
 	if err != nil {
 		return nil, sandbox.Wrap("restore", string(s.Sandbox), bare(err))
 	}
-	img, err := check(ctx, from)
-	if err == nil {
-		err = img.fits(s, here)
+	open := openImage
+	if from.Dir == "" {
+		open = b.openHeld
 	}
-	return img, err
+	img, err := open(from)
+	if err != nil {
+		return nil, err
+	}
+	if err := img.fits(s, here); err != nil {
+		img.close()
+		return nil, err
+	}
+	return img, nil
 }

@@ -52,7 +52,7 @@ func TestWireIsAPathAndAFlag(t *testing.T) {
 	defer b.Close()
 	i := newInstance(b, intent{Instance: sandbox.NewInstanceID()}, cgroup{})
 	network := func(s sandbox.Spec) (flags []string, spec string) {
-		for _, a := range runtimeArgs(i, s, probed{root: true}, nil) {
+		for _, a := range runtimeArgs(i, s, probed{root: true}) {
 			if strings.HasPrefix(a, "--network") || strings.Contains(a, "offload") || strings.Contains(a, "gso") || strings.Contains(a, "raw") || strings.Contains(a, "packet") {
 				flags = append(flags, a)
 			}
