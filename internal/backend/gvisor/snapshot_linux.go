@@ -37,7 +37,7 @@ func (i *Instance) Snapshot(ctx context.Context, dir string) (sandbox.Snapshot, 
 	}
 	failpoint.Hit("gvisor.snapshot/after-mkdir")
 	m := manifest{Version: manifestVersion, Created: time.Now().UTC(), Tenant: i.intent.Tenant, Template: i.intent.Template,
-		ReadonlyRoot: i.intent.ReadonlyRoot, Limits: i.intent.Limits, builds: here}
+		ReadonlyRoot: i.intent.ReadonlyRoot, Wired: i.intent.Wired, Limits: i.intent.Limits, builds: here}
 	s, err := sandbox.Snapshot{}, i.checkpoint(ctx, dir)
 	if err == nil {
 		failpoint.Hit("gvisor.snapshot/after-checkpoint")
@@ -71,8 +71,6 @@ func (i *Instance) savable() error {
 	switch {
 	case !p.info.Capabilities.Snapshot:
 		return refuse(sandbox.KindUnsupported, "run the server as root", "gVisor restores sandboxes for root only")
-	case i.intent.Wired:
-		return refuse(sandbox.KindUnsupported, "create it without network rules, or let it run", "a sandbox with a network cannot be saved yet")
 	case i.intent.Runsc != i.b.cfg.Runsc || i.intent.Runtime != i.b.cfg.Runtime:
 		return refuse(sandbox.KindUnsupported, "create another one", "the sandbox was made by another version")
 	}
@@ -134,13 +132,9 @@ func (b *Backend) Restore(ctx context.Context, s sandbox.Spec, from sandbox.Snap
 
 // admitImage checks an image and whether it fits what is to be made of it.
 func (b *Backend) admitImage(ctx context.Context, s sandbox.Spec, p probed, from sandbox.Snapshot) (*image, error) {
-	switch {
-	case !p.info.Capabilities.Snapshot:
+	if !p.info.Capabilities.Snapshot {
 		return nil, sandbox.Errorf("restore", sandbox.KindUnsupported, "gVisor restores sandboxes for root only").WithID(string(s.Sandbox)).
 			WithHint("run the server as root")
-	case s.Wire != nil:
-		return nil, sandbox.Errorf("restore", sandbox.KindUnsupported, "a sandbox that is restored cannot have a network yet").WithID(string(s.Sandbox)).
-			WithHint("leave the network rules out")
 	}
 	here, err := b.builds()
 	if err != nil {
