@@ -404,8 +404,15 @@ func (l *live) boot(ctx context.Context, p *plan) error {
 }
 
 func (l *live) meet(ctx context.Context, p *plan) error {
-	if err := l.openWire(ctx, p); err != nil {
+	if l.network() != nil {
+		failpoint.Hit("create/before-wire")
+	}
+	w, err := l.openWire(ctx)
+	if err != nil {
 		return err
+	}
+	if p.spec.Wire = w; w != nil {
+		failpoint.Hit("create/after-wire")
 	}
 	inst, err := l.o.instance(ctx, p)
 	if err != nil {

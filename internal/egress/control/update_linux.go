@@ -31,7 +31,7 @@ func (k *Keeper) Update(ctx context.Context, id string, p Policies, transforms .
 	k.mu.Lock()
 	bindings := w.bindings
 	k.mu.Unlock()
-	vouched, err := k.derive(id, table, bindings)
+	vouched, err := k.derive(w.vouching, table, bindings)
 	if err != nil {
 		return 0, 0, err
 	}
