@@ -2,6 +2,8 @@ package orchestrator
 
 import (
 	"context"
+	"maps"
+	"slices"
 
 	"github.com/firebreak-dev/firebreak/internal/failpoint"
 	"github.com/firebreak-dev/firebreak/internal/policy"
@@ -44,4 +46,60 @@ func (l *live) cutWire(ctx context.Context) error {
 	}
 	l.sb.Details.Network = &next
 	return nil
+}
+
+// saved is what a snapshot keeps of a sandbox's network: what may be reached, and what
+// its programs know that go on elsewhere. Budgets begin anew there.
+func (n *NetworkState) saved() *NetworkState {
+	if n == nil {
+		return nil
+	}
+	return &NetworkState{NetworkPolicy: n.NetworkPolicy, Generation: n.Generation, Epoch: n.Epoch, Bindings: n.Bindings, Placeholders: n.Placeholders, Inherited: n.Inherited}
+}
+
+// maxInherited bounds the placeholders of earlier sandboxes that one binding has.
+const maxInherited = 4
+
+// inherit makes n the network of a sandbox in which programs go on that began in
+// another one, whose network was of. Addresses that they have for names lead nowhere,
+// and what they have for secrets stands, on this wire alone, for those of the bindings
+// of the same names that the sandbox has itself; else it is a text like any other.
+func (n *NetworkState) inherit(of *NetworkState) {
+	n.Epoch = of.Epoch + 1
+	for name := range n.Placeholders {
+		old := slices.Clone(of.Inherited[name])
+		if p := of.Placeholders[name]; p != "" {
+			old = append([]string{p}, old...)
+		}
+		if len(old) == 0 {
+			continue
+		}
+		if n.Inherited == nil {
+			n.Inherited = map[string][]string{}
+		}
+		n.Inherited[name] = old[:min(len(old), maxInherited)]
+	}
+}
+
+// ownEnv is the sandbox's environment without what says where its bindings are: what
+// is made of it has its own.
+func (s Sandbox) ownEnv() map[string]string {
+	env, n := maps.Clone(s.Details.Env), s.Details.Network
+	if n == nil {
+		return env
+	}
+	for _, name := range n.Bindings {
+		if key := baseURL(name); env[key] == bindingURL(name) {
+			delete(env, key)
+		}
+	}
+	maps.DeleteFunc(env, func(_, value string) bool {
+		for _, p := range n.Placeholders {
+			if value == p {
+				return true
+			}
+		}
+		return false
+	})
+	return env
 }

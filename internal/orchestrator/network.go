@@ -63,6 +63,8 @@ type Egress struct {
 	Bindings []string
 	// Placeholders are what stands for the secrets of some of them in this sandbox.
 	Placeholders map[string]string
+	// Inherited are others that stand for them here, by the same names.
+	Inherited map[string][]string
 	// Transforms set headers of requests.
 	Transforms []Transform
 }
@@ -99,6 +101,9 @@ type NetworkState struct {
 	Bindings []string `json:"bindings,omitempty"`
 	// Placeholders are what stands for the secrets of some of them, by their names.
 	Placeholders map[string]string `json:"placeholders,omitempty"`
+	// Inherited are those of the sandbox that it was made of, whose programs go on in
+	// it: here they stand for what its own bindings of these names have.
+	Inherited map[string][]string `json:"inherited,omitempty"`
 	// Unbound says which of them are cut off at present, and why. It is not kept.
 	Unbound string `json:"-"`
 	// Untrusted says why programs may not trust the sandbox's authority. It is not kept.
@@ -166,7 +171,7 @@ func (p *NetworkPolicy) about() map[string]string {
 }
 
 func (n *NetworkState) egress(tenant sandbox.TenantID) Egress {
-	e := Egress{Epoch: n.Epoch, Generation: n.Generation, Used: maps.Clone(n.Used), Authority: n.Authority, Tenant: tenant, Bindings: slices.Clone(n.Bindings), Placeholders: maps.Clone(n.Placeholders), Transforms: n.Transforms}
+	e := Egress{Epoch: n.Epoch, Generation: n.Generation, Used: maps.Clone(n.Used), Authority: n.Authority, Tenant: tenant, Bindings: slices.Clone(n.Bindings), Placeholders: maps.Clone(n.Placeholders), Inherited: maps.Clone(n.Inherited), Transforms: n.Transforms}
 	for _, d := range n.Documents {
 		e.Documents = append(e.Documents, []byte(d.Text))
 	}
@@ -359,7 +364,7 @@ func (o *Orchestrator) UpdateNetwork(ctx context.Context, who Caller, ref string
 	next := &NetworkState{NetworkPolicy: p, Generation: 1}
 	if old != nil {
 		next.Generation, next.Epoch, next.Used, next.Authority = old.Generation+1, old.Epoch, old.Used, old.Authority
-		next.Bindings, next.Placeholders, next.Unbound = old.Bindings, old.Placeholders, old.Unbound
+		next.Bindings, next.Placeholders, next.Inherited, next.Unbound = old.Bindings, old.Placeholders, old.Inherited, old.Unbound
 		if old.Problem != "" { // it will be taken up
 			next.Epoch++
 		}

@@ -63,6 +63,8 @@ type CreateRequest struct {
 	run          sandbox.RunID     // the run it belongs to
 	admitted     *admission        // with it; nil: not yet
 	placeholders map[string]string // of Bindings
+	parent       *NetworkState     // of the sandbox whose programs go on in it
+	inherited    map[string]string // its environment
 }
 
 // explicit is the set of limits that were asked for.
