@@ -51,6 +51,8 @@ var operations = []struct {
 	{"turn of a context", evals, false},
 	{"pause", pauses, false},
 	{"resume", resumes, false},
+	{"pause with a network", pausesWired, false},
+	{"resume with a network", resumesWired, false},
 	{"snapshot", snapshots, false},
 	{"create of a snapshot", forks, false},
 	{"destroy", destroys, true},
