@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"net/http"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -253,4 +254,68 @@ func TestSnapshotNetwork(t *testing.T) {
 	for _, name := range []string{"warm", "bare"} {
 		s.must(t, "DELETE", "/v1/snapshots/"+name, "")
 	}
+}
+
+// TestPauseNetworkFails: a pause that fails after the connections were ended leaves a
+// sandbox that goes on and connects anew; a resume that its binding does not allow any
+// more leaves it paused, without a wire, until the binding does; one that is idle is
+// paused, with its network.
+func TestPauseNetworkFails(t *testing.T) {
+	w, v, _ := wiredWorld(t)
+	s := w.serve()
+	w.must(v.key, "secret", "set", "key")
+	bind := []string{"binding", "add", "vault", "--secret", "key", "--host", "api.vault.example", "--path", "/v1", "--placeholder", "VAULT_API_KEY"}
+	w.must("", bind...)
+	id := s.made(t, "/v1/sandboxes", `{"timeout_ms":3600000,"bindings":["vault"],"network":{"document":"allow: [stream.example, other.example, {host: few.example, budget: {connections: 1}}]"}}`)
+	if !s.reaches(t, id, "few.example") {
+		t.Error("the budget is used up before it began")
+	}
+	s.cling(t, id)
+	s.noted(t, id, "open", 1)
+	inst := w.instances(t)
+	if len(inst) != 1 {
+		t.Fatalf("instances %v", inst)
+	}
+	taken := filepath.Join(w.dir, "data", "snapshots", filepath.Base(inst[0])) // where it would be saved
+	if err := os.Mkdir(taken, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s.failed(t, "POST", "/v1/sandboxes/"+id+"/pause", "{}")
+	if err := os.Remove(taken); err != nil {
+		t.Fatal(err)
+	}
+	if st := s.state(t, id); st.State != "running" {
+		t.Errorf("%+v", st)
+	}
+	s.noted(t, id, "open", 2)
+	if s.reaches(t, id, "few.example") || !s.reaches(t, id, "other.example") || s.reaches(t, id, "never.example") {
+		t.Error("what it reaches is not what it did")
+	}
+
+	s.must(t, "POST", "/v1/sandboxes/"+id+"/pause", "{}")
+	w.must("", append(bind, "--tier", "hypervisor")...)
+	for _, call := range [][2]string{{"/resume", "{}"}, {"/exec", `{"code":"print(1)"}`}} {
+		if kind, text := s.failed(t, "POST", "/v1/sandboxes/"+id+call[0], call[1]); kind != "unsupported" || !strings.Contains(text, "vault") {
+			t.Errorf("%s: %s", call[0], text)
+		}
+		if st := s.state(t, id); st.State != "paused" || len(w.instances(t))+len(w.wires(t)) != 0 {
+			t.Errorf("after %s: %+v, instances %v, wires %v", call[0], st, w.instances(t), w.wires(t))
+		}
+	}
+	w.must("", bind...)
+	s.noted(t, id, "key 200", 3)
+	s.must(t, "DELETE", "/v1/sandboxes/"+id, "")
+
+	idle := s.made(t, "/v1/sandboxes", `{"idle_timeout_ms":300,"idle_action":"pause","network":{"allow":["other.example"]}}`)
+	for range 2 {
+		for end := time.Now().Add(time.Minute); s.state(t, idle).State != "paused"; time.Sleep(50 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%+v", s.state(t, idle))
+			}
+		}
+		if !s.reaches(t, idle, "other.example") {
+			t.Error("one that was idle reaches nothing")
+		}
+	}
+	s.must(t, "DELETE", "/v1/sandboxes/"+idle, "")
 }
