@@ -47,7 +47,8 @@ type CreateOptions struct {
 	// IdempotencyKey makes a repeated Create return the first one's sandbox.
 	IdempotencyKey string
 	// Snapshot, by id or name, is what the sandbox goes on from: its template, limits,
-	// files, memory and programs. What is set beside has to be the same.
+	// files, memory and programs. What is set beside has to be the same; Network and
+	// Bindings, if any of the two is set, take the place of those that were saved.
 	Snapshot string
 	// Network is where the sandbox may connect; nil: it has no network device.
 	Network *Network

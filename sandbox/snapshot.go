@@ -34,7 +34,8 @@ type Restorer interface {
 	// Before anything of it is used, the snapshot is checked: whole and unchanged
 	// since it was taken, of spec's tenant and root, by the same programs and for
 	// the same kind of processor. spec.Limits and ReadonlyRoot have to be those of
-	// the instance that was saved.
+	// the instance that was saved. It has a Wire exactly if that had one, its own:
+	// connections over the other's have ended for its programs.
 	//
 	// Errors: those of Create; KindConflict when the snapshot is not what it says,
 	// was changed, or does not fit here; KindNotFound when it is of another tenant,

@@ -18,6 +18,9 @@ type Binding struct {
 	// Placeholder becomes the secret in requests to https://<host> itself, where the
 	// secret goes and nowhere else; empty: there is none.
 	Placeholder Hidden `json:"placeholder,omitempty"`
+	// Inherited are placeholders that stand for the secret as well, on this wire: those of
+	// the sandbox that this one was made of.
+	Inherited []Hidden `json:"inherited,omitempty"`
 }
 
 // Transform sets headers of the requests to a host that the policy lets pass,
@@ -50,6 +53,9 @@ type Hidden []byte
 func (b *Binding) Wipe() {
 	clear(b.Secret)
 	clear(b.Placeholder)
+	for _, p := range b.Inherited {
+		clear(p)
+	}
 }
 
 // Wipe overwrites what is hidden in a transform.

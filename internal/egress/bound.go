@@ -72,9 +72,11 @@ func targetsOf(bindings []Binding) (targets []*inspect.Target, err error) {
 		}
 		t := &inspect.Target{Name: x.Name, Host: h, Port: x.Port, Plain: x.Plain, Methods: x.Methods, Path: x.Path, As: x.As, Field: x.Field, Git: (*inspect.Git)(x.Git), Secret: x.Secret,
 			Placeholder: x.Placeholder}
+		for _, p := range x.Inherited {
+			t.Inherited = append(t.Inherited, p)
+		}
 		if i, again := byName[x.Name]; again {
-			clear(targets[i].Secret)
-			clear(targets[i].Placeholder)
+			targets[i].Wipe()
 			targets[i] = t
 			continue
 		}

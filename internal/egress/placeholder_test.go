@@ -135,6 +135,45 @@ func TestPlaceholder(t *testing.T) {
 	}
 }
 
+// TestPlaceholderInherited: what programs have of the sandbox that theirs was made of
+// stands for the secret as its own does, where that goes and nowhere else; more than a
+// few are too many.
+func TestPlaceholderInherited(t *testing.T) {
+	p, said := newPlace(t), new(heard)
+	h := newHost(t, said.handle)
+	b := h.standIn("bearer", "")
+	b.Inherited = []Hidden{Hidden(otherPlaceholder)}
+	r, j, roots := armed(t, p, h, nothing, []Binding{b}, nil)
+	ask := func(header, value string) int {
+		req, err := http.NewRequest("GET", fmt.Sprintf("https://good.example:%d/x", h.port), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set(header, value)
+		resp, err := p.client(roots, false).Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+	for _, text := range []string{thePlaceholder, otherPlaceholder} {
+		if status, got := ask("Authorization", "Bearer "+text), said.take(); status != 200 || !strings.Contains(got, "Authorization: Bearer "+theSecret+"\r\n") || strings.Contains(got, "fbp_") {
+			t.Errorf("%s: %d; the host got\n%s", text, status, got)
+		}
+		if status, got := ask("X-Other", text), said.take(); status != 403 || got != "" {
+			t.Errorf("%s elsewhere: %d; the host got\n%s", text, status, got)
+		}
+	}
+	j.wait(t, "a refusal", func(e Event) bool { return e.Kind == KindRequest && e.Reason == ReasonPlaceholder })
+	for range 4 {
+		b.Inherited = append(b.Inherited, Hidden(otherPlaceholder))
+	}
+	if err := r.Grant("one", []Binding{b}, nil); err == nil {
+		t.Error("five were taken")
+	}
+}
+
 // TestPlaceholderElsewhere: a placeholder that is not where the secret goes, in
 // whatever form, goes nowhere and is told of; nothing is put in its place.
 func TestPlaceholderElsewhere(t *testing.T) {

@@ -40,7 +40,11 @@ func (r *CreateRequest) state() *NetworkState {
 	if r.Network == nil {
 		return nil
 	}
-	return &NetworkState{NetworkPolicy: *r.Network, Generation: 1, Bindings: slices.Clone(r.Bindings), Placeholders: r.placeholders}
+	n := &NetworkState{NetworkPolicy: *r.Network, Generation: 1, Authority: string(r.ID), Bindings: slices.Clone(r.Bindings), Placeholders: r.placeholders}
+	if r.parent != nil {
+		n.inherit(r.parent)
+	}
+	return n
 }
 
 // checkBindings decides whether a sandbox of this backend may have the bindings that are
@@ -69,7 +73,7 @@ func (o *Orchestrator) checkBindings(ctx context.Context, tenant sandbox.TenantI
 	for _, name := range names {
 		needs, err := o.checkBinding(ctx, tenant, name, info.Isolation)
 		if err == nil && of[baseURL(name)] != name { // asked for again: once
-			err = set(baseURL(name), "http://"+name+"."+policy.BindingZone, name)
+			err = set(baseURL(name), bindingURL(name), name)
 		}
 		if err == nil && needs.Env != "" && r.placeholders[name] == "" {
 			r.placeholders[name] = newPlaceholder()
@@ -127,6 +131,9 @@ func noBindings() error {
 func baseURL(name string) string {
 	return strings.ToUpper(strings.ReplaceAll(name, "-", "_")) + "_BASE_URL"
 }
+
+// bindingURL is what it says.
+func bindingURL(name string) string { return "http://" + name + "." + policy.BindingZone }
 
 // Unbind calls remove if no living sandbox of the tenant has the binding, and
 // keeps one from getting it meanwhile. Errors: KindConflict, which names them;

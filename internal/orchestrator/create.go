@@ -157,7 +157,7 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 			AcceptWeaker: req.AcceptWeaker, ReadonlyRoot: req.ReadonlyRoot,
 			IdleTimeout: idle, MaxLife: given(req.Timeout, d.Timeout),
 			Principal: who.Principal, Created: o.Clock().UTC()},
-		Details: Details{Pack: pick(req.Pack, t.Default), Packs: slices.Clone(t.Packs), Env: merged(t.Env, req.trustEnv(), urls, req.Env), Hostname: spec.Hostname, WorkDir: t.WorkDir(), Notes: notes, Run: req.run, IdleAction: req.IdleAction,
+		Details: Details{Pack: pick(req.Pack, t.Default), Packs: slices.Clone(t.Packs), Env: merged(t.Env, req.inherited, req.trustEnv(), urls, req.Env), Hostname: spec.Hostname, WorkDir: t.WorkDir(), Notes: notes, Run: req.run, IdleAction: req.IdleAction,
 			Network: req.state()},
 	}
 	if sb.MaxLife > 0 {
@@ -414,8 +414,15 @@ func (l *live) boot(ctx context.Context, p *plan) error {
 }
 
 func (l *live) meet(ctx context.Context, p *plan) error {
-	if err := l.openWire(ctx, p); err != nil {
+	if l.network() != nil {
+		failpoint.Hit("create/before-wire")
+	}
+	w, err := l.openWire(ctx)
+	if err != nil {
 		return err
+	}
+	if p.spec.Wire = w; w != nil {
+		failpoint.Hit("create/after-wire")
 	}
 	inst, err := l.o.instance(ctx, p)
 	if err != nil {

@@ -242,7 +242,7 @@ func (l *live) destroy(ctx context.Context) (sandbox.Receipt, sandbox.Usage, err
 		receipt = receipt.Seal()
 		l.o.ledger.store(l.tenant, -p.Image.Size)
 	}
-	if l.network() != nil {
+	if l.network() != nil && !l.paused() { // of one that is, the wire is gone
 		l.wiring.Lock()
 		defer l.wiring.Unlock()
 		var werr error

@@ -55,12 +55,16 @@ type Egress struct {
 	Generation uint64
 	// Used is what was used of budgets before, by the ids of rules; see Accounts.
 	Used map[string]policy.Used
+	// Authority is whose authority the sandbox's programs trust; empty: the instance's.
+	Authority string
 	// Tenant is whose the sandbox is, and Bindings what its requests may be made
 	// through, by the names that the tenant knows them by.
 	Tenant   sandbox.TenantID
 	Bindings []string
 	// Placeholders are what stands for the secrets of some of them in this sandbox.
 	Placeholders map[string]string
+	// Inherited are others that stand for them here, by the same names.
+	Inherited map[string][]string
 	// Transforms set headers of requests.
 	Transforms []Transform
 }
@@ -90,10 +94,16 @@ type NetworkState struct {
 	Epoch      int    `json:"epoch"`
 	// Used is what was used of the budgets of rules, by their ids.
 	Used map[string]policy.Used `json:"used,omitempty"`
+	// Authority is who vouches for hosts to its programs, over all its instances. An
+	// earlier version did not note it: then it is the instance.
+	Authority string `json:"authority,omitempty"`
 	// Bindings are what requests may be made through, by name.
 	Bindings []string `json:"bindings,omitempty"`
 	// Placeholders are what stands for the secrets of some of them, by their names.
 	Placeholders map[string]string `json:"placeholders,omitempty"`
+	// Inherited are those of the sandbox that it was made of, whose programs go on in
+	// it: here they stand for what its own bindings of these names have.
+	Inherited map[string][]string `json:"inherited,omitempty"`
 	// Unbound says which of them are cut off at present, and why. It is not kept.
 	Unbound string `json:"-"`
 	// Untrusted says why programs may not trust the sandbox's authority. It is not kept.
@@ -161,7 +171,7 @@ func (p *NetworkPolicy) about() map[string]string {
 }
 
 func (n *NetworkState) egress(tenant sandbox.TenantID) Egress {
-	e := Egress{Epoch: n.Epoch, Generation: n.Generation, Used: maps.Clone(n.Used), Tenant: tenant, Bindings: slices.Clone(n.Bindings), Placeholders: maps.Clone(n.Placeholders), Transforms: n.Transforms}
+	e := Egress{Epoch: n.Epoch, Generation: n.Generation, Used: maps.Clone(n.Used), Authority: n.Authority, Tenant: tenant, Bindings: slices.Clone(n.Bindings), Placeholders: maps.Clone(n.Placeholders), Inherited: maps.Clone(n.Inherited), Transforms: n.Transforms}
 	for _, d := range n.Documents {
 		e.Documents = append(e.Documents, []byte(d.Text))
 	}
@@ -188,27 +198,24 @@ func (l *live) network() *NetworkState {
 }
 
 // openWire makes the sandbox's wire for the instance that is about to be made,
-// if it is to have one. Its intent is journalled with the sandbox's.
-func (l *live) openWire(ctx context.Context, p *plan) error {
+// if it is to have one; nil: it is not. Its intent is journalled with the instance's.
+func (l *live) openWire(ctx context.Context) (*sandbox.Wire, error) {
 	n := l.network()
 	if n == nil {
-		return nil
+		return nil, nil
 	}
-	failpoint.Hit("create/before-wire")
+	if l.o.Network == nil {
+		return nil, noWires("open")
+	}
 	e := n.egress(l.tenant)
 	if _, errs := l.entitled(ctx, &e); len(errs) > 0 { // changed since it was asked for
-		return errs[0]
+		return nil, errs[0]
 	}
 	w, err := l.o.Network.Open(ctx, l.instance, e)
 	if err == nil && w == nil {
-		err = sandbox.Errorf("create", sandbox.KindInternal, "there is no wire and no error")
+		err = sandbox.Errorf("open wire", sandbox.KindInternal, "there is no wire and no error")
 	}
-	if err != nil {
-		return err
-	}
-	failpoint.Hit("create/after-wire")
-	p.spec.Wire = w
-	return nil
+	return w, err
 }
 
 // adoptWire takes up the wire of a sandbox that an earlier process made, or that
@@ -217,8 +224,13 @@ func (l *live) openWire(ctx context.Context, p *plan) error {
 func (l *live) adoptWire(ctx context.Context) {
 	l.wiring.Lock()
 	defer l.wiring.Unlock()
+	l.reconnect(ctx)
+}
+
+// reconnect is adoptWire for who holds l.wiring.
+func (l *live) reconnect(ctx context.Context) {
 	n := l.network()
-	if n == nil || l.dead() {
+	if n == nil || l.dead() || l.paused() {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, wireWait)
@@ -324,7 +336,8 @@ func (l *live) editDetails(ctx context.Context, edit func(*Details)) error {
 
 // UpdateNetwork replaces what a sandbox may reach and returns how many
 // connections of the policy before were closed for it. What p does not allow does
-// not pass any more when it returns. It goes on if ctx ends.
+// not pass any more when it returns. It goes on if ctx ends. A sandbox that is paused
+// stays so, and begins with p when it is resumed.
 //
 // Errors: KindNotFound, KindGone, KindTooLarge; KindUnsupported for a sandbox that
 // began without a network, unless p allows nothing; those of Network, and what was
@@ -333,7 +346,7 @@ func (o *Orchestrator) UpdateNetwork(ctx context.Context, who Caller, ref string
 	if err := p.check("update network"); err != nil {
 		return Sandbox{}, 0, err
 	}
-	l, done, err := o.use(ctx, who.Tenant, ref)
+	l, done, err := o.look(ctx, who.Tenant, ref)
 	if err != nil {
 		return Sandbox{}, 0, err
 	}
@@ -350,8 +363,8 @@ func (o *Orchestrator) UpdateNetwork(ctx context.Context, who Caller, ref string
 	}
 	next := &NetworkState{NetworkPolicy: p, Generation: 1}
 	if old != nil {
-		next.Generation, next.Epoch, next.Used = old.Generation+1, old.Epoch, old.Used
-		next.Bindings, next.Placeholders, next.Unbound = old.Bindings, old.Placeholders, old.Unbound
+		next.Generation, next.Epoch, next.Used, next.Authority = old.Generation+1, old.Epoch, old.Used, old.Authority
+		next.Bindings, next.Placeholders, next.Inherited, next.Unbound = old.Bindings, old.Placeholders, old.Inherited, old.Unbound
 		if old.Problem != "" { // it will be taken up
 			next.Epoch++
 		}
@@ -390,6 +403,9 @@ func (l *live) rewire(ctx context.Context, old, next *NetworkState) (closed int,
 		return 0, err
 	}
 	failpoint.Hit("network/after-intent")
+	if l.paused() { // whatever wire it gets begins with what is journalled
+		return 0, nil
+	}
 	generation, unbound := next.Generation, next.Unbound
 	if old.Problem != "" {
 		unbound, err = l.takeUp(ctx, next)

@@ -20,9 +20,12 @@ import (
 //
 // A server that is killed meanwhile leaves the sandbox as it was or paused.
 //
-// Errors: KindNotFound, KindGone; KindUnsupported for a backend that saves nothing,
-// and for a sandbox with a network; KindConflict for a run's; KindCapacity for the
-// quota of snapshots; KindNoSpace. The sandbox runs on then.
+// Its connections to the outside end before it is saved: what it did there is done
+// once, and it knows what came of it or finds the connection broken.
+//
+// Errors: KindNotFound, KindGone; KindUnsupported for a backend that saves nothing;
+// KindConflict for a run's; KindCapacity for the quota of snapshots; KindNoSpace. The
+// sandbox runs on then.
 //
 // Cost: what the guest uses of memory and disk is written, flushed and read once.
 func (o *Orchestrator) Pause(ctx context.Context, who Caller, ref string) (Sandbox, error) {
@@ -97,8 +100,6 @@ func (l *live) saver(ctx context.Context, op string) (sandbox.Snapshotter, error
 		return nil, refuse(sandbox.KindUnsupported, "a server keeps them: `firebreak serve`", "sandboxes of this command end with it")
 	case sb.Details.Run != "":
 		return nil, refuse(sandbox.KindConflict, "it ends with its run", "the sandbox belongs to a run")
-	case sb.Details.Network != nil:
-		return nil, refuse(sandbox.KindUnsupported, "create it without network rules and bindings", "a sandbox with a network cannot be saved yet")
 	case !can || !info.Capabilities.Snapshot:
 		return nil, refuse(sandbox.KindUnsupported, "`firebreak doctor` says what each backend can do here", "backend %s saves no sandboxes here", sb.Backend)
 	}
@@ -138,21 +139,17 @@ func (l *live) pause(ctx context.Context, who Caller) error {
 	failpoint.Hit("pause/after-evidence")
 	ctx, cancel := l.whileAlive(ctx)
 	defer cancel()
+	l.wiring.Lock() // before it stands still: who has it may need the agent
+	defer l.wiring.Unlock()
 	st, err := l.stand(ctx)
 	if err != nil {
 		return err
 	}
 	failpoint.Hit("pause/after-stand")
-	state, err := l.save(ctx, saver, string(l.instance))
-	if err == nil {
-		failpoint.Hit("pause/after-save")
-		err = l.markPaused(context.WithoutCancel(ctx), &PauseState{Image: state, Since: o.Clock().UTC()}, st)
-		if err != nil {
-			err = errors.Join(err, o.images.remove(state.Name))
-		}
-	}
+	state, err := l.putToSleep(ctx, saver, st)
 	if err != nil {
 		l.clocks(st)
+		l.reconnect(context.WithoutCancel(ctx))
 		l.move(st)
 		return l.unchanged(ctx, who, "sandbox.pause", err)
 	}
@@ -166,6 +163,24 @@ func (l *live) pause(ctx context.Context, who Caller) error {
 	err = l.record(context.WithoutCancel(ctx), who, receiptRecord(receipt, ""))
 	return errors.Join(err, l.record(context.WithoutCancel(ctx), who, sandbox.Record{Class: sandbox.Flow, Action: "sandbox.pause", Outcome: sandbox.OutcomeDone,
 		Digest: state.Digest, Detail: map[string]string{"bytes": strconv.FormatInt(state.Size, 10), "took": short(time.Since(begun))}}))
+}
+
+// putToSleep makes a sandbox that stands still what was saved of it. On an error it
+// is what it was, and its wire may be cut.
+func (l *live) putToSleep(ctx context.Context, saver sandbox.Snapshotter, st *standstill) (ImageState, error) {
+	if err := l.cutWire(ctx); err != nil {
+		return ImageState{}, err
+	}
+	state, err := l.save(ctx, saver, string(l.instance))
+	if err != nil {
+		return ImageState{}, err
+	}
+	failpoint.Hit("pause/after-save")
+	err = l.markPaused(context.WithoutCancel(ctx), &PauseState{Image: state, Since: l.o.Clock().UTC()}, st)
+	if err != nil {
+		err = errors.Join(err, l.o.images.remove(state.Name))
+	}
+	return state, err
 }
 
 // save writes the image called name. On an error nothing of it is left.
@@ -192,16 +207,18 @@ func (l *live) markPaused(ctx context.Context, p *PauseState, st *standstill) er
 		l.mu.Unlock()
 		spent.Memory, spent.Disk, spent.PIDs = 0, 0, 0 // it holds none any more
 	}
+	l.mu.Lock()
+	n, flows := l.sb.Details.Network, l.kept.report()
+	l.mu.Unlock()
 	rec, err := l.o.Store.Tenant(l.tenant).EditSandbox(ctx, l.id, func(rec *store.Sandbox) error {
 		d := unpack(*rec).Details
-		d.Pause, d.Spent = p, spent
+		d.Pause, d.Spent, d.Network, d.Flows = p, spent, n, flows
 		rec.State, rec.Extra = store.Paused, d.pack()
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	l.o.unbind(l.instance)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.sb.Sandbox, l.sb.Details.Pause, l.sb.Details.Spent = rec, p, spent
@@ -211,8 +228,8 @@ func (l *live) markPaused(ctx context.Context, p *PauseState, st *standstill) er
 	return nil
 }
 
-// leave ends the boundary of a sandbox that is paused. What resists is an orphan,
-// which the reaper destroys.
+// leave ends the boundary of a sandbox that is paused, and its wire. What resists is an
+// orphan, which the reaper destroys.
 func (l *live) leave(ctx context.Context) sandbox.Receipt {
 	ctx, cancel := context.WithTimeout(ctx, teardown)
 	defer cancel()
@@ -221,9 +238,15 @@ func (l *live) leave(ctx context.Context) sandbox.Receipt {
 	l.inst = nil // from here on its end is nobody's news
 	l.mu.Unlock()
 	receipt, err := inst.Destroy(ctx)
+	if l.network() != nil {
+		var werr error
+		receipt, werr = l.o.closeWire(ctx, receipt)
+		err = errors.Join(err, werr)
+	}
 	if err != nil {
 		l.o.Log.Error("the boundary of a paused sandbox; it is tried again", "sandbox", l.id, "instance", inst.ID(), "error", err)
 	}
+	l.o.unbind(inst.ID())
 	return receipt
 }
 
@@ -247,8 +270,6 @@ func (r *CreateRequest) pausable(info sandbox.Info) error {
 	case r.IdleAction != IdlePause:
 	case !info.Capabilities.Pause:
 		return sandbox.Errorf("create", sandbox.KindUnsupported, "backend %s pauses no sandboxes here", info.Name).WithHint(hint)
-	case r.Network != nil || len(r.Bindings) > 0:
-		return sandbox.Errorf("create", sandbox.KindUnsupported, "a sandbox with a network cannot be paused yet").WithHint(hint)
 	}
 	return nil
 }

@@ -112,7 +112,19 @@ func TestPauseTogether(t *testing.T) {
 		}
 		return err
 	})
-	all.Wait()
+	// An exec that was under way at the last pause waits for somebody to wake it.
+	answered := make(chan struct{})
+	go func() { all.Wait(); close(answered) }()
+	for waiting := true; waiting; {
+		select {
+		case <-answered:
+			waiting = false
+		case <-time.After(500 * time.Millisecond):
+			if _, err := o.Resume(ctx, alice, id); err != nil {
+				t.Errorf("resume: %v", err)
+			}
+		}
+	}
 	if p, err := o.GetProcess(ctx, alice.Tenant, id, "still", 0); err != nil || p.Exit != nil {
 		t.Errorf("the program that was there: %+v, %v", p, err)
 	}

@@ -64,6 +64,8 @@ type CreateRequest struct {
 	fork         *fork             // what it goes on from, in place of From
 	admitted     *admission        // with it; nil: not yet
 	placeholders map[string]string // of Bindings
+	parent       *NetworkState     // of the sandbox whose programs go on in it
+	inherited    map[string]string // its environment
 }
 
 // explicit is the set of limits that were asked for.

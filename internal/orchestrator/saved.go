@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -51,6 +50,8 @@ type savedState struct {
 	Env            map[string]string `json:"env,omitempty"`
 	WorkDir        string            `json:"work_dir,omitempty"`
 	Processes      []savedProcess    `json:"processes,omitempty"`
+	// Network is what the one that was saved might reach; nil: it had no network device.
+	Network *NetworkState `json:"network,omitempty"`
 }
 
 // savedProcess is one that goes on in whatever is made of a snapshot.
@@ -167,7 +168,8 @@ func (l *live) saveAs(ctx context.Context, saver sandbox.Snapshotter, asleep *Pa
 	sb := l.snapshotWithEnv()
 	state.Backend, state.Template, state.TemplateDigest = sb.Backend, sb.Template, sb.TemplateDigest
 	state.Limits, state.ReadonlyRoot = sb.Limits, sb.ReadonlyRoot
-	state.Pack, state.Env, state.WorkDir = sb.Details.Pack, maps.Clone(sb.Details.Env), sb.Details.WorkDir
+	state.Network = sb.Details.Network.saved()
+	state.Pack, state.Env, state.WorkDir = sb.Details.Pack, sb.ownEnv(), sb.Details.WorkDir
 	if state.Processes, err = l.saveProcesses(name); err != nil {
 		err = errors.Join(sandbox.Wrap("snapshot", string(l.id), err), l.o.images.remove(name))
 	}
@@ -340,18 +342,38 @@ func (s *savedState) inherit(req *CreateRequest, ref string) error {
 		return refuse(sandbox.KindInvalid, "limits")
 	case req.ReadonlyRoot && !s.ReadonlyRoot:
 		return refuse(sandbox.KindInvalid, "root")
-	case req.Network != nil || len(req.Bindings) > 0:
-		return sandbox.Errorf("create", sandbox.KindUnsupported, "a sandbox made of a snapshot cannot have a network yet").WithID(ref).
-			WithHint("leave the network rules and bindings out")
+	case s.Network == nil && (req.Network != nil || len(req.Bindings) > 0):
+		return sandbox.Errorf("create", sandbox.KindConflict, "the snapshot is of a sandbox without a network device, and what is made of it gets none").WithID(ref).
+			WithHint("leave the network rules and bindings out, or take a snapshot of a sandbox that has some")
 	case req.run != "":
 		return sandbox.Errorf("create", sandbox.KindUnsupported, "a run cannot begin with a snapshot yet").WithID(ref).
 			WithHint("create a sandbox of it and exec in that")
 	}
+	if s.Network != nil {
+		req.parent = s.Network
+		if req.Network == nil && len(req.Bindings) == 0 {
+			p := s.Network.NetworkPolicy
+			req.Network, req.Bindings = &p, slices.Clone(s.Network.Bindings)
+		}
+	}
 	req.Backend, req.Template = s.Backend, s.TemplateDigest
 	req.Limits, req.ReadonlyRoot = s.Limits, s.ReadonlyRoot
 	req.Pack = pick(req.Pack, s.Pack)
-	req.Env = merged(s.Env, req.Env)
+	req.inherited = s.Env
 	return nil
+}
+
+// SavedNetwork is what a sandbox made of a snapshot may reach if its request says
+// nothing about that; nil: it has no network. Errors: KindNotFound.
+func (o *Orchestrator) SavedNetwork(ctx context.Context, tenant sandbox.TenantID, ref string) (*NetworkPolicy, error) {
+	rec, err := o.findSnapshot(ctx, tenant, ref)
+	if err != nil {
+		return nil, err
+	}
+	if n := decodeSaved(rec).Network; n != nil {
+		return &n.NetworkPolicy, nil
+	}
+	return nil, nil
 }
 
 // inheritProcesses are the processes of a sandbox that is made of the snapshot, in the

@@ -64,6 +64,8 @@ func (l *live) admitted(ctx context.Context, who Caller, why string, st *standst
 		return err
 	}
 	failpoint.Hit("resume/after-evidence")
+	l.wiring.Lock() // the policy stays what its wire is opened with
+	defer l.wiring.Unlock()
 	inst, s, err := l.incarnate(ctx, id, st)
 	if err == nil {
 		if err = l.markRunning(context.WithoutCancel(ctx), inst, s, st); err == nil {
@@ -76,7 +78,12 @@ func (l *live) admitted(ctx context.Context, who Caller, why string, st *standst
 			l.o.Log.Error("an instance that was not to be; it is tried again", "sandbox", l.id, "instance", inst.ID(), "error", e)
 		}
 	}
-	l.o.unbind(l.instance)
+	if l.network() != nil && l.o.Network != nil {
+		if _, e := l.o.Network.Close(ctx, id); e != nil {
+			l.o.Log.Error("a wire that was not to be; it is tried again", "sandbox", l.id, "instance", id, "error", e)
+		}
+	}
+	l.o.unbind(id)
 	return err
 }
 
@@ -97,22 +104,32 @@ func (l *live) incarnate(ctx context.Context, id sandbox.InstanceID, st *standst
 	if err != nil {
 		return nil, nil, err
 	}
-	o.bind(l, id)
 	checked := make(chan error, 2)
 	go func() { checked <- o.Templates.Check(ctx, sb.TemplateDigest) }()
 	// While the record says that the sandbox is paused each instance of it is an orphan:
 	// whose the new one is to be need not be known before it is there, only before the
-	// record says otherwise.
-	go func() {
-		_, err := o.Store.Tenant(l.tenant).EditSandbox(ctx, l.id, func(rec *store.Sandbox) error {
-			rec.Instance = id
-			return nil
-		})
+	// record says otherwise. What it has of a network is journalled before it is made.
+	intend := func() error {
+		err := l.intendAnother(ctx, id)
 		failpoint.Hit("resume/after-intent")
-		checked <- err
-	}()
+		return err
+	}
+	o.bind(l, id)
+	var w *sandbox.Wire
+	if l.network() == nil {
+		go func() { checked <- intend() }()
+	} else {
+		if err := intend(); err != nil {
+			return nil, nil, err
+		}
+		if w, err = l.openWire(ctx); err != nil {
+			return nil, nil, err
+		}
+		failpoint.Hit("resume/after-wire")
+		checked <- nil
+	}
 	spec := sb.incarnation()
-	spec.Instance, spec.Root = id, t.Root
+	spec.Instance, spec.Root, spec.Wire = id, t.Root, w
 	inst, err := restorer.Restore(ctx, spec, o.images.snapshot(st.image.Image, sb))
 	if err = cmp.Or(<-checked, <-checked, err); err != nil {
 		return inst, nil, err
@@ -127,7 +144,32 @@ func (l *live) incarnate(ctx context.Context, id sandbox.InstanceID, st *standst
 		return inst, nil, err
 	}
 	failpoint.Hit("resume/after-session")
+	l.trustAgain(ctx, s) // the policy may be another one
 	return inst, s, nil
+}
+
+// intendAnother journals the instance that a paused sandbox is about to be, and its
+// wire.
+func (l *live) intendAnother(ctx context.Context, id sandbox.InstanceID) error {
+	n := l.network()
+	if n != nil {
+		next := *n
+		next.Epoch++
+		next.Problem, next.Unbound, next.Untrusted = "", "", ""
+		n = &next
+	}
+	if _, err := l.o.Store.Tenant(l.tenant).EditSandbox(ctx, l.id, func(rec *store.Sandbox) error {
+		d := unpack(*rec).Details
+		d.Network = n
+		rec.Instance, rec.Extra = id, d.pack()
+		return nil
+	}); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sb.Details.Network = n
+	return nil
 }
 
 // snapshotWithEnv is the sandbox as it stands, for this package.

@@ -115,7 +115,31 @@ func (s *Service) createRequest(ctx context.Context, method string, p auth.Princ
 		return c, err
 	}
 	c.Network, err = s.network(ctx, method, p, req.GetNetwork())
+	if err == nil && c.From != "" && c.Network == nil && len(c.Bindings) == 0 {
+		err = s.mayInherit(ctx, method, p, c.From)
+	}
 	return c, err
+}
+
+// mayInherit refuses what a sandbox would have of a snapshot by itself, and its caller
+// could not ask for: headers that name secrets.
+func (s *Service) mayInherit(ctx context.Context, method string, p auth.Principal, snapshot string) error {
+	n, err := s.Orchestrator.SavedNetwork(ctx, p.Tenant, snapshot)
+	if err != nil || n == nil {
+		return err
+	}
+	for _, t := range n.Transforms {
+		for _, h := range t.Headers {
+			if h.Value == "" {
+				continue
+			}
+			if _, err := auth.Require(ctx, auth.BindingWrite); err != nil {
+				s.Refused(ctx, Refusal{Method: method, Principal: p, Err: err})
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // limits converts explicit limits. Zero would mean "not asked for", so it is

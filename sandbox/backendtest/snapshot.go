@@ -1,9 +1,11 @@
 package backendtest
 
 import (
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/firebreak-dev/firebreak/internal/guest"
@@ -21,6 +23,10 @@ func testSnapshot(t *testing.T, s *suite) {
 	s.par(t, "Tampered", s.testTampered)
 	s.par(t, "DoesNotFit", s.testDoesNotFit)
 	s.par(t, "Ended", s.testSaveEnded)
+	if s.info.Capabilities.Wire && s.Wire != nil {
+		s.par(t, "Wired", s.testSavedWired)
+		s.par(t, "WiredOrNot", s.testWiredOrNot)
+	}
 }
 
 // testSavesNothing: without the capability there is nothing to call, or it refuses.
@@ -58,9 +64,12 @@ func (x *box) again() sandbox.Spec {
 }
 
 // restore makes an instance of what was saved of x.
-func (x *box) restore(from sandbox.Snapshot) *box {
+func (x *box) restore(from sandbox.Snapshot, change ...func(*sandbox.Spec)) *box {
 	x.Helper()
 	spec := x.again()
+	for _, c := range change {
+		c(&spec)
+	}
 	inst, err := x.s.b.(sandbox.Restorer).Restore(deadline(x.T), spec, from)
 	if err != nil {
 		x.Fatalf("Restore: %v", err)
@@ -253,4 +262,70 @@ func (s *suite) testSaveEnded(t *testing.T) {
 	if _, err := os.Lstat(dir); err == nil {
 		t.Error("a refused snapshot left its directory")
 	}
+}
+
+// testSavedWired: what had a wire goes on with another one, as its far end sees it.
+// Connections over the one before have ended for the guest, without a word to the
+// new far end; the instance that was saved keeps its own.
+func (s *suite) testSavedWired(t *testing.T) {
+	x, _, _ := s.wired(t)
+	open, listening := x.start("converse", farHost.String()+":80"), x.start("serve", "echo")
+	x.echo(open, "first\n")
+	var port int
+	if _, err := fmt.Fscanln(listening.Stdout(), &port); err != nil {
+		t.Fatal(err)
+	}
+	snap := x.save()
+	x.echo(open, "second\n")
+	for range 2 {
+		w := s.Wire(t)
+		f := serve(t, w.Tap)
+		y := x.restore(snap, func(sp *sandbox.Spec) { sp.Wire = &w.Wire })
+		p, err := y.Reattach(deadline(t), open.ID(), guest.Position{Stdout: int64(len("first\n"))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e := y.wait(p); e.Code != 1 {
+			t.Errorf("the program whose connection is gone ended with %+v", e)
+		}
+		if _, kinds, dials, _ := f.seen(); kinds["tcp"] != 0 || len(dials) != 0 {
+			t.Errorf("an old connection reached the new wire: %v, %v", kinds, dials)
+		}
+		if o := y.probe("resolve", farName); strings.TrimSpace(o.out) != farHost.String() {
+			t.Errorf("the name resolves to %+v", o)
+		}
+		text := strings.Repeat("over the other wire. ", 1500)
+		if o := y.probe("connect", farName+":80", text); o.out != text {
+			t.Errorf("an echo of %d bytes: code %d, %d bytes, %q", len(text), o.Code, len(o.out), o.errs)
+		}
+		if _, err := y.Reattach(deadline(t), listening.ID(), guest.Position{Stdout: int64(len(fmt.Sprintln(port)))}); err != nil {
+			t.Errorf("the program that listens: %v", err)
+		}
+		c, err := y.DialPort(deadline(t), port)
+		if err != nil {
+			t.Errorf("nobody listens any more: %v", err)
+		} else {
+			c.Close()
+		}
+	}
+	x.echo(open, "third\n")
+}
+
+// testWiredOrNot: a device is neither added nor taken away.
+func (s *suite) testWiredOrNot(t *testing.T) {
+	x, _, _ := s.wired(t)
+	y, w := s.open(t), s.Wire(t)
+	defer w.Tap.Close()
+	for what, c := range map[string]struct {
+		saved *box
+		wire  *sandbox.Wire
+	}{"a wire more": {y, &w.Wire}, "no wire": {x, nil}} {
+		spec := c.saved.again()
+		spec.Wire = c.wire
+		_, err := s.b.(sandbox.Restorer).Restore(deadline(t), spec, c.saved.save())
+		wantKind(t, "Restore with "+what, err, sandbox.KindConflict)
+		s.checkGone(t, spec.Instance)
+	}
+	x.alive()
+	y.alive()
 }

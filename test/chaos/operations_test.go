@@ -52,6 +52,8 @@ var operations = []struct {
 	{"pause", pauses, false},
 	{"resume", resumes, false},
 	{"resume into a place", resumesAhead, false},
+	{"pause with a network", pausesWired, false},
+	{"resume with a network", resumesWired, false},
 	{"snapshot", snapshots, false},
 	{"create of a snapshot", forks, false},
 	{"fork", splits, false},

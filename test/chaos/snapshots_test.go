@@ -25,17 +25,47 @@ func (tr *trial) remembered(id string) error {
 	return err
 }
 
+// allowed lets a sandbox reach one host.
+var allowed = &client.Network{Allow: []string{"known.example"}}
+
+// connected checks that a sandbox's wire is served, by its own policy: names that this
+// allows have addresses, and no others, which takes nobody but the router.
+func (tr *trial) connected(id string) error {
+	t, err := eval(tr, id, `import socket
+def known(name):
+    try: return socket.gethostbyname(name)[:5]
+    except socket.gaierror as e: return e.errno == socket.EAI_NONAME
+known('known.example'), known('other.example')`)
+	if err == nil && (t.end.Reason != sandbox.ReasonDone || t.text != "('198.1', True)") {
+		err = fmt.Errorf("names are %q: %+v", t.text, t.end)
+	}
+	return err
+}
+
+// intact checks that a sandbox remembers, and is connected if it has a network. It
+// wakes one that is paused.
+func (tr *trial) intact(id string, n *client.Network) error {
+	err := tr.remembered(id)
+	if err == nil && n != nil {
+		err = tr.connected(id)
+	}
+	return err
+}
+
 // pauses saves a sandbox: whenever the server dies it is as it was, or paused, and
-// remembers all there was.
-func pauses(tr *trial) scenario {
+// remembers all there was. So does pausesWired, with a network.
+func pauses(tr *trial) scenario      { return tr.pauses(nil) }
+func pausesWired(tr *trial) scenario { return tr.pauses(allowed) }
+
+func (tr *trial) pauses(n *client.Network) scenario {
 	var sb *client.Sandbox
 	return scenario{
 		before: func() {
-			sb = tr.newSandbox(client.CreateOptions{})
+			sb = tr.newSandbox(client.CreateOptions{Network: n})
 			tr.remembers(sb)
 		},
 		act: func() {
-			tr.promise("sandbox "+sb.ID(), func() error { return tr.remembered(sb.ID()) })
+			tr.promise("sandbox "+sb.ID(), func() error { return tr.intact(sb.ID(), n) })
 			if _, err := sb.Pause(tr.ctx); err == nil {
 				tr.promise("pause", func() error {
 					info, err := tr.c.Sandbox(sb.ID()).Info(tr.ctx)
@@ -51,7 +81,7 @@ func pauses(tr *trial) scenario {
 			if err != nil || info.GetState() != "paused" && info.GetState() != "running" {
 				tr.errorf("%v, %v", info, err)
 			}
-			if err := tr.remembered(sb.ID()); err != nil {
+			if err := tr.intact(sb.ID(), n); err != nil {
 				tr.errorf("%v", err)
 			}
 		},
@@ -59,18 +89,21 @@ func pauses(tr *trial) scenario {
 }
 
 // resumes makes a paused sandbox run again: whenever the server dies it is paused,
-// or runs.
-func resumes(tr *trial) scenario {
+// or runs. So does resumesWired, with a network.
+func resumes(tr *trial) scenario      { return tr.resumes(nil) }
+func resumesWired(tr *trial) scenario { return tr.resumes(allowed) }
+
+func (tr *trial) resumes(n *client.Network) scenario {
 	var sb *client.Sandbox
 	return scenario{
 		before: func() {
-			sb = tr.newSandbox(client.CreateOptions{})
+			sb = tr.newSandbox(client.CreateOptions{Network: n})
 			tr.remembers(sb)
 			_, err := sb.Pause(tr.ctx)
 			tr.must(err)
 		},
 		act: func() {
-			tr.promise("sandbox "+sb.ID(), func() error { return tr.remembered(sb.ID()) })
+			tr.promise("sandbox "+sb.ID(), func() error { return tr.intact(sb.ID(), n) })
 			if _, err := sb.Resume(tr.ctx); err == nil {
 				tr.alive(sb.ID())
 			}
@@ -79,7 +112,7 @@ func resumes(tr *trial) scenario {
 			if info, err := tr.c.Sandbox(sb.ID()).Info(tr.ctx); err == nil && info.GetState() == "running" {
 				tr.effects = append(tr.effects, effect{"sandbox.resume", sb.ID()})
 			}
-			if err := tr.remembered(sb.ID()); err != nil {
+			if err := tr.intact(sb.ID(), n); err != nil {
 				tr.errorf("%v", err)
 			}
 		},

@@ -18,7 +18,7 @@ func (a *App) pauseCommand() *cobra.Command {
 		Long: `Pause stops a sandbox where it is and keeps it: files, programs and interpreters go on
 with resume, or by themselves as soon as somebody uses the sandbox with exec, eval, cp
 or the like. It takes disk meanwhile, and nothing else. Its life goes on: it ends when
-it would have. A sandbox with a network cannot be paused yet.`,
+it would have. Its connections to the outside end, and programs find them broken.`,
 		Example:           "  firebreak pause $id\n  firebreak resume $id",
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: a.completeSandboxes(-1),

@@ -49,20 +49,23 @@ func (b *bindings) Needs(ctx context.Context, tenant sandbox.TenantID, name stri
 // resolve is a binding as the router takes it, with its secret, which the caller
 // overwrites when the router has it. Errors: KindNotFound; KindUnavailable when the
 // secret cannot be had now.
-func (b *bindings) resolve(ctx context.Context, tenant sandbox.TenantID, name, placeholder string) (egress.Binding, error) {
-	x, err := b.find(ctx, tenant, name)
+func (b *bindings) resolve(ctx context.Context, p orchestrator.Egress, name string) (egress.Binding, error) {
+	x, err := b.find(ctx, p.Tenant, name)
 	if err != nil {
 		return egress.Binding{}, err
 	}
-	s, err := b.secrets.Get(ctx, tenant, x.Secret)
+	s, err := b.secrets.Get(ctx, p.Tenant, x.Secret)
 	if err != nil {
 		return egress.Binding{}, err
 	}
 	defer s.Destroy()
 	out := egress.Binding{Name: x.Name, Host: x.Host, Port: x.Port, Plain: x.Plain, Methods: x.Methods, Path: x.Path, As: x.Inject.As, Field: x.Inject.Name, Git: (*egress.Git)(x.Git)}
 	s.Use(func(plain []byte) { out.Secret = bytes.Clone(plain) })
-	if x.Env != "" { // of a binding that wants none any more it stands for nothing
-		out.Placeholder = egress.Hidden(placeholder)
+	if own := p.Placeholders[name]; x.Env != "" && own != "" { // of a binding that wants none any more it stands for nothing
+		out.Placeholder = egress.Hidden(own)
+		for _, text := range p.Inherited[name] {
+			out.Inherited = append(out.Inherited, egress.Hidden(text))
+		}
 	}
 	return out, nil
 }
@@ -125,7 +128,7 @@ type granted struct {
 // says why.
 func (b *bindings) resolveAll(ctx context.Context, p orchestrator.Egress) (g granted, errs []error) {
 	for _, name := range p.Bindings {
-		x, err := b.resolve(ctx, p.Tenant, name, p.Placeholders[name])
+		x, err := b.resolve(ctx, p, name)
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -181,7 +184,7 @@ func (o *opened) forget() {
 
 // using is what of p is made with a secret.
 func (b *bindings) using(ctx context.Context, p orchestrator.Egress, secret string) orchestrator.Egress {
-	out := orchestrator.Egress{Tenant: p.Tenant, Placeholders: p.Placeholders}
+	out := orchestrator.Egress{Tenant: p.Tenant, Placeholders: p.Placeholders, Inherited: p.Inherited}
 	for _, name := range p.Bindings {
 		if x, err := b.find(ctx, p.Tenant, name); err == nil && x.Secret == secret {
 			out.Bindings = append(out.Bindings, name)

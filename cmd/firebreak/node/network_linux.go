@@ -43,6 +43,7 @@ var (
 	_ orchestrator.Network     = (*network)(nil)
 	_ orchestrator.Accounts    = (*network)(nil)
 	_ orchestrator.Granter     = (*network)(nil)
+	_ orchestrator.Cutter      = (*network)(nil)
 	_ orchestrator.Authorities = (*network)(nil)
 )
 
@@ -159,7 +160,7 @@ func (n *network) Adopt(ctx context.Context, id sandbox.InstanceID, p orchestrat
 func (n *network) attach(ctx context.Context, k *control.Keeper, id sandbox.InstanceID, p orchestrator.Egress, g granted, link *wire.Link) error {
 	defer link.Tap.Close()
 	n.generation(id, p.Generation, 1)
-	return k.Attach(ctx, control.Wire{ID: string(id), Epoch: p.Epoch, Policies: control.Policies{Documents: p.Documents}, Used: p.Used, Bindings: g.bindings, Transforms: g.transforms}, link.Tap)
+	return k.Attach(ctx, control.Wire{ID: string(id), Authority: p.Authority, Epoch: p.Epoch, Policies: control.Policies{Documents: p.Documents}, Used: p.Used, Bindings: g.bindings, Transforms: g.transforms}, link.Tap)
 }
 
 // generation notes that the keeper's generation is ours.
@@ -209,6 +210,14 @@ func (n *network) Used(id sandbox.InstanceID) map[string]policy.Used {
 		return k.Used(string(id))
 	}
 	return nil
+}
+
+// Cut implements orchestrator.Cutter.
+func (n *network) Cut(ctx context.Context, id sandbox.InstanceID) (map[string]policy.Used, error) {
+	if k := n.running(); k != nil {
+		return k.Cut(ctx, string(id))
+	}
+	return nil, nil
 }
 
 // Authority implements orchestrator.Authorities.

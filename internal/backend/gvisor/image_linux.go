@@ -39,7 +39,10 @@ type manifest struct {
 	Tenant       sandbox.TenantID `json:"tenant"`
 	Template     string           `json:"template"`
 	ReadonlyRoot bool             `json:"readonly_root"`
-	Limits       sandbox.Limits   `json:"limits"`
+	// Wired says whether the guest has a network device, which it was started with and
+	// which its programs have seen: one is neither taken from it nor added.
+	Wired  bool           `json:"wired,omitempty"`
+	Limits sandbox.Limits `json:"limits"`
 	builds
 	Files []imageFile `json:"files"`
 }
@@ -344,6 +347,10 @@ func (img *image) fits(s sandbox.Spec, here builds) error {
 		return refuse(again, "the snapshot was taken with another build of the agent")
 	case img.CPU != here.CPU:
 		return refuse(again, "the snapshot was taken on a processor with other features")
+	case img.Wired && s.Wire == nil:
+		return refuse("give it a network: one that says `allow: []` allows nothing", "the snapshot is of a sandbox with a network device, which it cannot do without")
+	case !img.Wired && s.Wire != nil:
+		return refuse("leave the network rules and bindings out", "the snapshot is of a sandbox without a network device, and gets none")
 	case img.ReadonlyRoot != s.ReadonlyRoot || img.Limits != s.Limits:
 		return refuse("leave the limits and readonly_root out", "a restored sandbox has the limits of the one that was saved")
 	}

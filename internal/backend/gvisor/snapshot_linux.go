@@ -55,7 +55,7 @@ func (i *Instance) Snapshot(ctx context.Context, dir string) (sandbox.Snapshot, 
 // manifest is what there is to know of an image of the instance beside its files.
 func (i *Instance) manifest(here builds) manifest {
 	return manifest{Version: manifestVersion, Created: time.Now().UTC(), Tenant: i.intent.Tenant, Template: i.intent.Template,
-		ReadonlyRoot: i.intent.ReadonlyRoot, Limits: i.intent.Limits, builds: here}
+		ReadonlyRoot: i.intent.ReadonlyRoot, Wired: i.intent.Wired, Limits: i.intent.Limits, builds: here}
 }
 
 // savable says why an instance cannot be saved.
@@ -79,8 +79,6 @@ func (i *Instance) savable() error {
 	switch {
 	case !p.info.Capabilities.Snapshot:
 		return refuse(sandbox.KindUnsupported, "run the server as root", "gVisor restores sandboxes for root only")
-	case i.intent.Wired:
-		return refuse(sandbox.KindUnsupported, "create it without network rules, or let it run", "a sandbox with a network cannot be saved yet")
 	case i.intent.Runsc != i.b.cfg.Runsc || i.intent.Runtime != i.b.cfg.Runtime:
 		return refuse(sandbox.KindUnsupported, "create another one", "the sandbox was made by another version")
 	}
@@ -155,10 +153,6 @@ func (b *Backend) Restore(ctx context.Context, s sandbox.Spec, from sandbox.Snap
 
 // admitImage checks an image and whether it fits what is to be made of it.
 func (b *Backend) admitImage(ctx context.Context, s sandbox.Spec, p probed, from sandbox.Snapshot) (*image, error) {
-	if s.Wire != nil {
-		return nil, sandbox.Errorf("restore", sandbox.KindUnsupported, "a sandbox that is restored cannot have a network yet").WithID(string(s.Sandbox)).
-			WithHint("leave the network rules out")
-	}
 	img, err := b.openFor(s, p, from)
 	if err == nil {
 		err = img.verify(ctx)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/firebreak-dev/firebreak/internal/egress"
 	"github.com/firebreak-dev/firebreak/internal/egress/authority"
+	"github.com/firebreak-dev/firebreak/internal/policy"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -93,5 +94,36 @@ func TestAuthority(t *testing.T) {
 	short, _ := startKeeper(t, func(o *Options) { o.Seed = []byte("short") })
 	if err := short.Attach(ctx, Wire{ID: "in1", Policies: Policies{Documents: [][]byte{[]byte("allow: []\n")}}}, newPlace(t).tap); sandbox.KindOf(err) != sandbox.KindInvalid {
 		t.Errorf("with a short seed: %v", err)
+	}
+}
+
+// TestAuthorityOverInstances: who goes on with another wire trusts the authority of the
+// one before, after a router that died as well, and nobody else's; a wire that was cut
+// is nobody's until it is attached again, and has used what it had.
+func TestAuthorityOverInstances(t *testing.T) {
+	k, _ := startKeeper(t, nil)
+	ctx := t.Context()
+	docs := Policies{Documents: [][]byte{[]byte("allow: [a.example]\n")}}
+	used := map[string]policy.Used{"a.example:443": {Connections: 3}}
+	must(t, k.Attach(ctx, Wire{ID: "in1", Authority: "sb1", Policies: docs, Used: used}, newPlace(t).tap))
+	first := trusted(t, k, "in1")
+	got, err := k.Cut(ctx, "in1")
+	if err != nil || got["a.example:443"].Connections != 3 || k.Authority("in1") != nil {
+		t.Errorf("after the cut: %v, %v", got, err)
+	}
+	if got, err := k.Cut(ctx, "in1"); err != nil || got != nil {
+		t.Errorf("again: %v, %v", got, err)
+	}
+	must(t, k.Attach(ctx, Wire{ID: "in2", Authority: "sb1", Policies: docs, Used: got}, newPlace(t).tap))
+	must(t, k.Attach(ctx, Wire{ID: "in3", Authority: "sb3", Policies: docs}, newPlace(t).tap))
+	if _, _, err := k.Update(ctx, "in2", Policies{Documents: [][]byte{[]byte("allow: [b.example]\n")}}); err != nil {
+		t.Fatal(err)
+	}
+	next, other := trusted(t, k, "in2"), trusted(t, k, "in3")
+	if !bytes.Equal(first.RawSubjectPublicKeyInfo, next.RawSubjectPublicKeyInfo) || !bytes.Equal(first.RawSubject, next.RawSubject) || next.Subject.CommonName != "Firebreak sandbox CA sb1" {
+		t.Errorf("%v, then %v", first.Subject, next.Subject)
+	}
+	if bytes.Equal(first.RawSubjectPublicKeyInfo, other.RawSubjectPublicKeyInfo) {
+		t.Error("another sandbox has the same key")
 	}
 }

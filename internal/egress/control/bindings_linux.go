@@ -25,8 +25,8 @@ func checkBindings(list []egress.Binding) error {
 	for i := range list {
 		b := &list[i]
 		secrets += len(b.Secret)
-		if len(b.Placeholder) > maxPlaceholder {
-			return fmt.Errorf("the placeholder of the binding %.64q is too long", b.Name)
+		if len(b.Placeholder) > maxPlaceholder || len(b.Inherited) > inspect.MaxInherited || slices.ContainsFunc(b.Inherited, func(p egress.Hidden) bool { return len(p) > maxPlaceholder }) {
+			return fmt.Errorf("the placeholder of the binding %.64q is too long, or there are too many", b.Name)
 		}
 		texts := append([]string{b.Name, b.Host, b.Path, b.As, b.Field}, b.Methods...)
 		if b.Git != nil {
@@ -49,6 +49,10 @@ func cloneBindings(list []egress.Binding) []egress.Binding {
 		out[i].Methods = slices.Clone(out[i].Methods)
 		out[i].Secret = slices.Clone(out[i].Secret)
 		out[i].Placeholder = slices.Clone(out[i].Placeholder)
+		out[i].Inherited = slices.Clone(out[i].Inherited)
+		for j, p := range out[i].Inherited {
+			out[i].Inherited[j] = slices.Clone(p)
+		}
 		if g := out[i].Git; g != nil {
 			out[i].Git = &egress.Git{Repo: g.Repo, Push: slices.Clone(g.Push)}
 		}

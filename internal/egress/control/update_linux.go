@@ -31,7 +31,7 @@ func (k *Keeper) Update(ctx context.Context, id string, p Policies, transforms .
 	k.mu.Lock()
 	bindings := w.bindings
 	k.mu.Unlock()
-	vouched, err := k.derive(id, table, bindings)
+	vouched, err := k.derive(w.vouching, table, bindings)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -125,7 +125,8 @@ func renewed(old, next []egress.Binding) []egress.Binding {
 		o := &old[i]
 		for j := range next {
 			if n := &next[j]; n.Name == o.Name && n.Host == o.Host && n.Port == o.Port && n.Plain == o.Plain && slices.Equal(n.Methods, o.Methods) && n.Path == o.Path &&
-				n.As == o.As && n.Field == o.Field && sameGit(n.Git, o.Git) && bytes.Equal(n.Placeholder, o.Placeholder) {
+				n.As == o.As && n.Field == o.Field && sameGit(n.Git, o.Git) && bytes.Equal(n.Placeholder, o.Placeholder) &&
+				slices.EqualFunc(n.Inherited, o.Inherited, func(a, b egress.Hidden) bool { return bytes.Equal(a, b) }) {
 				clear(o.Secret)
 				o.Secret = slices.Clone(n.Secret)
 			}

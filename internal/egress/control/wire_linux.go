@@ -16,6 +16,9 @@ import (
 // Wire is what is to be served.
 type Wire struct {
 	ID string // of the instance
+	// Authority is the id that the wire's authority is derived with, of whoever it is that
+	// goes on over several instances; empty: ID.
+	Authority string
 	// Epoch is of its first dns.NewPool; each router after the first one begins
 	// another, since it does not know the pool of the one before.
 	Epoch int
@@ -32,8 +35,9 @@ type Wire struct {
 
 // kept is a wire as the keeper has it: what the next router needs.
 type kept struct {
-	id  string
-	one chan struct{} // holds an element while something is done to the wire
+	id       string
+	vouching string        // whose authority it is
+	one      chan struct{} // holds an element while something is done to the wire
 
 	// All that follows is guarded by Keeper.mu.
 	tap      *os.File // nil while it is being detached

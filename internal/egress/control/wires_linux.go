@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -29,7 +30,8 @@ func (k *Keeper) Attach(ctx context.Context, o Wire, tap *os.File) (err error) {
 	if err != nil {
 		return err
 	}
-	trusted, err := k.derive(o.ID, table, o.Bindings)
+	vouching := cmp.Or(o.Authority, o.ID)
+	trusted, err := k.derive(vouching, table, o.Bindings)
 	if err != nil {
 		return err
 	}
@@ -39,7 +41,7 @@ func (k *Keeper) Attach(ctx context.Context, o Wire, tap *os.File) (err error) {
 		return sandbox.Errorf(op, sandbox.KindInvalid, "%w", err).WithID(o.ID)
 	}
 	w := &kept{
-		id: o.ID, one: make(chan struct{}, 1), tap: own, epoch: o.Epoch, policies: o.Policies.clone(), rules: map[string]bool{},
+		id: o.ID, vouching: vouching, one: make(chan struct{}, 1), tap: own, epoch: o.Epoch, policies: o.Policies.clone(), rules: map[string]bool{},
 		used: maps.Clone(o.Used), generation: 1, bindings: cloneBindings(o.Bindings), transforms: cloneTransforms(o.Transforms), authority: trusted,
 	}
 	if w.used == nil {
@@ -124,15 +126,27 @@ func (k *Keeper) find(ctx context.Context, op, id string) (*kept, error) {
 // Detach ends a wire. When it returns, nothing of it is left in the router or
 // here. Idempotent. Errors: ctx's, and then it has to be called again.
 func (k *Keeper) Detach(ctx context.Context, id string) error {
+	_, err := k.Cut(ctx, id)
+	return err
+}
+
+// Cut is Detach, and what was used of the wire's rules in all, by their ids; nil of
+// one that is not attached.
+func (k *Keeper) Cut(ctx context.Context, id string) (map[string]policy.Used, error) {
 	w, err := k.find(ctx, "egress detach", id)
 	if sandbox.KindOf(err) == sandbox.KindNotFound {
-		return nil
+		return nil, nil
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer w.unlock()
-	return k.remove(ctx, w)
+	if err := k.remove(ctx, w); err != nil {
+		return nil, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return maps.Clone(w.used), nil
 }
 
 // remove ends a wire that the caller has locked.

@@ -55,9 +55,7 @@ func (p *Proxy) newGrants(targets []*Target, sets []*Transform) (*grants, error)
 		if _, value := t.credential(); t.As == "basic" {
 			texts = append(texts, []byte(value[len("Basic "):]))
 		}
-		if len(t.Placeholder) > 0 {
-			stands = append(stands, t.Placeholder)
-		}
+		stands = append(stands, t.placeholders()...)
 	}
 	var err error
 	if g.transforms, err = newTransforms(sets); err != nil {
@@ -139,8 +137,7 @@ func (p *Proxy) leave(g *grants) {
 func (g *grants) forget() {
 	for _, r := range g.routes {
 		r.transport.CloseIdleConnections()
-		clear(r.binding.Secret)
-		clear(r.binding.Placeholder)
+		r.binding.Wipe()
 	}
 	g.transforms.wipe()
 	g.secrets.wipe()

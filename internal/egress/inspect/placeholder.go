@@ -68,13 +68,13 @@ func (t *Target) stands(target string, header http.Header) bool {
 	scheme, rest, _ := strings.Cut(value, " ")
 	switch t.As {
 	case "bearer":
-		return strings.EqualFold(scheme, "bearer") && rest == string(t.Placeholder)
+		return strings.EqualFold(scheme, "bearer") && t.means([]byte(rest))
 	case "basic":
 		pair, err := base64.StdEncoding.DecodeString(rest)
 		_, password, ok := bytes.Cut(pair, []byte(":"))
-		return strings.EqualFold(scheme, "basic") && err == nil && ok && bytes.Equal(password, t.Placeholder)
+		return strings.EqualFold(scheme, "basic") && err == nil && ok && t.means(password)
 	}
-	return value == string(t.Placeholder)
+	return t.means([]byte(value))
 }
 
 // standsIn is which part of a target's query is the binding's parameter with its
@@ -88,7 +88,7 @@ func (t *Target) standsIn(target string) (at int) {
 		if plain, err := url.QueryUnescape(name); err != nil || plain != t.Field {
 			continue
 		}
-		if named++; value == string(t.Placeholder) {
+		if named++; t.means([]byte(value)) {
 			at = i
 		}
 	}

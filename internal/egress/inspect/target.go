@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"bytes"
 	"encoding/base64"
 	"fmt"
 	"net/http"
@@ -29,6 +30,9 @@ type Target struct {
 	// Placeholder stands for the secret in requests to the host itself; the proxy's,
 	// too. Empty: there is none.
 	Placeholder []byte
+	// Inherited stand for it as well: what programs have that came along from the sandbox
+	// that this one was made of.
+	Inherited [][]byte
 }
 
 // Format implements fmt.Formatter: in no format a target is its secret.
@@ -36,9 +40,10 @@ func (t *Target) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "binding %s
 
 // The most a wire's bindings may be.
 const (
-	MaxTargets = 32
-	MaxSecrets = 64 << 10 // bytes of all together
-	maxMethods = 16
+	MaxTargets   = 32
+	MaxInherited = 4        // placeholders of one binding besides its own
+	MaxSecrets   = 64 << 10 // bytes of all together
+	maxMethods   = 16
 )
 
 var (
@@ -62,8 +67,13 @@ func (t *Target) check() error {
 	case len(t.Secret) == 0 || !httpguts.ValidHeaderFieldValue(string(t.Secret)):
 		return fmt.Errorf("the secret of the binding %s is empty, or cannot be sent in a request", t.Name)
 	}
-	if n := len(t.Placeholder); n > 0 && (n < 16 || n > block || t.Plain || strings.Trim(string(t.Placeholder), placeholderChars) != "") {
-		return fmt.Errorf("the binding %s cannot have such a placeholder, or none without TLS", t.Name)
+	for _, p := range t.placeholders() {
+		if n := len(p); n < 16 || n > block || t.Plain || strings.Trim(string(p), placeholderChars) != "" {
+			return fmt.Errorf("the binding %s cannot have such a placeholder, or none without TLS", t.Name)
+		}
+	}
+	if len(t.Inherited) > 0 && (len(t.Placeholder) == 0 || len(t.Inherited) > MaxInherited) {
+		return fmt.Errorf("the binding %s has inherited too many placeholders, or has none of its own", t.Name)
 	}
 	for _, m := range t.Methods {
 		if !reMethod.MatchString(m) || m == http.MethodConnect || m == http.MethodTrace {
@@ -107,6 +117,27 @@ func plainField(name string) bool {
 		return false
 	}
 	return !slices.Contains(hopByHop, name) && !slices.Contains(meddling, name)
+}
+
+// placeholders are all that stand for the secret.
+func (t *Target) placeholders() [][]byte {
+	if len(t.Placeholder) == 0 {
+		return t.Inherited
+	}
+	return append([][]byte{t.Placeholder}, t.Inherited...)
+}
+
+// means reports whether a text is what stands for the secret.
+func (t *Target) means(text []byte) bool {
+	return slices.ContainsFunc(t.placeholders(), func(p []byte) bool { return bytes.Equal(p, text) })
+}
+
+// Wipe overwrites what is hidden in a target.
+func (t *Target) Wipe() {
+	clear(t.Secret)
+	for _, p := range t.placeholders() {
+		clear(p)
+	}
 }
 
 // allows reports whether the binding is for a method.

@@ -57,6 +57,7 @@ var verbs = map[string]struct {
 	"links":       {0, links},
 	"resolve":     {1, resolve},
 	"connect":     {2, connect},
+	"converse":    {1, converse},
 	"mounts":      {0, func([]string) error { return read([]string{"/proc/self/mountinfo"}) }},
 	"serve":       {1, serve},
 	"tasks":       {0, tasks},

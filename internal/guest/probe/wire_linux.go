@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -185,4 +186,27 @@ func connect(a []string) error {
 	}
 	_, err = io.Copy(os.Stdout, struct{ io.Reader }{c})
 	return err
+}
+
+// converse sends what it reads and prints what comes back, until either ends.
+func converse(a []string) error {
+	s, err := open(unix.SOCK_STREAM, a[0])
+	if err != nil {
+		return err
+	}
+	if err := unix.SetsockoptTimeval(s, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{}); err != nil {
+		return err
+	}
+	c := os.NewFile(uintptr(s), a[0])
+	defer c.Close()
+	ended := make(chan error, 2)
+	go func() {
+		_, err := io.Copy(struct{ io.Writer }{c}, os.Stdin)
+		ended <- err
+	}()
+	go func() {
+		_, err := io.Copy(os.Stdout, struct{ io.Reader }{c})
+		ended <- cmp.Or(err, io.EOF)
+	}()
+	return <-ended
 }

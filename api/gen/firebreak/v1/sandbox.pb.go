@@ -277,7 +277,8 @@ type CreateSandboxRequest struct {
 	// passes through them only.
 	Bindings []string `protobuf:"bytes,17,rep,name=bindings,proto3" json:"bindings,omitempty"`
 	// A snapshot, by id or name, that it goes on from: with its template, limits,
-	// files, memory and programs. What is given beside has to be the same.
+	// files, memory and programs. What is given beside has to be the same; but network
+	// and bindings, if any of the two is given, take the place of those that were saved.
 	Snapshot      string `protobuf:"bytes,18,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
