@@ -43,15 +43,12 @@ func (o *Orchestrator) take(ctx context.Context, who Caller, p *plan, a *admissi
 	go func() { checked <- o.Templates.Check(ctx, p.sb.TemplateDigest) }()
 	l := o.newLive(p.sb, p.release, func() {})
 	close(l.booted)
-	l.inst = p.ready.Inst
-	var st sandbox.Status
-	if l.sess, err = l.open(ctx, l.inst); err == nil {
-		st, err = l.inst.Status(ctx)
+	l.inst, l.sess = p.ready.Inst, p.ready.Session
+	st, err := l.inst.Status(ctx)
+	if err == nil && !st.Alive {
+		err = sandbox.Errorf("create", sandbox.KindGone, "it has ended: %s", st.Exit.Reason).WithID(string(p.ready.Instance))
 	}
-	if err = cmp.Or(<-checked, err); err != nil {
-		if l.sess != nil {
-			l.sess.Close()
-		}
+	if err = cmp.Or(<-checked, err, l.sess.Err()); err != nil {
 		b.Return(p.ready.Instance)
 		o.Log.Warn("a sandbox that was ready cannot be used", "instance", p.ready.Instance, "error", err)
 		*p = cold
@@ -65,7 +62,6 @@ func (o *Orchestrator) take(ctx context.Context, who Caller, p *plan, a *admissi
 	rec, err := o.Store.Tenant(who.Tenant).CreateSandbox(ctx, p.sb.Sandbox, q)
 	evidence := <-recorded
 	if err != nil {
-		l.sess.Close()
 		b.Return(p.ready.Instance)
 		p.release()
 		if evidence == nil {

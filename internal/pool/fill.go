@@ -83,7 +83,11 @@ func (p *Pool) next(now time.Time) (lacks *shelf, surplus *entry, wait time.Dura
 func (p *Pool) fill() {
 	for p.ctx.Err() == nil {
 		p.mu.Lock()
-		lacks, surplus, wait := p.next(time.Now())
+		now := time.Now()
+		lacks, surplus, wait := p.next(now)
+		if left := p.yield(lacks, now); left > 0 {
+			lacks, wait = nil, min(wait, left)
+		}
 		var e *entry
 		if lacks != nil {
 			e = &entry{shape: lacks.shape, claimed: Claimed{Instance: sandbox.NewInstanceID(), Sandbox: sandbox.NewID()}, cost: lacks.shape.Limits.Memory}
@@ -99,6 +103,7 @@ func (p *Pool) fill() {
 			continue
 		case e != nil:
 			p.made(lacks, e, p.make(e))
+			p.rest(time.Since(now))
 			continue
 		}
 		t := time.NewTimer(wait)
@@ -108,6 +113,42 @@ func (p *Pool) fill() {
 		case <-p.ctx.Done():
 		}
 		t.Stop()
+	}
+}
+
+const (
+	// quiet is how long nobody may have claimed anything before what lacks is made:
+	// what was just claimed is about to be used, and a boot beside it would slow it.
+	quiet = 30 * time.Millisecond
+	// patience is how long that is waited for: those who claim all the time need
+	// more to claim.
+	patience = 250 * time.Millisecond
+)
+
+// yield is how long to make nothing for s, which lacks something or is nil: while
+// the share is used up, and while whoever has just claimed something is at work, as
+// long as there is more to claim. Preconditions: p.mu is held.
+func (p *Pool) yield(s *shelf, now time.Time) time.Duration {
+	if s == nil {
+		p.lacking = time.Time{}
+		return 0
+	}
+	if p.lacking.IsZero() {
+		p.lacking = now
+	}
+	left := p.resting.Sub(now)
+	if len(s.ready) > 0 {
+		left = max(left, min(p.claimed.Add(quiet).Sub(now), p.lacking.Add(patience).Sub(now)))
+	}
+	return max(0, left)
+}
+
+// rest keeps fill within its share of the time, after it was at work for took.
+func (p *Pool) rest(took time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s := p.o.Share; s > 0 && s < 1 {
+		p.resting = time.Now().Add(time.Duration(float64(took) * (1/s - 1)))
 	}
 }
 
@@ -124,7 +165,7 @@ func (p *Pool) make(e *entry) (err error) {
 		Root: st.Root, ReadonlyRoot: e.shape.ReadonlyRoot, Limits: e.shape.Limits}
 	e.claimed.Inst, err = p.Backend.Create(ctx, spec)
 	if err == nil {
-		if err = prepare(ctx, e.claimed.Inst, st); err != nil {
+		if e.claimed.Session, err = prepare(ctx, e.claimed.Inst, st); err != nil {
 			_, left := e.claimed.Inst.Destroy(context.WithoutCancel(ctx))
 			err = errors.Join(err, left)
 		}

@@ -46,6 +46,9 @@ type Options struct {
 	Size  int   // entries kept of a shape that is wanted, at least
 	Max   int   // entries at once, of all shapes
 	Limit int64 // bytes of memory that all entries together may come to use; 0: no bound
+	// Share is the part of the time that may be spent making entries, of which one is
+	// made at a time; 0 or 1: all of it.
+	Share float64
 	// Idle is how long a shape that nobody asks for is kept; 10 min.
 	Idle time.Duration
 	Log  *slog.Logger
@@ -56,6 +59,8 @@ type Claimed struct {
 	Instance sandbox.InstanceID
 	Sandbox  sandbox.ID // whose name the guest has
 	Inst     sandbox.Instance
+	// Session is with its agent, idle, and the taker's from Create on.
+	Session *guest.Session
 }
 
 // Stat is what there is of a shape.
@@ -96,6 +101,9 @@ type Pool struct {
 	making  *entry                        // guarded by mu; nil: none
 	total   int                           // guarded by mu; entries, the one being made among them
 	memory  int64                         // guarded by mu; their cost
+	claimed time.Time                     // guarded by mu; when an entry last was
+	lacking time.Time                     // guarded by mu; since when something lacks; zero: nothing
+	resting time.Time                     // guarded by mu; nothing is made before
 }
 
 // shelf is the entries of a shape.
@@ -151,6 +159,7 @@ func (p *Pool) Claim(spec sandbox.Spec) (c Claimed, ok bool) {
 	e := s.ready[0]
 	s.ready = s.ready[1:]
 	s.hits++
+	p.claimed = time.Now()
 	p.taken[e.claimed.Instance] = e
 	return e.claimed, true
 }
@@ -287,6 +296,7 @@ func (p *Pool) Drain() int {
 // discard destroys an entry that is among those taken.
 func (p *Pool) discard(e *entry, why string) {
 	e.gone()
+	e.claimed.Session.Close()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.ctx), destroyWait)
 	defer cancel()
 	if r, err := e.claimed.Inst.Destroy(ctx); err != nil || !r.Clean {
@@ -333,25 +343,30 @@ func (p *Pool) Close() error {
 	return p.Backend.Close()
 }
 
-// prepare makes a started instance ready: its agent has answered, and an interpreter
-// waits in it.
-func prepare(ctx context.Context, inst sandbox.Instance, st Stock) error {
+// prepare makes a started instance ready: its agent has answered, an interpreter
+// waits in it, and what its backend looks up once has been looked up.
+func prepare(ctx context.Context, inst sandbox.Instance, st Stock) (*guest.Session, error) {
 	conn, err := inst.Dial(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	s, err := guest.Open(ctx, conn, guest.Config{PIDs: st.Shape.Limits.PIDs, Memory: st.Shape.Limits.Memory})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer s.Close()
-	if st.Pack == "" {
-		return nil
+	if st.Pack != "" {
+		if err = s.Standby(ctx, st.Env, ""); sandbox.KindOf(err) == sandbox.KindUnsupported {
+			err = nil // programs start there as they do elsewhere
+		}
 	}
-	if err = s.Standby(ctx, st.Env, ""); sandbox.KindOf(err) == sandbox.KindUnsupported {
-		return nil // programs start there as they do elsewhere
+	if err == nil {
+		_, err = inst.Status(ctx)
 	}
-	return err
+	if err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
 }
 
 // Restore implements sandbox.Restorer, where the backend does.
