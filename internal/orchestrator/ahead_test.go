@@ -48,7 +48,7 @@ func (unclosed) Close() error { return nil }
 // warm waits until there is something to claim.
 func (r *ready) warm(t *testing.T) {
 	t.Helper()
-	s, err := r.Shape(t.Context(), alice.Tenant)
+	s, err := r.Shape(t.Context(), alice.Tenant, CreateRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,5 +190,91 @@ func TestReadySandboxCrash(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// A sandbox whose id has to be known before, as that of a key or a run, is one that
+// was ready, too; one that is not made of it is the next one's.
+func TestReadySandboxKnownBefore(t *testing.T) {
+	w := newWorld(t)
+	o := w.ready(1)
+	var req CreateRequest
+	giveBack := o.Reserve(t.Context(), alice, &req)
+	first := req.ID
+	giveBack()
+	if sb := mustCreate(t, o.Orchestrator, alice, CreateRequest{}); sb.ID != first {
+		t.Errorf("what was given back was %s, the next is %s", first, sb.ID)
+	} else {
+		o.destroy(t, sb.ID)
+	}
+	o.warm(t)
+	req, hits := CreateRequest{}, o.hits()
+	defer o.Reserve(t.Context(), alice, &req)()
+	if o.hits() != hits+1 {
+		t.Fatalf("nothing was reserved: %+v", o.pool.Stats())
+	}
+	sb := mustCreate(t, o.Orchestrator, alice, req)
+	if sb.ID != req.ID || sb.Details.Hostname != string(req.ID) {
+		t.Errorf("reserved was %s, made is %+v", req.ID, sb)
+	}
+	if exit, _ := mustExec(t, o.Orchestrator, alice, sb.ID, sh("true")); exit.Code != 0 {
+		t.Errorf("%+v", exit)
+	}
+	o.destroy(t, sb.ID)
+	// Nothing that is ready fits any more: the id is another sandbox's, and it is gone.
+	o.warm(t)
+	var other CreateRequest
+	defer o.Reserve(t.Context(), alice, &other)()
+	other.ReadonlyRoot = true
+	sb = mustCreate(t, o.Orchestrator, alice, other)
+	if sb.ID != other.ID {
+		t.Errorf("reserved was %s, made is %s", other.ID, sb.ID)
+	}
+	o.destroy(t, sb.ID)
+	o.warm(t)
+	sb = mustCreate(t, o.Orchestrator, alice, CreateRequest{})
+	if sb.ID == other.ID {
+		t.Error("one id for two sandboxes")
+	}
+	o.destroy(t, sb.ID)
+}
+
+// One that dies while it is reserved is made anew, with the id that was promised.
+func TestReservedSandboxDied(t *testing.T) {
+	w := newWorld(t)
+	o := w.ready(1)
+	var req CreateRequest
+	defer o.Reserve(t.Context(), alice, &req)()
+	inst, err := w.sim.Attach(t.Context(), req.reserved.claimed.Instance)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := inst.Destroy(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	sb := mustCreate(t, o.Orchestrator, alice, req)
+	if sb.ID != req.ID || sb.Instance == inst.ID() {
+		t.Errorf("%+v", sb)
+	}
+	o.destroy(t, sb.ID)
+}
+
+// A run takes what is ready.
+func TestReadyRun(t *testing.T) {
+	w := newWorld(t)
+	o := w.ready(1)
+	r, err := o.CreateRun(t.Context(), alice, RunRequest{Exec: sh("hostname")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.hits() != 1 {
+		t.Errorf("it was not one that was ready: %+v", o.pool.Stats())
+	}
+	eventually(t, "it has ended", func() bool {
+		r, err = o.GetRun(t.Context(), alice.Tenant, string(r.ID), 0)
+		return err == nil && r.State == store.RunEnded
+	})
+	if r.Report.Receipt == nil || !r.Report.Receipt.Clean || r.Report.Exit == nil || r.Report.Exit.Code != 0 {
+		t.Errorf("%+v", r)
 	}
 }

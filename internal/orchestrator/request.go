@@ -62,6 +62,7 @@ type CreateRequest struct {
 
 	run          sandbox.RunID     // the run it belongs to
 	admitted     *admission        // with it; nil: not yet
+	reserved     *reservation      // by Reserve; nil: nothing
 	placeholders map[string]string // of Bindings
 }
 

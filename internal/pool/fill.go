@@ -40,10 +40,14 @@ func (d *demand) at(now time.Time) float64 {
 // asked for at all. Preconditions: p.mu is held.
 func (p *Pool) want(s *shelf, now time.Time) int {
 	const ahead = 3 // seconds
-	if !s.pinned && (s.demand.last.IsZero() || now.Sub(s.demand.last) > p.o.Idle) {
+	asked := !s.demand.last.IsZero() && now.Sub(s.demand.last) <= p.o.Idle
+	if !asked {
+		s.least = 0
+	}
+	if !asked && !s.pinned {
 		return 0
 	}
-	return min(p.o.Max, max(p.o.Size, int(ahead*s.demand.at(now)+0.5)))
+	return min(p.o.Max, max(p.o.Size, s.least, int(ahead*s.demand.at(now)+0.5)))
 }
 
 // next chooses what to make, or to end: the shelf that lacks most of what it should
@@ -61,7 +65,7 @@ func (p *Pool) next(now time.Time) (lacks *shelf, surplus *entry, wait time.Dura
 		if len(s.ready) > want {
 			surplus = s.ready[0]
 			s.ready = s.ready[1:]
-			p.taken[surplus.claimed.Instance] = surplus
+			p.taken[surplus.claimed.Instance], surplus.leaving = surplus, true
 			return nil, surplus, 0
 		}
 		if have >= want || p.total >= p.o.Max || p.o.Limit > 0 && p.memory+s.shape.Limits.Memory > p.o.Limit {
@@ -211,7 +215,7 @@ func (p *Pool) watch(ctx context.Context, e *entry) {
 		if i := slices.Index(s.ready, e); i >= 0 {
 			s.ready = slices.Delete(s.ready, i, i+1)
 			s.failed++
-			p.taken[e.claimed.Instance] = e
+			p.taken[e.claimed.Instance], e.leaving = e, true
 			mine = true
 		}
 	}

@@ -81,6 +81,7 @@ type entry struct {
 	claimed Claimed
 	release func()
 	cost    int64 // bytes it may come to use
+	leaving bool  // guarded by Pool.mu; it is being destroyed
 	gone    context.CancelFunc
 }
 
@@ -112,6 +113,7 @@ type shelf struct {
 	ready  []*entry // oldest first
 	making int
 	pinned bool // wanted whether or not somebody asks
+	least  int  // entries there are to be while it is asked for, where Size is less
 	demand demand
 	hits   int
 	misses int
@@ -187,15 +189,35 @@ func (p *Pool) poke() {
 	}
 }
 
+// GiveBack puts back an entry that was claimed, for the next one who asks: nobody has
+// touched it. Of what was handed out, returned or is none: nothing.
+func (p *Pool) GiveBack(id sandbox.InstanceID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e := p.taken[id]
+	if e == nil || e.leaving || p.closed {
+		return
+	}
+	s := p.shelf(e.shape)
+	if s == nil { // Close destroys it
+		return
+	}
+	delete(p.taken, id)
+	s.ready = slices.Insert(s.ready, 0, e)
+	s.hits--
+	p.poke()
+}
+
 // Return destroys an entry that was claimed and will not be used. Of what was handed
 // out by Create, or is none: nothing.
 func (p *Pool) Return(id sandbox.InstanceID) {
 	p.mu.Lock()
 	e := p.taken[id]
-	if e == nil || p.closed { // Close destroys it
+	if e == nil || e.leaving || p.closed { // Close destroys it
 		p.mu.Unlock()
 		return
 	}
+	e.leaving = true
 	p.work.Add(1)
 	p.mu.Unlock()
 	go func() {
@@ -208,6 +230,9 @@ func (p *Pool) Return(id sandbox.InstanceID) {
 func (p *Pool) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Instance, error) {
 	p.mu.Lock()
 	e := p.taken[spec.Instance]
+	if e != nil && e.leaving {
+		e = nil // the backend says that it is there
+	}
 	if e != nil && !p.closed {
 		delete(p.taken, spec.Instance)
 		p.forget(e)
@@ -248,6 +273,17 @@ func (p *Pool) List(ctx context.Context) ([]sandbox.Status, error) {
 	return slices.DeleteFunc(list, hidden), err
 }
 
+// Prewarm has n entries of a shape made, and kept as if somebody had asked for it
+// now. It returns at once.
+func (p *Pool) Prewarm(shape Shape, n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s := p.shelf(shape); s != nil {
+		s.least, s.demand.last = n, time.Now()
+		p.poke()
+	}
+}
+
 // Pin has size entries of a shape kept whether or not somebody asks for them; none
 // of a size of zero. It returns at once.
 func (p *Pool) Pin(shape Shape, on bool) {
@@ -276,15 +312,25 @@ func (p *Pool) Stats() []Stat {
 
 // Drain destroys all entries; what is asked for afterwards is kept again. It returns
 // how many there were.
-func (p *Pool) Drain() int {
+func (p *Pool) Drain() int { return p.drain(func(Shape) bool { return true }) }
+
+// DrainTenant is Drain of what is kept for a tenant.
+func (p *Pool) DrainTenant(t sandbox.TenantID) int {
+	return p.drain(func(s Shape) bool { return s.Tenant == t })
+}
+
+func (p *Pool) drain(which func(Shape) bool) int {
 	p.mu.Lock()
 	var all []*entry
 	for _, s := range p.shelves {
+		if !which(s.shape) {
+			continue
+		}
 		all = append(all, s.ready...)
-		s.ready, s.demand, s.pinned = nil, demand{}, false
+		s.ready, s.demand, s.pinned, s.least = nil, demand{}, false, 0
 	}
 	for _, e := range all {
-		p.taken[e.claimed.Instance] = e
+		p.taken[e.claimed.Instance], e.leaving = e, true
 	}
 	p.mu.Unlock()
 	for _, e := range all {

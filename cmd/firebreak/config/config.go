@@ -44,8 +44,10 @@ type Config struct {
 	LogLevel      string
 	StopSandboxes bool
 	MaxSandboxes  int
-	PoolSize      int // 0: nothing is kept ready
-	PoolMax       int // 0: four times PoolSize
+	PoolSize      int   // 0: nothing is kept ready
+	PoolMax       int   // 0: four times PoolSize
+	PoolMemory    int64 // bytes; 0: no bound but PoolMax
+	PoolShare     int   // percent of the time
 	AllowRoot     bool
 	Retain        time.Duration
 	RetainAudit   time.Duration // 0: for ever
