@@ -16,10 +16,11 @@ import (
 const (
 	poolSize  = 20 // what the rows keep ready: as many as are claimed in a row
 	poolBurst = 100
-	// How long the cycles go on, and how many there are at least. The figures are of
-	// the time, what is left behind is looked for after all.
+	// How long the cycles go on that the figures are of, and until how many there are,
+	// or how much time has passed, for what is left behind of all.
 	poolTime   = 60 * time.Second
 	poolCycles = 2000
+	poolMost   = 150 * time.Second
 )
 
 // pool: what is served from sandboxes that are ready. A daemon of its own keeps
@@ -294,7 +295,7 @@ func (s *set) sustained(ctx context.Context, d *bench.Daemon) (gone []string, er
 	if err := s.misses(ctx, d, name, was); err != nil {
 		return gone, err
 	}
-	during(func(n int) bool { return n < poolCycles })
+	during(func(n int) bool { return n < poolCycles && time.Since(begun) < poolMost })
 	late, err2 := d.RSS()
 	if err := firstError(err, err2); err != nil {
 		return gone, err

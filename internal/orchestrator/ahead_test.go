@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/firebreak-dev/firebreak/internal/pool"
 	"github.com/firebreak-dev/firebreak/internal/store"
@@ -276,5 +277,52 @@ func TestReadyRun(t *testing.T) {
 	})
 	if r.Report.Receipt == nil || !r.Report.Receipt.Clean || r.Report.Exit == nil || r.Report.Exit.Code != 0 {
 		t.Errorf("%+v", r)
+	}
+}
+
+// What is ready waits for nobody's boot; what is not, for its turn, and what it had
+// promised is given back.
+func TestReadyWaitsForNobody(t *testing.T) {
+	w := newWorld(t)
+	o := w.ready(1)
+	var held []*ticket
+	for {
+		tk, err := o.gate.queue("greedy")
+		if err != nil {
+			t.Fatal(err)
+		}
+		held = append(held, tk)
+		o.gate.mu.Lock()
+		free := o.gate.free
+		o.gate.mu.Unlock()
+		if free == 0 {
+			break
+		}
+	}
+	sb := mustCreate(t, o.Orchestrator, alice, CreateRequest{})
+	if o.hits() != 1 {
+		t.Errorf("%+v", o.pool.Stats())
+	}
+	soon, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if sb, err := o.Create(soon, alice, CreateRequest{Hostname: "own"}); err == nil {
+		t.Errorf("booted without a turn: %+v", sb)
+	}
+	if n := o.gate.places("greedy"); n != len(held) {
+		t.Errorf("%d places are held, of %d", n, len(held))
+	}
+	for _, tk := range held {
+		tk.leave()
+	}
+	o.destroy(t, sb.ID)
+	sb = mustCreate(t, o.Orchestrator, alice, CreateRequest{Hostname: "own"})
+	o.destroy(t, sb.ID)
+	if n, _ := o.gate.waiting(); n != 0 || o.gate.places(alice.Tenant) != 0 {
+		t.Errorf("%d wait, %d places are held", n, o.gate.places(alice.Tenant))
+	}
+	o.ledger.mu.Lock()
+	defer o.ledger.mu.Unlock()
+	if o.ledger.sandboxes != 0 {
+		t.Errorf("%d sandboxes are promised", o.ledger.sandboxes)
 	}
 }
