@@ -26,13 +26,20 @@ type Daemon struct {
 	URL    string
 	key    string
 	cmd    *exec.Cmd
+	pid    int // the daemon's, which is cmd's unless that reaps for it
 	client *http.Client
 	local  *http.Client // over the local socket
 }
 
 // StartDaemon starts binary, on the host of an internet unless that is nil, and
-// waits until it is ready. Stop ends it.
-func StartDaemon(ctx context.Context, binary, dir string, on *internet.Internet) (*Daemon, error) {
+// waits until it is ready, with env beside this process's environment. Stop ends it.
+func StartDaemon(ctx context.Context, binary, dir string, on *internet.Internet, env ...string) (*Daemon, error) {
+	return startDaemon(ctx, exec.Command(binary), dir, on, env)
+}
+
+// startDaemon is StartDaemon with the command to which the daemon's arguments are
+// added.
+func startDaemon(ctx context.Context, cmd *exec.Cmd, dir string, on *internet.Internet, env []string) (*Daemon, error) {
 	there, begin, transport := func(f func() error) error { return f() }, (*exec.Cmd).Start, new(http.Transport)
 	if on != nil {
 		there, begin, transport = on.OnHost, on.Start, on.Transport()
@@ -56,10 +63,12 @@ func StartDaemon(ctx context.Context, binary, dir string, on *internet.Internet)
 		return nil, err
 	}
 	defer log.Close()
-	d.cmd = exec.Command(binary, "serve", "--data", filepath.Join(dir, "data"), "--listen", "127.0.0.1:"+port,
+	d.cmd = cmd
+	d.cmd.Args = append(d.cmd.Args, "serve", "--data", filepath.Join(dir, "data"), "--listen", "127.0.0.1:"+port,
 		"--socket", socket, "--stop-sandboxes")
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	d.cmd.Env = append(os.Environ(), "FIREBREAK_TENANT_REQUESTS=0", "FIREBREAK_TENANT_KEY_REQUESTS=0") // the bench is a flood
+	d.cmd.Env = append(d.cmd.Env, env...)
 	if on != nil {
 		d.cmd.Env = append(d.cmd.Env, "SSL_CERT_FILE="+on.Authority.File)
 	}
@@ -67,6 +76,7 @@ func StartDaemon(ctx context.Context, binary, dir string, on *internet.Internet)
 	if err := begin(d.cmd); err != nil {
 		return nil, err
 	}
+	d.pid = d.cmd.Process.Pid
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		resp, err := d.client.Get(d.URL + "/readyz")
 		if err == nil {
@@ -184,7 +194,7 @@ func (d *Daemon) Destroy(ctx context.Context, id string) error {
 }
 
 // RSS is the daemon's resident memory in bytes, from /proc.
-func (d *Daemon) RSS() (int64, error) { return procField(d.cmd.Process.Pid, "status", "VmRSS:") }
+func (d *Daemon) RSS() (int64, error) { return procField(d.pid, "status", "VmRSS:") }
 
 // procField reads a "name: N kB" line of a file below /proc/<pid>.
 func procField(pid int, file, name string) (int64, error) {
@@ -205,7 +215,10 @@ func procField(pid int, file, name string) (int64, error) {
 // sandboxes: those whose command line names something below its directory
 // (sentry and gofer), and whatever shares a memory control group with one of
 // them (the stubs, which have no command line).
-func (d *Daemon) SandboxPSS() (total int64, processes int, err error) {
+func (d *Daemon) SandboxPSS() (total int64, processes int, err error) { return d.sandboxes("Pss:") }
+
+// sandboxes sums a field of smaps_rollup over them.
+func (d *Daemon) sandboxes(field string) (total int64, processes int, err error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return 0, 0, err
@@ -214,7 +227,7 @@ func (d *Daemon) SandboxPSS() (total int64, processes int, err error) {
 	group := map[int]string{}
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
-		if err != nil || pid == d.cmd.Process.Pid {
+		if err != nil || pid == d.pid || pid == d.cmd.Process.Pid {
 			continue
 		}
 		cgroup, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cgroup"))
@@ -231,7 +244,7 @@ func (d *Daemon) SandboxPSS() (total int64, processes int, err error) {
 		if !groups[g] {
 			continue
 		}
-		pss, err := procField(pid, "smaps_rollup", "Pss:")
+		pss, err := procField(pid, "smaps_rollup", field)
 		if err != nil {
 			continue
 		}

@@ -27,6 +27,19 @@ func (c *Client) Quota(ctx context.Context) (*v1.GetQuotaResponse, error) {
 	return message(c.system.GetQuota(ctx, connect.NewRequest(&v1.GetQuotaRequest{})))
 }
 
+// Prewarm has count sandboxes like sb made ready; nil: like one with the defaults. It
+// does not wait for them.
+func (c *Client) Prewarm(ctx context.Context, count int, sb *v1.CreateSandboxRequest) error {
+	_, err := message(c.system.PrewarmPool(ctx, connect.NewRequest(&v1.PrewarmPoolRequest{Count: int32(count), Sandbox: sb})))
+	return err
+}
+
+// DrainPool ends the sandboxes that are ready, and returns how many those were.
+func (c *Client) DrainPool(ctx context.Context) (int, error) {
+	r, err := message(c.system.DrainPool(ctx, connect.NewRequest(&v1.DrainPoolRequest{})))
+	return int(r.GetEnded()), err
+}
+
 // Pool tells which sandboxes the server keeps ready.
 func (c *Client) Pool(ctx context.Context) (*v1.GetPoolResponse, error) {
 	return message(c.system.GetPool(ctx, connect.NewRequest(&v1.GetPoolRequest{})))

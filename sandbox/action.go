@@ -72,6 +72,9 @@ func Actions() []Action {
 		{Name: "template.remove", When: "before a template is removed", Object: "template"},
 		{Name: "template.collect", Then: Gate, When: "before and after what nothing uses is removed; by the server itself only after", Detail: "templates, layers, bytes, template_N"},
 
+		{Name: "pool.prewarm", When: "before sandboxes are made that somebody wants ready", Object: "template", Detail: "count"},
+		{Name: "pool.drain", When: "before what is ready for a tenant is ended"},
+
 		{Name: "policy.set", Then: Flow, When: "before a policy is stored under a name", Object: "name", Digest: "its text"},
 		{Name: "policy.remove", Then: Flow, When: "before a policy is forgotten", Object: "name"},
 

@@ -36,6 +36,7 @@ const latest = "bench/results/latest.json"
 func main() {
 	bench.ServeBare()
 	bench.ServeRelay()
+	bench.ServeReaper()
 	only := flag.String("only", ".", "run the rows whose name matches")
 	rounds := flag.Int("rounds", 40, "rounds per row")
 	out := flag.String("out", latest, "where to store the results")
@@ -66,6 +67,7 @@ type report struct {
 	Load    string         `json:"load_before"`
 	Results []bench.Result `json:"results"`
 	Memory  []measure      `json:"memory"`
+	Bounds  []bounded      `json:"bounds,omitempty"`
 	Figures []figure       `json:"figures,omitempty"`
 }
 
@@ -74,6 +76,15 @@ type measure struct {
 	Name  string  `json:"name"`
 	Value float64 `json:"value_mib"`
 	Goal  float64 `json:"goal_mib"`
+	Met   bool    `json:"met"`
+}
+
+// bounded is a measure in other units.
+type bounded struct {
+	Name  string  `json:"name"`
+	Value float64 `json:"value"`
+	Goal  float64 `json:"at_most"`
+	Unit  string  `json:"unit,omitempty"`
 	Met   bool    `json:"met"`
 }
 
@@ -115,7 +126,7 @@ func run(ctx context.Context, binary, out string, keep bool, want *regexp.Regexp
 	rep := &report{Time: time.Now().UTC(), Go: runtime.Version(), CPUs: runtime.NumCPU(), Kernel: read("/proc/sys/kernel/osrelease"), Load: read("/proc/loadavg")}
 	s := &set{d: d, templates: templates, dir: dir, binary: binary, rounds: rounds, want: want, rep: rep}
 	defer func() { err = firstError(err, s.close()) }()
-	for _, row := range []func(context.Context) error{s.create, s.exec, s.eval, s.audited, s.get, s.write, s.memory, s.fork, s.resume, s.wire, s.contact, s.flood, s.wires} {
+	for _, row := range []func(context.Context) error{s.create, s.exec, s.eval, s.audited, s.get, s.write, s.memory, s.fork, s.resume, s.wire, s.contact, s.flood, s.wires, s.pool, s.poolLoad, s.poolMemory} {
 		if err := row(ctx); err != nil {
 			return err
 		}
@@ -154,6 +165,7 @@ func (r *report) keep(file string) error {
 	}
 	was.Results = merge(was.Results, r.Results, func(v bench.Result) string { return v.Name })
 	was.Memory = merge(was.Memory, r.Memory, func(v measure) string { return v.Name })
+	was.Bounds = merge(was.Bounds, r.Bounds, func(v bounded) string { return v.Name })
 	was.Figures = merge(was.Figures, r.Figures, func(v figure) string { return v.Name })
 	*r = was
 	return nil
@@ -415,6 +427,17 @@ func (s *set) figure(name string, value, goal float64) {
 		verdict = "NOT MET"
 	}
 	fmt.Printf("    %-40s %8.2f MiB   goal ≤ %g MiB: %s\n", name, value, goal, verdict)
+}
+
+// bound tells and keeps a figure that has to be at most goal.
+func (s *set) bound(name string, value, goal float64, unit string) {
+	b := bounded{name, value, goal, unit, value <= goal}
+	s.rep.Bounds = append(s.rep.Bounds, b)
+	verdict := "met"
+	if !b.Met {
+		verdict = "NOT MET"
+	}
+	fmt.Printf("    %-60s %10.2f %s   goal ≤ %g: %s\n", name, value, unit, goal, verdict)
 }
 
 func firstError(errs ...error) error {

@@ -229,6 +229,15 @@ func (a *admission) turn(ctx context.Context) error {
 	return a.o.ledger.recheck(a.promise)
 }
 
+// again queues once more, after the ticket was left. Errors: KindCapacity.
+func (a *admission) again() error {
+	t, err := a.o.gate.queue(a.promise.tenant)
+	if err == nil {
+		a.ticket = t
+	}
+	return err
+}
+
 // settle gives the boot's place back and, unless a sandbox has it now, what was
 // promised.
 func (a *admission) settle() {

@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"cmp"
 	"context"
+	"strconv"
 	"time"
 
 	"github.com/firebreak-dev/firebreak/internal/failpoint"
@@ -14,20 +15,80 @@ import (
 // ahead is a Backend that has instances ready: package pool's.
 type ahead interface {
 	Claim(sandbox.Spec) (pool.Claimed, bool)
+	GiveBack(sandbox.InstanceID)
 	Return(sandbox.InstanceID)
 }
 
-// claim finds an instance that is ready for the plan. It has the name of its sandbox
-// already and no network device, so whoever brings an id or a name for the guest, or
-// network rules, gets one of his own.
+// claim finds an instance that is ready for the plan, unless Reserve has. It has the
+// name of its sandbox already and no network device, so whoever brings an id or a name
+// for the guest, or network rules, gets one of his own.
 func (p *plan) claim(req *CreateRequest) (ok bool) {
 	b, ok := p.backend.(ahead)
+	if r := req.reserved; r != nil {
+		shape, fits := pool.ShapeOf(p.spec)
+		if !ok || b != r.from || !fits || shape != r.shape { // the template's name means another one by now
+			r.discard() // the id is another's now
+			return false
+		}
+		p.ready = &r.claimed
+		return true
+	}
 	if !ok || req.ID != "" || req.Hostname != "" || p.sb.Details.Network != nil || p.from != nil {
 		return false
 	}
 	c, ok := b.Claim(p.spec)
 	p.ready = &c
 	return ok
+}
+
+// reservation is an instance that was claimed for a sandbox whose id had to be known
+// before it is made.
+type reservation struct {
+	claimed pool.Claimed
+	shape   pool.Shape
+	from    ahead
+}
+
+// giveBack lets somebody else have it, unless it was made the sandbox; discard ends
+// it, which is for when its id has become known. Of nil: nothing.
+func (r *reservation) giveBack() {
+	if r != nil {
+		r.from.GiveBack(r.claimed.Instance)
+	}
+}
+
+func (r *reservation) discard() {
+	if r != nil {
+		r.from.Return(r.claimed.Instance)
+	}
+}
+
+// Reserve gives a request without an id one: that of a sandbox which is ready for it,
+// or a new one. Whoever calls it calls giveBack once the sandbox was made, or will not
+// be. What is wrong with the request Create says.
+func (o *Orchestrator) Reserve(ctx context.Context, who Caller, req *CreateRequest) (giveBack func()) {
+	if p, err := o.plan(ctx, who, *req); err == nil {
+		p.release()
+		p.reserve(req)
+	}
+	req.ID = pickID(req.ID)
+	return req.reserved.giveBack
+}
+
+// reserve claims an instance for a request that the plan was made of, if one is ready.
+func (p *plan) reserve(req *CreateRequest) {
+	if p.claim(req) {
+		shape, _ := pool.ShapeOf(p.spec)
+		req.ID, req.reserved = p.ready.Sandbox, &reservation{*p.ready, shape, p.backend.(ahead)}
+	}
+	req.ID = pickID(req.ID)
+}
+
+func pickID(id sandbox.ID) sandbox.ID {
+	if id == "" {
+		return sandbox.NewID()
+	}
+	return id
 }
 
 // take makes the sandbox of the plan one that was claimed for it. Not met: it cannot
@@ -43,15 +104,12 @@ func (o *Orchestrator) take(ctx context.Context, who Caller, p *plan, a *admissi
 	go func() { checked <- o.Templates.Check(ctx, p.sb.TemplateDigest) }()
 	l := o.newLive(p.sb, p.release, func() {})
 	close(l.booted)
-	l.inst = p.ready.Inst
-	var st sandbox.Status
-	if l.sess, err = l.open(ctx, l.inst); err == nil {
-		st, err = l.inst.Status(ctx)
+	l.inst, l.sess = p.ready.Inst, p.ready.Session
+	st, err := l.inst.Status(ctx)
+	if err == nil && !st.Alive {
+		err = sandbox.Errorf("create", sandbox.KindGone, "it has ended: %s", st.Exit.Reason).WithID(string(p.ready.Instance))
 	}
-	if err = cmp.Or(<-checked, err); err != nil {
-		if l.sess != nil {
-			l.sess.Close()
-		}
+	if err = cmp.Or(<-checked, err, l.sess.Err()); err != nil {
 		b.Return(p.ready.Instance)
 		o.Log.Warn("a sandbox that was ready cannot be used", "instance", p.ready.Instance, "error", err)
 		*p = cold
@@ -65,7 +123,6 @@ func (o *Orchestrator) take(ctx context.Context, who Caller, p *plan, a *admissi
 	rec, err := o.Store.Tenant(who.Tenant).CreateSandbox(ctx, p.sb.Sandbox, q)
 	evidence := <-recorded
 	if err != nil {
-		l.sess.Close()
 		b.Return(p.ready.Instance)
 		p.release()
 		if evidence == nil {
@@ -79,7 +136,9 @@ func (o *Orchestrator) take(ctx context.Context, who Caller, p *plan, a *admissi
 	o.add(l)
 	_, err = p.backend.Create(ctx, p.spec) // which is not the pool's any more
 	if err = cmp.Or(evidence, err); err == nil {
-		l.publishState(store.Creating, "", "", false)
+		if p.sb.Details.Run == "" { // a run has said so already
+			l.publishState(store.Creating, "", "", false)
+		}
 		err = l.run(ctx, l.inst, st, p.sb)
 	}
 	if err != nil {
@@ -132,14 +191,73 @@ func (o *Orchestrator) Stock(ctx context.Context, s pool.Shape) (pool.Stock, err
 	return st, nil
 }
 
-// Shape is what a tenant's sandbox that is asked for with nothing but defaults has in
-// common with others. Errors: as Create.
-func (o *Orchestrator) Shape(ctx context.Context, tenant sandbox.TenantID) (pool.Shape, error) {
-	p, err := o.plan(ctx, Caller{Tenant: tenant}, CreateRequest{})
+// Shape is what a tenant's sandbox that is asked for by req has in common with
+// others. Errors: as Create; KindUnsupported for one that cannot be made before.
+func (o *Orchestrator) Shape(ctx context.Context, tenant sandbox.TenantID, req CreateRequest) (pool.Shape, error) {
+	p, err := o.plan(ctx, Caller{Tenant: tenant}, req)
 	if err != nil {
 		return pool.Shape{}, err
 	}
 	p.release()
-	s, _ := pool.ShapeOf(p.spec)
+	s, ok := pool.ShapeOf(p.spec)
+	if !ok || p.sb.Details.Network != nil || p.from != nil || req.Hostname != "" {
+		return s, sandbox.Errorf("pool", sandbox.KindUnsupported, "a sandbox with a network, a host name or a snapshot cannot be ready before it is asked for")
+	}
 	return s, nil
+}
+
+// stocked is a backend that has instances ready and is told what to have.
+type stocked interface {
+	Prewarm(shape pool.Shape, n int)
+	DrainTenant(sandbox.TenantID) int
+}
+
+// Prewarm has n sandboxes like req made ready for the caller's tenant. It returns at
+// once. Errors: those of Shape, KindUnsupported where nothing is kept ready.
+func (o *Orchestrator) Prewarm(ctx context.Context, who Caller, req CreateRequest, n int) error {
+	p, err := o.plan(ctx, who, req)
+	if err != nil {
+		return err
+	}
+	p.release()
+	b, ok := p.backend.(stocked)
+	if !ok {
+		return noPool()
+	}
+	shape, err := o.Shape(ctx, who.Tenant, req)
+	if err != nil {
+		return err
+	}
+	if err := o.record(ctx, who, &Sandbox{Sandbox: store.Sandbox{Tenant: who.Tenant}}, sandbox.Record{Action: "pool.prewarm",
+		Outcome: sandbox.OutcomeAllowed, Object: shape.Digest, Detail: map[string]string{"count": strconv.Itoa(n)}}); err != nil {
+		return err
+	}
+	b.Prewarm(shape, n)
+	return nil
+}
+
+// Drain ends what is ready for the caller's tenant, and returns how many that were.
+// Errors: KindUnsupported where nothing is kept ready.
+func (o *Orchestrator) Drain(ctx context.Context, who Caller) (n int, err error) {
+	var all []stocked
+	for _, b := range o.Backends {
+		if p, ok := b.(stocked); ok {
+			all = append(all, p)
+		}
+	}
+	if len(all) == 0 {
+		return 0, noPool()
+	}
+	if err := o.record(ctx, who, &Sandbox{Sandbox: store.Sandbox{Tenant: who.Tenant}}, sandbox.Record{Action: "pool.drain",
+		Outcome: sandbox.OutcomeAllowed}); err != nil {
+		return 0, err
+	}
+	for _, p := range all {
+		n += p.DrainTenant(who.Tenant)
+	}
+	return n, nil
+}
+
+func noPool() error {
+	return sandbox.Errorf("pool", sandbox.KindUnsupported, "this server keeps nothing ready").WithHint("pool_size in firebreak.yaml says how many")
 }

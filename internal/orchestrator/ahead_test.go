@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/firebreak-dev/firebreak/internal/pool"
 	"github.com/firebreak-dev/firebreak/internal/store"
@@ -48,7 +49,7 @@ func (unclosed) Close() error { return nil }
 // warm waits until there is something to claim.
 func (r *ready) warm(t *testing.T) {
 	t.Helper()
-	s, err := r.Shape(t.Context(), alice.Tenant)
+	s, err := r.Shape(t.Context(), alice.Tenant, CreateRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,5 +191,138 @@ func TestReadySandboxCrash(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// A sandbox whose id has to be known before, as that of a key or a run, is one that
+// was ready, too; one that is not made of it is the next one's.
+func TestReadySandboxKnownBefore(t *testing.T) {
+	w := newWorld(t)
+	o := w.ready(1)
+	var req CreateRequest
+	giveBack := o.Reserve(t.Context(), alice, &req)
+	first := req.ID
+	giveBack()
+	if sb := mustCreate(t, o.Orchestrator, alice, CreateRequest{}); sb.ID != first {
+		t.Errorf("what was given back was %s, the next is %s", first, sb.ID)
+	} else {
+		o.destroy(t, sb.ID)
+	}
+	o.warm(t)
+	req, hits := CreateRequest{}, o.hits()
+	defer o.Reserve(t.Context(), alice, &req)()
+	if o.hits() != hits+1 {
+		t.Fatalf("nothing was reserved: %+v", o.pool.Stats())
+	}
+	sb := mustCreate(t, o.Orchestrator, alice, req)
+	if sb.ID != req.ID || sb.Details.Hostname != string(req.ID) {
+		t.Errorf("reserved was %s, made is %+v", req.ID, sb)
+	}
+	if exit, _ := mustExec(t, o.Orchestrator, alice, sb.ID, sh("true")); exit.Code != 0 {
+		t.Errorf("%+v", exit)
+	}
+	o.destroy(t, sb.ID)
+	// Nothing that is ready fits any more: the id is another sandbox's, and it is gone.
+	o.warm(t)
+	var other CreateRequest
+	defer o.Reserve(t.Context(), alice, &other)()
+	other.ReadonlyRoot = true
+	sb = mustCreate(t, o.Orchestrator, alice, other)
+	if sb.ID != other.ID {
+		t.Errorf("reserved was %s, made is %s", other.ID, sb.ID)
+	}
+	o.destroy(t, sb.ID)
+	o.warm(t)
+	sb = mustCreate(t, o.Orchestrator, alice, CreateRequest{})
+	if sb.ID == other.ID {
+		t.Error("one id for two sandboxes")
+	}
+	o.destroy(t, sb.ID)
+}
+
+// One that dies while it is reserved is made anew, with the id that was promised.
+func TestReservedSandboxDied(t *testing.T) {
+	w := newWorld(t)
+	o := w.ready(1)
+	var req CreateRequest
+	defer o.Reserve(t.Context(), alice, &req)()
+	inst, err := w.sim.Attach(t.Context(), req.reserved.claimed.Instance)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := inst.Destroy(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	sb := mustCreate(t, o.Orchestrator, alice, req)
+	if sb.ID != req.ID || sb.Instance == inst.ID() {
+		t.Errorf("%+v", sb)
+	}
+	o.destroy(t, sb.ID)
+}
+
+// A run takes what is ready.
+func TestReadyRun(t *testing.T) {
+	w := newWorld(t)
+	o := w.ready(1)
+	r, err := o.CreateRun(t.Context(), alice, RunRequest{Exec: sh("hostname")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.hits() != 1 {
+		t.Errorf("it was not one that was ready: %+v", o.pool.Stats())
+	}
+	eventually(t, "it has ended", func() bool {
+		r, err = o.GetRun(t.Context(), alice.Tenant, string(r.ID), 0)
+		return err == nil && r.State == store.RunEnded
+	})
+	if r.Report.Receipt == nil || !r.Report.Receipt.Clean || r.Report.Exit == nil || r.Report.Exit.Code != 0 {
+		t.Errorf("%+v", r)
+	}
+}
+
+// What is ready waits for nobody's boot; what is not, for its turn, and what it had
+// promised is given back.
+func TestReadyWaitsForNobody(t *testing.T) {
+	w := newWorld(t)
+	o := w.ready(1)
+	var held []*ticket
+	for {
+		tk, err := o.gate.queue("greedy")
+		if err != nil {
+			t.Fatal(err)
+		}
+		held = append(held, tk)
+		o.gate.mu.Lock()
+		free := o.gate.free
+		o.gate.mu.Unlock()
+		if free == 0 {
+			break
+		}
+	}
+	sb := mustCreate(t, o.Orchestrator, alice, CreateRequest{})
+	if o.hits() != 1 {
+		t.Errorf("%+v", o.pool.Stats())
+	}
+	soon, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if sb, err := o.Create(soon, alice, CreateRequest{Hostname: "own"}); err == nil {
+		t.Errorf("booted without a turn: %+v", sb)
+	}
+	if n := o.gate.places("greedy"); n != len(held) {
+		t.Errorf("%d places are held, of %d", n, len(held))
+	}
+	for _, tk := range held {
+		tk.leave()
+	}
+	o.destroy(t, sb.ID)
+	sb = mustCreate(t, o.Orchestrator, alice, CreateRequest{Hostname: "own"})
+	o.destroy(t, sb.ID)
+	if n, _ := o.gate.waiting(); n != 0 || o.gate.places(alice.Tenant) != 0 {
+		t.Errorf("%d wait, %d places are held", n, o.gate.places(alice.Tenant))
+	}
+	o.ledger.mu.Lock()
+	defer o.ledger.mu.Unlock()
+	if o.ledger.sandboxes != 0 {
+		t.Errorf("%d sandboxes are promised", o.ledger.sandboxes)
 	}
 }

@@ -143,7 +143,7 @@ func (c *Config) fill() {
 	def(&c.Processes, filepath.Join(filepath.Dir(c.Runs), "processes"))
 	def(&c.Snapshots, filepath.Join(filepath.Dir(c.Runs), "snapshots"))
 	if c.Memory == nil {
-		c.Memory = hostMemory
+		c.Memory = recent(hostMemory)
 	}
 	if c.Room == nil {
 		c.Room = hostRoom(c.Runs)

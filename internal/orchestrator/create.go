@@ -43,7 +43,8 @@ type plan struct {
 // first to notice. After the intent was journalled, any error leaves an ended
 // record that says why.
 //
-// Cost: a boot and three disk flushes.
+// Cost: a boot and three disk flushes; where one is ready, two that go on beside each
+// other.
 func (o *Orchestrator) Create(ctx context.Context, who Caller, req CreateRequest) (Sandbox, error) {
 	if err := o.begin(); err != nil {
 		return Sandbox{}, err
@@ -62,16 +63,21 @@ func (o *Orchestrator) Create(ctx context.Context, who Caller, req CreateRequest
 		}
 		defer a.settle()
 	}
-	if err := a.turn(ctx); err != nil {
+	if p.claim(&req) {
+		a.ticket.leave() // what boots nothing waits for nobody's boot
+		if sb, met, err := o.take(ctx, who, p, a, begun); met {
+			return sb, err
+		}
+		err = a.again()
+	}
+	if err == nil {
+		err = a.turn(ctx)
+	}
+	if err != nil {
 		p.release()
 		return Sandbox{}, err
 	}
 	defer a.ticket.leave()
-	if p.claim(&req) {
-		if sb, met, err := o.take(ctx, who, p, a, begun); met {
-			return sb, err
-		}
-	}
 	if p.claimPlace(&req); p.vacate != nil {
 		defer p.vacate()
 	}

@@ -63,6 +63,7 @@ type CreateRequest struct {
 	run          sandbox.RunID     // the run it belongs to
 	fork         *fork             // what it goes on from, in place of From
 	admitted     *admission        // with it; nil: not yet
+	reserved     *reservation      // by Reserve; nil: nothing
 	placeholders map[string]string // of Bindings
 	parent       *NetworkState     // of the sandbox whose programs go on in it
 	inherited    map[string]string // its environment

@@ -181,6 +181,26 @@ func readInt(file string) (int64, error) {
 	return strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
 }
 
+// memoryFresh is how long what the host says of its memory is believed. What is
+// promised meanwhile is counted apart from it.
+const memoryFresh = 20 * time.Millisecond
+
+// recent is f, asked at most once in memoryFresh.
+func recent(f func() (total, available int64)) func() (total, available int64) {
+	var mu sync.Mutex
+	var total, available int64
+	var at time.Time
+	return func() (int64, int64) {
+		mu.Lock()
+		defer mu.Unlock()
+		if at.IsZero() || time.Since(at) > memoryFresh {
+			total, available = f()
+			at = time.Now()
+		}
+		return total, available
+	}
+}
+
 // hostMemory reads /proc/meminfo; zeros where there is none.
 func hostMemory() (total, available int64) {
 	f, err := os.Open("/proc/meminfo")

@@ -144,8 +144,10 @@ func (o *Orchestrator) CreateRun(ctx context.Context, who Caller, req RunRequest
 		return Run{}, err
 	}
 	a.waits, req.Sandbox.admitted = runWaits, a
+	p.reserve(&req.Sandbox)
 	r, err := o.newRun(ctx, who, req)
 	if err != nil {
+		req.Sandbox.reserved.discard()
 		a.settle()
 		o.work.Done()
 		return Run{}, err
@@ -153,6 +155,7 @@ func (o *Orchestrator) CreateRun(ctx context.Context, who Caller, req RunRequest
 	go func() {
 		defer o.work.Done()
 		defer a.settle()
+		defer req.Sandbox.reserved.discard() // unless it is the sandbox
 		r.carryOut()
 	}()
 	return r.snapshot(), nil
@@ -170,7 +173,7 @@ func (o *Orchestrator) newRun(ctx context.Context, who Caller, req RunRequest) (
 		req.ID = sandbox.NewRunID()
 	}
 	r := o.makeRun(req.ID, who, req)
-	r.req.Sandbox.ID, r.req.Sandbox.run = sandbox.NewID(), r.id
+	r.req.Sandbox.run = r.id
 	about := Sandbox{Sandbox: store.Sandbox{ID: r.req.Sandbox.ID, Tenant: who.Tenant}}
 	err := o.record(ctx, who, &about, sandbox.Record{Action: "run.create", Outcome: sandbox.OutcomeAllowed, Object: string(r.id)})
 	if err != nil {

@@ -40,10 +40,14 @@ func (d *demand) at(now time.Time) float64 {
 // asked for at all. Preconditions: p.mu is held.
 func (p *Pool) want(s *shelf, now time.Time) int {
 	const ahead = 3 // seconds
-	if !s.pinned && (s.demand.last.IsZero() || now.Sub(s.demand.last) > p.o.Idle) {
+	asked := !s.demand.last.IsZero() && now.Sub(s.demand.last) <= p.o.Idle
+	if !asked {
+		s.least = 0
+	}
+	if !asked && !s.pinned {
 		return 0
 	}
-	return min(p.o.Max, max(p.o.Size, int(ahead*s.demand.at(now)+0.5)))
+	return min(p.o.Max, max(p.o.Size, s.least, int(ahead*s.demand.at(now)+0.5)))
 }
 
 // next chooses what to make, or to end: the shelf that lacks most of what it should
@@ -61,7 +65,7 @@ func (p *Pool) next(now time.Time) (lacks *shelf, surplus *entry, wait time.Dura
 		if len(s.ready) > want {
 			surplus = s.ready[0]
 			s.ready = s.ready[1:]
-			p.taken[surplus.claimed.Instance] = surplus
+			p.taken[surplus.claimed.Instance], surplus.leaving = surplus, true
 			return nil, surplus, 0
 		}
 		if have >= want || p.total >= p.o.Max || p.o.Limit > 0 && p.memory+s.shape.Limits.Memory > p.o.Limit {
@@ -83,7 +87,11 @@ func (p *Pool) next(now time.Time) (lacks *shelf, surplus *entry, wait time.Dura
 func (p *Pool) fill() {
 	for p.ctx.Err() == nil {
 		p.mu.Lock()
-		lacks, surplus, wait := p.next(time.Now())
+		now := time.Now()
+		lacks, surplus, wait := p.next(now)
+		if left := p.yield(lacks, now); left > 0 {
+			lacks, wait = nil, min(wait, left)
+		}
 		var e *entry
 		if lacks != nil {
 			e = &entry{shape: lacks.shape, claimed: Claimed{Instance: sandbox.NewInstanceID(), Sandbox: sandbox.NewID()}, cost: lacks.shape.Limits.Memory}
@@ -99,6 +107,7 @@ func (p *Pool) fill() {
 			continue
 		case e != nil:
 			p.made(lacks, e, p.make(e))
+			p.rest(time.Since(now))
 			continue
 		}
 		t := time.NewTimer(wait)
@@ -108,6 +117,42 @@ func (p *Pool) fill() {
 		case <-p.ctx.Done():
 		}
 		t.Stop()
+	}
+}
+
+const (
+	// quiet is how long nobody may have claimed anything before what lacks is made:
+	// what was just claimed is about to be used, and a boot beside it would slow it.
+	quiet = 30 * time.Millisecond
+	// patience is how long that is waited for: those who claim all the time need
+	// more to claim.
+	patience = 250 * time.Millisecond
+)
+
+// yield is how long to make nothing for s, which lacks something or is nil: while
+// the share is used up, and while whoever has just claimed something is at work, as
+// long as there is more to claim. Preconditions: p.mu is held.
+func (p *Pool) yield(s *shelf, now time.Time) time.Duration {
+	if s == nil {
+		p.lacking = time.Time{}
+		return 0
+	}
+	if p.lacking.IsZero() {
+		p.lacking = now
+	}
+	left := p.resting.Sub(now)
+	if len(s.ready) > 0 {
+		left = max(left, min(p.claimed.Add(quiet).Sub(now), p.lacking.Add(patience).Sub(now)))
+	}
+	return max(0, left)
+}
+
+// rest keeps fill within its share of the time, after it was at work for took.
+func (p *Pool) rest(took time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s := p.o.Share; s > 0 && s < 1 {
+		p.resting = time.Now().Add(time.Duration(float64(took) * (1/s - 1)))
 	}
 }
 
@@ -124,7 +169,7 @@ func (p *Pool) make(e *entry) (err error) {
 		Root: st.Root, ReadonlyRoot: e.shape.ReadonlyRoot, Limits: e.shape.Limits}
 	e.claimed.Inst, err = p.Backend.Create(ctx, spec)
 	if err == nil {
-		if err = prepare(ctx, e.claimed.Inst, st); err != nil {
+		if e.claimed.Session, err = prepare(ctx, e.claimed.Inst, st); err != nil {
 			_, left := e.claimed.Inst.Destroy(context.WithoutCancel(ctx))
 			err = errors.Join(err, left)
 		}
@@ -170,7 +215,7 @@ func (p *Pool) watch(ctx context.Context, e *entry) {
 		if i := slices.Index(s.ready, e); i >= 0 {
 			s.ready = slices.Delete(s.ready, i, i+1)
 			s.failed++
-			p.taken[e.claimed.Instance] = e
+			p.taken[e.claimed.Instance], e.leaving = e, true
 			mine = true
 		}
 	}

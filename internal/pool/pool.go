@@ -46,6 +46,9 @@ type Options struct {
 	Size  int   // entries kept of a shape that is wanted, at least
 	Max   int   // entries at once, of all shapes
 	Limit int64 // bytes of memory that all entries together may come to use; 0: no bound
+	// Share is the part of the time that may be spent making entries, of which one is
+	// made at a time; 0 or 1: all of it.
+	Share float64
 	// Idle is how long a shape that nobody asks for is kept; 10 min.
 	Idle time.Duration
 	Log  *slog.Logger
@@ -56,6 +59,8 @@ type Claimed struct {
 	Instance sandbox.InstanceID
 	Sandbox  sandbox.ID // whose name the guest has
 	Inst     sandbox.Instance
+	// Session is with its agent, idle, and the taker's from Create on.
+	Session *guest.Session
 }
 
 // Stat is what there is of a shape.
@@ -76,6 +81,7 @@ type entry struct {
 	claimed Claimed
 	release func()
 	cost    int64 // bytes it may come to use
+	leaving bool  // guarded by Pool.mu; it is being destroyed
 	gone    context.CancelFunc
 }
 
@@ -96,6 +102,9 @@ type Pool struct {
 	making  *entry                        // guarded by mu; nil: none
 	total   int                           // guarded by mu; entries, the one being made among them
 	memory  int64                         // guarded by mu; their cost
+	claimed time.Time                     // guarded by mu; when an entry last was
+	lacking time.Time                     // guarded by mu; since when something lacks; zero: nothing
+	resting time.Time                     // guarded by mu; nothing is made before
 }
 
 // shelf is the entries of a shape.
@@ -104,6 +113,7 @@ type shelf struct {
 	ready  []*entry // oldest first
 	making int
 	pinned bool // wanted whether or not somebody asks
+	least  int  // entries there are to be while it is asked for, where Size is less
 	demand demand
 	hits   int
 	misses int
@@ -151,6 +161,7 @@ func (p *Pool) Claim(spec sandbox.Spec) (c Claimed, ok bool) {
 	e := s.ready[0]
 	s.ready = s.ready[1:]
 	s.hits++
+	p.claimed = time.Now()
 	p.taken[e.claimed.Instance] = e
 	return e.claimed, true
 }
@@ -178,15 +189,35 @@ func (p *Pool) poke() {
 	}
 }
 
+// GiveBack puts back an entry that was claimed, for the next one who asks: nobody has
+// touched it. Of what was handed out, returned or is none: nothing.
+func (p *Pool) GiveBack(id sandbox.InstanceID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e := p.taken[id]
+	if e == nil || e.leaving || p.closed {
+		return
+	}
+	s := p.shelf(e.shape)
+	if s == nil { // Close destroys it
+		return
+	}
+	delete(p.taken, id)
+	s.ready = slices.Insert(s.ready, 0, e)
+	s.hits--
+	p.poke()
+}
+
 // Return destroys an entry that was claimed and will not be used. Of what was handed
 // out by Create, or is none: nothing.
 func (p *Pool) Return(id sandbox.InstanceID) {
 	p.mu.Lock()
 	e := p.taken[id]
-	if e == nil || p.closed { // Close destroys it
+	if e == nil || e.leaving || p.closed { // Close destroys it
 		p.mu.Unlock()
 		return
 	}
+	e.leaving = true
 	p.work.Add(1)
 	p.mu.Unlock()
 	go func() {
@@ -199,6 +230,9 @@ func (p *Pool) Return(id sandbox.InstanceID) {
 func (p *Pool) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Instance, error) {
 	p.mu.Lock()
 	e := p.taken[spec.Instance]
+	if e != nil && e.leaving {
+		e = nil // the backend says that it is there
+	}
 	if e != nil && !p.closed {
 		delete(p.taken, spec.Instance)
 		p.forget(e)
@@ -239,6 +273,17 @@ func (p *Pool) List(ctx context.Context) ([]sandbox.Status, error) {
 	return slices.DeleteFunc(list, hidden), err
 }
 
+// Prewarm has n entries of a shape made, and kept as if somebody had asked for it
+// now. It returns at once.
+func (p *Pool) Prewarm(shape Shape, n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s := p.shelf(shape); s != nil {
+		s.least, s.demand.last = n, time.Now()
+		p.poke()
+	}
+}
+
 // Pin has size entries of a shape kept whether or not somebody asks for them; none
 // of a size of zero. It returns at once.
 func (p *Pool) Pin(shape Shape, on bool) {
@@ -267,15 +312,25 @@ func (p *Pool) Stats() []Stat {
 
 // Drain destroys all entries; what is asked for afterwards is kept again. It returns
 // how many there were.
-func (p *Pool) Drain() int {
+func (p *Pool) Drain() int { return p.drain(func(Shape) bool { return true }) }
+
+// DrainTenant is Drain of what is kept for a tenant.
+func (p *Pool) DrainTenant(t sandbox.TenantID) int {
+	return p.drain(func(s Shape) bool { return s.Tenant == t })
+}
+
+func (p *Pool) drain(which func(Shape) bool) int {
 	p.mu.Lock()
 	var all []*entry
 	for _, s := range p.shelves {
+		if !which(s.shape) {
+			continue
+		}
 		all = append(all, s.ready...)
-		s.ready, s.demand, s.pinned = nil, demand{}, false
+		s.ready, s.demand, s.pinned, s.least = nil, demand{}, false, 0
 	}
 	for _, e := range all {
-		p.taken[e.claimed.Instance] = e
+		p.taken[e.claimed.Instance], e.leaving = e, true
 	}
 	p.mu.Unlock()
 	for _, e := range all {
@@ -287,6 +342,7 @@ func (p *Pool) Drain() int {
 // discard destroys an entry that is among those taken.
 func (p *Pool) discard(e *entry, why string) {
 	e.gone()
+	e.claimed.Session.Close()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.ctx), destroyWait)
 	defer cancel()
 	if r, err := e.claimed.Inst.Destroy(ctx); err != nil || !r.Clean {
@@ -333,25 +389,30 @@ func (p *Pool) Close() error {
 	return p.Backend.Close()
 }
 
-// prepare makes a started instance ready: its agent has answered, and an interpreter
-// waits in it.
-func prepare(ctx context.Context, inst sandbox.Instance, st Stock) error {
+// prepare makes a started instance ready: its agent has answered, an interpreter
+// waits in it, and what its backend looks up once has been looked up.
+func prepare(ctx context.Context, inst sandbox.Instance, st Stock) (*guest.Session, error) {
 	conn, err := inst.Dial(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	s, err := guest.Open(ctx, conn, guest.Config{PIDs: st.Shape.Limits.PIDs, Memory: st.Shape.Limits.Memory})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer s.Close()
-	if st.Pack == "" {
-		return nil
+	if st.Pack != "" {
+		if err = s.Standby(ctx, st.Env, ""); sandbox.KindOf(err) == sandbox.KindUnsupported {
+			err = nil // programs start there as they do elsewhere
+		}
 	}
-	if err = s.Standby(ctx, st.Env, ""); sandbox.KindOf(err) == sandbox.KindUnsupported {
-		return nil // programs start there as they do elsewhere
+	if err == nil {
+		_, err = inst.Status(ctx)
 	}
-	return err
+	if err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
 }
 
 // Restore implements sandbox.Restorer, where the backend does.

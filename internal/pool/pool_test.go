@@ -368,3 +368,101 @@ func TestClose(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What was claimed for somebody who did not come is the next one's, untouched.
+func TestGiveBack(t *testing.T) {
+	p, b, _ := open(t, Options{Size: 1, Max: 1})
+	shape, _ := ShapeOf(spec())
+	p.Pin(shape, true)
+	p.ready(t, spec(), 1)
+	c, ok := p.Claim(spec())
+	if !ok {
+		t.Fatal("nothing was ready")
+	}
+	p.GiveBack(c.Instance)
+	p.GiveBack(c.Instance) // it is not claimed any more
+	again, ok := p.Claim(spec())
+	if !ok || again.Instance != c.Instance || again.Session.Err() != nil {
+		t.Fatalf("the second claim: %+v, %v", again, ok)
+	}
+	if st := p.Stats(); st[0].Hits != 1 {
+		t.Errorf("%+v", st)
+	}
+	p.Return(c.Instance)
+	p.GiveBack(c.Instance) // it is being destroyed
+	as := spec()
+	as.Instance = c.Instance
+	if inst, err := p.Create(t.Context(), as); err == nil {
+		if r, err := inst.Destroy(t.Context()); err != nil || !r.Clean {
+			t.Errorf("%+v, %v", r, err)
+		}
+	}
+	eventually(t, "it is gone", func() bool {
+		list, err := b.List(t.Context())
+		return err == nil && !slices.ContainsFunc(list, func(st sandbox.Status) bool { return st.Instance == c.Instance })
+	})
+	if other, ok := p.Claim(spec()); ok && other.Instance == c.Instance {
+		t.Error("what was returned is given to somebody")
+	}
+}
+
+// What a tenant has asked for is made before anybody takes it, and ended for that
+// tenant alone.
+func TestPrewarmAndDrainOfTenant(t *testing.T) {
+	p, _, _ := open(t, Options{Size: 1, Max: 6, Idle: time.Minute})
+	one, two := spec(), spec()
+	one.Tenant, two.Tenant = "one", "two"
+	s1, _ := ShapeOf(one)
+	s2, _ := ShapeOf(two)
+	p.Prewarm(s1, 3)
+	p.Prewarm(s2, 1)
+	p.ready(t, one, 3)
+	p.ready(t, two, 1)
+	if n := p.DrainTenant("one"); n != 3 {
+		t.Errorf("%d were ended", n)
+	}
+	for _, st := range p.Stats() {
+		if st.Shape == s1 && st.Ready+st.Making+st.Want > 0 || st.Shape == s2 && st.Ready != 1 {
+			t.Errorf("%+v", st)
+		}
+	}
+	if _, ok := p.Claim(one); ok {
+		t.Error("something is left")
+	}
+	p.ready(t, one, 1) // asked for again, and no more than others
+}
+
+// Nothing is made beside those who have just claimed something, as long as there is
+// more, and not for longer than they can use it up; nor more than the share allows.
+func TestYield(t *testing.T) {
+	p := &Pool{o: Options{Share: 0.25}}
+	s, now := &shelf{ready: []*entry{{}}}, time.Now()
+	p.claimed = now.Add(-10 * time.Millisecond)
+	if d := p.yield(s, now); d != 20*time.Millisecond {
+		t.Errorf("beside a claim: %s", d)
+	}
+	for range 40 { // they go on claiming
+		now = now.Add(5 * time.Millisecond)
+		p.claimed = now
+	}
+	if d := p.yield(s, now); d <= 0 || d > quiet {
+		t.Errorf("after 200 ms: %s", d)
+	}
+	now = now.Add(60 * time.Millisecond)
+	p.claimed = now
+	if d := p.yield(s, now); d != 0 {
+		t.Errorf("after 260 ms: %s", d)
+	}
+	p.yield(nil, now) // nothing lacks
+	if d := p.yield(s, now); d != quiet {
+		t.Errorf("when something lacks again: %s", d)
+	}
+	s.ready = nil
+	if d := p.yield(s, now); d != 0 {
+		t.Errorf("with nothing ready: %s", d)
+	}
+	p.rest(time.Second)
+	if d := p.yield(s, time.Now()); d < 2900*time.Millisecond || d > 3*time.Second {
+		t.Errorf("after a second's work with a quarter of the time: %s", d)
+	}
+}

@@ -192,6 +192,8 @@ type Secrets interface {
 type Quotas interface {
 	GetQuota(context.Context, *v1.GetQuotaRequest) (*v1.GetQuotaResponse, error)
 	GetPool(context.Context, *v1.GetPoolRequest) (*v1.GetPoolResponse, error)
+	PrewarmPool(context.Context, *v1.PrewarmPoolRequest) (*v1.PrewarmPoolResponse, error)
+	DrainPool(context.Context, *v1.DrainPoolRequest) (*v1.DrainPoolResponse, error)
 }
 
 // System is the server itself and its keys.

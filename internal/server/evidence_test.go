@@ -32,6 +32,7 @@ import (
 	"github.com/firebreak-dev/firebreak/internal/broker"
 	"github.com/firebreak-dev/firebreak/internal/event"
 	"github.com/firebreak-dev/firebreak/internal/orchestrator"
+	"github.com/firebreak-dev/firebreak/internal/pool"
 	"github.com/firebreak-dev/firebreak/internal/service"
 	"github.com/firebreak-dev/firebreak/internal/store"
 	"github.com/firebreak-dev/firebreak/internal/template"
@@ -85,9 +86,11 @@ func newReal(t *testing.T) *real {
 	keys := auth.New(st, auth.Options{})
 	closes(keys.Close)
 	r.keys = keys
-	backend := sim.New(sim.Config{})
+	backend := pool.New(saving{sim.New(sim.Config{})}, pool.Options{Stock: func(context.Context, pool.Shape) (pool.Stock, error) {
+		return pool.Stock{}, context.Canceled // of no room nothing is made
+	}})
 	closes(backend.Close)
-	o, err := orchestrator.New(orchestrator.Config{Backends: []sandbox.Backend{saving{backend}}, Store: st, Recorder: r.log, Events: hub, Templates: named{},
+	o, err := orchestrator.New(orchestrator.Config{Backends: []sandbox.Backend{backend}, Store: st, Recorder: r.log, Events: hub, Templates: named{},
 		Runs: filepath.Join(r.dir, "runs"), Defaults: orchestrator.Defaults{Backend: "sim"}, DestroyOnClose: true, Log: quiet,
 		Memory: func() (int64, int64) { return 64 << 30, 48 << 30 }})
 	must(err)
@@ -369,6 +372,8 @@ var calls = map[string]func(*real){
 	"SystemService.RemoveTemplate":   func(r *real) { r.did("DELETE", "/v1/templates/python", "") },
 	"SystemService.GetQuota":         func(r *real) { r.did("GET", "/v1/quota", "") },
 	"SystemService.GetPool":          func(r *real) { r.did("GET", "/v1/pool", "") },
+	"SystemService.PrewarmPool":      func(r *real) { r.did("POST", "/v1/pool", `{"count":1}`) },
+	"SystemService.DrainPool":        func(r *real) { r.did("DELETE", "/v1/pool", "") },
 	"SystemService.CollectTemplates": func(r *real) { r.did("POST", "/v1/templates/collect", `{}`) },
 	"SystemService.GetVersion":       func(r *real) { r.did("GET", "/v1/version", "") },
 

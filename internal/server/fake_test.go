@@ -480,6 +480,14 @@ func (f *fake) GetBinding(_ context.Context, r *v1.GetBindingRequest) (*v1.Bindi
 func (f *fake) RemoveBinding(context.Context, *v1.RemoveBindingRequest) (*v1.RemoveBindingResponse, error) {
 	return &v1.RemoveBindingResponse{}, nil
 }
+func (f *fake) PrewarmPool(context.Context, *v1.PrewarmPoolRequest) (*v1.PrewarmPoolResponse, error) {
+	return &v1.PrewarmPoolResponse{}, nil
+}
+
+func (f *fake) DrainPool(context.Context, *v1.DrainPoolRequest) (*v1.DrainPoolResponse, error) {
+	return &v1.DrainPoolResponse{Ended: 1}, nil
+}
+
 func (f *fake) GetPool(context.Context, *v1.GetPoolRequest) (*v1.GetPoolResponse, error) {
 	return &v1.GetPoolResponse{Enabled: true}, nil
 }

@@ -78,6 +78,8 @@ func register(g *registry, api API) {
 	unary(g, rpc.SystemServiceRemoveTemplateProcedure, api.RemoveTemplate)
 	unary(g, rpc.SystemServiceGetQuotaProcedure, api.GetQuota)
 	unary(g, rpc.SystemServiceGetPoolProcedure, api.GetPool)
+	unary(g, rpc.SystemServicePrewarmPoolProcedure, api.PrewarmPool)
+	unary(g, rpc.SystemServiceDrainPoolProcedure, api.DrainPool)
 	unary(g, rpc.SystemServiceCollectTemplatesProcedure, api.CollectTemplates, deadline(10*time.Minute))
 	unary(g, rpc.SystemServiceGetVersionProcedure, api.GetVersion)
 

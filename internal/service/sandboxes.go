@@ -40,7 +40,7 @@ func (s *Service) CreateSandbox(ctx context.Context, req *v1.CreateSandboxReques
 		}
 		return toSandbox(sb), nil
 	}
-	c.ID = sandbox.NewID()
+	defer s.Orchestrator.Reserve(ctx, who, &c)()
 	id, err := s.once(ctx, who, "create", req, string(c.ID), func(ctx context.Context) error {
 		_, err := s.Orchestrator.Create(ctx, who, c)
 		return err

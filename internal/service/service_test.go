@@ -403,8 +403,13 @@ func TestEveryMethodAsksForItsScope(t *testing.T) {
 			_, err := r.RemoveTemplate(ctx, &v1.RemoveTemplateRequest{})
 			return err
 		},
-		"SystemService.GetPool":  func(ctx context.Context) error { _, err := r.GetPool(ctx, &v1.GetPoolRequest{}); return err },
-		"SystemService.GetQuota": func(ctx context.Context) error { _, err := r.GetQuota(ctx, &v1.GetQuotaRequest{}); return err },
+		"SystemService.PrewarmPool": func(ctx context.Context) error {
+			_, err := r.PrewarmPool(ctx, &v1.PrewarmPoolRequest{Count: 1})
+			return err
+		},
+		"SystemService.DrainPool": func(ctx context.Context) error { _, err := r.DrainPool(ctx, &v1.DrainPoolRequest{}); return err },
+		"SystemService.GetPool":   func(ctx context.Context) error { _, err := r.GetPool(ctx, &v1.GetPoolRequest{}); return err },
+		"SystemService.GetQuota":  func(ctx context.Context) error { _, err := r.GetQuota(ctx, &v1.GetQuotaRequest{}); return err },
 		"SystemService.UploadArchive": func(ctx context.Context) error {
 			_, err := r.UploadArchive(ctx, strings.NewReader(""))
 			return err

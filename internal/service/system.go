@@ -73,6 +73,35 @@ func (s *Service) GetPool(ctx context.Context, req *v1.GetPoolRequest) (*v1.GetP
 	return resp, nil
 }
 
+// PrewarmPool has sandboxes made ready for the caller's tenant. Errors: those of
+// CreateSandbox for one that cannot be; KindUnsupported where nothing is kept ready.
+func (s *Service) PrewarmPool(ctx context.Context, req *v1.PrewarmPoolRequest) (*v1.PrewarmPoolResponse, error) {
+	const method = "SystemService.PrewarmPool"
+	who, p, err := s.allow(ctx, method)
+	if err != nil {
+		return nil, err
+	}
+	sb := req.GetSandbox()
+	if sb == nil {
+		sb = &v1.CreateSandboxRequest{}
+	}
+	c, err := s.createRequest(ctx, method, p, sb)
+	if err != nil {
+		return nil, err
+	}
+	return &v1.PrewarmPoolResponse{}, s.Orchestrator.Prewarm(ctx, who, c, int(req.GetCount()))
+}
+
+// DrainPool ends what is ready for the caller's tenant.
+func (s *Service) DrainPool(ctx context.Context, req *v1.DrainPoolRequest) (*v1.DrainPoolResponse, error) {
+	who, _, err := s.allow(ctx, "SystemService.DrainPool")
+	if err != nil {
+		return nil, err
+	}
+	n, err := s.Orchestrator.Drain(ctx, who)
+	return &v1.DrainPoolResponse{Ended: int32(n)}, err
+}
+
 // GetVersion says what is running.
 func (s *Service) GetVersion(ctx context.Context, req *v1.GetVersionRequest) (*v1.GetVersionResponse, error) {
 	if _, _, err := s.allow(ctx, "SystemService.GetVersion"); err != nil {

@@ -31,7 +31,8 @@
 // idempotency reservation) survive the death of the process but may be lost
 // with the power; since the log is sequential, each is durable at the latest
 // with the next write of the first kind. Concurrent writers share one
-// transaction and one flush.
+// transaction and one flush. That of sandboxes' rows is a redo file's, which takes
+// a fraction of the database's; see redo.
 //
 // # Errors
 //

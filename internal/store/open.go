@@ -101,13 +101,38 @@ func Open(ctx context.Context, path string, log *slog.Logger) (s *Store, err err
 		return
 	}
 	s.space.grow()
-	s.writer = startWriter(conn, s.cache, s.space)
+	noted, rows, err := openRedo(path)
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	s.writer = startWriter(conn, s.cache, s.space, noted)
+	if err = s.again(ctx, rows); err != nil {
+		return
+	}
 	if s.readDB, err = sql.Open("sqlite", dsn(path, readerCacheKiB, true)); err != nil {
 		return
 	}
 	s.readDB.SetMaxOpenConns(maxReaders)
 	s.readDB.SetMaxIdleConns(maxReaders)
 	return s, s.openReaders(ctx)
+}
+
+// again writes what was noted and is not in the database, which means that the
+// machine has failed.
+func (s *Store) again(ctx context.Context, rows []redoRow) error {
+	if len(rows) == 0 {
+		return nil
+	}
+	var n int
+	err := s.writer.do(ctx, true, func(x *txn) (err error) {
+		n, err = x.again(rows)
+		return err
+	})
+	if n > 0 && err == nil {
+		s.log.Warn("records that the database had lost are written again", "records", n)
+	}
+	return err
 }
 
 // openReaders opens all connections now: later there may be no descriptors left.

@@ -145,7 +145,11 @@ func among[T ~string](ctx context.Context, s *Store, table string, ids []T) (map
 }
 
 func (y *System) purgeChunk(ctx context.Context, list, del string, args []any, sandboxes bool) (n int, err error) {
-	err = y.s.writer.do(ctx, false, func(x *txn) error {
+	do := func(f func(*txn) error) error { return y.s.writer.do(ctx, false, f) }
+	if sandboxes {
+		do = func(f func(*txn) error) error { return y.s.writer.remove(ctx, f) }
+	}
+	err = do(func(x *txn) error {
 		keys, err := x.keys(list, append(slices.Clone(args), purgeChunk)...)
 		if err != nil {
 			return err
@@ -155,7 +159,7 @@ func (y *System) purgeChunk(ctx context.Context, list, del string, args []any, s
 				if _, err := x.exec(`DELETE FROM sandbox_metadata WHERE tenant = ? AND sandbox = ?`, string(k.tenant), k.id); err != nil {
 					return err
 				}
-				x.wrote(k.tenant, sandbox.ID(k.id))
+				x.removed(k)
 			}
 			if _, err := x.exec(del, string(k.tenant), k.id); err != nil {
 				return err

@@ -135,7 +135,7 @@ func (x *txn) insertSandbox(sb *Sandbox) error {
 		string(sb.Reason), nanos(sb.Created), nanos(sb.ExpiresAt), nanos(sb.Ended), body); err != nil {
 		return err
 	}
-	x.wrote(sb.Tenant, sb.ID)
+	x.wrote(sb, body)
 	return x.insertMetadata(sb)
 }
 
@@ -151,7 +151,7 @@ func (x *txn) updateSandbox(sb, old *Sandbox) error {
 		nanos(sb.ExpiresAt), nanos(sb.Ended), body, string(sb.Tenant), string(sb.ID)); err != nil {
 		return err
 	}
-	x.wrote(sb.Tenant, sb.ID)
+	x.wrote(sb, body)
 	if maps.Equal(sb.Metadata, old.Metadata) {
 		return nil
 	}

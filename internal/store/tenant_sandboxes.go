@@ -31,7 +31,7 @@ func (t *Tenant) CreateSandbox(ctx context.Context, sb Sandbox, q Quota) (Sandbo
 	if err := sb.check(op); err != nil {
 		return Sandbox{}, err
 	}
-	err := t.s.writer.do(ctx, true, func(x *txn) error {
+	err := t.s.writer.note(ctx, true, func(x *txn) error {
 		if err := x.quota(&sb, q); err != nil {
 			return err
 		}
@@ -148,7 +148,7 @@ func (t *Tenant) update(ctx context.Context, sb Sandbox, durable bool) (Sandbox,
 	if err := sb.check(op); err != nil {
 		return Sandbox{}, err
 	}
-	err := t.s.writer.do(ctx, durable, func(x *txn) error {
+	err := t.s.writer.note(ctx, durable, func(x *txn) error {
 		var r sandboxRow
 		if err := x.row(r.dest(), selectSandbox+` WHERE tenant = ? AND id = ?`, string(t.id), string(sb.ID)); err != nil {
 			return err

@@ -3,7 +3,9 @@ package store
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"sync"
 
 	"github.com/firebreak-dev/firebreak/internal/failpoint"
@@ -31,16 +33,22 @@ type writer struct {
 	fatal error // a flush failed: nothing can be promised any more
 	cache *cache
 	space *ballast
+	redo  *redo
+	loose bool      // since SQLite flushed, something was written that redo cannot note
+	later []redoRow // rows that were written since and need not be durable before the next that is
 }
 
 // job is one write.
 type job struct {
 	durable  bool
+	noted    bool // what it writes are sandboxes, which redo can make durable
+	removes  bool // it removes sandboxes
 	fn       func(*txn) error
 	canceled func() error // the caller's ctx.Err
 	result   chan error   // buffered, gets exactly one value
 	err      error
 	dirty    []tenantKey // sandboxes it wrote
+	rows     []redoRow   // ditto
 }
 
 // txn is what a job sees of the transaction. It is valid during fn only.
@@ -49,10 +57,10 @@ type txn struct {
 	j *job
 }
 
-func startWriter(conn *sql.Conn, c *cache, space *ballast) *writer {
+func startWriter(conn *sql.Conn, c *cache, space *ballast, r *redo) *writer {
 	w := &writer{
 		jobs: make(chan *job, maxBatch), dead: make(chan struct{}), done: make(chan struct{}),
-		conn: conn, stmts: map[string]*sql.Stmt{}, full: true, cache: c, space: space,
+		conn: conn, stmts: map[string]*sql.Stmt{}, full: true, cache: c, space: space, redo: r,
 	}
 	go w.run()
 	return w
@@ -64,7 +72,21 @@ func startWriter(conn *sql.Conn, c *cache, space *ballast) *writer {
 // fn runs on the writer's goroutine: it must be quick and must not call the
 // store. Its error undoes what it wrote and nothing else.
 func (w *writer) do(ctx context.Context, durable bool, fn func(*txn) error) error {
-	j := &job{durable: durable, fn: fn, canceled: ctx.Err, result: make(chan error, 1)}
+	return w.queue(ctx, &job{durable: durable, fn: fn})
+}
+
+// note is do for what writes sandboxes and nothing else.
+func (w *writer) note(ctx context.Context, durable bool, fn func(*txn) error) error {
+	return w.queue(ctx, &job{durable: durable, noted: true, fn: fn})
+}
+
+// remove is do for what removes sandboxes.
+func (w *writer) remove(ctx context.Context, fn func(*txn) error) error {
+	return w.queue(ctx, &job{removes: true, fn: fn})
+}
+
+func (w *writer) queue(ctx context.Context, j *job) error {
+	j.canceled, j.result = ctx.Err, make(chan error, 1)
 	w.mu.RLock()
 	if w.closed {
 		w.mu.RUnlock()
@@ -89,7 +111,11 @@ func (w *writer) close() error {
 	}
 	w.mu.Unlock()
 	<-w.done
-	return w.conn.Close()
+	var err error
+	if w.fatal == nil {
+		err = w.settle() // SQLite flushes when it is closed, too
+	}
+	return errors.Join(err, w.redo.close(), w.conn.Close())
 }
 
 func (w *writer) run() {
@@ -121,7 +147,7 @@ func (w *writer) run() {
 // commit runs one batch and sets the outcome of each job.
 func (w *writer) commit(batch []*job) {
 	if err := w.transact(batch); err != nil {
-		if isLostSync(err) && w.fatal == nil {
+		if (isLostSync(err) || errors.Is(err, errNotNoted)) && w.fatal == nil {
 			close(w.dead)
 			w.fatal = sandbox.Errorf("store", sandbox.KindUnavailable, "a flush to disk failed earlier: %w", err).
 				WithHint("check the disk, then restart")
@@ -139,17 +165,18 @@ func (w *writer) transact(batch []*job) (err error) {
 	if w.fatal != nil {
 		return w.fatal
 	}
-	durable := false
+	durable, noted := false, w.redo.ready() && !w.loose
 	for _, j := range batch {
-		durable = durable || j.durable
-	}
-	if durable != w.full {
-		mode := map[bool]string{true: "FULL", false: "NORMAL"}[durable]
-		// Never through a kept statement: this pragma acts when it is compiled.
-		if _, err := w.conn.ExecContext(context.Background(), "PRAGMA synchronous="+mode); err != nil {
-			return err
+		durable, noted = durable || j.durable, noted && (j.noted || !j.durable)
+		if j.removes {
+			if err := w.settle(); err != nil {
+				return err
+			}
 		}
-		w.full = durable
+	}
+	noted = noted && durable
+	if err := w.synchronous(durable && !noted); err != nil {
+		return err
 	}
 	if err := w.exec("BEGIN IMMEDIATE"); err != nil {
 		return err
@@ -178,10 +205,74 @@ func (w *writer) transact(batch []*job) (err error) {
 	failpoint.Hit("store/before-commit")
 	err = w.exec("COMMIT")
 	failpoint.Hit("store/after-commit")
+	if err == nil {
+		err = w.keep(batch, durable, noted)
+	}
 	for _, j := range batch {
 		w.cache.release(j.dirty)
 	}
 	return err
+}
+
+// maxLater bounds the rows that wait for a durable one.
+const maxLater = 64
+
+// keep makes a transaction durable that SQLite has not flushed, where it is to be, and
+// with it all before, as SQLite's flush would.
+func (w *writer) keep(batch []*job, durable, noted bool) error {
+	if durable && !noted {
+		w.flushed()
+		return nil
+	}
+	for _, j := range batch {
+		if j.err == nil {
+			w.later = append(w.later, j.rows...)
+			w.loose = w.loose || !j.noted
+		}
+	}
+	if !noted {
+		w.loose = w.loose || len(w.later) > maxLater
+		return nil
+	}
+	err := w.redo.note(w.later)
+	w.later = w.later[:0]
+	return err
+}
+
+// flushed notes that SQLite has flushed all that was written.
+func (w *writer) flushed() {
+	w.redo.begin()
+	w.later, w.loose = w.later[:0], false
+}
+
+// synchronous sets whether SQLite flushes each transaction from now on.
+func (w *writer) synchronous(full bool) error {
+	if full == w.full {
+		return nil
+	}
+	mode := map[bool]string{true: "FULL", false: "NORMAL"}[full]
+	// Never through a kept statement: this pragma acts when it is compiled.
+	if _, err := w.conn.ExecContext(context.Background(), "PRAGMA synchronous="+mode); err != nil {
+		return err
+	}
+	w.full = full
+	return nil
+}
+
+// settle has SQLite flush all it holds, and what is noted forgotten.
+func (w *writer) settle() error {
+	err := w.synchronous(true)
+	if err == nil { // a transaction that writes nothing flushes nothing
+		err = w.exec("UPDATE schema_migrations SET applied = applied WHERE version = 1")
+	}
+	if err != nil {
+		return err
+	}
+	w.flushed()
+	if err := w.redo.clear(); err != nil {
+		return fmt.Errorf("%w: %w", errNotNoted, err)
+	}
+	return nil
 }
 
 // one runs one job. It returns an error only when the transaction is broken.
@@ -202,7 +293,7 @@ func (w *writer) one(j *job, savepoint bool) error {
 		return nil
 	}
 	if j.err != nil {
-		j.dirty = nil
+		j.dirty, j.rows = nil, nil
 		if err := w.exec("ROLLBACK TO j"); err != nil {
 			return err
 		}
@@ -261,7 +352,12 @@ func (x *txn) exists(q string, args ...any) (bool, error) {
 	return err == nil, err
 }
 
-// wrote notes that the job changed a sandbox.
-func (x *txn) wrote(t sandbox.TenantID, id sandbox.ID) {
-	x.j.dirty = append(x.j.dirty, tenantKey{t, string(id)})
+// wrote notes that the job wrote a sandbox, as body says.
+func (x *txn) wrote(sb *Sandbox, body string) {
+	x.j.dirty = append(x.j.dirty, tenantKey{sb.Tenant, string(sb.ID)})
+	x.j.rows = append(x.j.rows, redoRow{sb.Tenant, sb.Version, json.RawMessage(body)})
 }
+
+// removed notes that the job removed a sandbox. Preconditions: it was queued by
+// remove.
+func (x *txn) removed(k tenantKey) { x.j.dirty = append(x.j.dirty, k) }

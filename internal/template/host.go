@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/firebreak-dev/firebreak/internal/failpoint"
@@ -39,10 +40,38 @@ var hostInterpreters = map[string]string{Python: "/usr/bin/python3", Node: "/usr
 
 const alternatives = "etc/alternatives"
 
+// hostFresh is how long the machine's fingerprint is believed: packages are upgraded
+// over seconds, and what is then made of the old layout is what was made just before.
+const hostFresh = time.Second
+
+// seen is the machine's fingerprint as it was last looked at.
+type seen struct {
+	mu     sync.Mutex
+	digest string    // guarded by mu
+	at     time.Time // guarded by mu
+}
+
+// fingerprint is the machine's, looked at no longer ago than hostFresh. Another view,
+// as of tests, is looked at each time.
+func (s *Store) fingerprint() (digest string, err error) {
+	if s.host != machine {
+		return s.host.digest()
+	}
+	s.seen.mu.Lock()
+	defer s.seen.mu.Unlock()
+	if s.seen.at.IsZero() || time.Since(s.seen.at) > hostFresh {
+		if digest, err = s.host.digest(); err != nil {
+			return "", err
+		}
+		s.seen.digest, s.seen.at = digest, time.Now()
+	}
+	return s.seen.digest, nil
+}
+
 // resolveHost returns the host template as it is now, laid out if need be.
 func (s *Store) resolveHost(ctx context.Context) (Template, error) {
 	for range 3 {
-		digest, err := s.host.digest()
+		digest, err := s.fingerprint()
 		if err != nil {
 			return Template{}, err
 		}
@@ -80,6 +109,9 @@ func (s *Store) layHost(ctx context.Context, digest string) error {
 	if err == nil {
 		var now string
 		if now, err = s.host.digest(); err == nil && now != digest {
+			s.seen.mu.Lock()
+			s.seen.at = time.Time{}
+			s.seen.mu.Unlock()
 			return t.discard() // resolveHost looks again
 		}
 	}

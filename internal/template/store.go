@@ -22,6 +22,7 @@ type Store struct {
 	dir  string
 	log  *slog.Logger
 	host hostView
+	seen seen // of host
 	opts Options
 
 	mu     sync.Mutex
@@ -111,9 +112,9 @@ func (s *Store) sweep() error {
 // Resolve finds the template called name: Host, a name given to Build, or a
 // digest.
 //
-// Host is laid out on first use and again whenever its fingerprint changed;
-// else Resolve costs some forty stat calls. KindNotFound, with a hint naming
-// the command to run, when nothing is built under that name; KindInvalid when
+// Host is laid out on first use and again whenever its fingerprint changed, at which
+// it looks at most once a second, by some seventy stat calls. KindNotFound, with a
+// hint naming the command to run, when nothing is built under that name; KindInvalid when
 // name can never be one; KindUnavailable when the template is damaged or, for
 // Host, when this machine has no usable /usr.
 //

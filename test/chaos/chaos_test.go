@@ -23,7 +23,7 @@ import (
 )
 
 // keep is what outlives sandboxes by design, below a data directory.
-var keep = []string{"templates", "libexec", "audit", "events", "runs", "api-key", "token-key", "secrets", "state.db", "state.db-wal", "state.db-shm", "lock", "ballast",
+var keep = []string{"templates", "libexec", "audit", "events", "runs", "api-key", "token-key", "secrets", "state.db", "state.db-wal", "state.db-shm", "state.db-redo", "lock", "ballast",
 	"state.db.before-v2", "state.db.before-v3", "state.db.before-v4"} // the copies that a first start makes when it was killed between two migrations
 
 // instanceID is what every host object of a sandbox carries.

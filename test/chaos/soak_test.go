@@ -60,7 +60,7 @@ func (s *server) vitals() (v vitals) {
 			v.goroutine, _ = strconv.Atoi(strings.TrimSpace(n))
 		}
 	}
-	for _, name := range []string{"state.db", "state.db-wal"} {
+	for _, name := range []string{"state.db", "state.db-wal", "state.db-redo"} {
 		if fi, err := os.Stat(filepath.Join(s.data, name)); err == nil {
 			v.db += fi.Size()
 		}

@@ -251,7 +251,7 @@ func checkResidue(t testing.TB, dir string) func(output string) {
 		// What outlives sandboxes by design. Below data/run, data/wires,
 		// data/instances and data/machines nothing may.
 		Keep: []string{"data/templates", "data/libexec", "data/machine-images", "data/audit", "data/events", "data/runs", "data/api-key", "data/token-key", "data/secrets",
-			"data/state.db", "data/state.db-wal", "data/state.db-shm", "data/lock", "firebreak", "args.py", "hello.sh", "in.csv", "j.py", "out.txt", "serve.log"},
+			"data/state.db", "data/state.db-wal", "data/state.db-shm", "data/state.db-redo", "data/lock", "firebreak", "args.py", "hello.sh", "in.csv", "j.py", "out.txt", "serve.log"},
 	})
 	if err != nil {
 		t.Fatal(err)

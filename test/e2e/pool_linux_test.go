@@ -86,6 +86,58 @@ func TestPool(t *testing.T) {
 	}
 }
 
+// TestPoolForAll: runs, and creates that are to happen once, take what is ready; what
+// is ready is ended, and made, when somebody says so.
+func TestPoolForAll(t *testing.T) {
+	w := newWorld(t)
+	w.env = append(w.env, "FIREBREAK_POOL_SIZE=1", "FIREBREAK_POOL_MEMORY=2GiB", "FIREBREAK_POOL_SHARE=90")
+	s := w.serve()
+	s.warm(t)
+	hits := func() int { return s.shelves(t)[0].Hits }
+	if r := s.run("", "run", "-c", "print(6*7)"); r.code != 0 || r.stdout != "42\n" || hits() != 1 {
+		t.Errorf("%+v, %d hits", r, hits())
+	}
+	s.warm(t)
+	once := func() string {
+		code, body, _ := s.do("POST", "/v1/sandboxes", "{}", "Idempotency-Key", "k")
+		var r struct{ ID string }
+		if err := json.Unmarshal([]byte(body), &r); err != nil || code != 201 {
+			t.Fatalf("%d %s", code, body)
+		}
+		return r.ID
+	}
+	id := once()
+	if n := hits(); n != 2 {
+		t.Errorf("%d hits: it was booted", n)
+	}
+	s.warm(t)
+	if again := once(); again != id {
+		t.Errorf("once is %s, and then %s", id, again)
+	}
+	if x := s.shelves(t)[0]; x.Ready != 1 || x.Hits != 2 {
+		t.Errorf("what was not needed was used up: %+v", x)
+	}
+	s.do("DELETE", "/v1/sandboxes/"+id, "")
+	if r := s.run("", "pool", "drain"); r.code != 0 || r.stdout != "1\n" {
+		t.Errorf("firebreak pool drain: %+v", r)
+	}
+	if x := s.shelves(t); len(x) > 0 && x[0].Ready+x[0].Making+x[0].Wanted > 0 {
+		t.Errorf("after it: %+v", x)
+	}
+	if r := s.run("", "pool", "prewarm", "--count", "2"); r.code != 0 {
+		t.Errorf("firebreak pool prewarm: %+v", r)
+	}
+	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		x := s.shelves(t)
+		if len(x) > 0 && x[0].Ready == 2 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("it does not make them: %+v", x)
+		}
+	}
+}
+
 // TestPoolSurvivesNobody: what was ready when a server was killed is gone once the
 // next has started.
 func TestPoolSurvivesNobody(t *testing.T) {

@@ -183,7 +183,7 @@ func (w *world) up() {
 // leaves there on purpose.
 func (w *world) scope() residue.Scope {
 	return residue.Scope{Dirs: []string{w.dir}, Keep: []string{"out", "data/templates", "data/libexec", "data/audit",
-		"data/events", "data/runs", "data/processes", "data/api-key", "data/token-key", "data/secrets", "data/state.db", "data/state.db-wal", "data/state.db-shm", "data/lock"}}
+		"data/events", "data/runs", "data/processes", "data/api-key", "data/token-key", "data/secrets", "data/state.db", "data/state.db-wal", "data/state.db-shm", "data/state.db-redo", "data/lock"}}
 }
 
 // command prepares a firebreak command in the world.

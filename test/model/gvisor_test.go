@@ -21,7 +21,7 @@ import (
 )
 
 // keep is what outlives sandboxes by design, below a data directory.
-var keep = []string{"processes", "templates", "libexec", "audit", "events", "runs", "instances", "wires", "run", "api-key", "token-key", "secrets", "state.db", "state.db-wal", "state.db-shm", "lock"}
+var keep = []string{"processes", "templates", "libexec", "audit", "events", "runs", "instances", "wires", "run", "api-key", "token-key", "secrets", "state.db", "state.db-wal", "state.db-shm", "state.db-redo", "lock"}
 
 // program is the built program, serving on an address that outlives it.
 type program struct {

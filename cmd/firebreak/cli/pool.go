@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -15,9 +16,10 @@ func (a *App) poolCommand() *cobra.Command {
 		Use:   "pool",
 		Short: "Show which sandboxes are kept ready",
 		Long: `Pool prints which sandboxes the server has ready before anybody asks for them: a
-create of the same template and limits, without network rules and without an id or
-a host name of its own, takes one of them and boots nothing. The keys pool_size
-and pool_max of firebreak.yaml say how many are kept.`,
+create or a run of the same template and limits, without network rules and a host
+name of its own, takes one of them and boots nothing. The keys pool_size, pool_max,
+pool_memory and pool_share of firebreak.yaml say how many are kept, and at what
+cost.`,
 		Example: "  firebreak pool\n  firebreak pool --json | jq '.shelves[] | {ready, hits, misses}'",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -48,5 +50,49 @@ and pool_max of firebreak.yaml say how many are kept.`,
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print what the API shows")
+	cmd.AddCommand(a.poolPrewarmCommand(), a.poolDrainCommand())
 	return cmd
+}
+
+func (a *App) poolPrewarmCommand() *cobra.Command {
+	var template string
+	var count int
+	cmd := &cobra.Command{
+		Use:   "prewarm",
+		Short: "Have sandboxes made ready",
+		Long: `Prewarm has sandboxes of a template made ready, with the server's default limits,
+before a burst that is known to come. It does not wait for them; "firebreak pool"
+shows how far they are. They are kept like those that were asked for.`,
+		Example: "  firebreak pool prewarm --template python --count 8",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withSession(cmd, func(s *session) error {
+				return s.Prewarm(cmd.Context(), count, &v1.CreateSandboxRequest{Template: template})
+			})
+		},
+	}
+	cmd.Flags().StringVar(&template, "template", "", "what they start from, by name or digest (default: the server's)")
+	cmd.Flags().IntVar(&count, "count", 1, "how many")
+	return cmd
+}
+
+func (a *App) poolDrainCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "drain",
+		Short: "End the sandboxes that are ready",
+		Long: `Drain ends the sandboxes that are ready and that nobody has taken, as for
+maintenance, and prints how many those were. Sandboxes in use stay. What is asked
+for afterwards is kept ready again.`,
+		Example: "  firebreak pool drain",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withSession(cmd, func(s *session) error {
+				n, err := s.DrainPool(cmd.Context())
+				if err == nil {
+					fmt.Fprintln(a.Out, n)
+				}
+				return err
+			})
+		},
+	}
 }

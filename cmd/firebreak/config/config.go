@@ -44,9 +44,11 @@ type Config struct {
 	LogLevel      string
 	StopSandboxes bool
 	MaxSandboxes  int
-	PoolSize      int // 0: nothing is kept ready
-	PoolMax       int // 0: four times PoolSize
-	Places        int // made ahead for what was saved, at most
+	PoolSize      int   // 0: nothing is kept ready
+	PoolMax       int   // 0: four times PoolSize
+	PoolMemory    int64 // bytes; 0: no bound but PoolMax
+	PoolShare     int   // percent of the time
+	Places        int   // made ahead for what was saved, at most
 	AllowRoot     bool
 	Retain        time.Duration
 	RetainAudit   time.Duration // 0: for ever

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/firebreak-dev/firebreak/internal/audit"
+	"github.com/firebreak-dev/firebreak/internal/orchestrator"
 )
 
 // Keys is everything that can be set, in the order it is printed.
@@ -138,6 +139,27 @@ var Keys = append([]Key{
 		Default: func(Source) string { return "8" },
 		set:     func(c *Config, v string) error { return setCount(&c.Places, v) },
 		get:     func(c *Config) string { return strconv.Itoa(c.Places) },
+	}, {
+		Name: "pool_memory", Env: "FIREBREAK_POOL_MEMORY",
+		Doc:     "how much memory the sandboxes that serve keeps ready may come to use together, by their limits; 0: no bound but pool_max",
+		Default: func(Source) string { return "0" },
+		set: func(c *Config, v string) (err error) {
+			c.PoolMemory, err = parseAmount(orchestrator.Bytes, v)
+			return err
+		},
+		get: func(c *Config) string { return formatAmount(orchestrator.Bytes, c.PoolMemory) },
+	}, {
+		Name: "pool_share", Env: "FIREBREAK_POOL_SHARE",
+		Kind:    "int",
+		Doc:     "percent of the time, from 1 to 100, in which serve may make sandboxes ready, one at a time",
+		Default: func(Source) string { return "100" },
+		set: func(c *Config, v string) (err error) {
+			if c.PoolShare, err = strconv.Atoi(v); err != nil || c.PoolShare < 1 || c.PoolShare > 100 {
+				return fmt.Errorf("%q is not a number from 1 to 100", v)
+			}
+			return nil
+		},
+		get: func(c *Config) string { return strconv.Itoa(c.PoolShare) },
 	}, {
 		Name: "allow_root", Env: "FIREBREAK_ALLOW_ROOT",
 		Kind:    "bool",

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 
+	"github.com/firebreak-dev/firebreak/internal/orchestrator"
 	"github.com/firebreak-dev/firebreak/internal/pool"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -22,7 +23,8 @@ func (o *options) pooled(b sandbox.Backend) sandbox.Backend {
 	if most == 0 {
 		most = 4 * c.PoolSize
 	}
-	return pool.New(b, pool.Options{Stock: o.stock, Size: c.PoolSize, Max: max(most, c.PoolSize), Log: o.log})
+	return pool.New(b, pool.Options{Stock: o.stock, Size: c.PoolSize, Max: max(most, c.PoolSize),
+		Limit: c.PoolMemory, Share: float64(c.PoolShare) / 100, Log: o.log})
 }
 
 // prewarm has what everybody gets who asks for nothing in particular kept ready from
@@ -37,7 +39,7 @@ func (n *node) prewarm(ctx context.Context) error {
 		if err != nil || !info.Available {
 			continue // nothing can be kept, which doctor explains
 		}
-		shape, err := n.orch.Shape(ctx, sandbox.DefaultTenant)
+		shape, err := n.orch.Shape(ctx, sandbox.DefaultTenant, orchestrator.CreateRequest{})
 		if err != nil {
 			return err
 		}

@@ -22,7 +22,7 @@ import (
 // Nothing else in it is: the directory might be one that holds other things, too.
 // State goes first, once its sandboxes are gone, so that an uninstall that was
 // interrupted need not start anything again; the marks of installed go last.
-var parts = []string{"state.db", "state.db-wal", "state.db-shm", "state.db.before-v*", "secrets", "run", "instances", "machines", "machine-images", "wires", "processes", "snapshots", "events", "runs",
+var parts = []string{"state.db", "state.db-wal", "state.db-shm", "state.db-redo", "state.db.before-v*", "secrets", "run", "instances", "machines", "machine-images", "wires", "processes", "snapshots", "events", "runs",
 	"templates", "api-key", "token-key", "firebreak.sock", "audit", "libexec", "lock"}
 
 // marks tell a data directory from any other that has, say, a directory called

@@ -1,11 +1,13 @@
 package gvisor
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -239,19 +241,15 @@ func (i *Instance) status() sandbox.Status {
 	return st
 }
 
-// diskLocked measures the writable layer: an unlinked file that only the
+// diskLocked measures the writable layer: unlinked files that only the
 // sentry holds. i.mu is held.
 func (i *Instance) diskLocked() (bytes int64) {
 	if i.disk == nil {
-		fds := fmt.Sprintf("/proc/%d/fd", i.running.Sentry.PID)
-		entries, _ := os.ReadDir(fds)
-		i.disk = []string{}
-		for _, e := range entries {
-			p := filepath.Join(fds, e.Name())
-			if to, err := os.Readlink(p); err == nil && strings.Contains(to, "/runsc-filestore-") {
-				i.disk = append(i.disk, p)
-			}
+		stores := 1
+		if i.intent.ReadonlyRoot {
+			stores = len(writable)
 		}
+		i.disk = filestores(i.running.Sentry.PID, stores)
 	}
 	for _, p := range i.disk {
 		var st unix.Stat_t
@@ -260,6 +258,27 @@ func (i *Instance) diskLocked() (bytes int64) {
 		}
 	}
 	return bytes
+}
+
+// filestores are where /proc has the files of a sentry's writable layers, of which
+// there are at most so many. The sentry was given them when it was started, so they
+// are among the descriptors with low numbers, of which it soon has hundreds.
+func filestores(pid, most int) []string {
+	fds := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, _ := os.ReadDir(fds)
+	slices.SortFunc(entries, func(a, b os.DirEntry) int {
+		return cmp.Or(cmp.Compare(len(a.Name()), len(b.Name())), cmp.Compare(a.Name(), b.Name()))
+	})
+	found := []string{}
+	for _, e := range entries {
+		p := filepath.Join(fds, e.Name())
+		if to, err := os.Readlink(p); err == nil && strings.Contains(to, "/runsc-filestore-") {
+			if found = append(found, p); len(found) == most {
+				break
+			}
+		}
+	}
+	return found
 }
 
 // Wait implements sandbox.Instance.

@@ -352,6 +352,178 @@ func (x *GetPoolResponse) GetShelves() []*PoolShelf {
 	return nil
 }
 
+type PrewarmPoolRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many. pool_max and pool_memory of the server bound what is kept.
+	Count int32 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
+	// What they are like; nothing: the defaults. Of a create's fields, those that say
+	// how one is used are of no meaning here.
+	Sandbox       *CreateSandboxRequest `protobuf:"bytes,2,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrewarmPoolRequest) Reset() {
+	*x = PrewarmPoolRequest{}
+	mi := &file_firebreak_v1_system_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrewarmPoolRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrewarmPoolRequest) ProtoMessage() {}
+
+func (x *PrewarmPoolRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_system_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrewarmPoolRequest.ProtoReflect.Descriptor instead.
+func (*PrewarmPoolRequest) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *PrewarmPoolRequest) GetCount() int32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *PrewarmPoolRequest) GetSandbox() *CreateSandboxRequest {
+	if x != nil {
+		return x.Sandbox
+	}
+	return nil
+}
+
+type PrewarmPoolResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrewarmPoolResponse) Reset() {
+	*x = PrewarmPoolResponse{}
+	mi := &file_firebreak_v1_system_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrewarmPoolResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrewarmPoolResponse) ProtoMessage() {}
+
+func (x *PrewarmPoolResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_system_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrewarmPoolResponse.ProtoReflect.Descriptor instead.
+func (*PrewarmPoolResponse) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{6}
+}
+
+type DrainPoolRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainPoolRequest) Reset() {
+	*x = DrainPoolRequest{}
+	mi := &file_firebreak_v1_system_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainPoolRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainPoolRequest) ProtoMessage() {}
+
+func (x *DrainPoolRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_system_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainPoolRequest.ProtoReflect.Descriptor instead.
+func (*DrainPoolRequest) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{7}
+}
+
+type DrainPoolResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many there were.
+	Ended         int32 `protobuf:"varint,1,opt,name=ended,proto3" json:"ended,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainPoolResponse) Reset() {
+	*x = DrainPoolResponse{}
+	mi := &file_firebreak_v1_system_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainPoolResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainPoolResponse) ProtoMessage() {}
+
+func (x *DrainPoolResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_system_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainPoolResponse.ProtoReflect.Descriptor instead.
+func (*DrainPoolResponse) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *DrainPoolResponse) GetEnded() int32 {
+	if x != nil {
+		return x.Ended
+	}
+	return 0
+}
+
 // PoolShelf is the sandboxes that are ready for creates that ask for the same
 // template and limits.
 type PoolShelf struct {
@@ -380,7 +552,7 @@ type PoolShelf struct {
 
 func (x *PoolShelf) Reset() {
 	*x = PoolShelf{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[5]
+	mi := &file_firebreak_v1_system_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -392,7 +564,7 @@ func (x *PoolShelf) String() string {
 func (*PoolShelf) ProtoMessage() {}
 
 func (x *PoolShelf) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[5]
+	mi := &file_firebreak_v1_system_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -405,7 +577,7 @@ func (x *PoolShelf) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolShelf.ProtoReflect.Descriptor instead.
 func (*PoolShelf) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{5}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PoolShelf) GetBackend() string {
@@ -514,7 +686,7 @@ type ListTemplatesRequest struct {
 
 func (x *ListTemplatesRequest) Reset() {
 	*x = ListTemplatesRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[6]
+	mi := &file_firebreak_v1_system_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -526,7 +698,7 @@ func (x *ListTemplatesRequest) String() string {
 func (*ListTemplatesRequest) ProtoMessage() {}
 
 func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[6]
+	mi := &file_firebreak_v1_system_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -539,7 +711,7 @@ func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesRequest.ProtoReflect.Descriptor instead.
 func (*ListTemplatesRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{6}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{10}
 }
 
 type ListTemplatesResponse struct {
@@ -551,7 +723,7 @@ type ListTemplatesResponse struct {
 
 func (x *ListTemplatesResponse) Reset() {
 	*x = ListTemplatesResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[7]
+	mi := &file_firebreak_v1_system_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -563,7 +735,7 @@ func (x *ListTemplatesResponse) String() string {
 func (*ListTemplatesResponse) ProtoMessage() {}
 
 func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[7]
+	mi := &file_firebreak_v1_system_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -576,7 +748,7 @@ func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesResponse.ProtoReflect.Descriptor instead.
 func (*ListTemplatesResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{7}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListTemplatesResponse) GetTemplates() []*Template {
@@ -610,7 +782,7 @@ type Template struct {
 
 func (x *Template) Reset() {
 	*x = Template{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[8]
+	mi := &file_firebreak_v1_system_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -622,7 +794,7 @@ func (x *Template) String() string {
 func (*Template) ProtoMessage() {}
 
 func (x *Template) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[8]
+	mi := &file_firebreak_v1_system_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -635,7 +807,7 @@ func (x *Template) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Template.ProtoReflect.Descriptor instead.
 func (*Template) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{8}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Template) GetName() string {
@@ -731,7 +903,7 @@ type TemplateSource struct {
 
 func (x *TemplateSource) Reset() {
 	*x = TemplateSource{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[9]
+	mi := &file_firebreak_v1_system_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -743,7 +915,7 @@ func (x *TemplateSource) String() string {
 func (*TemplateSource) ProtoMessage() {}
 
 func (x *TemplateSource) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[9]
+	mi := &file_firebreak_v1_system_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -756,7 +928,7 @@ func (x *TemplateSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TemplateSource.ProtoReflect.Descriptor instead.
 func (*TemplateSource) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{9}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TemplateSource) GetKind() string {
@@ -803,7 +975,7 @@ type ImageConfig struct {
 
 func (x *ImageConfig) Reset() {
 	*x = ImageConfig{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[10]
+	mi := &file_firebreak_v1_system_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -815,7 +987,7 @@ func (x *ImageConfig) String() string {
 func (*ImageConfig) ProtoMessage() {}
 
 func (x *ImageConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[10]
+	mi := &file_firebreak_v1_system_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -828,7 +1000,7 @@ func (x *ImageConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageConfig.ProtoReflect.Descriptor instead.
 func (*ImageConfig) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{10}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ImageConfig) GetEntrypoint() []string {
@@ -881,7 +1053,7 @@ type BuildTemplateRequest struct {
 
 func (x *BuildTemplateRequest) Reset() {
 	*x = BuildTemplateRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[11]
+	mi := &file_firebreak_v1_system_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -893,7 +1065,7 @@ func (x *BuildTemplateRequest) String() string {
 func (*BuildTemplateRequest) ProtoMessage() {}
 
 func (x *BuildTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[11]
+	mi := &file_firebreak_v1_system_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -906,7 +1078,7 @@ func (x *BuildTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildTemplateRequest.ProtoReflect.Descriptor instead.
 func (*BuildTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{11}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *BuildTemplateRequest) GetName() string {
@@ -939,7 +1111,7 @@ type UploadArchiveRequest struct {
 
 func (x *UploadArchiveRequest) Reset() {
 	*x = UploadArchiveRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[12]
+	mi := &file_firebreak_v1_system_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -951,7 +1123,7 @@ func (x *UploadArchiveRequest) String() string {
 func (*UploadArchiveRequest) ProtoMessage() {}
 
 func (x *UploadArchiveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[12]
+	mi := &file_firebreak_v1_system_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -964,7 +1136,7 @@ func (x *UploadArchiveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadArchiveRequest.ProtoReflect.Descriptor instead.
 func (*UploadArchiveRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{12}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *UploadArchiveRequest) GetData() []byte {
@@ -984,7 +1156,7 @@ type UploadArchiveResponse struct {
 
 func (x *UploadArchiveResponse) Reset() {
 	*x = UploadArchiveResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[13]
+	mi := &file_firebreak_v1_system_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -996,7 +1168,7 @@ func (x *UploadArchiveResponse) String() string {
 func (*UploadArchiveResponse) ProtoMessage() {}
 
 func (x *UploadArchiveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[13]
+	mi := &file_firebreak_v1_system_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1009,7 +1181,7 @@ func (x *UploadArchiveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadArchiveResponse.ProtoReflect.Descriptor instead.
 func (*UploadArchiveResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{13}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *UploadArchiveResponse) GetId() string {
@@ -1041,7 +1213,7 @@ type CollectTemplatesRequest struct {
 
 func (x *CollectTemplatesRequest) Reset() {
 	*x = CollectTemplatesRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[14]
+	mi := &file_firebreak_v1_system_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1053,7 +1225,7 @@ func (x *CollectTemplatesRequest) String() string {
 func (*CollectTemplatesRequest) ProtoMessage() {}
 
 func (x *CollectTemplatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[14]
+	mi := &file_firebreak_v1_system_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1066,7 +1238,7 @@ func (x *CollectTemplatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectTemplatesRequest.ProtoReflect.Descriptor instead.
 func (*CollectTemplatesRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{14}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CollectTemplatesRequest) GetUnusedMs() int64 {
@@ -1102,7 +1274,7 @@ type CollectTemplatesResponse struct {
 
 func (x *CollectTemplatesResponse) Reset() {
 	*x = CollectTemplatesResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[15]
+	mi := &file_firebreak_v1_system_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1114,7 +1286,7 @@ func (x *CollectTemplatesResponse) String() string {
 func (*CollectTemplatesResponse) ProtoMessage() {}
 
 func (x *CollectTemplatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[15]
+	mi := &file_firebreak_v1_system_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1127,7 +1299,7 @@ func (x *CollectTemplatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectTemplatesResponse.ProtoReflect.Descriptor instead.
 func (*CollectTemplatesResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{15}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CollectTemplatesResponse) GetTemplates() []string {
@@ -1164,7 +1336,7 @@ type BuildTemplateEvent struct {
 
 func (x *BuildTemplateEvent) Reset() {
 	*x = BuildTemplateEvent{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[16]
+	mi := &file_firebreak_v1_system_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1176,7 +1348,7 @@ func (x *BuildTemplateEvent) String() string {
 func (*BuildTemplateEvent) ProtoMessage() {}
 
 func (x *BuildTemplateEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[16]
+	mi := &file_firebreak_v1_system_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1189,7 +1361,7 @@ func (x *BuildTemplateEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildTemplateEvent.ProtoReflect.Descriptor instead.
 func (*BuildTemplateEvent) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{16}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *BuildTemplateEvent) GetEvent() isBuildTemplateEvent_Event {
@@ -1245,7 +1417,7 @@ type BuildProgress struct {
 
 func (x *BuildProgress) Reset() {
 	*x = BuildProgress{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[17]
+	mi := &file_firebreak_v1_system_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1257,7 +1429,7 @@ func (x *BuildProgress) String() string {
 func (*BuildProgress) ProtoMessage() {}
 
 func (x *BuildProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[17]
+	mi := &file_firebreak_v1_system_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1270,7 +1442,7 @@ func (x *BuildProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildProgress.ProtoReflect.Descriptor instead.
 func (*BuildProgress) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{17}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *BuildProgress) GetStage() string {
@@ -1303,7 +1475,7 @@ type RemoveTemplateRequest struct {
 
 func (x *RemoveTemplateRequest) Reset() {
 	*x = RemoveTemplateRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[18]
+	mi := &file_firebreak_v1_system_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1315,7 +1487,7 @@ func (x *RemoveTemplateRequest) String() string {
 func (*RemoveTemplateRequest) ProtoMessage() {}
 
 func (x *RemoveTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[18]
+	mi := &file_firebreak_v1_system_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1328,7 +1500,7 @@ func (x *RemoveTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveTemplateRequest.ProtoReflect.Descriptor instead.
 func (*RemoveTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{18}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RemoveTemplateRequest) GetName() string {
@@ -1346,7 +1518,7 @@ type RemoveTemplateResponse struct {
 
 func (x *RemoveTemplateResponse) Reset() {
 	*x = RemoveTemplateResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[19]
+	mi := &file_firebreak_v1_system_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1358,7 +1530,7 @@ func (x *RemoveTemplateResponse) String() string {
 func (*RemoveTemplateResponse) ProtoMessage() {}
 
 func (x *RemoveTemplateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[19]
+	mi := &file_firebreak_v1_system_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1371,7 +1543,7 @@ func (x *RemoveTemplateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveTemplateResponse.ProtoReflect.Descriptor instead.
 func (*RemoveTemplateResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{19}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{23}
 }
 
 type GetQuotaRequest struct {
@@ -1382,7 +1554,7 @@ type GetQuotaRequest struct {
 
 func (x *GetQuotaRequest) Reset() {
 	*x = GetQuotaRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[20]
+	mi := &file_firebreak_v1_system_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1394,7 +1566,7 @@ func (x *GetQuotaRequest) String() string {
 func (*GetQuotaRequest) ProtoMessage() {}
 
 func (x *GetQuotaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[20]
+	mi := &file_firebreak_v1_system_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1407,7 +1579,7 @@ func (x *GetQuotaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQuotaRequest.ProtoReflect.Descriptor instead.
 func (*GetQuotaRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{20}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{24}
 }
 
 type GetQuotaResponse struct {
@@ -1420,7 +1592,7 @@ type GetQuotaResponse struct {
 
 func (x *GetQuotaResponse) Reset() {
 	*x = GetQuotaResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[21]
+	mi := &file_firebreak_v1_system_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1432,7 +1604,7 @@ func (x *GetQuotaResponse) String() string {
 func (*GetQuotaResponse) ProtoMessage() {}
 
 func (x *GetQuotaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[21]
+	mi := &file_firebreak_v1_system_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1445,7 +1617,7 @@ func (x *GetQuotaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQuotaResponse.ProtoReflect.Descriptor instead.
 func (*GetQuotaResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{21}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GetQuotaResponse) GetTenant() string {
@@ -1482,7 +1654,7 @@ type Quota struct {
 
 func (x *Quota) Reset() {
 	*x = Quota{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[22]
+	mi := &file_firebreak_v1_system_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1494,7 +1666,7 @@ func (x *Quota) String() string {
 func (*Quota) ProtoMessage() {}
 
 func (x *Quota) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[22]
+	mi := &file_firebreak_v1_system_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1507,7 +1679,7 @@ func (x *Quota) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quota.ProtoReflect.Descriptor instead.
 func (*Quota) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{22}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Quota) GetName() string {
@@ -1553,7 +1725,7 @@ type GetVersionRequest struct {
 
 func (x *GetVersionRequest) Reset() {
 	*x = GetVersionRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[23]
+	mi := &file_firebreak_v1_system_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1565,7 +1737,7 @@ func (x *GetVersionRequest) String() string {
 func (*GetVersionRequest) ProtoMessage() {}
 
 func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[23]
+	mi := &file_firebreak_v1_system_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1578,7 +1750,7 @@ func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionRequest.ProtoReflect.Descriptor instead.
 func (*GetVersionRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{23}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{27}
 }
 
 type GetVersionResponse struct {
@@ -1593,7 +1765,7 @@ type GetVersionResponse struct {
 
 func (x *GetVersionResponse) Reset() {
 	*x = GetVersionResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[24]
+	mi := &file_firebreak_v1_system_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1605,7 +1777,7 @@ func (x *GetVersionResponse) String() string {
 func (*GetVersionResponse) ProtoMessage() {}
 
 func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[24]
+	mi := &file_firebreak_v1_system_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1618,7 +1790,7 @@ func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionResponse.ProtoReflect.Descriptor instead.
 func (*GetVersionResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{24}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GetVersionResponse) GetVersion() string {
@@ -1664,7 +1836,7 @@ type CreateKeyRequest struct {
 
 func (x *CreateKeyRequest) Reset() {
 	*x = CreateKeyRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[25]
+	mi := &file_firebreak_v1_system_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1676,7 +1848,7 @@ func (x *CreateKeyRequest) String() string {
 func (*CreateKeyRequest) ProtoMessage() {}
 
 func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[25]
+	mi := &file_firebreak_v1_system_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1689,7 +1861,7 @@ func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyRequest.ProtoReflect.Descriptor instead.
 func (*CreateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{25}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CreateKeyRequest) GetName() string {
@@ -1734,7 +1906,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[26]
+	mi := &file_firebreak_v1_system_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1746,7 +1918,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[26]
+	mi := &file_firebreak_v1_system_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1759,7 +1931,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{26}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Key) GetId() string {
@@ -1815,7 +1987,7 @@ type CreateKeyResponse struct {
 
 func (x *CreateKeyResponse) Reset() {
 	*x = CreateKeyResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[27]
+	mi := &file_firebreak_v1_system_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1827,7 +1999,7 @@ func (x *CreateKeyResponse) String() string {
 func (*CreateKeyResponse) ProtoMessage() {}
 
 func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[27]
+	mi := &file_firebreak_v1_system_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1840,7 +2012,7 @@ func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyResponse.ProtoReflect.Descriptor instead.
 func (*CreateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{27}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CreateKeyResponse) GetKey() *Key {
@@ -1865,7 +2037,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[28]
+	mi := &file_firebreak_v1_system_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1877,7 +2049,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[28]
+	mi := &file_firebreak_v1_system_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1890,7 +2062,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{28}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{32}
 }
 
 type ListKeysResponse struct {
@@ -1902,7 +2074,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[29]
+	mi := &file_firebreak_v1_system_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1914,7 +2086,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[29]
+	mi := &file_firebreak_v1_system_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1927,7 +2099,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{29}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListKeysResponse) GetKeys() []*Key {
@@ -1946,7 +2118,7 @@ type DeleteKeyRequest struct {
 
 func (x *DeleteKeyRequest) Reset() {
 	*x = DeleteKeyRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[30]
+	mi := &file_firebreak_v1_system_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1958,7 +2130,7 @@ func (x *DeleteKeyRequest) String() string {
 func (*DeleteKeyRequest) ProtoMessage() {}
 
 func (x *DeleteKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[30]
+	mi := &file_firebreak_v1_system_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1971,7 +2143,7 @@ func (x *DeleteKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteKeyRequest.ProtoReflect.Descriptor instead.
 func (*DeleteKeyRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{30}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *DeleteKeyRequest) GetId() string {
@@ -1989,7 +2161,7 @@ type DeleteKeyResponse struct {
 
 func (x *DeleteKeyResponse) Reset() {
 	*x = DeleteKeyResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[31]
+	mi := &file_firebreak_v1_system_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2001,7 +2173,7 @@ func (x *DeleteKeyResponse) String() string {
 func (*DeleteKeyResponse) ProtoMessage() {}
 
 func (x *DeleteKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[31]
+	mi := &file_firebreak_v1_system_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2014,14 +2186,14 @@ func (x *DeleteKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteKeyResponse.ProtoReflect.Descriptor instead.
 func (*DeleteKeyResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{31}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{35}
 }
 
 var File_firebreak_v1_system_proto protoreflect.FileDescriptor
 
 const file_firebreak_v1_system_proto_rawDesc = "" +
 	"\n" +
-	"\x19firebreak/v1/system.proto\x12\ffirebreak.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1afirebreak/v1/options.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x15\n" +
+	"\x19firebreak/v1/system.proto\x12\ffirebreak.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1afirebreak/v1/options.proto\x1a\x1afirebreak/v1/sandbox.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x15\n" +
 	"\x13ListBackendsRequest\"]\n" +
 	"\x14ListBackendsResponse\x121\n" +
 	"\bbackends\x18\x01 \x03(\v2\x15.firebreak.v1.BackendR\bbackends\x12\x12\n" +
@@ -2045,7 +2217,15 @@ const file_firebreak_v1_system_proto_rawDesc = "" +
 	"\x0eGetPoolRequest\"^\n" +
 	"\x0fGetPoolResponse\x12\x18\n" +
 	"\aenabled\x18\x01 \x01(\bR\aenabled\x121\n" +
-	"\ashelves\x18\x02 \x03(\v2\x17.firebreak.v1.PoolShelfR\ashelves\"\xff\x02\n" +
+	"\ashelves\x18\x02 \x03(\v2\x17.firebreak.v1.PoolShelfR\ashelves\"t\n" +
+	"\x12PrewarmPoolRequest\x12 \n" +
+	"\x05count\x18\x01 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xe8\a(\x01R\x05count\x12<\n" +
+	"\asandbox\x18\x02 \x01(\v2\".firebreak.v1.CreateSandboxRequestR\asandbox\"\x15\n" +
+	"\x13PrewarmPoolResponse\"\x12\n" +
+	"\x10DrainPoolRequest\")\n" +
+	"\x11DrainPoolResponse\x12\x14\n" +
+	"\x05ended\x18\x01 \x01(\x05R\x05ended\"\xff\x02\n" +
 	"\tPoolShelf\x12\x18\n" +
 	"\abackend\x18\x01 \x01(\tR\abackend\x12'\n" +
 	"\x0ftemplate_digest\x18\x02 \x01(\tR\x0etemplateDigest\x12!\n" +
@@ -2177,7 +2357,7 @@ const file_firebreak_v1_system_proto_rawDesc = "" +
 	"\x04keys\x18\x01 \x03(\v2\x11.firebreak.v1.KeyR\x04keys\"-\n" +
 	"\x10DeleteKeyRequest\x12\x19\n" +
 	"\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x02id\"\x13\n" +
-	"\x11DeleteKeyResponse2\xcc\t\n" +
+	"\x11DeleteKeyResponse2\xd6\v\n" +
 	"\rSystemService\x12|\n" +
 	"\fListBackends\x12!.firebreak.v1.ListBackendsRequest\x1a\".firebreak.v1.ListBackendsResponse\"%\xca\xda\x18\r\n" +
 	"\vsystem:read\x82\xd3\xe4\x93\x02\x0e\x12\f/v1/backends\x12\x82\x01\n" +
@@ -2195,7 +2375,13 @@ const file_firebreak_v1_system_proto_rawDesc = "" +
 	"\x0etemplate:write\x12\x10template.collect\x82\xd3\xe4\x93\x02\x1a:\x01*\"\x15/v1/templates/collect\x12i\n" +
 	"\aGetPool\x12\x1c.firebreak.v1.GetPoolRequest\x1a\x1d.firebreak.v1.GetPoolResponse\"!\xca\xda\x18\r\n" +
 	"\vsystem:read\x82\xd3\xe4\x93\x02\n" +
-	"\x12\b/v1/pool\x12u\n" +
+	"\x12\b/v1/pool\x12\x88\x01\n" +
+	"\vPrewarmPool\x12 .firebreak.v1.PrewarmPoolRequest\x1a!.firebreak.v1.PrewarmPoolResponse\"4\xca\xda\x18\x1d\n" +
+	"\rsandbox:write\x12\fpool.prewarm\x82\xd3\xe4\x93\x02\r:\x01*\"\b/v1/pool\x12}\n" +
+	"\tDrainPool\x12\x1e.firebreak.v1.DrainPoolRequest\x1a\x1f.firebreak.v1.DrainPoolResponse\"/\xca\xda\x18\x1b\n" +
+	"\rsandbox:write\x12\n" +
+	"pool.drain\x82\xd3\xe4\x93\x02\n" +
+	"*\b/v1/pool\x12u\n" +
 	"\n" +
 	"GetVersion\x12\x1f.firebreak.v1.GetVersionRequest\x1a .firebreak.v1.GetVersionResponse\"$\xca\xda\x18\r\n" +
 	"\vsystem:read\x82\xd3\xe4\x93\x02\r\x12\v/v1/version2\xf5\x02\n" +
@@ -2224,90 +2410,100 @@ func file_firebreak_v1_system_proto_rawDescGZIP() []byte {
 	return file_firebreak_v1_system_proto_rawDescData
 }
 
-var file_firebreak_v1_system_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_firebreak_v1_system_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_firebreak_v1_system_proto_goTypes = []any{
 	(*ListBackendsRequest)(nil),      // 0: firebreak.v1.ListBackendsRequest
 	(*ListBackendsResponse)(nil),     // 1: firebreak.v1.ListBackendsResponse
 	(*Backend)(nil),                  // 2: firebreak.v1.Backend
 	(*GetPoolRequest)(nil),           // 3: firebreak.v1.GetPoolRequest
 	(*GetPoolResponse)(nil),          // 4: firebreak.v1.GetPoolResponse
-	(*PoolShelf)(nil),                // 5: firebreak.v1.PoolShelf
-	(*ListTemplatesRequest)(nil),     // 6: firebreak.v1.ListTemplatesRequest
-	(*ListTemplatesResponse)(nil),    // 7: firebreak.v1.ListTemplatesResponse
-	(*Template)(nil),                 // 8: firebreak.v1.Template
-	(*TemplateSource)(nil),           // 9: firebreak.v1.TemplateSource
-	(*ImageConfig)(nil),              // 10: firebreak.v1.ImageConfig
-	(*BuildTemplateRequest)(nil),     // 11: firebreak.v1.BuildTemplateRequest
-	(*UploadArchiveRequest)(nil),     // 12: firebreak.v1.UploadArchiveRequest
-	(*UploadArchiveResponse)(nil),    // 13: firebreak.v1.UploadArchiveResponse
-	(*CollectTemplatesRequest)(nil),  // 14: firebreak.v1.CollectTemplatesRequest
-	(*CollectTemplatesResponse)(nil), // 15: firebreak.v1.CollectTemplatesResponse
-	(*BuildTemplateEvent)(nil),       // 16: firebreak.v1.BuildTemplateEvent
-	(*BuildProgress)(nil),            // 17: firebreak.v1.BuildProgress
-	(*RemoveTemplateRequest)(nil),    // 18: firebreak.v1.RemoveTemplateRequest
-	(*RemoveTemplateResponse)(nil),   // 19: firebreak.v1.RemoveTemplateResponse
-	(*GetQuotaRequest)(nil),          // 20: firebreak.v1.GetQuotaRequest
-	(*GetQuotaResponse)(nil),         // 21: firebreak.v1.GetQuotaResponse
-	(*Quota)(nil),                    // 22: firebreak.v1.Quota
-	(*GetVersionRequest)(nil),        // 23: firebreak.v1.GetVersionRequest
-	(*GetVersionResponse)(nil),       // 24: firebreak.v1.GetVersionResponse
-	(*CreateKeyRequest)(nil),         // 25: firebreak.v1.CreateKeyRequest
-	(*Key)(nil),                      // 26: firebreak.v1.Key
-	(*CreateKeyResponse)(nil),        // 27: firebreak.v1.CreateKeyResponse
-	(*ListKeysRequest)(nil),          // 28: firebreak.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),         // 29: firebreak.v1.ListKeysResponse
-	(*DeleteKeyRequest)(nil),         // 30: firebreak.v1.DeleteKeyRequest
-	(*DeleteKeyResponse)(nil),        // 31: firebreak.v1.DeleteKeyResponse
-	nil,                              // 32: firebreak.v1.Template.EnvEntry
-	nil,                              // 33: firebreak.v1.ImageConfig.LabelsEntry
-	(*timestamppb.Timestamp)(nil),    // 34: google.protobuf.Timestamp
+	(*PrewarmPoolRequest)(nil),       // 5: firebreak.v1.PrewarmPoolRequest
+	(*PrewarmPoolResponse)(nil),      // 6: firebreak.v1.PrewarmPoolResponse
+	(*DrainPoolRequest)(nil),         // 7: firebreak.v1.DrainPoolRequest
+	(*DrainPoolResponse)(nil),        // 8: firebreak.v1.DrainPoolResponse
+	(*PoolShelf)(nil),                // 9: firebreak.v1.PoolShelf
+	(*ListTemplatesRequest)(nil),     // 10: firebreak.v1.ListTemplatesRequest
+	(*ListTemplatesResponse)(nil),    // 11: firebreak.v1.ListTemplatesResponse
+	(*Template)(nil),                 // 12: firebreak.v1.Template
+	(*TemplateSource)(nil),           // 13: firebreak.v1.TemplateSource
+	(*ImageConfig)(nil),              // 14: firebreak.v1.ImageConfig
+	(*BuildTemplateRequest)(nil),     // 15: firebreak.v1.BuildTemplateRequest
+	(*UploadArchiveRequest)(nil),     // 16: firebreak.v1.UploadArchiveRequest
+	(*UploadArchiveResponse)(nil),    // 17: firebreak.v1.UploadArchiveResponse
+	(*CollectTemplatesRequest)(nil),  // 18: firebreak.v1.CollectTemplatesRequest
+	(*CollectTemplatesResponse)(nil), // 19: firebreak.v1.CollectTemplatesResponse
+	(*BuildTemplateEvent)(nil),       // 20: firebreak.v1.BuildTemplateEvent
+	(*BuildProgress)(nil),            // 21: firebreak.v1.BuildProgress
+	(*RemoveTemplateRequest)(nil),    // 22: firebreak.v1.RemoveTemplateRequest
+	(*RemoveTemplateResponse)(nil),   // 23: firebreak.v1.RemoveTemplateResponse
+	(*GetQuotaRequest)(nil),          // 24: firebreak.v1.GetQuotaRequest
+	(*GetQuotaResponse)(nil),         // 25: firebreak.v1.GetQuotaResponse
+	(*Quota)(nil),                    // 26: firebreak.v1.Quota
+	(*GetVersionRequest)(nil),        // 27: firebreak.v1.GetVersionRequest
+	(*GetVersionResponse)(nil),       // 28: firebreak.v1.GetVersionResponse
+	(*CreateKeyRequest)(nil),         // 29: firebreak.v1.CreateKeyRequest
+	(*Key)(nil),                      // 30: firebreak.v1.Key
+	(*CreateKeyResponse)(nil),        // 31: firebreak.v1.CreateKeyResponse
+	(*ListKeysRequest)(nil),          // 32: firebreak.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),         // 33: firebreak.v1.ListKeysResponse
+	(*DeleteKeyRequest)(nil),         // 34: firebreak.v1.DeleteKeyRequest
+	(*DeleteKeyResponse)(nil),        // 35: firebreak.v1.DeleteKeyResponse
+	nil,                              // 36: firebreak.v1.Template.EnvEntry
+	nil,                              // 37: firebreak.v1.ImageConfig.LabelsEntry
+	(*CreateSandboxRequest)(nil),     // 38: firebreak.v1.CreateSandboxRequest
+	(*timestamppb.Timestamp)(nil),    // 39: google.protobuf.Timestamp
 }
 var file_firebreak_v1_system_proto_depIdxs = []int32{
 	2,  // 0: firebreak.v1.ListBackendsResponse.backends:type_name -> firebreak.v1.Backend
-	5,  // 1: firebreak.v1.GetPoolResponse.shelves:type_name -> firebreak.v1.PoolShelf
-	8,  // 2: firebreak.v1.ListTemplatesResponse.templates:type_name -> firebreak.v1.Template
-	34, // 3: firebreak.v1.Template.created_at:type_name -> google.protobuf.Timestamp
-	9,  // 4: firebreak.v1.Template.source:type_name -> firebreak.v1.TemplateSource
-	10, // 5: firebreak.v1.Template.image:type_name -> firebreak.v1.ImageConfig
-	32, // 6: firebreak.v1.Template.env:type_name -> firebreak.v1.Template.EnvEntry
-	33, // 7: firebreak.v1.ImageConfig.labels:type_name -> firebreak.v1.ImageConfig.LabelsEntry
-	17, // 8: firebreak.v1.BuildTemplateEvent.progress:type_name -> firebreak.v1.BuildProgress
-	8,  // 9: firebreak.v1.BuildTemplateEvent.template:type_name -> firebreak.v1.Template
-	22, // 10: firebreak.v1.GetQuotaResponse.quotas:type_name -> firebreak.v1.Quota
-	34, // 11: firebreak.v1.Key.created_at:type_name -> google.protobuf.Timestamp
-	34, // 12: firebreak.v1.Key.last_used_at:type_name -> google.protobuf.Timestamp
-	34, // 13: firebreak.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
-	26, // 14: firebreak.v1.CreateKeyResponse.key:type_name -> firebreak.v1.Key
-	26, // 15: firebreak.v1.ListKeysResponse.keys:type_name -> firebreak.v1.Key
-	0,  // 16: firebreak.v1.SystemService.ListBackends:input_type -> firebreak.v1.ListBackendsRequest
-	6,  // 17: firebreak.v1.SystemService.ListTemplates:input_type -> firebreak.v1.ListTemplatesRequest
-	11, // 18: firebreak.v1.SystemService.BuildTemplate:input_type -> firebreak.v1.BuildTemplateRequest
-	12, // 19: firebreak.v1.SystemService.UploadArchive:input_type -> firebreak.v1.UploadArchiveRequest
-	18, // 20: firebreak.v1.SystemService.RemoveTemplate:input_type -> firebreak.v1.RemoveTemplateRequest
-	20, // 21: firebreak.v1.SystemService.GetQuota:input_type -> firebreak.v1.GetQuotaRequest
-	14, // 22: firebreak.v1.SystemService.CollectTemplates:input_type -> firebreak.v1.CollectTemplatesRequest
-	3,  // 23: firebreak.v1.SystemService.GetPool:input_type -> firebreak.v1.GetPoolRequest
-	23, // 24: firebreak.v1.SystemService.GetVersion:input_type -> firebreak.v1.GetVersionRequest
-	25, // 25: firebreak.v1.KeyService.CreateKey:input_type -> firebreak.v1.CreateKeyRequest
-	28, // 26: firebreak.v1.KeyService.ListKeys:input_type -> firebreak.v1.ListKeysRequest
-	30, // 27: firebreak.v1.KeyService.DeleteKey:input_type -> firebreak.v1.DeleteKeyRequest
-	1,  // 28: firebreak.v1.SystemService.ListBackends:output_type -> firebreak.v1.ListBackendsResponse
-	7,  // 29: firebreak.v1.SystemService.ListTemplates:output_type -> firebreak.v1.ListTemplatesResponse
-	16, // 30: firebreak.v1.SystemService.BuildTemplate:output_type -> firebreak.v1.BuildTemplateEvent
-	13, // 31: firebreak.v1.SystemService.UploadArchive:output_type -> firebreak.v1.UploadArchiveResponse
-	19, // 32: firebreak.v1.SystemService.RemoveTemplate:output_type -> firebreak.v1.RemoveTemplateResponse
-	21, // 33: firebreak.v1.SystemService.GetQuota:output_type -> firebreak.v1.GetQuotaResponse
-	15, // 34: firebreak.v1.SystemService.CollectTemplates:output_type -> firebreak.v1.CollectTemplatesResponse
-	4,  // 35: firebreak.v1.SystemService.GetPool:output_type -> firebreak.v1.GetPoolResponse
-	24, // 36: firebreak.v1.SystemService.GetVersion:output_type -> firebreak.v1.GetVersionResponse
-	27, // 37: firebreak.v1.KeyService.CreateKey:output_type -> firebreak.v1.CreateKeyResponse
-	29, // 38: firebreak.v1.KeyService.ListKeys:output_type -> firebreak.v1.ListKeysResponse
-	31, // 39: firebreak.v1.KeyService.DeleteKey:output_type -> firebreak.v1.DeleteKeyResponse
-	28, // [28:40] is the sub-list for method output_type
-	16, // [16:28] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	9,  // 1: firebreak.v1.GetPoolResponse.shelves:type_name -> firebreak.v1.PoolShelf
+	38, // 2: firebreak.v1.PrewarmPoolRequest.sandbox:type_name -> firebreak.v1.CreateSandboxRequest
+	12, // 3: firebreak.v1.ListTemplatesResponse.templates:type_name -> firebreak.v1.Template
+	39, // 4: firebreak.v1.Template.created_at:type_name -> google.protobuf.Timestamp
+	13, // 5: firebreak.v1.Template.source:type_name -> firebreak.v1.TemplateSource
+	14, // 6: firebreak.v1.Template.image:type_name -> firebreak.v1.ImageConfig
+	36, // 7: firebreak.v1.Template.env:type_name -> firebreak.v1.Template.EnvEntry
+	37, // 8: firebreak.v1.ImageConfig.labels:type_name -> firebreak.v1.ImageConfig.LabelsEntry
+	21, // 9: firebreak.v1.BuildTemplateEvent.progress:type_name -> firebreak.v1.BuildProgress
+	12, // 10: firebreak.v1.BuildTemplateEvent.template:type_name -> firebreak.v1.Template
+	26, // 11: firebreak.v1.GetQuotaResponse.quotas:type_name -> firebreak.v1.Quota
+	39, // 12: firebreak.v1.Key.created_at:type_name -> google.protobuf.Timestamp
+	39, // 13: firebreak.v1.Key.last_used_at:type_name -> google.protobuf.Timestamp
+	39, // 14: firebreak.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
+	30, // 15: firebreak.v1.CreateKeyResponse.key:type_name -> firebreak.v1.Key
+	30, // 16: firebreak.v1.ListKeysResponse.keys:type_name -> firebreak.v1.Key
+	0,  // 17: firebreak.v1.SystemService.ListBackends:input_type -> firebreak.v1.ListBackendsRequest
+	10, // 18: firebreak.v1.SystemService.ListTemplates:input_type -> firebreak.v1.ListTemplatesRequest
+	15, // 19: firebreak.v1.SystemService.BuildTemplate:input_type -> firebreak.v1.BuildTemplateRequest
+	16, // 20: firebreak.v1.SystemService.UploadArchive:input_type -> firebreak.v1.UploadArchiveRequest
+	22, // 21: firebreak.v1.SystemService.RemoveTemplate:input_type -> firebreak.v1.RemoveTemplateRequest
+	24, // 22: firebreak.v1.SystemService.GetQuota:input_type -> firebreak.v1.GetQuotaRequest
+	18, // 23: firebreak.v1.SystemService.CollectTemplates:input_type -> firebreak.v1.CollectTemplatesRequest
+	3,  // 24: firebreak.v1.SystemService.GetPool:input_type -> firebreak.v1.GetPoolRequest
+	5,  // 25: firebreak.v1.SystemService.PrewarmPool:input_type -> firebreak.v1.PrewarmPoolRequest
+	7,  // 26: firebreak.v1.SystemService.DrainPool:input_type -> firebreak.v1.DrainPoolRequest
+	27, // 27: firebreak.v1.SystemService.GetVersion:input_type -> firebreak.v1.GetVersionRequest
+	29, // 28: firebreak.v1.KeyService.CreateKey:input_type -> firebreak.v1.CreateKeyRequest
+	32, // 29: firebreak.v1.KeyService.ListKeys:input_type -> firebreak.v1.ListKeysRequest
+	34, // 30: firebreak.v1.KeyService.DeleteKey:input_type -> firebreak.v1.DeleteKeyRequest
+	1,  // 31: firebreak.v1.SystemService.ListBackends:output_type -> firebreak.v1.ListBackendsResponse
+	11, // 32: firebreak.v1.SystemService.ListTemplates:output_type -> firebreak.v1.ListTemplatesResponse
+	20, // 33: firebreak.v1.SystemService.BuildTemplate:output_type -> firebreak.v1.BuildTemplateEvent
+	17, // 34: firebreak.v1.SystemService.UploadArchive:output_type -> firebreak.v1.UploadArchiveResponse
+	23, // 35: firebreak.v1.SystemService.RemoveTemplate:output_type -> firebreak.v1.RemoveTemplateResponse
+	25, // 36: firebreak.v1.SystemService.GetQuota:output_type -> firebreak.v1.GetQuotaResponse
+	19, // 37: firebreak.v1.SystemService.CollectTemplates:output_type -> firebreak.v1.CollectTemplatesResponse
+	4,  // 38: firebreak.v1.SystemService.GetPool:output_type -> firebreak.v1.GetPoolResponse
+	6,  // 39: firebreak.v1.SystemService.PrewarmPool:output_type -> firebreak.v1.PrewarmPoolResponse
+	8,  // 40: firebreak.v1.SystemService.DrainPool:output_type -> firebreak.v1.DrainPoolResponse
+	28, // 41: firebreak.v1.SystemService.GetVersion:output_type -> firebreak.v1.GetVersionResponse
+	31, // 42: firebreak.v1.KeyService.CreateKey:output_type -> firebreak.v1.CreateKeyResponse
+	33, // 43: firebreak.v1.KeyService.ListKeys:output_type -> firebreak.v1.ListKeysResponse
+	35, // 44: firebreak.v1.KeyService.DeleteKey:output_type -> firebreak.v1.DeleteKeyResponse
+	31, // [31:45] is the sub-list for method output_type
+	17, // [17:31] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_firebreak_v1_system_proto_init() }
@@ -2316,19 +2512,20 @@ func file_firebreak_v1_system_proto_init() {
 		return
 	}
 	file_firebreak_v1_options_proto_init()
-	file_firebreak_v1_system_proto_msgTypes[14].OneofWrappers = []any{}
-	file_firebreak_v1_system_proto_msgTypes[16].OneofWrappers = []any{
+	file_firebreak_v1_sandbox_proto_init()
+	file_firebreak_v1_system_proto_msgTypes[18].OneofWrappers = []any{}
+	file_firebreak_v1_system_proto_msgTypes[20].OneofWrappers = []any{
 		(*BuildTemplateEvent_Progress)(nil),
 		(*BuildTemplateEvent_Template)(nil),
 	}
-	file_firebreak_v1_system_proto_msgTypes[22].OneofWrappers = []any{}
+	file_firebreak_v1_system_proto_msgTypes[26].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_firebreak_v1_system_proto_rawDesc), len(file_firebreak_v1_system_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   34,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

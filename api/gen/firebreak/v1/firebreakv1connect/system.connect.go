@@ -57,6 +57,11 @@ const (
 	SystemServiceCollectTemplatesProcedure = "/firebreak.v1.SystemService/CollectTemplates"
 	// SystemServiceGetPoolProcedure is the fully-qualified name of the SystemService's GetPool RPC.
 	SystemServiceGetPoolProcedure = "/firebreak.v1.SystemService/GetPool"
+	// SystemServicePrewarmPoolProcedure is the fully-qualified name of the SystemService's PrewarmPool
+	// RPC.
+	SystemServicePrewarmPoolProcedure = "/firebreak.v1.SystemService/PrewarmPool"
+	// SystemServiceDrainPoolProcedure is the fully-qualified name of the SystemService's DrainPool RPC.
+	SystemServiceDrainPoolProcedure = "/firebreak.v1.SystemService/DrainPool"
 	// SystemServiceGetVersionProcedure is the fully-qualified name of the SystemService's GetVersion
 	// RPC.
 	SystemServiceGetVersionProcedure = "/firebreak.v1.SystemService/GetVersion"
@@ -90,6 +95,12 @@ type SystemServiceClient interface {
 	// GetPool tells which sandboxes the server keeps ready for the caller's tenant,
 	// before anybody asks for them.
 	GetPool(context.Context, *connect.Request[v1.GetPoolRequest]) (*connect.Response[v1.GetPoolResponse], error)
+	// PrewarmPool has sandboxes made ready for the caller's tenant, and keeps them so
+	// as if they had been asked for now. It does not wait for them.
+	PrewarmPool(context.Context, *connect.Request[v1.PrewarmPoolRequest]) (*connect.Response[v1.PrewarmPoolResponse], error)
+	// DrainPool ends the sandboxes that are ready for the caller's tenant. What is
+	// asked for afterwards is kept ready again.
+	DrainPool(context.Context, *connect.Request[v1.DrainPoolRequest]) (*connect.Response[v1.DrainPoolResponse], error)
 	// GetVersion says what is running.
 	GetVersion(context.Context, *connect.Request[v1.GetVersionRequest]) (*connect.Response[v1.GetVersionResponse], error)
 }
@@ -153,6 +164,18 @@ func NewSystemServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(systemServiceMethods.ByName("GetPool")),
 			connect.WithClientOptions(opts...),
 		),
+		prewarmPool: connect.NewClient[v1.PrewarmPoolRequest, v1.PrewarmPoolResponse](
+			httpClient,
+			baseURL+SystemServicePrewarmPoolProcedure,
+			connect.WithSchema(systemServiceMethods.ByName("PrewarmPool")),
+			connect.WithClientOptions(opts...),
+		),
+		drainPool: connect.NewClient[v1.DrainPoolRequest, v1.DrainPoolResponse](
+			httpClient,
+			baseURL+SystemServiceDrainPoolProcedure,
+			connect.WithSchema(systemServiceMethods.ByName("DrainPool")),
+			connect.WithClientOptions(opts...),
+		),
 		getVersion: connect.NewClient[v1.GetVersionRequest, v1.GetVersionResponse](
 			httpClient,
 			baseURL+SystemServiceGetVersionProcedure,
@@ -172,6 +195,8 @@ type systemServiceClient struct {
 	getQuota         *connect.Client[v1.GetQuotaRequest, v1.GetQuotaResponse]
 	collectTemplates *connect.Client[v1.CollectTemplatesRequest, v1.CollectTemplatesResponse]
 	getPool          *connect.Client[v1.GetPoolRequest, v1.GetPoolResponse]
+	prewarmPool      *connect.Client[v1.PrewarmPoolRequest, v1.PrewarmPoolResponse]
+	drainPool        *connect.Client[v1.DrainPoolRequest, v1.DrainPoolResponse]
 	getVersion       *connect.Client[v1.GetVersionRequest, v1.GetVersionResponse]
 }
 
@@ -215,6 +240,16 @@ func (c *systemServiceClient) GetPool(ctx context.Context, req *connect.Request[
 	return c.getPool.CallUnary(ctx, req)
 }
 
+// PrewarmPool calls firebreak.v1.SystemService.PrewarmPool.
+func (c *systemServiceClient) PrewarmPool(ctx context.Context, req *connect.Request[v1.PrewarmPoolRequest]) (*connect.Response[v1.PrewarmPoolResponse], error) {
+	return c.prewarmPool.CallUnary(ctx, req)
+}
+
+// DrainPool calls firebreak.v1.SystemService.DrainPool.
+func (c *systemServiceClient) DrainPool(ctx context.Context, req *connect.Request[v1.DrainPoolRequest]) (*connect.Response[v1.DrainPoolResponse], error) {
+	return c.drainPool.CallUnary(ctx, req)
+}
+
 // GetVersion calls firebreak.v1.SystemService.GetVersion.
 func (c *systemServiceClient) GetVersion(ctx context.Context, req *connect.Request[v1.GetVersionRequest]) (*connect.Response[v1.GetVersionResponse], error) {
 	return c.getVersion.CallUnary(ctx, req)
@@ -242,6 +277,12 @@ type SystemServiceHandler interface {
 	// GetPool tells which sandboxes the server keeps ready for the caller's tenant,
 	// before anybody asks for them.
 	GetPool(context.Context, *connect.Request[v1.GetPoolRequest]) (*connect.Response[v1.GetPoolResponse], error)
+	// PrewarmPool has sandboxes made ready for the caller's tenant, and keeps them so
+	// as if they had been asked for now. It does not wait for them.
+	PrewarmPool(context.Context, *connect.Request[v1.PrewarmPoolRequest]) (*connect.Response[v1.PrewarmPoolResponse], error)
+	// DrainPool ends the sandboxes that are ready for the caller's tenant. What is
+	// asked for afterwards is kept ready again.
+	DrainPool(context.Context, *connect.Request[v1.DrainPoolRequest]) (*connect.Response[v1.DrainPoolResponse], error)
 	// GetVersion says what is running.
 	GetVersion(context.Context, *connect.Request[v1.GetVersionRequest]) (*connect.Response[v1.GetVersionResponse], error)
 }
@@ -301,6 +342,18 @@ func NewSystemServiceHandler(svc SystemServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(systemServiceMethods.ByName("GetPool")),
 		connect.WithHandlerOptions(opts...),
 	)
+	systemServicePrewarmPoolHandler := connect.NewUnaryHandler(
+		SystemServicePrewarmPoolProcedure,
+		svc.PrewarmPool,
+		connect.WithSchema(systemServiceMethods.ByName("PrewarmPool")),
+		connect.WithHandlerOptions(opts...),
+	)
+	systemServiceDrainPoolHandler := connect.NewUnaryHandler(
+		SystemServiceDrainPoolProcedure,
+		svc.DrainPool,
+		connect.WithSchema(systemServiceMethods.ByName("DrainPool")),
+		connect.WithHandlerOptions(opts...),
+	)
 	systemServiceGetVersionHandler := connect.NewUnaryHandler(
 		SystemServiceGetVersionProcedure,
 		svc.GetVersion,
@@ -325,6 +378,10 @@ func NewSystemServiceHandler(svc SystemServiceHandler, opts ...connect.HandlerOp
 			systemServiceCollectTemplatesHandler.ServeHTTP(w, r)
 		case SystemServiceGetPoolProcedure:
 			systemServiceGetPoolHandler.ServeHTTP(w, r)
+		case SystemServicePrewarmPoolProcedure:
+			systemServicePrewarmPoolHandler.ServeHTTP(w, r)
+		case SystemServiceDrainPoolProcedure:
+			systemServiceDrainPoolHandler.ServeHTTP(w, r)
 		case SystemServiceGetVersionProcedure:
 			systemServiceGetVersionHandler.ServeHTTP(w, r)
 		default:
@@ -366,6 +423,14 @@ func (UnimplementedSystemServiceHandler) CollectTemplates(context.Context, *conn
 
 func (UnimplementedSystemServiceHandler) GetPool(context.Context, *connect.Request[v1.GetPoolRequest]) (*connect.Response[v1.GetPoolResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firebreak.v1.SystemService.GetPool is not implemented"))
+}
+
+func (UnimplementedSystemServiceHandler) PrewarmPool(context.Context, *connect.Request[v1.PrewarmPoolRequest]) (*connect.Response[v1.PrewarmPoolResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firebreak.v1.SystemService.PrewarmPool is not implemented"))
+}
+
+func (UnimplementedSystemServiceHandler) DrainPool(context.Context, *connect.Request[v1.DrainPoolRequest]) (*connect.Response[v1.DrainPoolResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firebreak.v1.SystemService.DrainPool is not implemented"))
 }
 
 func (UnimplementedSystemServiceHandler) GetVersion(context.Context, *connect.Request[v1.GetVersionRequest]) (*connect.Response[v1.GetVersionResponse], error) {
