@@ -15,14 +15,14 @@ func TestSavesNothing(t *testing.T) {
 	o := w.start()
 	sb := mustCreate(t, o, alice, CreateRequest{})
 	for who, kind := range map[Caller]sandbox.Kind{alice: sandbox.KindUnsupported, bob: sandbox.KindNotFound} {
-		_, err := o.Pause(t.Context(), who, string(sb.ID))
+		_, err := o.Pause(t.Context(), who, string(sb.ID), PauseRequest{})
 		wantKind(t, err, kind)
 		_, err = o.CreateSnapshot(t.Context(), who, string(sb.ID), SnapshotRequest{})
 		wantKind(t, err, kind)
 	}
-	_, err := o.Resume(t.Context(), bob, string(sb.ID))
+	_, err := o.Resume(t.Context(), bob, string(sb.ID), ResumeRequest{})
 	wantKind(t, err, sandbox.KindNotFound)
-	if got, err := o.Resume(t.Context(), alice, string(sb.ID)); err != nil || got.State != store.Running {
+	if got, err := o.Resume(t.Context(), alice, string(sb.ID), ResumeRequest{}); err != nil || got.State != store.Running {
 		t.Errorf("resume of one that runs: %+v, %v", got, err)
 	}
 	idle := time.Minute
@@ -37,7 +37,7 @@ func TestSavesNothing(t *testing.T) {
 func TestSnapshotsOfTenants(t *testing.T) {
 	w := newWorld(t)
 	o := w.start()
-	rec, err := w.store.Tenant(alice.Tenant).AddSnapshot(t.Context(), store.SavedSandbox{ID: sandbox.NewSnapshotID(), Name: "warm", Body: []byte("{}")})
+	rec, err := w.store.Tenant(alice.Tenant).AddSnapshot(t.Context(), store.SavedSandbox{ID: sandbox.NewSnapshotID(), Name: "warm", Body: []byte("{}")}, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +61,7 @@ func TestSnapshotsExpire(t *testing.T) {
 	o := w.start()
 	add := func(name string, expires time.Time) {
 		t.Helper()
-		if _, err := w.store.Tenant(alice.Tenant).AddSnapshot(t.Context(), store.SavedSandbox{ID: sandbox.NewSnapshotID(), Name: name, Expires: expires, Body: []byte("{}")}); err != nil {
+		if _, err := w.store.Tenant(alice.Tenant).AddSnapshot(t.Context(), store.SavedSandbox{ID: sandbox.NewSnapshotID(), Name: name, Expires: expires, Body: []byte("{}")}, false); err != nil {
 			t.Fatal(err)
 		}
 	}

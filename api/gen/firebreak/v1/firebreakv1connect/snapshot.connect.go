@@ -54,8 +54,8 @@ const (
 type SnapshotServiceClient interface {
 	// PauseSandbox saves a sandbox to disk and ends its boundary: it takes no memory
 	// and no CPU. It goes on where it was when it is resumed, or when it is used: by
-	// an exec, a file operation, a context or a port. Its life goes on, too: it ends
-	// when it would have. Again: the same answer. One with a network cannot be paused
+	// an exec, a file operation, a context or a port. Its life goes on, too, unless
+	// keep_ms is given: it ends when it would have. Again: the same answer. One with a network cannot be paused
 	// yet.
 	PauseSandbox(context.Context, *connect.Request[v1.PauseSandboxRequest]) (*connect.Response[v1.Sandbox], error)
 	// ResumeSandbox makes a paused sandbox run again and returns when its agent has
@@ -154,8 +154,8 @@ func (c *snapshotServiceClient) RemoveSnapshot(ctx context.Context, req *connect
 type SnapshotServiceHandler interface {
 	// PauseSandbox saves a sandbox to disk and ends its boundary: it takes no memory
 	// and no CPU. It goes on where it was when it is resumed, or when it is used: by
-	// an exec, a file operation, a context or a port. Its life goes on, too: it ends
-	// when it would have. Again: the same answer. One with a network cannot be paused
+	// an exec, a file operation, a context or a port. Its life goes on, too, unless
+	// keep_ms is given: it ends when it would have. Again: the same answer. One with a network cannot be paused
 	// yet.
 	PauseSandbox(context.Context, *connect.Request[v1.PauseSandboxRequest]) (*connect.Response[v1.Sandbox], error)
 	// ResumeSandbox makes a paused sandbox run again and returns when its agent has
