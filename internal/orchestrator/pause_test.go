@@ -28,6 +28,8 @@ func TestSavesNothing(t *testing.T) {
 	idle := time.Minute
 	_, err = o.Create(t.Context(), alice, CreateRequest{IdleTimeout: &idle, IdleAction: IdlePause})
 	wantKind(t, err, sandbox.KindUnsupported)
+	_, err = o.Create(t.Context(), alice, CreateRequest{ExpireAction: ExpirePause})
+	wantKind(t, err, sandbox.KindUnsupported)
 	if exit, _ := mustExec(t, o, alice, sb.ID, sh("exit 3")); exit.Code != 3 {
 		t.Errorf("it does not run on: %+v", exit)
 	}
@@ -52,6 +54,38 @@ func TestSnapshotsOfTenants(t *testing.T) {
 	}
 	if got, err := o.RemoveSnapshot(t.Context(), alice, "warm"); err != nil || got.ID != rec.ID {
 		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// TestSnapshotNames: a name is one snapshot's, the newest one's if that takes it, and
+// nothing of another tenant's.
+func TestSnapshotNames(t *testing.T) {
+	w := newWorld(t)
+	o := w.start()
+	add := func(who Caller, take bool) (store.SavedSandbox, error) {
+		return w.store.Tenant(who.Tenant).AddSnapshot(t.Context(), store.SavedSandbox{ID: sandbox.NewSnapshotID(), Name: "warm", Body: []byte("{}")}, take)
+	}
+	theirs, err := add(bob, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := add(alice, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = add(alice, false)
+	wantKind(t, err, sandbox.KindExists)
+	second, err := add(alice, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for who, want := range map[Caller]map[string]sandbox.SnapshotID{
+		alice: {"warm": second.ID, string(first.ID): first.ID}, bob: {"warm": theirs.ID}} {
+		for ref, id := range want {
+			if got, err := o.findSnapshot(t.Context(), who.Tenant, ref); err != nil || got.ID != id || (got.Name == "warm") != (ref == "warm") {
+				t.Errorf("%s of %s is %+v, %v", ref, who.Tenant, got, err)
+			}
+		}
 	}
 }
 
