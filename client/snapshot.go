@@ -62,6 +62,44 @@ func (c *Client) ForkWorkspace(ctx context.Context, snapshot, name string) (*San
 	return c.Create(ctx, CreateOptions{Snapshot: snapshot, Name: name})
 }
 
+// ForkOptions say how many children a fork has, and in what they differ from their
+// parent. The zero value is one that lives as its parent.
+type ForkOptions struct {
+	Count int      // 0: one, or as many as there are Names
+	Names []string // of the first ones
+	// Timeout and IdleTimeout: 0 is the parent's, Never for ever.
+	Timeout, IdleTimeout time.Duration
+	Env, Metadata        map[string]string // beside the parent's
+}
+
+// Child is what became of one child of a fork.
+type Child struct {
+	*Sandbox             // nil with Err
+	Info     *v1.Sandbox // as it was made
+	Err      error       // a *sandbox.Error
+}
+
+// Fork makes sandboxes that go on where this one is now, with its memory, files,
+// programs and interpreters, and with an identity and randomness of their own. This
+// one goes on. Of each child there is an outcome: some may fail, with KindCapacity for
+// the quota, and the others stand. Errors, when there are none: those of Snapshot.
+func (s *Sandbox) Fork(ctx context.Context, o ForkOptions) ([]Child, error) {
+	res, err := message(s.c.snapshots.ForkSandbox(ctx, connect.NewRequest(&v1.ForkSandboxRequest{Id: s.id, Count: int32(o.Count), Names: o.Names,
+		TimeoutMs: millis(o.Timeout), IdleTimeoutMs: millis(o.IdleTimeout), Env: o.Env, Metadata: o.Metadata})))
+	if err != nil {
+		return nil, err
+	}
+	children := make([]Child, len(res.GetChildren()))
+	for i, c := range res.GetChildren() {
+		if e := c.GetError(); e != nil {
+			children[i].Err = fromDetail(e)
+			continue
+		}
+		children[i] = Child{Sandbox: s.c.Sandbox(c.GetSandbox().GetId()), Info: c.GetSandbox()}
+	}
+	return children, nil
+}
+
 // Snapshots lists the tenant's snapshots, newest first.
 func (c *Client) Snapshots(ctx context.Context) ([]*v1.Snapshot, error) {
 	res, err := message(c.snapshots.ListSnapshots(ctx, connect.NewRequest(&v1.ListSnapshotsRequest{})))

@@ -21,7 +21,7 @@ type Action struct {
 func Actions() []Action {
 	const path = "path in the sandbox"
 	return []Action{
-		{Name: "sandbox.create", Then: Flow, When: "before a boot; done or failed after it", Object: "name", Digest: "its policy, as in sandbox.network", Detail: "backend, isolation, template, limits, network, mode, documents, policies, transforms, bindings, tier, accept_weaker, run, snapshot, git_commit; afterwards enforced, took or error"},
+		{Name: "sandbox.create", Then: Flow, When: "before a boot; done or failed after it", Object: "name", Digest: "its policy, as in sandbox.network", Detail: "backend, isolation, template, limits, network, mode, documents, policies, transforms, bindings, tier, accept_weaker, run, snapshot, forked_from, git_commit; afterwards enforced, took or error"},
 		{Name: "sandbox.timeout", When: "before the end is moved", Object: "new time to live"},
 		{Name: "sandbox.network", Then: Flow, When: "before a sandbox's policy is replaced; done or failed after it", Digest: "the policy: the SHA-256 of its documents, in hex, one a line, and its transforms as they are kept", Detail: "mode, documents, policies, transforms; afterwards closed or error"},
 		{Name: "sandbox.destroy", When: "before a teardown, whatever the cause; Reason says it", Detail: "detail"},
@@ -100,7 +100,6 @@ func Actions() []Action {
 		{Name: "sandbox.resume", Then: Flow, When: "before a paused sandbox runs again, as another instance; done or failed after it", Digest: "what it is restored from", Detail: "bytes, why (access: somebody used it); afterwards paused, took or error"},
 		{Name: "snapshot.create", Then: Flow, When: "before a snapshot is taken; done or failed after it", Object: "snapshot id", Digest: "what was saved, afterwards", Detail: "name; afterwards bytes, took or error"},
 		{Name: "snapshot.remove", When: "before a snapshot is removed; Reason timeout: its time was over", Object: "snapshot id", Detail: "name"},
-
-		{Name: "sandbox.fork", Later: true},
+		{Name: "sandbox.fork", Then: Flow, When: "before a sandbox is saved to be forked; done after the last child, whose creates are on record by themselves, or failed", Digest: "what was saved, afterwards", Detail: "count; afterwards children (ids; more of them in children_N), failed (how many), bytes, took or error"},
 	}
 }

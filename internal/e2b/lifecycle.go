@@ -21,6 +21,7 @@ func (s *Server) lifecycleRoutes(mux *http.ServeMux) {
 	}
 	mux.HandleFunc("POST /sandboxes/{id}/pause", s.keyed(s.pause))
 	mux.HandleFunc("POST /sandboxes/{id}/resume", s.keyed(s.resume))
+	mux.HandleFunc("POST /sandboxes/{id}/fork", s.keyed(s.fork))
 }
 
 // atEnd sets what happens when a sandbox's time is over, and what wakes it.
@@ -170,6 +171,52 @@ func (s *Server) handOut(w http.ResponseWriter, r *http.Request, sb *v1.Sandbox,
 		return err
 	}
 	answer(w, status, h)
+	return nil
+}
+
+// forked is what became of one fork: a sandbox, or why there is none.
+type forked struct {
+	Sandbox *handle   `json:"sandbox,omitempty"`
+	Error   *apiError `json:"error,omitempty"`
+}
+
+// fork makes sandboxes that go on where the one is now, which goes on itself.
+func (s *Server) fork(w http.ResponseWriter, r *http.Request) error {
+	c := struct {
+		Timeout *int64 `json:"timeout"`
+		Count   int32  `json:"count"`
+	}{Count: 1}
+	if err := read(w, r, &c); err != nil {
+		return err
+	}
+	timeout, err := inTime(c.Timeout)
+	if err != nil {
+		return err
+	}
+	if c.Count < 1 {
+		return invalid("count %d is out of range", c.Count).WithHint("1 or more")
+	}
+	sb, err := s.alive(r)
+	if err != nil {
+		return err
+	}
+	res, err := checked(r.Context(), s, s.api.ForkSandbox, &v1.ForkSandboxRequest{Id: sb.GetId(), Count: c.Count, TimeoutMs: proto.Int64(timeout.Milliseconds())})
+	if err != nil {
+		return err
+	}
+	out := []forked{}
+	for _, child := range res.GetChildren() {
+		one := forked{}
+		if e := child.GetError(); e != nil {
+			one.Error = &apiError{Code: codeOf(sandbox.Kind(e.GetKind())).http, Message: e.GetMessage()}
+		} else if h, err := s.handle(r, child.GetSandbox()); err == nil {
+			one.Sandbox = &h
+		} else { // it has ended meanwhile, or its owner may not have it
+			one.Error = &apiError{Code: codeOf(sandbox.KindOf(err)).http, Message: explain(err)}
+		}
+		out = append(out, one)
+	}
+	answer(w, http.StatusCreated, out)
 	return nil
 }
 

@@ -11,7 +11,6 @@ import (
 
 // notYetRoutes are the routes of whole features, as patterns of the control API.
 var notYetRoutes = map[string]string{
-	"POST /sandboxes/{id}/fork": "forking a sandbox",
 	"/volumes":                  "keeping volumes",
 	"/volumes/{rest...}":        "keeping volumes",
 	"/volumecontent/{rest...}":  "keeping volumes",

@@ -36,6 +36,7 @@ type API interface {
 type Snapshots interface {
 	PauseSandbox(context.Context, *v1.PauseSandboxRequest) (*v1.Sandbox, error)
 	ResumeSandbox(context.Context, *v1.ResumeSandboxRequest) (*v1.Sandbox, error)
+	ForkSandbox(context.Context, *v1.ForkSandboxRequest) (*v1.ForkSandboxResponse, error)
 	CreateSnapshot(context.Context, *v1.CreateSnapshotRequest) (*v1.Snapshot, error)
 	ListSnapshots(context.Context, *v1.ListSnapshotsRequest) (*v1.ListSnapshotsResponse, error)
 	RemoveSnapshot(context.Context, *v1.RemoveSnapshotRequest) (*v1.RemoveSnapshotResponse, error)

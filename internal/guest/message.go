@@ -56,8 +56,7 @@ const (
 	OpDial      Op = "dial"
 	OpTrust     Op = "trust"
 	OpStandby   Op = "standby"
-	OpQuiesce   Op = "quiesce" // reserved: forks
-	OpReseed    Op = "reseed"  // reserved: forks
+	OpStandDown Op = "stand-down"
 )
 
 // Call asks the guest for something. Exactly the part that fits Op is set.
@@ -122,6 +121,8 @@ const (
 	CapabilityWindow = "window" // it keeps to FileCall.Window
 	// It keeps interpreters ready.
 	CapabilityStandby = "standby"
+	// It can end the one that waits.
+	CapabilityStandDown = "stand-down"
 )
 
 // ProcCall is about the process ID: signal, resize, attach, detach.

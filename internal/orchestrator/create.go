@@ -163,6 +163,9 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 	if from != nil {
 		sb.Template, sb.Details.From = from.Template, req.From
 	}
+	if req.fork != nil {
+		sb.Details.Parent = req.fork.parent.ID
+	}
 	return &plan{backend: backend, spec: spec, sb: sb, from: from, release: release}, nil
 }
 
@@ -375,7 +378,10 @@ func createRecord(p *plan) sandbox.Record {
 	if p.spec.AcceptWeaker {
 		d["accept_weaker"] = "true"
 	}
-	if p.from != nil {
+	switch {
+	case p.sb.Details.Parent != "":
+		d["forked_from"] = string(p.sb.Details.Parent)
+	case p.from != nil:
 		d["snapshot"] = p.from.Image.Name
 	}
 	if p.sb.Details.Run != "" {

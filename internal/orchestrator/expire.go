@@ -50,6 +50,15 @@ func lives(rec *store.Sandbox, now time.Time, d time.Duration) {
 	}
 }
 
+// life is how long the sandbox has to live, from its beginning; of one that is kept for
+// a time while it is paused, once it goes on.
+func (s *Sandbox) life() *time.Duration {
+	if p := s.Details.Pause; p != nil && p.Life != nil {
+		return p.Life
+	}
+	return &s.MaxLife
+}
+
 // keeps is how long a sandbox stays paused, or nil if its life goes on meanwhile.
 func (l *live) keeps(asked *time.Duration) *time.Duration {
 	l.mu.Lock()

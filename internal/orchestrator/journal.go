@@ -52,7 +52,7 @@ type entry struct {
 	// Whether that is evidence and an event yet is for the next server to look up.
 	End *ExecExit `json:"end,omitempty"`
 
-	forked  bool          // its sandbox was just made of a snapshot
+	Forked  bool          `json:"forked,omitempty"`  // its sandbox was made of another, and it has not been told yet
 	PTY     *guest.Size   `json:"pty,omitempty"`     // of its terminal; replaced, never changed
 	Context *contextEntry `json:"context,omitempty"` // it keeps an interpreter warm
 }

@@ -63,6 +63,7 @@ type CreateRequest struct {
 	Bindings []string
 
 	run          sandbox.RunID     // the run it belongs to
+	fork         *fork             // what it goes on from, in place of From
 	admitted     *admission        // with it; nil: not yet
 	placeholders map[string]string // of Bindings
 }
@@ -114,6 +115,8 @@ type Details struct {
 	Network *NetworkState `json:"network,omitempty"`
 	// From is the snapshot it was made of.
 	From string `json:"from,omitempty"`
+	// Parent is the sandbox it was forked from.
+	Parent sandbox.ID `json:"parent,omitempty"`
 	// Pause is set while it is paused.
 	Pause *PauseState `json:"pause,omitempty"`
 	// Spent is what its instances used until it was paused last.

@@ -52,7 +52,6 @@ type savedState struct {
 	Pack           string            `json:"pack,omitempty"`
 	Env            map[string]string `json:"env,omitempty"`
 	WorkDir        string            `json:"work_dir,omitempty"`
-	Hostname       string            `json:"hostname,omitempty"`
 	Processes      []savedProcess    `json:"processes,omitempty"`
 }
 
@@ -99,14 +98,7 @@ func (o *Orchestrator) CreateSnapshot(ctx context.Context, who Caller, ref strin
 // snap takes a snapshot. Preconditions: the caller is alone.
 func (l *live) snap(ctx context.Context, who Caller, req SnapshotRequest) (Snapshot, error) {
 	o, begun, id := l.o, time.Now(), sandbox.NewSnapshotID()
-	asleep := l.image()
-	var saver sandbox.Snapshotter
-	var err error
-	if asleep == nil {
-		saver, err = l.saver(ctx, "snapshot")
-	} else if err = o.room.check("snapshot"); err == nil {
-		err = o.ledger.storable("snapshot", l.tenant, asleep.Image.Size)
-	}
+	saver, asleep, err := l.savable(ctx, "snapshot")
 	if err != nil {
 		return Snapshot{}, err
 	}
@@ -143,6 +135,20 @@ func (r *SnapshotRequest) detail() map[string]string {
 	return d
 }
 
+// savable is what can save the sandbox or, of one that is paused, what it is restored
+// from. Preconditions: the caller is alone. Errors: those of saver.
+func (l *live) savable(ctx context.Context, op string) (sandbox.Snapshotter, *PauseState, error) {
+	asleep := l.image()
+	if asleep == nil {
+		saver, err := l.saver(ctx, op)
+		return saver, nil, err
+	}
+	if err := l.o.room.check(op); err != nil {
+		return nil, nil, err
+	}
+	return nil, asleep, l.o.ledger.storable(op, l.tenant, asleep.Image.Size)
+}
+
 func nameDetail(name string) map[string]string {
 	if name == "" {
 		return nil
@@ -150,7 +156,7 @@ func nameDetail(name string) map[string]string {
 	return map[string]string{"name": clip(name)}
 }
 
-// saveAs saves the sandbox, or what it is restored from, with its processes.
+// saveAs saves the sandbox, or shares what it is restored from, with its processes.
 func (l *live) saveAs(ctx context.Context, saver sandbox.Snapshotter, asleep *PauseState, name string) (state savedState, err error) {
 	if asleep == nil {
 		st, err := l.stand(ctx)
@@ -171,7 +177,7 @@ func (l *live) saveAs(ctx context.Context, saver sandbox.Snapshotter, asleep *Pa
 	sb := l.snapshotWithEnv()
 	state.Backend, state.Template, state.TemplateDigest = sb.Backend, sb.Template, sb.TemplateDigest
 	state.Limits, state.ReadonlyRoot = sb.Limits, sb.ReadonlyRoot
-	state.Pack, state.Env, state.WorkDir, state.Hostname = sb.Details.Pack, maps.Clone(sb.Details.Env), sb.Details.WorkDir, sb.Details.Hostname
+	state.Pack, state.Env, state.WorkDir = sb.Details.Pack, maps.Clone(sb.Details.Env), sb.Details.WorkDir
 	if state.Processes, err = l.saveProcesses(name); err != nil {
 		err = errors.Join(sandbox.Wrap("snapshot", string(l.id), err), l.o.images.remove(name))
 	}
@@ -211,10 +217,7 @@ func (l *live) keepSnapshot(ctx context.Context, id sandbox.SnapshotID, req Snap
 	if err != nil {
 		return store.SavedSandbox{}, sandbox.Wrap("snapshot", string(l.id), err)
 	}
-	for _, p := range state.Processes {
-		state.Image.Size += p.Size
-	}
-	rec := store.SavedSandbox{ID: id, Name: req.Name, Sandbox: l.id, Created: l.o.Clock(), Size: state.Image.Size, Body: body}
+	rec := store.SavedSandbox{ID: id, Name: req.Name, Sandbox: l.id, Created: l.o.Clock(), Size: state.bytes(), Body: body}
 	if ttl := given(req.TTL, l.o.Defaults.SnapshotTTL); ttl > 0 {
 		rec.Expires = rec.Created.Add(ttl)
 	}
@@ -356,7 +359,7 @@ func (s *savedState) inherit(req *CreateRequest, ref string) error {
 	}
 	req.Backend, req.Template = s.Backend, s.TemplateDigest
 	req.Limits, req.ReadonlyRoot = s.Limits, s.ReadonlyRoot
-	req.Pack, req.Hostname = pick(req.Pack, s.Pack), pick(req.Hostname, s.Hostname)
+	req.Pack = pick(req.Pack, s.Pack)
 	req.Env = merged(s.Env, req.Env)
 	return nil
 }
@@ -370,7 +373,7 @@ func (l *live) inheritProcesses(s *savedState) (procs []*entry, err error) {
 		e := *p.Entry
 		from := l.o.images.stdin(s.Image.Name, p.Entry)
 		e.Sandbox, e.Tenant, e.Run, e.Begun = l.id, l.tenant, "", e.Begun.Add(max(0, aged))
-		e.forked = true
+		e.Forked = e.Context != nil
 		if p.Stdin != "" {
 			f, err := os.Open(from)
 			if err != nil {
@@ -393,9 +396,12 @@ func (l *live) inheritProcesses(s *savedState) (procs []*entry, err error) {
 	return procs, nil
 }
 
-// from finds the snapshot that a create names, and completes it with what that says.
+// from finds what a create goes on from, a snapshot or a parent, and completes it with what that says.
 // nil: it names none.
 func (o *Orchestrator) from(ctx context.Context, tenant sandbox.TenantID, req *CreateRequest) (*savedState, error) {
+	if f := req.fork; f != nil {
+		return &f.saved, f.saved.inherit(req, string(f.parent.ID))
+	}
 	if req.From == "" {
 		return nil, nil
 	}

@@ -86,8 +86,8 @@ func (l *live) stand(ctx context.Context) (*standstill, error) {
 	return st, nil
 }
 
-// lift takes the deadlines off what runs, for as long as nobody follows it, and ends
-// the session. The guest's clock goes on while it is saved, and would end all of it
+// lift takes the deadlines off what runs, for as long as nobody follows it, ends the
+// interpreter that waits for a program, and ends the session. The guest's clock goes on while it is saved, and would end all of it
 // at once when it is restored.
 func (l *live) lift(ctx context.Context, s *guest.Session, inst sandbox.Instance) (err error) {
 	l.starting.Lock() // what is starting has started, or its caller is told that it has not
@@ -98,6 +98,9 @@ func (l *live) lift(ctx context.Context, s *guest.Session, inst sandbox.Instance
 		}
 	}
 	defer s.Close()
+	if err := s.StandDown(ctx); err != nil {
+		return err
+	}
 	l.mu.Lock()
 	var limited []uint32
 	for id, x := range l.execs {

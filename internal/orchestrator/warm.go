@@ -383,7 +383,11 @@ func (l *live) adoptContext(x *execution) *warm {
 	}
 	w.turns++
 	w.sync = w.turns
-	if err := w.in.append(driver.Turn{Turn: w.sync, Sync: true, Fresh: e.forked}.Line()); err != nil {
+	err = w.in.append(driver.Turn{Turn: w.sync, Sync: true, Fresh: e.Forked}.Line())
+	if err == nil && e.Forked {
+		err = x.amend(func(e *entry) { e.Forked = false })
+	}
+	if err != nil {
 		l.o.Log.Error("commands of a context", "sandbox", l.id, "context", w.entry.ID, "error", err)
 	}
 	return w

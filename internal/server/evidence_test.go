@@ -384,6 +384,7 @@ var calls = map[string]func(*real){
 		r.did("POST", "/v1/sandboxes/"+id+"/pause", "{}")
 		r.did("POST", "/v1/sandboxes/"+id+"/resume", "{}")
 	},
+	"SnapshotService.ForkSandbox":    func(r *real) { r.did("POST", "/v1/sandboxes/"+r.second()+"/fork", `{"count":2}`) },
 	"SnapshotService.CreateSnapshot": func(r *real) { r.did("POST", "/v1/sandboxes/"+r.second()+"/snapshots", `{"name":"warm"}`) },
 	"SnapshotService.ListSnapshots":  func(r *real) { r.did("GET", "/v1/snapshots", "") },
 	"SnapshotService.RemoveSnapshot": func(r *real) { r.did("DELETE", "/v1/snapshots/warm", "") },

@@ -126,6 +126,11 @@ func (f *fake) ResumeSandbox(_ context.Context, r *v1.ResumeSandboxRequest) (*v1
 	return &v1.Sandbox{Id: r.Id, State: "running"}, nil
 }
 
+func (f *fake) ForkSandbox(_ context.Context, r *v1.ForkSandboxRequest) (*v1.ForkSandboxResponse, error) {
+	f.saw(r)
+	return &v1.ForkSandboxResponse{}, nil
+}
+
 func (f *fake) CreateSnapshot(_ context.Context, r *v1.CreateSnapshotRequest) (*v1.Snapshot, error) {
 	f.saw(r)
 	return &v1.Snapshot{Id: "snaaaaaaaaaaaaaaaaaa", SandboxId: r.Id, Name: r.Name}, nil

@@ -296,6 +296,7 @@ func TestEveryMethodAsksForItsScope(t *testing.T) {
 			_, err := r.ResumeSandbox(ctx, &v1.ResumeSandboxRequest{})
 			return err
 		},
+		"SnapshotService.ForkSandbox": func(ctx context.Context) error { _, err := r.ForkSandbox(ctx, &v1.ForkSandboxRequest{}); return err },
 		"SnapshotService.CreateSnapshot": func(ctx context.Context) error {
 			_, err := r.CreateSnapshot(ctx, &v1.CreateSnapshotRequest{})
 			return err

@@ -2,9 +2,11 @@ package service
 
 import (
 	"context"
+	"errors"
 
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
 	"github.com/firebreak-dev/firebreak/internal/orchestrator"
+	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
 // PauseSandbox saves a sandbox and ends its boundary; again: the same answer.
@@ -42,6 +44,47 @@ func (s *Service) ResumeSandbox(ctx context.Context, req *v1.ResumeSandboxReques
 		return nil, err
 	}
 	return toSandbox(sb), nil
+}
+
+// ForkSandbox makes sandboxes that go on where one is now. Errors: KindInvalid, and
+// those of PauseSandbox; what fails for one child is in the answer.
+func (s *Service) ForkSandbox(ctx context.Context, req *v1.ForkSandboxRequest) (*v1.ForkSandboxResponse, error) {
+	who, _, err := s.allow(ctx, "SnapshotService.ForkSandbox")
+	if err != nil {
+		return nil, err
+	}
+	f := orchestrator.ForkRequest{Count: int(req.GetCount()), Names: req.GetNames(), Env: req.GetEnv(), Metadata: req.GetMetadata()}
+	if f.Timeout, err = optionalMillis("fork", "timeout_ms", req.TimeoutMs); err != nil {
+		return nil, err
+	}
+	if f.IdleTimeout, err = optionalMillis("fork", "idle_timeout_ms", req.IdleTimeoutMs); err != nil {
+		return nil, err
+	}
+	children, err := s.Orchestrator.Fork(ctx, who, req.GetId(), f)
+	if err != nil {
+		return nil, err
+	}
+	resp := &v1.ForkSandboxResponse{Children: make([]*v1.ForkedSandbox, len(children))}
+	for i, c := range children {
+		if c.Err == nil {
+			resp.Children[i] = &v1.ForkedSandbox{Outcome: &v1.ForkedSandbox_Sandbox{Sandbox: toSandbox(c.Sandbox)}}
+		} else {
+			resp.Children[i] = &v1.ForkedSandbox{Outcome: &v1.ForkedSandbox_Error{Error: s.childError(req.GetId(), c.Err)}}
+		}
+	}
+	return resp, nil
+}
+
+// childError is what a caller is told of a child that there is not: what a call of its
+// own that failed would say.
+func (s *Service) childError(parent string, err error) *v1.ErrorDetail {
+	var e *sandbox.Error
+	if !errors.As(err, &e) {
+		s.Log.Error("a child of a fork", "sandbox", parent, "error", err)
+		e = sandbox.Errorf("fork", sandbox.KindOf(err), "the child could not be made").WithHint("the server's log says more")
+	}
+	return &v1.ErrorDetail{Kind: string(e.Kind), Message: text(e.Message()), Hint: text(e.Hint), Op: text(e.Op), Id: text(e.ID),
+		RetryAfterMs: e.RetryAfter.Milliseconds()}
 }
 
 // CreateSnapshot saves a sandbox, which goes on. Errors: those of PauseSandbox;

@@ -47,10 +47,16 @@ func furnish(root *os.Root, owners bool) error {
 			return err
 		}
 	}
-	for _, name := range []string{"etc/hosts", "etc/hostname", "etc/resolv.conf"} {
+	if err := ownDirectory(root, path.Dir(bootID)); err != nil {
+		return err
+	}
+	for _, name := range []string{"etc/hosts", "etc/resolv.conf", "etc/machine-id", bootID} {
 		if err := replaceIn(root, name, []byte(skeletonFiles[name])); err != nil {
 			return err
 		}
+	}
+	if err := linkIn(root, "etc/hostname", skeletonLinks["etc/hostname"]); err != nil {
+		return err
 	}
 	home := UserHome[1:]
 	if owners {
@@ -154,6 +160,14 @@ func replaceIn(root *os.Root, name string, content []byte) error {
 		err = root.Chtimes(name, epoch, epoch)
 	}
 	return noSpace(errors.Join(err, f.Close()))
+}
+
+// linkIn makes name a link, whatever it was.
+func linkIn(root *os.Root, name, target string) error {
+	if err := root.RemoveAll(name); err != nil {
+		return err
+	}
+	return noSpace(root.Symlink(target, name))
 }
 
 // lookIn follows name as the guest would and reports what it leads to.

@@ -32,10 +32,8 @@ var skeletonFiles = map[string]string{
 	"etc/passwd": "root:x:0:0:root:/root:/bin/sh\n" +
 		fmt.Sprintf("%s:x:%d:%d:%s:%s:%s\n", UserName, UserID, UserID, UserName, UserHome, "/bin/sh") +
 		"nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
-	"etc/group": fmt.Sprintf("root:x:0:\ntty:x:5:\n%s:x:%d:\nnogroup:x:65534:\n", UserName, UserID),
-	"etc/hosts": "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n",
-	// A name for what has none yet; a backend sets the real one.
-	"etc/hostname":    "sandbox\n",
+	"etc/group":       fmt.Sprintf("root:x:0:\ntty:x:5:\n%s:x:%d:\nnogroup:x:65534:\n", UserName, UserID),
+	"etc/hosts":       "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n",
 	"etc/resolv.conf": "# no name server: this sandbox has no network\n",
 	// dns matters only when a backend with a network fills in resolv.conf.
 	"etc/nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nnetworks: files\n" +
@@ -45,11 +43,20 @@ var skeletonFiles = map[string]string{
 	"etc/host.conf":   "multi on\n",
 	"etc/ld.so.conf":  "include /etc/ld.so.conf.d/*.conf\n",
 	"etc/environment": "",
+	// Every sandbox has its own: see internal/backend/gvisor. What binds over the
+	// second is bound again, with all of proc, where that is mounted.
+	"etc/machine-id": "",
+	bootID:           "",
 }
+
+// bootID is a file of proc that a backend may bind over. It has to be in the root as
+// well: what binds looks for it there first.
+const bootID = "proc/sys/kernel/random/boot_id"
 
 var skeletonLinks = map[string]string{
 	"etc/localtime": "/usr/share/zoneinfo/Etc/UTC",
 	"etc/mtab":      "../proc/self/mounts",
+	"etc/hostname":  "../proc/sys/kernel/hostname", // whatever it is, in a sandbox that was made of another, too
 	"var/run":       "/run",
 	"var/lock":      "/run",
 }

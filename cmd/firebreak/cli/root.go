@@ -44,7 +44,7 @@ in this process and leave nothing running.`,
 	}
 	add("run", a.runCommand(), a.demoCommand())
 	add("sandbox", a.createCommand(), a.execCommand(), a.evalCommand(), a.contextCommand(), a.shellCommand(), a.psCommand(), a.attachCommand(), a.killCommand(), a.cpCommand(), a.watchCommand(), a.lsCommand(), a.inspectCommand(), a.statsCommand(),
-		a.pauseCommand(), a.resumeCommand(), a.snapshotCommand(), a.networkCommand(), a.portForwardCommand(), a.logsCommand(), a.eventsCommand(), a.rmCommand())
+		a.pauseCommand(), a.resumeCommand(), a.snapshotCommand(), a.forkCommand(), a.networkCommand(), a.portForwardCommand(), a.logsCommand(), a.eventsCommand(), a.rmCommand())
 	add("admin", a.serveCommand(), a.doctorCommand(), a.auditCommand(), a.templateCommand(), a.policyCommand(), a.secretCommand(), a.bindingCommand(), a.keyCommand(), a.quotaCommand(), a.poolCommand(), a.configCommand(), a.versionCommand(),
 		a.backupCommand(), a.restoreCommand(), a.uninstallCommand(), a.routerCommand())
 	root.SetHelpCommandGroupID("admin")

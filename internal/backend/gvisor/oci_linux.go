@@ -132,6 +132,9 @@ func (b *Backend) buildSpec(dir string, s sandbox.Spec) ociSpec {
 			o.Mounts = append(o.Mounts, bind(f.target, filepath.Join(dir, f.name)))
 		}
 	}
+	for _, f := range identityFiles(s) {
+		o.Mounts = append(o.Mounts, bind(f.target, filepath.Join(dir, f.name)))
+	}
 	if s.ReadonlyRoot {
 		for _, w := range writable {
 			o.Mounts = append(o.Mounts, ociMount{
@@ -195,6 +198,9 @@ func (b *Backend) writeBundle(dir string, s sandbox.Spec) error {
 		if err := writeWireFiles(dir, s); err != nil {
 			return err
 		}
+	}
+	if err := writeIdentity(dir, s); err != nil {
+		return err
 	}
 	j, err := json.Marshal(b.buildSpec(dir, s))
 	if err != nil {

@@ -66,6 +66,8 @@ func (l *link) onCall(id uint32, body []byte) error {
 			return guest.Violation("standby without a program")
 		}
 		l.async(id, c.Op, func(*transfer) (guest.Reply, error) { return guest.Reply{}, l.s.standby.keep(c.Standby) })
+	case guest.OpStandDown:
+		l.async(id, c.Op, func(*transfer) (guest.Reply, error) { l.s.standby.down(); return guest.Reply{}, nil })
 	default:
 		l.async(id, c.Op, func(*transfer) (guest.Reply, error) {
 			return guest.Reply{}, sandbox.Errorf(string(c.Op), sandbox.KindUnsupported, "this agent cannot do that")

@@ -59,7 +59,7 @@ func FuzzGuestDecode(f *testing.F) {
 		all = append(all, frame...)
 	}
 	f.Add(all, false)
-	for _, op := range []guest.Op{guest.OpPing, guest.OpProcesses, guest.OpReseed, guest.OpSignal, guest.OpResize, guest.OpWrite, guest.OpRead, "nonsense"} {
+	for _, op := range []guest.Op{guest.OpPing, guest.OpProcesses, guest.OpStandDown, guest.OpSignal, guest.OpResize, guest.OpWrite, guest.OpRead, "nonsense"} {
 		f.Add(guest.AppendFrame(nil, guest.TypeCall, 5, []byte(`{"op":"`+string(op)+`","process":{"id":5},"file":{"path":"x"}}`)), true)
 	}
 	f.Fuzz(func(t *testing.T, in []byte, attached bool) {

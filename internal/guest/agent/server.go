@@ -177,12 +177,13 @@ func (s *Server) attachment(d *guest.Decoder, w *wire, nonce string) (reset []by
 	answer := guest.Hello{Protocol: guest.ProtocolVersion, Version: s.version, NextID: s.nextID,
 		Capabilities: []string{"exec", "files", "watch", "dial", guest.CapabilityPTY, guest.CapabilityWindow, guest.CapabilityAttributes}}
 	if _, ok := s.sys.(Stander); ok {
-		answer.Capabilities = append(answer.Capabilities, guest.CapabilityStandby)
+		answer.Capabilities = append(answer.Capabilities, guest.CapabilityStandby, guest.CapabilityStandDown)
 	}
 	if _, ok := s.sys.(Truster); ok {
 		answer.Capabilities = append(answer.Capabilities, guest.CapabilityTrust)
 	}
 	s.mu.Unlock()
+	s.standby.up()
 	defer l.end()
 	if err := l.json(guest.TypeHello, 0, answer); err != nil {
 		return nil, err

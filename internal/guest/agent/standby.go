@@ -53,6 +53,7 @@ type standby struct {
 	running int                // guarded by mu; programs, those being started among them
 	epoch   int                // guarded by mu; counts what makes an interpreter stale
 	timer   *time.Timer        // guarded by mu; until the next one is made
+	lying   bool               // guarded by mu; none is made until a host attaches
 	closed  bool               // guarded by mu
 }
 
@@ -72,7 +73,7 @@ func (b *standby) keep(c *guest.StandbyCall) error {
 func (b *standby) make() error {
 	b.mu.Lock()
 	c, epoch := b.want, b.epoch
-	idle := c != nil && b.now == nil && b.running == 0 && !b.closed
+	idle := c != nil && b.now == nil && b.running == 0 && !b.lying && !b.closed
 	b.mu.Unlock()
 	if !idle {
 		return nil
@@ -92,7 +93,7 @@ func (b *standby) make() error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.closed || b.now != nil || b.epoch != epoch {
+	if b.closed || b.lying || b.now != nil || b.epoch != epoch {
 		made.Kill()
 		return nil
 	}
@@ -197,6 +198,35 @@ func startup(path string) bool {
 		}
 	}
 	return strings.HasSuffix(path, ".pth") || strings.HasSuffix(path, "customize.py") || strings.HasSuffix(path, "pyvenv.cfg")
+}
+
+// down ends the one that waits, and one that is being made. None is made until up is
+// called.
+func (b *standby) down() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.lying = true
+	b.epoch++
+	if b.timer != nil {
+		b.timer.Stop()
+	}
+	if b.now != nil {
+		b.now.Kill()
+		b.now = nil
+	}
+}
+
+// up has one made again, after down.
+func (b *standby) up() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.lying {
+		return
+	}
+	b.lying = false
+	if b.want != nil && b.running == 0 && !b.closed {
+		b.later(standSoon)
+	}
 }
 
 // close ends the one that waits. None is made afterwards.

@@ -512,10 +512,12 @@ type Sandbox struct {
 	// Since when it is paused, and how many bytes it takes on disk meanwhile.
 	PausedAt    *timestamppb.Timestamp `protobuf:"bytes,32,opt,name=paused_at,json=pausedAt,proto3" json:"paused_at,omitempty"`
 	PausedBytes int64                  `protobuf:"varint,33,opt,name=paused_bytes,json=pausedBytes,proto3" json:"paused_bytes,omitempty"`
+	// The sandbox it was forked from, which may have ended.
+	ForkedFrom string `protobuf:"bytes,34,opt,name=forked_from,json=forkedFrom,proto3" json:"forked_from,omitempty"`
 	// destroy or pause.
-	ExpireAction string `protobuf:"bytes,34,opt,name=expire_action,json=expireAction,proto3" json:"expire_action,omitempty"`
+	ExpireAction string `protobuf:"bytes,35,opt,name=expire_action,json=expireAction,proto3" json:"expire_action,omitempty"`
 	// use or resume.
-	Wake          string `protobuf:"bytes,35,opt,name=wake,proto3" json:"wake,omitempty"`
+	Wake          string `protobuf:"bytes,36,opt,name=wake,proto3" json:"wake,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -779,6 +781,13 @@ func (x *Sandbox) GetPausedBytes() int64 {
 		return x.PausedBytes
 	}
 	return 0
+}
+
+func (x *Sandbox) GetForkedFrom() string {
+	if x != nil {
+		return x.ForkedFrom
+	}
+	return ""
 }
 
 func (x *Sandbox) GetExpireAction() string {
@@ -2755,7 +2764,7 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x12\n" +
 	"\x10_idle_timeout_msB\r\n" +
-	"\v_timeout_ms\"\xd8\n" +
+	"\v_timeout_ms\"\xf9\n" +
 	"\n" +
 	"\aSandbox\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -2797,9 +2806,11 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\bbindings\x18\x1e \x03(\tR\bbindings\x12\x1a\n" +
 	"\bsnapshot\x18\x1f \x01(\tR\bsnapshot\x127\n" +
 	"\tpaused_at\x18  \x01(\v2\x1a.google.protobuf.TimestampR\bpausedAt\x12!\n" +
-	"\fpaused_bytes\x18! \x01(\x03R\vpausedBytes\x12#\n" +
-	"\rexpire_action\x18\" \x01(\tR\fexpireAction\x12\x12\n" +
-	"\x04wake\x18# \x01(\tR\x04wake\x1a;\n" +
+	"\fpaused_bytes\x18! \x01(\x03R\vpausedBytes\x12\x1f\n" +
+	"\vforked_from\x18\" \x01(\tR\n" +
+	"forkedFrom\x12#\n" +
+	"\rexpire_action\x18# \x01(\tR\fexpireAction\x12\x12\n" +
+	"\x04wake\x18$ \x01(\tR\x04wake\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe4\x01\n" +

@@ -136,6 +136,235 @@ func (x *ResumeSandboxRequest) GetTimeoutMs() int64 {
 	return 0
 }
 
+type ForkSandboxRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A sandbox id, or the name of a live sandbox.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// How many; left out = one, or as many as there are names.
+	Count int32 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	// Names of the first children, unique among the tenant's live sandboxes.
+	Names []string `protobuf:"bytes,3,rep,name=names,proto3" json:"names,omitempty"`
+	// How long a child lives, from now on. 0 = for ever; left out = as long as its
+	// parent was to.
+	TimeoutMs *int64 `protobuf:"varint,4,opt,name=timeout_ms,json=timeoutMs,proto3,oneof" json:"timeout_ms,omitempty"`
+	// 0 = no such limit; left out = the parent's.
+	IdleTimeoutMs *int64 `protobuf:"varint,5,opt,name=idle_timeout_ms,json=idleTimeoutMs,proto3,oneof" json:"idle_timeout_ms,omitempty"`
+	// Beside the parent's environment, for programs that are started in a child; those
+	// that run already have what they have.
+	Env map[string]string `protobuf:"bytes,6,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Beside the parent's.
+	Metadata      map[string]string `protobuf:"bytes,7,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForkSandboxRequest) Reset() {
+	*x = ForkSandboxRequest{}
+	mi := &file_firebreak_v1_snapshot_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForkSandboxRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForkSandboxRequest) ProtoMessage() {}
+
+func (x *ForkSandboxRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_snapshot_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForkSandboxRequest.ProtoReflect.Descriptor instead.
+func (*ForkSandboxRequest) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_snapshot_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ForkSandboxRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ForkSandboxRequest) GetCount() int32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *ForkSandboxRequest) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *ForkSandboxRequest) GetTimeoutMs() int64 {
+	if x != nil && x.TimeoutMs != nil {
+		return *x.TimeoutMs
+	}
+	return 0
+}
+
+func (x *ForkSandboxRequest) GetIdleTimeoutMs() int64 {
+	if x != nil && x.IdleTimeoutMs != nil {
+		return *x.IdleTimeoutMs
+	}
+	return 0
+}
+
+func (x *ForkSandboxRequest) GetEnv() map[string]string {
+	if x != nil {
+		return x.Env
+	}
+	return nil
+}
+
+func (x *ForkSandboxRequest) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+type ForkSandboxResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the order of names.
+	Children      []*ForkedSandbox `protobuf:"bytes,1,rep,name=children,proto3" json:"children,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForkSandboxResponse) Reset() {
+	*x = ForkSandboxResponse{}
+	mi := &file_firebreak_v1_snapshot_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForkSandboxResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForkSandboxResponse) ProtoMessage() {}
+
+func (x *ForkSandboxResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_snapshot_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForkSandboxResponse.ProtoReflect.Descriptor instead.
+func (*ForkSandboxResponse) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_snapshot_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ForkSandboxResponse) GetChildren() []*ForkedSandbox {
+	if x != nil {
+		return x.Children
+	}
+	return nil
+}
+
+// ForkedSandbox is what became of one child.
+type ForkedSandbox struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Outcome:
+	//
+	//	*ForkedSandbox_Sandbox
+	//	*ForkedSandbox_Error
+	Outcome       isForkedSandbox_Outcome `protobuf_oneof:"outcome"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForkedSandbox) Reset() {
+	*x = ForkedSandbox{}
+	mi := &file_firebreak_v1_snapshot_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForkedSandbox) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForkedSandbox) ProtoMessage() {}
+
+func (x *ForkedSandbox) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_snapshot_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForkedSandbox.ProtoReflect.Descriptor instead.
+func (*ForkedSandbox) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_snapshot_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ForkedSandbox) GetOutcome() isForkedSandbox_Outcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return nil
+}
+
+func (x *ForkedSandbox) GetSandbox() *Sandbox {
+	if x != nil {
+		if x, ok := x.Outcome.(*ForkedSandbox_Sandbox); ok {
+			return x.Sandbox
+		}
+	}
+	return nil
+}
+
+func (x *ForkedSandbox) GetError() *ErrorDetail {
+	if x != nil {
+		if x, ok := x.Outcome.(*ForkedSandbox_Error); ok {
+			return x.Error
+		}
+	}
+	return nil
+}
+
+type isForkedSandbox_Outcome interface {
+	isForkedSandbox_Outcome()
+}
+
+type ForkedSandbox_Sandbox struct {
+	Sandbox *Sandbox `protobuf:"bytes,1,opt,name=sandbox,proto3,oneof"`
+}
+
+type ForkedSandbox_Error struct {
+	Error *ErrorDetail `protobuf:"bytes,2,opt,name=error,proto3,oneof"`
+}
+
+func (*ForkedSandbox_Sandbox) isForkedSandbox_Outcome() {}
+
+func (*ForkedSandbox_Error) isForkedSandbox_Outcome() {}
+
 type CreateSnapshotRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A sandbox id, or the name of a live sandbox.
@@ -153,7 +382,7 @@ type CreateSnapshotRequest struct {
 
 func (x *CreateSnapshotRequest) Reset() {
 	*x = CreateSnapshotRequest{}
-	mi := &file_firebreak_v1_snapshot_proto_msgTypes[2]
+	mi := &file_firebreak_v1_snapshot_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -165,7 +394,7 @@ func (x *CreateSnapshotRequest) String() string {
 func (*CreateSnapshotRequest) ProtoMessage() {}
 
 func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_snapshot_proto_msgTypes[2]
+	mi := &file_firebreak_v1_snapshot_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -178,7 +407,7 @@ func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_snapshot_proto_rawDescGZIP(), []int{2}
+	return file_firebreak_v1_snapshot_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *CreateSnapshotRequest) GetId() string {
@@ -231,7 +460,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_firebreak_v1_snapshot_proto_msgTypes[3]
+	mi := &file_firebreak_v1_snapshot_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -243,7 +472,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_snapshot_proto_msgTypes[3]
+	mi := &file_firebreak_v1_snapshot_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -256,7 +485,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_snapshot_proto_rawDescGZIP(), []int{3}
+	return file_firebreak_v1_snapshot_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Snapshot) GetId() string {
@@ -330,7 +559,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_firebreak_v1_snapshot_proto_msgTypes[4]
+	mi := &file_firebreak_v1_snapshot_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -342,7 +571,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_snapshot_proto_msgTypes[4]
+	mi := &file_firebreak_v1_snapshot_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -355,7 +584,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_snapshot_proto_rawDescGZIP(), []int{4}
+	return file_firebreak_v1_snapshot_proto_rawDescGZIP(), []int{7}
 }
 
 type ListSnapshotsResponse struct {
@@ -367,7 +596,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_firebreak_v1_snapshot_proto_msgTypes[5]
+	mi := &file_firebreak_v1_snapshot_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -379,7 +608,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_snapshot_proto_msgTypes[5]
+	mi := &file_firebreak_v1_snapshot_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -392,7 +621,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_snapshot_proto_rawDescGZIP(), []int{5}
+	return file_firebreak_v1_snapshot_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -412,7 +641,7 @@ type RemoveSnapshotRequest struct {
 
 func (x *RemoveSnapshotRequest) Reset() {
 	*x = RemoveSnapshotRequest{}
-	mi := &file_firebreak_v1_snapshot_proto_msgTypes[6]
+	mi := &file_firebreak_v1_snapshot_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -424,7 +653,7 @@ func (x *RemoveSnapshotRequest) String() string {
 func (*RemoveSnapshotRequest) ProtoMessage() {}
 
 func (x *RemoveSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_snapshot_proto_msgTypes[6]
+	mi := &file_firebreak_v1_snapshot_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -437,7 +666,7 @@ func (x *RemoveSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RemoveSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_snapshot_proto_rawDescGZIP(), []int{6}
+	return file_firebreak_v1_snapshot_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RemoveSnapshotRequest) GetId() string {
@@ -455,7 +684,7 @@ type RemoveSnapshotResponse struct {
 
 func (x *RemoveSnapshotResponse) Reset() {
 	*x = RemoveSnapshotResponse{}
-	mi := &file_firebreak_v1_snapshot_proto_msgTypes[7]
+	mi := &file_firebreak_v1_snapshot_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -467,7 +696,7 @@ func (x *RemoveSnapshotResponse) String() string {
 func (*RemoveSnapshotResponse) ProtoMessage() {}
 
 func (x *RemoveSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_snapshot_proto_msgTypes[7]
+	mi := &file_firebreak_v1_snapshot_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -480,14 +709,14 @@ func (x *RemoveSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*RemoveSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_snapshot_proto_rawDescGZIP(), []int{7}
+	return file_firebreak_v1_snapshot_proto_rawDescGZIP(), []int{10}
 }
 
 var File_firebreak_v1_snapshot_proto protoreflect.FileDescriptor
 
 const file_firebreak_v1_snapshot_proto_rawDesc = "" +
 	"\n" +
-	"\x1bfirebreak/v1/snapshot.proto\x12\ffirebreak.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1afirebreak/v1/options.proto\x1a\x1afirebreak/v1/sandbox.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"d\n" +
+	"\x1bfirebreak/v1/snapshot.proto\x12\ffirebreak.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18firebreak/v1/error.proto\x1a\x1afirebreak/v1/options.proto\x1a\x1afirebreak/v1/sandbox.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"d\n" +
 	"\x13PauseSandboxRequest\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12%\n" +
@@ -499,7 +728,31 @@ const file_firebreak_v1_snapshot_proto_rawDesc = "" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12+\n" +
 	"\n" +
 	"timeout_ms\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\ttimeoutMs\x88\x01\x01B\r\n" +
-	"\v_timeout_ms\"\xbb\x01\n" +
+	"\v_timeout_ms\"\xe7\x04\n" +
+	"\x12ForkSandboxRequest\x12\x1a\n" +
+	"\x02id\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12\x1f\n" +
+	"\x05count\x18\x02 \x01(\x05B\t\xbaH\x06\x1a\x04\x18@(\x00R\x05count\x12?\n" +
+	"\x05names\x18\x03 \x03(\tB)\xbaH&\x92\x01#\x10@\"\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,62}$R\x05names\x12+\n" +
+	"\n" +
+	"timeout_ms\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\ttimeoutMs\x88\x01\x01\x124\n" +
+	"\x0fidle_timeout_ms\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x01R\ridleTimeoutMs\x88\x01\x01\x12r\n" +
+	"\x03env\x18\x06 \x03(\v2).firebreak.v1.ForkSandboxRequest.EnvEntryB5\xbaH2\x9a\x01/\x10\x80\x02\"\"r 2\x1e^[A-Za-z_][A-Za-z0-9_]{0,254}$*\x06r\x04(\x80\x80\bR\x03env\x12d\n" +
+	"\bmetadata\x18\a \x03(\v2..firebreak.v1.ForkSandboxRequest.MetadataEntryB\x18\xbaH\x15\x9a\x01\x12\x10@\"\ar\x05\x10\x01\x18\x80\x01*\x05r\x03\x18\x80\bR\bmetadata\x1a6\n" +
+	"\bEnvEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\r\n" +
+	"\v_timeout_msB\x12\n" +
+	"\x10_idle_timeout_ms\"N\n" +
+	"\x13ForkSandboxResponse\x127\n" +
+	"\bchildren\x18\x01 \x03(\v2\x1b.firebreak.v1.ForkedSandboxR\bchildren\"\x80\x01\n" +
+	"\rForkedSandbox\x121\n" +
+	"\asandbox\x18\x01 \x01(\v2\x15.firebreak.v1.SandboxH\x00R\asandbox\x121\n" +
+	"\x05error\x18\x02 \x01(\v2\x19.firebreak.v1.ErrorDetailH\x00R\x05errorB\t\n" +
+	"\aoutcome\"\xbb\x01\n" +
 	"\x15CreateSnapshotRequest\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x129\n" +
@@ -526,12 +779,14 @@ const file_firebreak_v1_snapshot_proto_rawDesc = "" +
 	"\x15RemoveSnapshotRequest\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\"\x18\n" +
-	"\x16RemoveSnapshotResponse2\xf8\x05\n" +
+	"\x16RemoveSnapshotResponse2\x92\a\n" +
 	"\x0fSnapshotService\x12\x8f\x01\n" +
 	"\fPauseSandbox\x12!.firebreak.v1.PauseSandboxRequest\x1a\x15.firebreak.v1.Sandbox\"E\xca\xda\x18\x1e\n" +
 	"\rsandbox:write\x12\rsandbox.pause\x82\xd3\xe4\x93\x02\x1d:\x01*\"\x18/v1/sandboxes/{id}/pause\x12\x93\x01\n" +
 	"\rResumeSandbox\x12\".firebreak.v1.ResumeSandboxRequest\x1a\x15.firebreak.v1.Sandbox\"G\xca\xda\x18\x1f\n" +
-	"\rsandbox:write\x12\x0esandbox.resume\x82\xd3\xe4\x93\x02\x1e:\x01*\"\x19/v1/sandboxes/{id}/resume\x12\x9a\x01\n" +
+	"\rsandbox:write\x12\x0esandbox.resume\x82\xd3\xe4\x93\x02\x1e:\x01*\"\x19/v1/sandboxes/{id}/resume\x12\x97\x01\n" +
+	"\vForkSandbox\x12 .firebreak.v1.ForkSandboxRequest\x1a!.firebreak.v1.ForkSandboxResponse\"C\xca\xda\x18\x1d\n" +
+	"\rsandbox:write\x12\fsandbox.fork\x82\xd3\xe4\x93\x02\x1c:\x01*\"\x17/v1/sandboxes/{id}/fork\x12\x9a\x01\n" +
 	"\x0eCreateSnapshot\x12#.firebreak.v1.CreateSnapshotRequest\x1a\x16.firebreak.v1.Snapshot\"K\xca\xda\x18 \n" +
 	"\rsandbox:write\x12\x0fsnapshot.create\x82\xd3\xe4\x93\x02!:\x01*\"\x1c/v1/sandboxes/{id}/snapshots\x12\x81\x01\n" +
 	"\rListSnapshots\x12\".firebreak.v1.ListSnapshotsRequest\x1a#.firebreak.v1.ListSnapshotsResponse\"'\xca\xda\x18\x0e\n" +
@@ -551,40 +806,53 @@ func file_firebreak_v1_snapshot_proto_rawDescGZIP() []byte {
 	return file_firebreak_v1_snapshot_proto_rawDescData
 }
 
-var file_firebreak_v1_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_firebreak_v1_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_firebreak_v1_snapshot_proto_goTypes = []any{
 	(*PauseSandboxRequest)(nil),    // 0: firebreak.v1.PauseSandboxRequest
 	(*ResumeSandboxRequest)(nil),   // 1: firebreak.v1.ResumeSandboxRequest
-	(*CreateSnapshotRequest)(nil),  // 2: firebreak.v1.CreateSnapshotRequest
-	(*Snapshot)(nil),               // 3: firebreak.v1.Snapshot
-	(*ListSnapshotsRequest)(nil),   // 4: firebreak.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),  // 5: firebreak.v1.ListSnapshotsResponse
-	(*RemoveSnapshotRequest)(nil),  // 6: firebreak.v1.RemoveSnapshotRequest
-	(*RemoveSnapshotResponse)(nil), // 7: firebreak.v1.RemoveSnapshotResponse
-	(*timestamppb.Timestamp)(nil),  // 8: google.protobuf.Timestamp
-	(*Limits)(nil),                 // 9: firebreak.v1.Limits
-	(*Sandbox)(nil),                // 10: firebreak.v1.Sandbox
+	(*ForkSandboxRequest)(nil),     // 2: firebreak.v1.ForkSandboxRequest
+	(*ForkSandboxResponse)(nil),    // 3: firebreak.v1.ForkSandboxResponse
+	(*ForkedSandbox)(nil),          // 4: firebreak.v1.ForkedSandbox
+	(*CreateSnapshotRequest)(nil),  // 5: firebreak.v1.CreateSnapshotRequest
+	(*Snapshot)(nil),               // 6: firebreak.v1.Snapshot
+	(*ListSnapshotsRequest)(nil),   // 7: firebreak.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),  // 8: firebreak.v1.ListSnapshotsResponse
+	(*RemoveSnapshotRequest)(nil),  // 9: firebreak.v1.RemoveSnapshotRequest
+	(*RemoveSnapshotResponse)(nil), // 10: firebreak.v1.RemoveSnapshotResponse
+	nil,                            // 11: firebreak.v1.ForkSandboxRequest.EnvEntry
+	nil,                            // 12: firebreak.v1.ForkSandboxRequest.MetadataEntry
+	(*Sandbox)(nil),                // 13: firebreak.v1.Sandbox
+	(*ErrorDetail)(nil),            // 14: firebreak.v1.ErrorDetail
+	(*timestamppb.Timestamp)(nil),  // 15: google.protobuf.Timestamp
+	(*Limits)(nil),                 // 16: firebreak.v1.Limits
 }
 var file_firebreak_v1_snapshot_proto_depIdxs = []int32{
-	8,  // 0: firebreak.v1.Snapshot.created_at:type_name -> google.protobuf.Timestamp
-	8,  // 1: firebreak.v1.Snapshot.expires_at:type_name -> google.protobuf.Timestamp
-	9,  // 2: firebreak.v1.Snapshot.limits:type_name -> firebreak.v1.Limits
-	3,  // 3: firebreak.v1.ListSnapshotsResponse.snapshots:type_name -> firebreak.v1.Snapshot
-	0,  // 4: firebreak.v1.SnapshotService.PauseSandbox:input_type -> firebreak.v1.PauseSandboxRequest
-	1,  // 5: firebreak.v1.SnapshotService.ResumeSandbox:input_type -> firebreak.v1.ResumeSandboxRequest
-	2,  // 6: firebreak.v1.SnapshotService.CreateSnapshot:input_type -> firebreak.v1.CreateSnapshotRequest
-	4,  // 7: firebreak.v1.SnapshotService.ListSnapshots:input_type -> firebreak.v1.ListSnapshotsRequest
-	6,  // 8: firebreak.v1.SnapshotService.RemoveSnapshot:input_type -> firebreak.v1.RemoveSnapshotRequest
-	10, // 9: firebreak.v1.SnapshotService.PauseSandbox:output_type -> firebreak.v1.Sandbox
-	10, // 10: firebreak.v1.SnapshotService.ResumeSandbox:output_type -> firebreak.v1.Sandbox
-	3,  // 11: firebreak.v1.SnapshotService.CreateSnapshot:output_type -> firebreak.v1.Snapshot
-	5,  // 12: firebreak.v1.SnapshotService.ListSnapshots:output_type -> firebreak.v1.ListSnapshotsResponse
-	7,  // 13: firebreak.v1.SnapshotService.RemoveSnapshot:output_type -> firebreak.v1.RemoveSnapshotResponse
-	9,  // [9:14] is the sub-list for method output_type
-	4,  // [4:9] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	11, // 0: firebreak.v1.ForkSandboxRequest.env:type_name -> firebreak.v1.ForkSandboxRequest.EnvEntry
+	12, // 1: firebreak.v1.ForkSandboxRequest.metadata:type_name -> firebreak.v1.ForkSandboxRequest.MetadataEntry
+	4,  // 2: firebreak.v1.ForkSandboxResponse.children:type_name -> firebreak.v1.ForkedSandbox
+	13, // 3: firebreak.v1.ForkedSandbox.sandbox:type_name -> firebreak.v1.Sandbox
+	14, // 4: firebreak.v1.ForkedSandbox.error:type_name -> firebreak.v1.ErrorDetail
+	15, // 5: firebreak.v1.Snapshot.created_at:type_name -> google.protobuf.Timestamp
+	15, // 6: firebreak.v1.Snapshot.expires_at:type_name -> google.protobuf.Timestamp
+	16, // 7: firebreak.v1.Snapshot.limits:type_name -> firebreak.v1.Limits
+	6,  // 8: firebreak.v1.ListSnapshotsResponse.snapshots:type_name -> firebreak.v1.Snapshot
+	0,  // 9: firebreak.v1.SnapshotService.PauseSandbox:input_type -> firebreak.v1.PauseSandboxRequest
+	1,  // 10: firebreak.v1.SnapshotService.ResumeSandbox:input_type -> firebreak.v1.ResumeSandboxRequest
+	2,  // 11: firebreak.v1.SnapshotService.ForkSandbox:input_type -> firebreak.v1.ForkSandboxRequest
+	5,  // 12: firebreak.v1.SnapshotService.CreateSnapshot:input_type -> firebreak.v1.CreateSnapshotRequest
+	7,  // 13: firebreak.v1.SnapshotService.ListSnapshots:input_type -> firebreak.v1.ListSnapshotsRequest
+	9,  // 14: firebreak.v1.SnapshotService.RemoveSnapshot:input_type -> firebreak.v1.RemoveSnapshotRequest
+	13, // 15: firebreak.v1.SnapshotService.PauseSandbox:output_type -> firebreak.v1.Sandbox
+	13, // 16: firebreak.v1.SnapshotService.ResumeSandbox:output_type -> firebreak.v1.Sandbox
+	3,  // 17: firebreak.v1.SnapshotService.ForkSandbox:output_type -> firebreak.v1.ForkSandboxResponse
+	6,  // 18: firebreak.v1.SnapshotService.CreateSnapshot:output_type -> firebreak.v1.Snapshot
+	8,  // 19: firebreak.v1.SnapshotService.ListSnapshots:output_type -> firebreak.v1.ListSnapshotsResponse
+	10, // 20: firebreak.v1.SnapshotService.RemoveSnapshot:output_type -> firebreak.v1.RemoveSnapshotResponse
+	15, // [15:21] is the sub-list for method output_type
+	9,  // [9:15] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_firebreak_v1_snapshot_proto_init() }
@@ -592,18 +860,24 @@ func file_firebreak_v1_snapshot_proto_init() {
 	if File_firebreak_v1_snapshot_proto != nil {
 		return
 	}
+	file_firebreak_v1_error_proto_init()
 	file_firebreak_v1_options_proto_init()
 	file_firebreak_v1_sandbox_proto_init()
 	file_firebreak_v1_snapshot_proto_msgTypes[0].OneofWrappers = []any{}
 	file_firebreak_v1_snapshot_proto_msgTypes[1].OneofWrappers = []any{}
 	file_firebreak_v1_snapshot_proto_msgTypes[2].OneofWrappers = []any{}
+	file_firebreak_v1_snapshot_proto_msgTypes[4].OneofWrappers = []any{
+		(*ForkedSandbox_Sandbox)(nil),
+		(*ForkedSandbox_Error)(nil),
+	}
+	file_firebreak_v1_snapshot_proto_msgTypes[5].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_firebreak_v1_snapshot_proto_rawDesc), len(file_firebreak_v1_snapshot_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

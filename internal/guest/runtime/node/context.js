@@ -9,6 +9,7 @@
 const fs = require('fs');
 const util = require('util');
 const vm = require('vm');
+const reseed = require('./random.js');
 
 const COMMANDS = 3;
 const OUT = 4;
@@ -303,6 +304,9 @@ function replaceable(name) {
 async function run(command, mine) {
   turn = command.turn;
   if (command.sync) {
+    if (command.fresh) {
+      reseed();
+    }
     return;
   }
   count++;

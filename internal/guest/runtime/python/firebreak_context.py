@@ -27,12 +27,25 @@ HERE = __file__
 
 
 def reseed():
-    """Seed what is loaded of the generators that programs share."""
-    for name in ("random", "numpy.random"):
+    """Seed what is loaded of the generators that programs share: this process was
+    copied, and what it draws next the other one draws, too."""
+    for name, seed in (("random", lambda m: m.seed()), ("numpy.random", lambda m: m.seed()),
+                       ("_ssl", lambda m: m.RAND_add(os.urandom(64), 64.0)), ("uuid", renode),
+                       ("tempfile", lambda m: setattr(m, "_name_sequence", None))):
         try:
-            sys.modules[name].seed()
+            seed(sys.modules[name])
         except Exception:  # not loaded, or something of user code by that name
             pass
+
+
+def renode(uuid):
+    """Have uuid1 and its kin begin anew, as another machine. The C library's
+    generator keeps a sequence that nobody can reach: it is left aside."""
+    for name, value in (("_generate_time_safe", None), ("_UuidCreate", None), ("_last_timestamp", None),
+                        ("_last_timestamp_v6", None), ("_last_timestamp_v7", None), ("_last_counter_v7", 0),
+                        ("_node", int.from_bytes(os.urandom(6), "big") | 1 << 40)):  # no card's: multicast
+        if hasattr(uuid, name):
+            setattr(uuid, name, value)
 
 
 class Channel:

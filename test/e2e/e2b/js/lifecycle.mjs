@@ -166,6 +166,40 @@ await step('createSnapshot, create from it twice, list, delete', async () => {
     await one.kill()
   }
 })
+if (Sandbox.fork) await step('fork: each goes on from here, as somebody else', async () => {
+  const box = await Sandbox.create({ timeoutMs: 120000, envs: { A: 'a' }, lifecycle: { onTimeout: 'pause' } })
+  await box.files.write('f', 'parent')
+  const running = await box.commands.run('i=0; while true; do i=$((i+1)); echo $i > count; sleep 0.02; done', { background: true, timeoutMs: 0 })
+  const forks = await box.fork({ count: 3, timeoutMs: 100000 })
+  assert.equal(forks.length, 3)
+  const all = [box, ...forks]
+  for (const key of ['sandboxId', 'trafficAccessToken', 'envdAccessToken']) {
+    if (box[key]) assert.equal(new Set(all.map((x) => x[key])).size, 4, key)
+  }
+  const drawn = new Set(), hosts = new Set()
+  for (const one of all) {
+    assert.ok(!(one instanceof Error), String(one))
+    assert.equal(await one.files.read('f'), 'parent')
+    const at = Number(await one.files.read('count'))
+    await until('the program goes on', async () => Number(await one.files.read('count')) > at)
+    assert.ok((await one.commands.list()).some((p) => p.pid === running.pid))
+    const [draw, host, env] = (await one.commands.run(`python3 -c 'import os; print(os.urandom(8).hex())'; hostname; echo $A`)).stdout.trim().split('\n')
+    drawn.add(draw)
+    hosts.add(host)
+    assert.equal(env, 'a')
+    assert.equal((await one.getInfo()).lifecycle.onTimeout, 'pause')
+    await one.files.write('f', one.sandboxId)
+  }
+  assert.deepEqual([drawn.size, hosts.size], [4, 4])
+  for (const one of all) assert.equal(await one.files.read('f'), one.sandboxId)
+  const ms = await left(forks[0])
+  assert.ok(ms > 50000 && ms <= 101000, `${ms} ms are left`)
+  await box.kill()
+  assert.equal(await forks[0].isRunning(), true)
+  for (const one of forks) assert.equal(await one.kill(), true)
+  await rejects(Sandbox.fork(box.sandboxId), e2b.NotFoundError)
+  await rejects(Sandbox.fork('sbaaaaaaaaaaaaaaaaaa', { apiKey: process.env.OTHER_API_KEY }), e2b.NotFoundError)
+})
 await step("another team's key sees nothing", async () => {
   const apiKey = process.env.OTHER_API_KEY
   const box = await Sandbox.create()

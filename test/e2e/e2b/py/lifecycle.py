@@ -104,6 +104,18 @@ def _():
         box.kill()
 
 
+@step("fork")
+def _():
+    two = s.fork(count=2, timeout=100)
+    same(len({s.sandbox_id, *(x.sandbox_id for x in two)}), 3)
+    drawn = {s.run_code("random.random()").text}
+    for box in two:
+        same(box.run_code("n").text, "5")
+        drawn.add(box.run_code("random.random()").text)
+        box.kill()
+    same(len(drawn), 3)
+
+
 @step("kill while paused")
 def _():
     s.pause()

@@ -39,6 +39,9 @@ const (
 	// SnapshotServiceResumeSandboxProcedure is the fully-qualified name of the SnapshotService's
 	// ResumeSandbox RPC.
 	SnapshotServiceResumeSandboxProcedure = "/firebreak.v1.SnapshotService/ResumeSandbox"
+	// SnapshotServiceForkSandboxProcedure is the fully-qualified name of the SnapshotService's
+	// ForkSandbox RPC.
+	SnapshotServiceForkSandboxProcedure = "/firebreak.v1.SnapshotService/ForkSandbox"
 	// SnapshotServiceCreateSnapshotProcedure is the fully-qualified name of the SnapshotService's
 	// CreateSnapshot RPC.
 	SnapshotServiceCreateSnapshotProcedure = "/firebreak.v1.SnapshotService/CreateSnapshot"
@@ -61,6 +64,12 @@ type SnapshotServiceClient interface {
 	// ResumeSandbox makes a paused sandbox run again and returns when its agent has
 	// answered. Of one that runs it returns the state.
 	ResumeSandbox(context.Context, *connect.Request[v1.ResumeSandboxRequest]) (*connect.Response[v1.Sandbox], error)
+	// ForkSandbox makes sandboxes that go on where the one is now, each with its memory,
+	// files, programs and interpreters, its limits and environment, and with an id, host
+	// name, machine id and randomness of its own. The one goes on, or stays paused. Each
+	// child has its own outcome: some may fail, for want of quota for instance, and the
+	// others stand. There is an error only where no child was tried.
+	ForkSandbox(context.Context, *connect.Request[v1.ForkSandboxRequest]) (*connect.Response[v1.ForkSandboxResponse], error)
 	// CreateSnapshot saves a sandbox, which goes on. Sandboxes are made of it with
 	// CreateSandbox's snapshot, any number of them, whatever becomes of the first. It
 	// holds the sandbox's memory: whatever secret was there is in it.
@@ -95,6 +104,12 @@ func NewSnapshotServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(snapshotServiceMethods.ByName("ResumeSandbox")),
 			connect.WithClientOptions(opts...),
 		),
+		forkSandbox: connect.NewClient[v1.ForkSandboxRequest, v1.ForkSandboxResponse](
+			httpClient,
+			baseURL+SnapshotServiceForkSandboxProcedure,
+			connect.WithSchema(snapshotServiceMethods.ByName("ForkSandbox")),
+			connect.WithClientOptions(opts...),
+		),
 		createSnapshot: connect.NewClient[v1.CreateSnapshotRequest, v1.Snapshot](
 			httpClient,
 			baseURL+SnapshotServiceCreateSnapshotProcedure,
@@ -120,6 +135,7 @@ func NewSnapshotServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 type snapshotServiceClient struct {
 	pauseSandbox   *connect.Client[v1.PauseSandboxRequest, v1.Sandbox]
 	resumeSandbox  *connect.Client[v1.ResumeSandboxRequest, v1.Sandbox]
+	forkSandbox    *connect.Client[v1.ForkSandboxRequest, v1.ForkSandboxResponse]
 	createSnapshot *connect.Client[v1.CreateSnapshotRequest, v1.Snapshot]
 	listSnapshots  *connect.Client[v1.ListSnapshotsRequest, v1.ListSnapshotsResponse]
 	removeSnapshot *connect.Client[v1.RemoveSnapshotRequest, v1.RemoveSnapshotResponse]
@@ -133,6 +149,11 @@ func (c *snapshotServiceClient) PauseSandbox(ctx context.Context, req *connect.R
 // ResumeSandbox calls firebreak.v1.SnapshotService.ResumeSandbox.
 func (c *snapshotServiceClient) ResumeSandbox(ctx context.Context, req *connect.Request[v1.ResumeSandboxRequest]) (*connect.Response[v1.Sandbox], error) {
 	return c.resumeSandbox.CallUnary(ctx, req)
+}
+
+// ForkSandbox calls firebreak.v1.SnapshotService.ForkSandbox.
+func (c *snapshotServiceClient) ForkSandbox(ctx context.Context, req *connect.Request[v1.ForkSandboxRequest]) (*connect.Response[v1.ForkSandboxResponse], error) {
+	return c.forkSandbox.CallUnary(ctx, req)
 }
 
 // CreateSnapshot calls firebreak.v1.SnapshotService.CreateSnapshot.
@@ -161,6 +182,12 @@ type SnapshotServiceHandler interface {
 	// ResumeSandbox makes a paused sandbox run again and returns when its agent has
 	// answered. Of one that runs it returns the state.
 	ResumeSandbox(context.Context, *connect.Request[v1.ResumeSandboxRequest]) (*connect.Response[v1.Sandbox], error)
+	// ForkSandbox makes sandboxes that go on where the one is now, each with its memory,
+	// files, programs and interpreters, its limits and environment, and with an id, host
+	// name, machine id and randomness of its own. The one goes on, or stays paused. Each
+	// child has its own outcome: some may fail, for want of quota for instance, and the
+	// others stand. There is an error only where no child was tried.
+	ForkSandbox(context.Context, *connect.Request[v1.ForkSandboxRequest]) (*connect.Response[v1.ForkSandboxResponse], error)
 	// CreateSnapshot saves a sandbox, which goes on. Sandboxes are made of it with
 	// CreateSandbox's snapshot, any number of them, whatever becomes of the first. It
 	// holds the sandbox's memory: whatever secret was there is in it.
@@ -191,6 +218,12 @@ func NewSnapshotServiceHandler(svc SnapshotServiceHandler, opts ...connect.Handl
 		connect.WithSchema(snapshotServiceMethods.ByName("ResumeSandbox")),
 		connect.WithHandlerOptions(opts...),
 	)
+	snapshotServiceForkSandboxHandler := connect.NewUnaryHandler(
+		SnapshotServiceForkSandboxProcedure,
+		svc.ForkSandbox,
+		connect.WithSchema(snapshotServiceMethods.ByName("ForkSandbox")),
+		connect.WithHandlerOptions(opts...),
+	)
 	snapshotServiceCreateSnapshotHandler := connect.NewUnaryHandler(
 		SnapshotServiceCreateSnapshotProcedure,
 		svc.CreateSnapshot,
@@ -215,6 +248,8 @@ func NewSnapshotServiceHandler(svc SnapshotServiceHandler, opts ...connect.Handl
 			snapshotServicePauseSandboxHandler.ServeHTTP(w, r)
 		case SnapshotServiceResumeSandboxProcedure:
 			snapshotServiceResumeSandboxHandler.ServeHTTP(w, r)
+		case SnapshotServiceForkSandboxProcedure:
+			snapshotServiceForkSandboxHandler.ServeHTTP(w, r)
 		case SnapshotServiceCreateSnapshotProcedure:
 			snapshotServiceCreateSnapshotHandler.ServeHTTP(w, r)
 		case SnapshotServiceListSnapshotsProcedure:
@@ -236,6 +271,10 @@ func (UnimplementedSnapshotServiceHandler) PauseSandbox(context.Context, *connec
 
 func (UnimplementedSnapshotServiceHandler) ResumeSandbox(context.Context, *connect.Request[v1.ResumeSandboxRequest]) (*connect.Response[v1.Sandbox], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firebreak.v1.SnapshotService.ResumeSandbox is not implemented"))
+}
+
+func (UnimplementedSnapshotServiceHandler) ForkSandbox(context.Context, *connect.Request[v1.ForkSandboxRequest]) (*connect.Response[v1.ForkSandboxResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("firebreak.v1.SnapshotService.ForkSandbox is not implemented"))
 }
 
 func (UnimplementedSnapshotServiceHandler) CreateSnapshot(context.Context, *connect.Request[v1.CreateSnapshotRequest]) (*connect.Response[v1.Snapshot], error) {
