@@ -11,15 +11,15 @@ import (
 
 // notYetRoutes are the routes of whole features, as patterns of the control API.
 var notYetRoutes = map[string]string{
-	"/volumes":                  "keeping volumes",
-	"/volumes/{rest...}":        "keeping volumes",
-	"/volumecontent/{rest...}":  "keeping volumes",
-	"/templates":                "managing templates over this API",
-	"/templates/{rest...}":      "managing templates over this API",
-	"/v2/templates":             "managing templates over this API",
-	"/v2/templates/{rest...}":   "managing templates over this API",
-	"/v3/templates":             "managing templates over this API",
-	"/v3/templates/{rest...}":   "managing templates over this API",
+	"/volumes":                 "keeping volumes",
+	"/volumes/{rest...}":       "keeping volumes",
+	"/volumecontent/{rest...}": "keeping volumes",
+	"/templates":               "managing templates over this API",
+	"/templates/{rest...}":     "managing templates over this API",
+	"/v2/templates":            "managing templates over this API",
+	"/v2/templates/{rest...}":  "managing templates over this API",
+	"/v3/templates":            "managing templates over this API",
+	"/v3/templates/{rest...}":  "managing templates over this API",
 }
 
 // notYet is the one answer.

@@ -13,13 +13,28 @@ const pages = async (p) => {
 const listed = async (state) => (await pages(Sandbox.list({ limit: 1, query: { state } }))).map((x) => x.sandboxId)
 const left = async (box) => (await box.getInfo()).endAt - Date.now()
 
+// A program that counts; whoever reads the file reads a number.
+const counting = `python3 -c "
+import os, time
+i = 0
+while True:
+    i += 1
+    open('.count', 'w').write(str(i))
+    os.replace('.count', 'count')
+    time.sleep(0.02)"`
+const counts = async (box) => {
+  await until('there is a count', () => box.files.exists('count'))
+  const at = Number(await box.files.read('count'))
+  await until('the program goes on', async () => Number(await box.files.read('count')) > at)
+}
+
 let s, counter
 await step('create', async () => {
   s = await Sandbox.create({ timeoutMs: 120000, envs: { KEPT: 'env' }, metadata: { keep: 'me' } })
   assert.deepEqual((await s.getInfo()).lifecycle ?? { onTimeout: 'kill', autoResume: false }, { onTimeout: 'kill', autoResume: false })
   await s.files.write('kept/file', 'kept')
   await s.commands.run('echo shm > /dev/shm/kept')
-  counter = await s.commands.run('i=0; while true; do i=$((i+1)); echo $i > count; sleep 0.02; done', { background: true, timeoutMs: 0 })
+  counter = await s.commands.run(counting, { background: true, timeoutMs: 0 })
   await s.files.write('draw.py', 'import os, random, uuid\nprint(os.urandom(8).hex(), uuid.uuid4().hex)')
 })
 const draws = new Set()
@@ -49,8 +64,7 @@ for (let n = 1; n <= 5; n++) {
       assert.equal(await box.files.read('kept/file'), 'kept')
     }
     for (let k = 1; k <= n; k++) assert.equal(await again.files.read(`kept/${k}`), `written before pause ${k}`)
-    const before = Number(await again.files.read('count'))
-    await until('the program goes on', async () => Number(await again.files.read('count')) > before)
+    await counts(again)
     assert.ok((await again.commands.list()).some((p) => p.pid === counter.pid))
     const r = await again.commands.run('cat /dev/shm/kept; echo $KEPT; date +%s%3N; python3 draw.py')
     const [shm, env, clock, draw] = r.stdout.trim().split('\n')
@@ -121,7 +135,8 @@ await step('autoResume: use goes on where it was', async () => {
 await step('createSnapshot, create from it twice, list, delete', async () => {
   const box = await Sandbox.create({ timeoutMs: 120000, envs: { A: 'a' } })
   await box.files.write('base', 'snap')
-  const running = await box.commands.run('i=0; while true; do i=$((i+1)); echo $i > count; sleep 0.02; done', { background: true, timeoutMs: 0 })
+  const running = await box.commands.run(counting, { background: true, timeoutMs: 0 })
+  await counts(box)
   const snap = await box.createSnapshot()
   await box.files.write('base', 'later')
   const two = [await Sandbox.create(snap.snapshotId, { timeoutMs: 100000 }), await Sandbox.create(snap.snapshotId, { envs: { B: 'b' } })]
@@ -131,8 +146,7 @@ await step('createSnapshot, create from it twice, list, delete', async () => {
     seen.add(one.sandboxId)
     tokens.add(one.trafficAccessToken)
     assert.equal(await one.files.read('base'), 'snap')
-    const at = Number(await one.files.read('count'))
-    await until('the program goes on', async () => Number(await one.files.read('count')) > at)
+    await counts(one)
     assert.ok((await one.commands.list()).some((p) => p.pid === running.pid))
     const draw = (await one.commands.run("python3 -c 'import os; print(os.urandom(8).hex())'")).stdout
     assert.ok(!random.has(draw))
@@ -169,7 +183,7 @@ await step('createSnapshot, create from it twice, list, delete', async () => {
 if (Sandbox.fork) await step('fork: each goes on from here, as somebody else', async () => {
   const box = await Sandbox.create({ timeoutMs: 120000, envs: { A: 'a' }, lifecycle: { onTimeout: 'pause' } })
   await box.files.write('f', 'parent')
-  const running = await box.commands.run('i=0; while true; do i=$((i+1)); echo $i > count; sleep 0.02; done', { background: true, timeoutMs: 0 })
+  const running = await box.commands.run(counting, { background: true, timeoutMs: 0 })
   const forks = await box.fork({ count: 3, timeoutMs: 100000 })
   assert.equal(forks.length, 3)
   const all = [box, ...forks]
@@ -180,8 +194,7 @@ if (Sandbox.fork) await step('fork: each goes on from here, as somebody else', a
   for (const one of all) {
     assert.ok(!(one instanceof Error), String(one))
     assert.equal(await one.files.read('f'), 'parent')
-    const at = Number(await one.files.read('count'))
-    await until('the program goes on', async () => Number(await one.files.read('count')) > at)
+    await counts(one)
     assert.ok((await one.commands.list()).some((p) => p.pid === running.pid))
     const [draw, host, env] = (await one.commands.run(`python3 -c 'import os; print(os.urandom(8).hex())'; hostname; echo $A`)).stdout.trim().split('\n')
     drawn.add(draw)

@@ -16,6 +16,17 @@ other = None
 counter = None
 
 
+# A program that counts; whoever reads the file reads a number.
+COUNTING = """python3 -c "
+import os, time
+i = 0
+while True:
+    i += 1
+    open('.count', 'w').write(str(i))
+    os.replace('.count', 'count')
+    time.sleep(0.02)" """
+
+
 def all_of(pages):
     out = []
     while pages.has_next:
@@ -39,7 +50,7 @@ def _():
     s.run_code("import random, time, uuid, os\nn = 0\nopen('/dev/shm/kept', 'w').write('shm')")
     other = s.create_code_context(language="javascript")
     s.run_code("globalThis.n = 0", context=other)
-    counter = s.commands.run("i=0; while true; do i=$((i+1)); echo $i > count; sleep 0.02; done", background=True, timeout=0)
+    counter = s.commands.run(COUNTING, background=True, timeout=0)
 
 
 draws = set()
@@ -70,6 +81,7 @@ for turn in range(1, 6):
         assert draw not in draws
         draws.add(draw)
         same(again.run_code("++globalThis.n", context=other).text, str(turn))
+        until("there is a count", lambda: again.files.exists("count"))
         before = int(again.files.read("count"))
         until("the program goes on", lambda: int(again.files.read("count")) > before)
         assert counter.pid in [p.pid for p in again.commands.list()]
