@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
+	"github.com/firebreak-dev/firebreak/internal/service"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -25,6 +26,9 @@ const clientID = "firebreak"
 
 // defaultTimeout is a sandbox's time where a create says nothing.
 const defaultTimeout = 300 * time.Second
+
+// maxKey is how long an Idempotency-Key may be.
+const maxKey = 255
 
 // maxBody bounds a request of the control API.
 const maxBody = 1 << 20
@@ -184,7 +188,11 @@ func (s *Server) create(w http.ResponseWriter, r *http.Request) error {
 	if err := s.origin(r.Context(), req, c.TemplateID); err != nil {
 		return err
 	}
-	sb, err := checked(r.Context(), s, s.api.CreateSandbox, req)
+	key := r.Header.Get("Idempotency-Key")
+	if len(key) > maxKey {
+		return invalid("Idempotency-Key has more than %d characters", maxKey)
+	}
+	sb, err := checked(service.WithIdempotencyKey(r.Context(), key), s, s.api.CreateSandbox, req)
 	if err != nil {
 		return err
 	}

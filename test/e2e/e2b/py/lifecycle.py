@@ -156,6 +156,14 @@ def _():
     box.kill()
 
 
+@step("create: idempotency_key")
+def _():
+    one, same_one = (Sandbox.create(idempotency_key="job-1") for _ in range(2))
+    same(one.sandbox_id, same_one.sandbox_id)
+    raises(e2b.SandboxException, "", Sandbox.create, idempotency_key="job-1", envs={"A": "other"})
+    one.kill()
+
+
 @step("another team's key sees nothing")
 def _():
     key = os.environ["OTHER_API_KEY"]
