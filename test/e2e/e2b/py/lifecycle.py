@@ -59,7 +59,7 @@ for turn in range(1, 6):
     @step(f"pause, list, connect: {turn}")
     def _():
         s.files.write(f"kept/{turn}", f"before pause {turn}")
-        same((s.pause(), s.pause()), (True, False))
+        same((s.pause(strict=True), s.pause()), (True, False))
         same(s.get_info().state, SandboxState.PAUSED)
         assert s.sandbox_id in listed(SandboxState.PAUSED)
         assert s.sandbox_id not in listed(SandboxState.RUNNING)
@@ -93,6 +93,18 @@ def _():
     s.connect(timeout=1)
     Sandbox.connect(s.sandbox_id)
     assert left(s) > 500
+
+
+@step("files without memory are refused, never ignored")
+def _():
+    raises(e2b.SandboxException, "without its memory", s.pause, mode="filesystem")
+    raises(e2b.SandboxException, "without its memory", s.create_snapshot, mode="filesystem")
+    raises(e2b.SandboxException, "without its memory", Sandbox.create, lifecycle={"on_timeout": {"action": "pause", "mode": "filesystem"}})
+    same(s.is_running(), True)
+    s.pause()
+    raises(e2b.SandboxException, "without its memory", s.connect, on_resume="reboot")
+    same(s.is_running(), False)
+    s.connect(timeout=600)
 
 
 @step("snapshot, create from it twice")
