@@ -37,6 +37,11 @@ type CreateOptions struct {
 	IdleTimeout time.Duration // end it after this long unused; Never
 	IdleAction  string        // what happens then: destroy; event, which only says so; pause
 
+	// ExpireAction is what happens after Timeout: destroy; pause, which keeps it for 30
+	// days and gives it its time again when it goes on.
+	ExpireAction string
+	Wake         string // what makes it go on when paused: use; resume, nothing but Resume
+
 	Env          map[string]string // of every process in it
 	Metadata     map[string]string // labels; List filters on them
 	Tier         string            // L0 to L5
@@ -63,6 +68,7 @@ func (o CreateOptions) request() *v1.CreateSandboxRequest {
 		LanguagePack: o.Language, Env: o.Env, Metadata: o.Metadata, Tier: o.Tier, Hostname: o.Hostname,
 		ReadonlyRoot: o.ReadonlyRoot, AcceptWeaker: o.AcceptWeaker,
 		TimeoutMs: millis(o.Timeout), IdleTimeoutMs: millis(o.IdleTimeout), IdleAction: o.IdleAction,
+		ExpireAction: o.ExpireAction, Wake: o.Wake,
 		Network: o.Network.rules(), Bindings: o.Bindings, Snapshot: o.Snapshot,
 	}
 	l := &v1.Limits{

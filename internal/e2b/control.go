@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
+	"github.com/firebreak-dev/firebreak/internal/service"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -26,6 +27,9 @@ const clientID = "firebreak"
 // defaultTimeout is a sandbox's time where a create says nothing.
 const defaultTimeout = 300 * time.Second
 
+// maxKey is how long an Idempotency-Key may be.
+const maxKey = 255
+
 // maxBody bounds a request of the control API.
 const maxBody = 1 << 20
 
@@ -39,7 +43,6 @@ func (s *Server) controlRoutes() http.Handler {
 	for _, version := range []string{"", "/v2"} {
 		mux.HandleFunc("POST "+version+"/sandboxes", s.keyed(s.create))
 		mux.HandleFunc("GET "+version+"/sandboxes", s.keyed(s.list))
-		mux.HandleFunc("POST "+version+"/sandboxes/{id}/connect", s.keyed(s.connect))
 		mux.HandleFunc("GET "+version+"/sandboxes/{id}/logs", s.keyed(s.logs))
 	}
 	mux.HandleFunc("GET /sandboxes/{id}", s.keyed(s.info))
@@ -49,6 +52,8 @@ func (s *Server) controlRoutes() http.Handler {
 	mux.HandleFunc("PUT /sandboxes/{id}/network", s.keyed(s.updateNetwork))
 	mux.HandleFunc("GET /sandboxes/{id}/metrics", s.keyed(s.metrics))
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	s.lifecycleRoutes(mux)
+	s.snapshotRoutes(mux)
 	s.secretRoutes(mux)
 	s.registerNotYet(mux)
 	mux.HandleFunc("/", s.keyed(func(w http.ResponseWriter, r *http.Request) error {
@@ -149,8 +154,11 @@ func (s *Server) toldDomain() *string {
 	return &s.shown
 }
 
-// templateID is a template's name to E2B's clients.
+// templateID is a template's name to E2B's clients. A snapshot is one, too.
 func templateID(sb *v1.Sandbox) string {
+	if sb.GetSnapshot() != "" {
+		return sb.GetSnapshot()
+	}
 	if sb.GetTemplate() == "host" {
 		return "base"
 	}
@@ -165,34 +173,30 @@ func (s *Server) create(w http.ResponseWriter, r *http.Request) error {
 	if err := c.notYetFields(); err != nil {
 		return err
 	}
-	timeout := defaultTimeout
-	if c.Timeout != nil {
-		if *c.Timeout <= 0 || *c.Timeout > math.MaxInt32 {
-			return invalid("timeout %d is out of range", *c.Timeout).WithHint("seconds, at least 1")
-		}
-		timeout = time.Duration(*c.Timeout) * time.Second
+	timeout, err := inTime(c.Timeout)
+	if err != nil {
+		return err
 	}
 	req := &v1.CreateSandboxRequest{Env: c.EnvVars, Metadata: c.Metadata, TimeoutMs: proto.Int64(timeout.Milliseconds()), IdleTimeoutMs: proto.Int64(0)}
+	c.atEnd(req)
 	if c.Network != nil {
-		var err error
 		c.Network.closed = c.AllowInternetAccess != nil && !*c.AllowInternetAccess
 		if req.Network, err = c.Network.rules(); err != nil {
 			return err
 		}
 	}
-	if !defaultTemplates[c.TemplateID] {
-		req.Template = c.TemplateID
+	if err := s.origin(r.Context(), req, c.TemplateID); err != nil {
+		return err
 	}
-	sb, err := checked(r.Context(), s, s.api.CreateSandbox, req)
+	key := r.Header.Get("Idempotency-Key")
+	if len(key) > maxKey {
+		return invalid("Idempotency-Key has more than %d characters", maxKey)
+	}
+	sb, err := checked(service.WithIdempotencyKey(r.Context(), key), s, s.api.CreateSandbox, req)
 	if err != nil {
 		return err
 	}
-	h, err := s.handle(r, sb)
-	if err != nil {
-		return err
-	}
-	answer(w, http.StatusCreated, h)
-	return nil
+	return s.handOut(w, r, sb, http.StatusCreated)
 }
 
 // alive returns a sandbox that has not ended. E2B's API knows no other.
@@ -203,32 +207,6 @@ func (s *Server) alive(r *http.Request) (*v1.Sandbox, error) {
 		err = sandbox.Errorf("find", sandbox.KindNotFound, "the sandbox has ended: %s", sb.GetReason()).WithID(id)
 	}
 	return sb, err
-}
-
-// connect never takes time away from a sandbox.
-func (s *Server) connect(w http.ResponseWriter, r *http.Request) error {
-	var c struct {
-		Timeout *int64 `json:"timeout"`
-		Memory  *bool  `json:"memory"` // how to resume: this one runs
-	}
-	if err := read(w, r, &c); err != nil {
-		return err
-	}
-	sb, err := s.alive(r)
-	if err != nil {
-		return err
-	}
-	if c.Timeout != nil {
-		if sb, err = s.extend(r, *c.Timeout, true); err != nil {
-			return err
-		}
-	}
-	h, err := s.handle(r, sb)
-	if err != nil {
-		return err
-	}
-	answer(w, http.StatusOK, h)
-	return nil
 }
 
 // extend moves a sandbox's end to seconds from now.
@@ -265,8 +243,13 @@ func (s *Server) refresh(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) moved(w http.ResponseWriter, r *http.Request, seconds int64, extendOnly bool) error {
-	if _, err := s.alive(r); err != nil {
+	sb, err := s.alive(r)
+	if err != nil {
 		return err
+	}
+	if sb.GetState() == "paused" {
+		return sandbox.Errorf("timeout", sandbox.KindConflict, "the sandbox is paused, and its time stands still").WithID(sb.GetId()).
+			WithHint("connect resumes it and takes a timeout")
 	}
 	if _, err := s.extend(r, seconds, extendOnly); err != nil {
 		return err

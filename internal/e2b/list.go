@@ -59,6 +59,9 @@ func toListed(sb *v1.Sandbox) listed {
 		StartedAt: sb.GetCreatedAt().AsTime(), EndAt: never, Metadata: sb.GetMetadata(), State: "running", EnvdVersion: envdVersion,
 		CPUCount: max(1, int(l.GetCpus().GetValue())), MemoryMB: int(l.GetMemoryBytes().GetValue()) >> 20, DiskSizeMB: int(l.GetDiskBytes().GetValue()) >> 20,
 		VolumeMounts: []struct{}{}}
+	if sb.GetState() == "paused" {
+		out.State = "paused"
+	}
 	if sb.GetStartedAt() != nil {
 		out.StartedAt = sb.GetStartedAt().AsTime()
 	}
@@ -78,7 +81,7 @@ func (s *Server) info(w http.ResponseWriter, r *http.Request) error {
 	}
 	network, open := toNetwork(sb.GetNetwork())
 	answer(w, http.StatusOK, detailed{listed: toListed(sb), Domain: s.toldDomain(), AllowInternetAccess: open,
-		Network: network, Lifecycle: lifecycleDetail{OnTimeout: "kill"}})
+		Network: network, Lifecycle: toLifecycle(sb)})
 	return nil
 }
 
@@ -142,14 +145,20 @@ func (s *Server) list(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if !strings.HasPrefix(r.URL.Path, "/v2/") && len(q.states) == 0 {
+		q.states = []string{"running"} // what there was when this route was all
+	}
 	all := []listed{}
-	req := &v1.ListSandboxesRequest{Metadata: q.metadata, State: "running", PageSize: 500}
+	req := &v1.ListSandboxesRequest{Metadata: q.metadata, PageSize: 500}
 	for {
 		page, err := checked(r.Context(), s, s.api.ListSandboxes, req)
 		if err != nil {
 			return err
 		}
 		for _, sb := range page.GetSandboxes() {
+			if sb.GetState() != "running" && sb.GetState() != "paused" {
+				continue
+			}
 			if l := toListed(sb); q.takes(l) {
 				all = append(all, l)
 			}
@@ -161,16 +170,8 @@ func (s *Server) list(w http.ResponseWriter, r *http.Request) error {
 	if q.ascending {
 		slices.Reverse(all)
 	}
-	if q.after != "" {
-		at := slices.IndexFunc(all, func(l listed) bool { return l.SandboxID == q.after })
-		if at < 0 {
-			return invalid("the list has changed: the page before this one ended with a sandbox that is gone").WithHint("list again from the beginning")
-		}
-		all = all[at+1:]
-	}
-	if len(all) > q.limit {
-		all = all[:q.limit]
-		w.Header().Set("X-Next-Token", all[q.limit-1].SandboxID)
+	if all, err = page(w, all, q, func(l listed) string { return l.SandboxID }); err != nil {
+		return err
 	}
 	answer(w, http.StatusOK, all)
 	return nil

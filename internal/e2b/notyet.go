@@ -11,20 +11,15 @@ import (
 
 // notYetRoutes are the routes of whole features, as patterns of the control API.
 var notYetRoutes = map[string]string{
-	"POST /sandboxes/{id}/pause":     "pausing a sandbox",
-	"POST /sandboxes/{id}/resume":    "resuming a sandbox",
-	"POST /sandboxes/{id}/fork":      "forking a sandbox",
-	"POST /sandboxes/{id}/snapshots": "making snapshots",
-	"/snapshots":                     "listing snapshots",
-	"/volumes":                       "keeping volumes",
-	"/volumes/{rest...}":             "keeping volumes",
-	"/volumecontent/{rest...}":       "keeping volumes",
-	"/templates":                     "managing templates over this API",
-	"/templates/{rest...}":           "managing templates over this API",
-	"/v2/templates":                  "managing templates over this API",
-	"/v2/templates/{rest...}":        "managing templates over this API",
-	"/v3/templates":                  "managing templates over this API",
-	"/v3/templates/{rest...}":        "managing templates over this API",
+	"/volumes":                 "keeping volumes",
+	"/volumes/{rest...}":       "keeping volumes",
+	"/volumecontent/{rest...}": "keeping volumes",
+	"/templates":               "managing templates over this API",
+	"/templates/{rest...}":     "managing templates over this API",
+	"/v2/templates":            "managing templates over this API",
+	"/v2/templates/{rest...}":  "managing templates over this API",
+	"/v3/templates":            "managing templates over this API",
+	"/v3/templates/{rest...}":  "managing templates over this API",
 }
 
 // notYet is the one answer.
@@ -44,8 +39,8 @@ func (s *Server) registerNotYet(mux *http.ServeMux) {
 // field that somebody relies on for security would be worse than an error.
 func (c *createRequest) notYetFields() error {
 	switch {
-	case c.AutoPause || c.AutoResume != nil && c.AutoResume.Enabled || c.AutoPauseMemory != nil:
-		return notYet("pausing at the end of a sandbox's time")
+	case c.AutoPauseMemory != nil && !*c.AutoPauseMemory:
+		return withMemory(c.AutoPauseMemory)
 	case given(c.IAM):
 		return notYet("workload identity (iam)")
 	case given(c.VolumeMounts):

@@ -41,6 +41,9 @@ func (s *Server) servePort(w http.ResponseWriter, r *http.Request, to target) {
 		s.fail(w, r, err)
 		return
 	}
+	if s.sleeps(w, to.id, "") {
+		return
+	}
 	portproxy.Serve(w, r, portproxy.Target{
 		Port: int(port),
 		Dial: func(ctx context.Context) (net.Conn, error) {

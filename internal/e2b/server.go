@@ -29,6 +29,17 @@ type API interface {
 	Contexts
 	Ports
 	Secrets
+	Snapshots
+}
+
+// Snapshots is what is kept of sandboxes.
+type Snapshots interface {
+	PauseSandbox(context.Context, *v1.PauseSandboxRequest) (*v1.Sandbox, error)
+	ResumeSandbox(context.Context, *v1.ResumeSandboxRequest) (*v1.Sandbox, error)
+	ForkSandbox(context.Context, *v1.ForkSandboxRequest) (*v1.ForkSandboxResponse, error)
+	CreateSnapshot(context.Context, *v1.CreateSnapshotRequest) (*v1.Snapshot, error)
+	ListSnapshots(context.Context, *v1.ListSnapshotsRequest) (*v1.ListSnapshotsResponse, error)
+	RemoveSnapshot(context.Context, *v1.RemoveSnapshotRequest) (*v1.RemoveSnapshotResponse, error)
 }
 
 // Secrets is the tenant's secrets, whose values are nowhere in what is answered.
@@ -52,6 +63,7 @@ type Sandboxes interface {
 type Holders interface {
 	SandboxTokens(ctx context.Context, id string) (service.SandboxTokens, error)
 	Holder(ctx context.Context, use auth.Use, id, token string) (auth.Principal, error)
+	Asleep(id string) (paused, wakes bool)
 	HolderBy(ctx context.Context, use auth.Use, match func(token string) bool) (string, auth.Principal, error)
 }
 
@@ -302,6 +314,9 @@ func (s *Server) serveSandbox(w http.ResponseWriter, r *http.Request, to target)
 func (s *Server) enter(w http.ResponseWriter, r *http.Request, to target, p auth.Principal) {
 	if err := s.door.Known(r.Context(), p); err != nil {
 		s.fail(w, r, err)
+		return
+	}
+	if s.sleeps(w, to.id, r.URL.Path) {
 		return
 	}
 	ctx := context.WithValue(auth.WithPrincipal(r.Context(), p), visitKey{}, visit{id: to.id, user: userOf(r)})

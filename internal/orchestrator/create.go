@@ -164,10 +164,11 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 			IdleTimeout: idle, MaxLife: given(req.Timeout, d.Timeout),
 			Principal: who.Principal, Created: o.Clock().UTC()},
 		Details: Details{Pack: pick(req.Pack, t.Default), Packs: slices.Clone(t.Packs), Env: merged(t.Env, req.inherited, req.trustEnv(), urls, req.Env), Hostname: spec.Hostname, WorkDir: t.WorkDir(), Notes: notes, Run: req.run, IdleAction: req.IdleAction,
-			Network: req.state()},
+			ExpireAction: req.ExpireAction, Wake: req.Wake, Network: req.state()},
 	}
 	if sb.MaxLife > 0 {
 		sb.ExpiresAt = sb.Created.Add(sb.MaxLife)
+		sb.Details.Life = sb.MaxLife
 	}
 	if from != nil {
 		sb.Template, sb.Details.From = from.Template, req.From
@@ -234,6 +235,16 @@ func validate(req *CreateRequest) error {
 	case "", IdleDestroy, IdleEvent, IdlePause:
 	default:
 		return sandbox.Errorf("create", sandbox.KindInvalid, "unknown idle_action %.32q", req.IdleAction).WithHint("destroy, event or pause")
+	}
+	switch req.ExpireAction {
+	case "", ExpireDestroy, ExpirePause:
+	default:
+		return sandbox.Errorf("create", sandbox.KindInvalid, "unknown expire_action %.32q", req.ExpireAction).WithHint("destroy or pause")
+	}
+	switch req.Wake {
+	case "", WakeUse, WakeResume:
+	default:
+		return sandbox.Errorf("create", sandbox.KindInvalid, "unknown wake %.32q", req.Wake).WithHint("use or resume")
 	}
 	if req.ID != "" && !req.ID.Valid() {
 		return sandbox.Errorf("create", sandbox.KindInvalid, "malformed sandbox id %.80q", req.ID)

@@ -177,7 +177,7 @@ func (o *Orchestrator) bear(ctx context.Context, who Caller, f *fork, body []byt
 func (f *fork) request(i int) CreateRequest {
 	p := f.parent
 	req := CreateRequest{fork: f, Env: f.asked.Env, Metadata: maps.Clone(p.Metadata), Tier: p.Tier, AcceptWeaker: p.AcceptWeaker,
-		Timeout: &p.MaxLife, IdleTimeout: &p.IdleTimeout}
+		Timeout: p.life(), IdleTimeout: &p.IdleTimeout, ExpireAction: p.Details.ExpireAction, Wake: p.Details.Wake}
 	if t := f.asked.Timeout; t != nil {
 		req.Timeout = t
 	}

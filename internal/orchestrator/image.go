@@ -95,6 +95,8 @@ type ImageState struct {
 type PauseState struct {
 	Image ImageState `json:"image"`
 	Since time.Time  `json:"since"`
+	// Life is what it has to live once it goes on; nil: its life goes on meanwhile.
+	Life *time.Duration `json:"life,omitempty"`
 }
 
 // snapshot is the image as the backend wants it.

@@ -53,6 +53,7 @@ type live struct {
 	kept    flowsKept        // guarded by mu; what it wanted to reach
 	invoked map[string]bool  // guarded by mu; see invokedBefore
 	noted   time.Time        // guarded by mu; the value of used when it was last told to be idle
+	parking bool             // guarded by mu; its time is over, and it is being paused for that
 	ending  *ending          // guarded by mu; set once
 	// execs are the processes that somebody follows, by the guest's id.
 	execs map[uint32]*execution // guarded by mu
@@ -140,11 +141,20 @@ func (l *live) due() {
 	if told || !expired && !unused {
 		l.arm()
 	}
-	life := l.sb.MaxLife
+	detail, paused := "limit "+short(l.sb.MaxLife), l.still != nil && l.still.image != nil
+	if paused && l.still.image.Life != nil {
+		detail = "kept paused for " + short(time.Since(l.still.since))
+	}
+	again := expired && l.parking
+	park := expired && !paused && l.sb.Details.ExpireAction == ExpirePause
+	l.parking = l.parking || park
 	l.mu.Unlock()
 	switch {
+	case again:
+	case park:
+		l.pauseExpired()
 	case expired:
-		l.end(system(l.tenant), sandbox.ReasonTimeout, "limit "+short(life), nil)
+		l.end(system(l.tenant), sandbox.ReasonTimeout, detail, nil)
 	case told:
 		l.publishState(store.Running, sandbox.ReasonIdle, "unused for "+short(idle), false)
 	case unused && action == IdlePause:

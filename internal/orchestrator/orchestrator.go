@@ -385,21 +385,19 @@ func (o *Orchestrator) SetTimeout(ctx context.Context, who Caller, ref string, d
 	if err := l.record(ctx, who, sandbox.Record{Action: "sandbox.timeout", Outcome: sandbox.OutcomeAllowed, Object: d.String()}); err != nil {
 		return Sandbox{}, err
 	}
-	var at time.Time
-	if d > 0 {
-		at = o.Clock().Add(d).UTC()
-	}
+	now := o.Clock()
+	at := now.Add(d)
 	if err := l.follow(ctx); err != nil {
 		return Sandbox{}, err
 	}
 	rec, err := o.Store.Tenant(l.tenant).EditSandbox(ctx, l.id, func(rec *store.Sandbox) error {
-		if extendOnly && (rec.ExpiresAt.IsZero() || !at.IsZero() && at.Before(rec.ExpiresAt)) {
+		if extendOnly && (rec.ExpiresAt.IsZero() || d > 0 && at.Before(rec.ExpiresAt)) {
 			return nil
 		}
-		rec.ExpiresAt = at
-		rec.MaxLife = 0
-		if !at.IsZero() {
-			rec.MaxLife = max(d, at.Sub(rec.Created))
+		lives(rec, now, d)
+		if details := unpack(*rec).Details; details.Pause == nil || details.Pause.Life == nil {
+			details.Life = d
+			rec.Extra = details.pack()
 		}
 		return nil
 	})
@@ -410,6 +408,7 @@ func (o *Orchestrator) SetTimeout(ctx context.Context, who Caller, ref string, d
 	defer l.mu.Unlock()
 	if rec.Version > l.sb.Version { // else somebody else's later change is known already
 		l.sb.ExpiresAt, l.sb.MaxLife, l.sb.Version = rec.ExpiresAt, rec.MaxLife, rec.Version
+		l.sb.Details.Life = unpack(rec).Details.Life
 		l.arm()
 	}
 	return Sandbox{Sandbox: rec, Details: l.sb.Details}.clone(), nil

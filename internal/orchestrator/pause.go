@@ -12,10 +12,33 @@ import (
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
+// PauseRequest says how a sandbox is kept while it is paused.
+type PauseRequest struct {
+	// Keep ends it this long after; 0: never. Its life stands still meanwhile, and it
+	// has all of it again when it goes on. nil: its life goes on.
+	Keep *time.Duration
+}
+
+// ResumeRequest says how a sandbox goes on.
+type ResumeRequest struct {
+	// Timeout ends it this long after; 0: never. One whose life went on is not ended
+	// earlier for that. nil: what it was last given, 5 minutes at least, if that
+	// stood still.
+	Timeout *time.Duration
+}
+
+func inRange(op, name string, d *time.Duration) error {
+	if d != nil && (*d < 0 || *d > maxTimeout) {
+		return sandbox.Errorf(op, sandbox.KindInvalid, "%s %s is out of range", name, *d).WithHint("between 0 (never) and 10 years")
+	}
+	return nil
+}
+
 // Pause saves a sandbox to disk and ends its boundary: it needs no memory and no
 // CPU, and goes on where it was when it is resumed, or when anybody wants something
 // of it. Files, programs and interpreters stay; what connects them to the outside
-// does not. Its life goes on: it ends when it would have. Of one that is paused it
+// does not. Its life goes on and it ends when it would have, unless the request says
+// how long to keep it, or it was to be paused at its end. Of one that is paused it
 // returns the record.
 //
 // A server that is killed meanwhile leaves the sandbox as it was or paused.
@@ -28,14 +51,17 @@ import (
 // sandbox runs on then.
 //
 // Cost: what the guest uses of memory and disk is written, flushed and read once.
-func (o *Orchestrator) Pause(ctx context.Context, who Caller, ref string) (Sandbox, error) {
+func (o *Orchestrator) Pause(ctx context.Context, who Caller, ref string, req PauseRequest) (Sandbox, error) {
+	if err := inRange("pause", "keep", req.Keep); err != nil {
+		return Sandbox{}, err
+	}
 	l, done, err := o.change(ctx, who.Tenant, ref)
 	if err != nil {
 		return Sandbox{}, err
 	}
 	defer done()
 	if !l.paused() {
-		if err := l.pause(ctx, who); err != nil {
+		if err := l.pause(ctx, who, req, ""); err != nil {
 			return Sandbox{}, err
 		}
 	}
@@ -49,14 +75,17 @@ func (o *Orchestrator) Pause(ctx context.Context, who Caller, ref string) (Sandb
 // or does not fit any more. It stays paused then.
 //
 // Cost: reads what was saved twice, and what a boot costs.
-func (o *Orchestrator) Resume(ctx context.Context, who Caller, ref string) (Sandbox, error) {
+func (o *Orchestrator) Resume(ctx context.Context, who Caller, ref string, req ResumeRequest) (Sandbox, error) {
+	if err := inRange("resume", "timeout", req.Timeout); err != nil {
+		return Sandbox{}, err
+	}
 	l, done, err := o.change(ctx, who.Tenant, ref)
 	if err != nil {
 		return Sandbox{}, err
 	}
 	defer done()
 	if l.paused() {
-		if err := l.resume(who, ""); err != nil {
+		if err := l.resume(who, req, ""); err != nil {
 			return Sandbox{}, err
 		}
 	}
@@ -125,15 +154,15 @@ func (o *Orchestrator) made(ctx context.Context, name string) (sandbox.Backend, 
 	return nil, sandbox.Info{}, sandbox.Errorf("find backend", sandbox.KindUnavailable, "this server has no backend %s", name)
 }
 
-// pause saves the sandbox and ends its boundary. Preconditions: the caller is alone,
-// and it runs.
-func (l *live) pause(ctx context.Context, who Caller) error {
-	o, begun := l.o, time.Now()
+// pause saves the sandbox and ends its boundary; why says what for, where nobody asked
+// for it. Preconditions: the caller is alone, and it runs.
+func (l *live) pause(ctx context.Context, who Caller, req PauseRequest, why string) error {
+	o, begun, keep := l.o, time.Now(), l.keeps(req.Keep)
 	saver, err := l.saver(ctx, "pause")
 	if err != nil {
 		return err
 	}
-	if err := l.record(ctx, who, sandbox.Record{Action: "sandbox.pause", Outcome: sandbox.OutcomeAllowed}); err != nil {
+	if err := l.record(ctx, who, sandbox.Record{Action: "sandbox.pause", Outcome: sandbox.OutcomeAllowed, Detail: spans("keep", keep, why)}); err != nil {
 		return err
 	}
 	failpoint.Hit("pause/after-evidence")
@@ -146,7 +175,7 @@ func (l *live) pause(ctx context.Context, who Caller) error {
 		return err
 	}
 	failpoint.Hit("pause/after-stand")
-	state, err := l.putToSleep(ctx, saver, st)
+	state, err := l.putToSleep(ctx, saver, keep, st)
 	if err != nil {
 		l.clocks(st)
 		l.reconnect(context.WithoutCancel(ctx))
@@ -158,7 +187,11 @@ func (l *live) pause(ctx context.Context, who Caller) error {
 	receipt := l.leave(context.WithoutCancel(ctx))
 	failpoint.Hit("pause/after-destroy")
 	o.ledger.park(l.promised)
-	l.publishState(store.Paused, "", "", false)
+	reason := sandbox.Reason("")
+	if why == "timeout" {
+		reason = sandbox.ReasonTimeout
+	}
+	l.publishState(store.Paused, reason, "", false)
 	l.expect(ctx)
 	err = l.record(context.WithoutCancel(ctx), who, receiptRecord(receipt, ""))
 	return errors.Join(err, l.record(context.WithoutCancel(ctx), who, sandbox.Record{Class: sandbox.Flow, Action: "sandbox.pause", Outcome: sandbox.OutcomeDone,
@@ -167,7 +200,7 @@ func (l *live) pause(ctx context.Context, who Caller) error {
 
 // putToSleep makes a sandbox that stands still what was saved of it. On an error it
 // is what it was, and its wire may be cut.
-func (l *live) putToSleep(ctx context.Context, saver sandbox.Snapshotter, st *standstill) (ImageState, error) {
+func (l *live) putToSleep(ctx context.Context, saver sandbox.Snapshotter, keep *time.Duration, st *standstill) (ImageState, error) {
 	if err := l.cutWire(ctx); err != nil {
 		return ImageState{}, err
 	}
@@ -176,7 +209,7 @@ func (l *live) putToSleep(ctx context.Context, saver sandbox.Snapshotter, st *st
 		return ImageState{}, err
 	}
 	failpoint.Hit("pause/after-save")
-	err = l.markPaused(context.WithoutCancel(ctx), &PauseState{Image: state, Since: l.o.Clock().UTC()}, st)
+	err = l.markPaused(context.WithoutCancel(ctx), &PauseState{Image: state, Since: l.o.Clock().UTC()}, keep, st)
 	if err != nil {
 		err = errors.Join(err, l.o.images.remove(state.Name))
 	}
@@ -196,7 +229,7 @@ func (l *live) save(ctx context.Context, saver sandbox.Snapshotter, name string)
 }
 
 // markPaused is the moment after which the sandbox is what was saved.
-func (l *live) markPaused(ctx context.Context, p *PauseState, st *standstill) error {
+func (l *live) markPaused(ctx context.Context, p *PauseState, keep *time.Duration, st *standstill) error {
 	l.mu.Lock()
 	inst := l.inst
 	l.mu.Unlock()
@@ -213,6 +246,7 @@ func (l *live) markPaused(ctx context.Context, p *PauseState, st *standstill) er
 	rec, err := l.o.Store.Tenant(l.tenant).EditSandbox(ctx, l.id, func(rec *store.Sandbox) error {
 		d := unpack(*rec).Details
 		d.Pause, d.Spent, d.Network, d.Flows = p, spent, n, flows
+		d.park(rec, l.o.Clock(), keep)
 		rec.State, rec.Extra = store.Paused, d.pack()
 		return nil
 	})
@@ -263,11 +297,23 @@ func (l *live) unchanged(ctx context.Context, who Caller, action string, err err
 	return sandbox.Wrap(action, string(l.id), err)
 }
 
-// pausable refuses an idle sandbox that could not be paused.
+// spans are the details of a record about how long a sandbox is to be what it becomes.
+func spans(name string, d *time.Duration, why string) map[string]string {
+	out := map[string]string{}
+	if d != nil {
+		out[name] = d.String()
+	}
+	if why != "" {
+		out["why"] = why
+	}
+	return out
+}
+
+// pausable refuses a sandbox that is to be paused and could not be.
 func (r *CreateRequest) pausable(info sandbox.Info) error {
-	const hint = "idle_action destroy ends it, event only says so"
+	const hint = "let idle_action and expire_action end it"
 	switch {
-	case r.IdleAction != IdlePause:
+	case r.IdleAction != IdlePause && r.ExpireAction != ExpirePause:
 	case !info.Capabilities.Pause:
 		return sandbox.Errorf("create", sandbox.KindUnsupported, "backend %s pauses no sandboxes here", info.Name).WithHint(hint)
 	}
@@ -285,7 +331,7 @@ func (l *live) pauseIdle(d time.Duration) {
 	if l.paused() {
 		return
 	}
-	if err := l.pause(l.o.ctx, system(l.tenant)); err != nil && !l.dead() {
+	if err := l.pause(l.o.ctx, system(l.tenant), PauseRequest{}, "idle"); err != nil && !l.dead() {
 		l.o.Log.Warn("an idle sandbox could not be paused", "sandbox", l.id, "idle", d, "error", err)
 	}
 }

@@ -79,8 +79,8 @@ func TestPauseTogether(t *testing.T) {
 		})
 	}
 	ctx := t.Context()
-	each("pause", func() error { _, err := o.Pause(ctx, alice, id); return err })
-	each("resume", func() error { _, err := o.Resume(ctx, alice, id); return err })
+	each("pause", func() error { _, err := o.Pause(ctx, alice, id, PauseRequest{}); return err })
+	each("resume", func() error { _, err := o.Resume(ctx, alice, id, ResumeRequest{}); return err })
 	each("snapshot", func() error {
 		s, err := o.CreateSnapshot(ctx, alice, id, SnapshotRequest{})
 		if err == nil {
@@ -130,8 +130,8 @@ func TestPauseTogether(t *testing.T) {
 	}
 	for range rounds { // an end comes in whatever is going on
 		sb := mustCreate(t, o, alice, CreateRequest{})
-		all.Go(func() { o.Pause(ctx, alice, string(sb.ID)) })
-		all.Go(func() { o.Resume(ctx, alice, string(sb.ID)) })
+		all.Go(func() { o.Pause(ctx, alice, string(sb.ID), PauseRequest{}) })
+		all.Go(func() { o.Resume(ctx, alice, string(sb.ID), ResumeRequest{}) })
 		all.Go(func() { o.CreateSnapshot(ctx, alice, string(sb.ID), SnapshotRequest{Name: string(sb.ID)[2:]}) })
 		time.Sleep(50 * time.Millisecond)
 		if got, err := o.Destroy(ctx, alice, string(sb.ID)); err != nil || got.State != store.Ended || !got.Receipt.Clean {

@@ -15,7 +15,7 @@ func TestSavesNothing(t *testing.T) {
 	o := w.start()
 	sb := mustCreate(t, o, alice, CreateRequest{})
 	for who, kind := range map[Caller]sandbox.Kind{alice: sandbox.KindUnsupported, bob: sandbox.KindNotFound} {
-		_, err := o.Pause(t.Context(), who, string(sb.ID))
+		_, err := o.Pause(t.Context(), who, string(sb.ID), PauseRequest{})
 		wantKind(t, err, kind)
 		_, err = o.CreateSnapshot(t.Context(), who, string(sb.ID), SnapshotRequest{})
 		wantKind(t, err, kind)
@@ -25,13 +25,15 @@ func TestSavesNothing(t *testing.T) {
 			t.Errorf("%d children", len(children))
 		}
 	}
-	_, err := o.Resume(t.Context(), bob, string(sb.ID))
+	_, err := o.Resume(t.Context(), bob, string(sb.ID), ResumeRequest{})
 	wantKind(t, err, sandbox.KindNotFound)
-	if got, err := o.Resume(t.Context(), alice, string(sb.ID)); err != nil || got.State != store.Running {
+	if got, err := o.Resume(t.Context(), alice, string(sb.ID), ResumeRequest{}); err != nil || got.State != store.Running {
 		t.Errorf("resume of one that runs: %+v, %v", got, err)
 	}
 	idle := time.Minute
 	_, err = o.Create(t.Context(), alice, CreateRequest{IdleTimeout: &idle, IdleAction: IdlePause})
+	wantKind(t, err, sandbox.KindUnsupported)
+	_, err = o.Create(t.Context(), alice, CreateRequest{ExpireAction: ExpirePause})
 	wantKind(t, err, sandbox.KindUnsupported)
 	if exit, _ := mustExec(t, o, alice, sb.ID, sh("exit 3")); exit.Code != 3 {
 		t.Errorf("it does not run on: %+v", exit)
@@ -42,7 +44,7 @@ func TestSavesNothing(t *testing.T) {
 func TestSnapshotsOfTenants(t *testing.T) {
 	w := newWorld(t)
 	o := w.start()
-	rec, err := w.store.Tenant(alice.Tenant).AddSnapshot(t.Context(), store.SavedSandbox{ID: sandbox.NewSnapshotID(), Name: "warm", Body: []byte("{}")})
+	rec, err := w.store.Tenant(alice.Tenant).AddSnapshot(t.Context(), store.SavedSandbox{ID: sandbox.NewSnapshotID(), Name: "warm", Body: []byte("{}")}, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,13 +62,45 @@ func TestSnapshotsOfTenants(t *testing.T) {
 	}
 }
 
+// TestSnapshotNames: a name is one snapshot's, the newest one's if that takes it, and
+// nothing of another tenant's.
+func TestSnapshotNames(t *testing.T) {
+	w := newWorld(t)
+	o := w.start()
+	add := func(who Caller, take bool) (store.SavedSandbox, error) {
+		return w.store.Tenant(who.Tenant).AddSnapshot(t.Context(), store.SavedSandbox{ID: sandbox.NewSnapshotID(), Name: "warm", Body: []byte("{}")}, take)
+	}
+	theirs, err := add(bob, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := add(alice, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = add(alice, false)
+	wantKind(t, err, sandbox.KindExists)
+	second, err := add(alice, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for who, want := range map[Caller]map[string]sandbox.SnapshotID{
+		alice: {"warm": second.ID, string(first.ID): first.ID}, bob: {"warm": theirs.ID}} {
+		for ref, id := range want {
+			if got, err := o.findSnapshot(t.Context(), who.Tenant, ref); err != nil || got.ID != id || (got.Name == "warm") != (ref == "warm") {
+				t.Errorf("%s of %s is %+v, %v", ref, who.Tenant, got, err)
+			}
+		}
+	}
+}
+
 // TestSnapshotsExpire: those whose time is over go, and no others.
 func TestSnapshotsExpire(t *testing.T) {
 	w := newWorld(t)
 	o := w.start()
 	add := func(name string, expires time.Time) {
 		t.Helper()
-		if _, err := w.store.Tenant(alice.Tenant).AddSnapshot(t.Context(), store.SavedSandbox{ID: sandbox.NewSnapshotID(), Name: name, Expires: expires, Body: []byte("{}")}); err != nil {
+		if _, err := w.store.Tenant(alice.Tenant).AddSnapshot(t.Context(), store.SavedSandbox{ID: sandbox.NewSnapshotID(), Name: name, Expires: expires, Body: []byte("{}")}, false); err != nil {
 			t.Fatal(err)
 		}
 	}

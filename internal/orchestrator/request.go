@@ -47,6 +47,8 @@ type CreateRequest struct {
 	IdleTimeout  *time.Duration // nil: the default; 0: none
 	IdleAction   IdleAction     // what happens after that; needs one
 	Timeout      *time.Duration // maximum life; nil: the default; 0: none
+	ExpireAction ExpireAction   // what happens after that
+	Wake         Wake           // what makes it go on when it is paused
 	Env          map[string]string
 	Metadata     map[string]string
 	Tier         string
@@ -107,6 +109,11 @@ type Details struct {
 	Series []byte `json:"series,omitempty"`
 	// IdleAction is what happens when it has been idle for its idle timeout.
 	IdleAction IdleAction `json:"idle_action,omitempty"`
+	// ExpireAction is what happens when its time is over, Wake what ends a pause.
+	ExpireAction ExpireAction `json:"expire_action,omitempty"`
+	Wake         Wake         `json:"wake,omitempty"`
+	// Life is what it was last given to live, from then on; 0: see MaxLife.
+	Life time.Duration `json:"life,omitempty"`
 	// Network is its policy; nil: it has no network device.
 	Network *NetworkState `json:"network,omitempty"`
 	// From is the snapshot it was made of.

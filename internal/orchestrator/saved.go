@@ -35,6 +35,8 @@ type Snapshot struct {
 type SnapshotRequest struct {
 	Name string         // unique among the tenant's snapshots, or empty
 	TTL  *time.Duration // removes it by itself; nil: the default; 0: never
+	// TakeName leaves a snapshot that has the name already without one.
+	TakeName bool
 }
 
 // savedState is what a snapshot's record keeps: all that a sandbox made of it has of
@@ -83,7 +85,7 @@ func (o *Orchestrator) CreateSnapshot(ctx context.Context, who Caller, ref strin
 		return Snapshot{}, err
 	}
 	defer done()
-	if req.Name != "" { // before anything is written; the record has the last word
+	if req.Name != "" && !req.TakeName { // before anything is written; the record has the last word
 		if _, err := o.Store.Tenant(l.tenant).Snapshot(ctx, req.Name); err == nil {
 			return Snapshot{}, sandbox.Errorf("snapshot", sandbox.KindExists, "there is a snapshot called %q", req.Name).
 				WithHint("choose another name, or remove that one: firebreak snapshot rm")
@@ -101,7 +103,7 @@ func (l *live) snap(ctx context.Context, who Caller, req SnapshotRequest) (Snaps
 	if err != nil {
 		return Snapshot{}, err
 	}
-	if err := l.record(ctx, who, sandbox.Record{Action: "snapshot.create", Outcome: sandbox.OutcomeAllowed, Object: string(id), Detail: nameDetail(req.Name)}); err != nil {
+	if err := l.record(ctx, who, sandbox.Record{Action: "snapshot.create", Outcome: sandbox.OutcomeAllowed, Object: string(id), Detail: req.detail()}); err != nil {
 		return Snapshot{}, err
 	}
 	failpoint.Hit("snapshot/after-evidence")
@@ -124,6 +126,14 @@ func (l *live) snap(ctx context.Context, who Caller, req SnapshotRequest) (Snaps
 	err = l.record(context.WithoutCancel(ctx), who, sandbox.Record{Class: sandbox.Flow, Action: "snapshot.create", Outcome: sandbox.OutcomeDone, Object: string(id),
 		Digest: state.Image.Digest, Detail: map[string]string{"bytes": strconv.FormatInt(rec.Size, 10), "took": short(time.Since(begun))}})
 	return shown(rec, state), err
+}
+
+func (r *SnapshotRequest) detail() map[string]string {
+	d := nameDetail(r.Name)
+	if d != nil && r.TakeName {
+		d["take_name"] = "true"
+	}
+	return d
 }
 
 // savable is what can save the sandbox or, of one that is paused, what it is restored
@@ -213,7 +223,7 @@ func (l *live) keepSnapshot(ctx context.Context, id sandbox.SnapshotID, req Snap
 	if ttl := given(req.TTL, l.o.Defaults.SnapshotTTL); ttl > 0 {
 		rec.Expires = rec.Created.Add(ttl)
 	}
-	return l.o.Store.Tenant(l.tenant).AddSnapshot(ctx, rec)
+	return l.o.Store.Tenant(l.tenant).AddSnapshot(ctx, rec, req.TakeName)
 }
 
 func shown(rec store.SavedSandbox, s savedState) Snapshot {

@@ -218,7 +218,10 @@ func (l *live) wake(ctx context.Context) error {
 	if !l.paused() {
 		return nil
 	}
-	return l.resume(system(l.tenant), "access")
+	if l.snapshotWithEnv().Details.Wake == WakeResume {
+		return l.asleep()
+	}
+	return l.resume(system(l.tenant), ResumeRequest{}, "access")
 }
 
 // image is what a paused sandbox is restored from; nil if it is not.

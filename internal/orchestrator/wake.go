@@ -15,7 +15,7 @@ import (
 // resume makes a paused sandbox run again; why says what for, where nobody asked
 // for it by name. It does not end with its caller: others may be waiting for the
 // same. Preconditions: the caller is alone, and the sandbox is paused.
-func (l *live) resume(who Caller, why string) error {
+func (l *live) resume(who Caller, req ResumeRequest, why string) error {
 	o, begun := l.o, time.Now()
 	ctx, cancel := context.WithTimeout(o.ctx, o.Defaults.CreateTimeout)
 	defer cancel()
@@ -30,7 +30,7 @@ func (l *live) resume(who Caller, why string) error {
 	if err := o.ledger.unpark(l.promised, true); err != nil {
 		return err
 	}
-	err := l.admitted(ctx, who, why, st)
+	err := l.admitted(ctx, who, req, why, st)
 	if err != nil {
 		o.ledger.park(l.promised)
 		return l.unchanged(ctx, who, "sandbox.resume", err)
@@ -47,16 +47,14 @@ func (l *live) resume(who Caller, why string) error {
 }
 
 // admitted waits for the turn of a boot and makes it.
-func (l *live) admitted(ctx context.Context, who Caller, why string, st *standstill) error {
+func (l *live) admitted(ctx context.Context, who Caller, req ResumeRequest, why string, st *standstill) error {
 	leave, err := l.o.gate.enter(ctx, l.tenant, l.o.Quota.Wait)
 	if err != nil {
 		return err
 	}
 	defer leave()
-	detail := map[string]string{"bytes": strconv.FormatInt(st.image.Image.Size, 10)}
-	if why != "" {
-		detail["why"] = why
-	}
+	detail := spans("timeout", req.Timeout, why)
+	detail["bytes"] = strconv.FormatInt(st.image.Image.Size, 10)
 	id, vacate := l.place(ctx) // what is made is on record by its own id
 	defer vacate()
 	next := Sandbox{Sandbox: store.Sandbox{ID: l.id, Tenant: l.tenant, Instance: id}}
@@ -68,7 +66,7 @@ func (l *live) admitted(ctx context.Context, who Caller, why string, st *standst
 	defer l.wiring.Unlock()
 	inst, s, err := l.incarnate(ctx, id, st)
 	if err == nil {
-		if err = l.markRunning(context.WithoutCancel(ctx), inst, s, st); err == nil {
+		if err = l.markRunning(context.WithoutCancel(ctx), inst, s, st, req); err == nil {
 			return nil
 		}
 		s.Close()
@@ -180,15 +178,19 @@ func (l *live) snapshotWithEnv() Sandbox {
 }
 
 // markRunning is the moment after which the sandbox is inst: nothing fails behind it.
-func (l *live) markRunning(ctx context.Context, inst sandbox.Instance, s *guest.Session, st *standstill) error {
+func (l *live) markRunning(ctx context.Context, inst sandbox.Instance, s *guest.Session, st *standstill, req ResumeRequest) error {
 	l.clocks(st)
 	status, err := inst.Status(ctx)
 	if err != nil {
 		return err
 	}
+	var life time.Duration
 	rec, err := l.o.Store.Tenant(l.tenant).EditSandbox(ctx, l.id, func(rec *store.Sandbox) error {
 		d := unpack(*rec).Details
-		d.Pause = nil
+		if d.Pause != nil { // else another version wrote it
+			d.unpark(rec, l.o.Clock(), req.Timeout)
+		}
+		d.Pause, life = nil, d.Life
 		rec.State, rec.Enforced, rec.Extra = store.Running, status.Enforced, d.pack()
 		return nil
 	})
@@ -197,7 +199,7 @@ func (l *live) markRunning(ctx context.Context, inst sandbox.Instance, s *guest.
 	}
 	l.mu.Lock()
 	l.inst, l.sess = inst, s
-	l.sb.Sandbox, l.sb.Details.Pause = rec, nil
+	l.sb.Sandbox, l.sb.Details.Pause, l.sb.Details.Life = rec, nil, life
 	l.usage, l.sampled = l.total(status.Usage), time.Now()
 	l.mu.Unlock()
 	l.move(st)

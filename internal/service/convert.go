@@ -40,6 +40,8 @@ func toSandbox(sb orchestrator.Sandbox) *v1.Sandbox {
 		out.IdleAction = string(cmp.Or(sb.Details.IdleAction, orchestrator.IdleDestroy))
 	}
 	out.Snapshot, out.ForkedFrom = sb.Details.From, string(sb.Details.Parent)
+	out.ExpireAction = string(cmp.Or(sb.Details.ExpireAction, orchestrator.ExpireDestroy))
+	out.Wake = string(cmp.Or(sb.Details.Wake, orchestrator.WakeUse))
 	if p := sb.Details.Pause; p != nil && sb.State == store.Paused {
 		out.PausedAt, out.PausedBytes = stamp(p.Since), p.Image.Size
 	}

@@ -99,7 +99,8 @@ func (s *Service) once(ctx context.Context, who orchestrator.Caller, op string, 
 func (s *Service) createRequest(ctx context.Context, method string, p auth.Principal, req *v1.CreateSandboxRequest) (c orchestrator.CreateRequest, err error) {
 	c = orchestrator.CreateRequest{Name: req.GetName(), Template: req.GetTemplate(), Backend: req.GetBackend(), Env: req.GetEnv(),
 		Metadata: req.GetMetadata(), Tier: req.GetTier(), ReadonlyRoot: req.GetReadonlyRoot(), AcceptWeaker: req.GetAcceptWeaker(),
-		Pack: req.GetLanguagePack(), Hostname: req.GetHostname(), IdleAction: orchestrator.IdleAction(req.GetIdleAction()), Bindings: req.GetBindings(), From: req.GetSnapshot()}
+		Pack: req.GetLanguagePack(), Hostname: req.GetHostname(), IdleAction: orchestrator.IdleAction(req.GetIdleAction()), Bindings: req.GetBindings(), From: req.GetSnapshot(),
+		ExpireAction: orchestrator.ExpireAction(req.GetExpireAction()), Wake: orchestrator.Wake(req.GetWake())}
 	if v := req.GetMinIsolation(); v != "" {
 		if c.MinIsolation, err = sandbox.ParseIsolation(v); err != nil {
 			return c, err

@@ -17,7 +17,11 @@ func (s *Service) PauseSandbox(ctx context.Context, req *v1.PauseSandboxRequest)
 	if err != nil {
 		return nil, err
 	}
-	sb, err := s.Orchestrator.Pause(ctx, who, req.GetId())
+	keep, err := optionalMillis("pause", "keep_ms", req.KeepMs)
+	if err != nil {
+		return nil, err
+	}
+	sb, err := s.Orchestrator.Pause(ctx, who, req.GetId(), orchestrator.PauseRequest{Keep: keep})
 	if err != nil {
 		return nil, err
 	}
@@ -31,7 +35,11 @@ func (s *Service) ResumeSandbox(ctx context.Context, req *v1.ResumeSandboxReques
 	if err != nil {
 		return nil, err
 	}
-	sb, err := s.Orchestrator.Resume(ctx, who, req.GetId())
+	timeout, err := optionalMillis("resume", "timeout_ms", req.TimeoutMs)
+	if err != nil {
+		return nil, err
+	}
+	sb, err := s.Orchestrator.Resume(ctx, who, req.GetId(), orchestrator.ResumeRequest{Timeout: timeout})
 	if err != nil {
 		return nil, err
 	}
@@ -80,7 +88,7 @@ func (s *Service) childError(parent string, err error) *v1.ErrorDetail {
 }
 
 // CreateSnapshot saves a sandbox, which goes on. Errors: those of PauseSandbox;
-// KindExists when the name is taken.
+// KindExists when the name is taken, and not to be.
 func (s *Service) CreateSnapshot(ctx context.Context, req *v1.CreateSnapshotRequest) (*v1.Snapshot, error) {
 	who, _, err := s.allow(ctx, "SnapshotService.CreateSnapshot")
 	if err != nil {
@@ -90,7 +98,7 @@ func (s *Service) CreateSnapshot(ctx context.Context, req *v1.CreateSnapshotRequ
 	if err != nil {
 		return nil, err
 	}
-	snap, err := s.Orchestrator.CreateSnapshot(ctx, who, req.GetId(), orchestrator.SnapshotRequest{Name: req.GetName(), TTL: ttl})
+	snap, err := s.Orchestrator.CreateSnapshot(ctx, who, req.GetId(), orchestrator.SnapshotRequest{Name: req.GetName(), TTL: ttl, TakeName: req.GetTakeName()})
 	if err != nil {
 		return nil, err
 	}

@@ -56,6 +56,12 @@ func (s *Service) Holder(_ context.Context, use auth.Use, id, token string) (aut
 	return holder(h.Tenant, h.ID), nil
 }
 
+// Asleep reports whether a sandbox that Holder knows is paused, and whether using it
+// would resume it.
+func (s *Service) Asleep(id string) (paused, wakes bool) {
+	return s.Orchestrator.Asleep(sandbox.ID(id))
+}
+
 // HolderBy is Holder for a proof that names no sandbox: the one whose token match
 // accepts. It asks about every sandbox that lives. Errors: KindUnauthenticated.
 func (s *Service) HolderBy(_ context.Context, use auth.Use, match func(token string) bool) (string, auth.Principal, error) {

@@ -144,7 +144,7 @@ func checkSnapshots(t testing.TB, s *Store, wrote int) {
 		t.Fatalf("schema %d: %+v, %v", wrote, list, err)
 	}
 	if wrote < 4 {
-		if _, err := acme.AddSnapshot(ctx, SavedSandbox{ID: sandbox.NewSnapshotID(), Name: "warm", Body: []byte("{}")}); err != nil {
+		if _, err := acme.AddSnapshot(ctx, SavedSandbox{ID: sandbox.NewSnapshotID(), Name: "warm", Body: []byte("{}")}, false); err != nil {
 			t.Error(err)
 		}
 		return

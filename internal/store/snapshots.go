@@ -43,9 +43,11 @@ func scanSnapshot(scan func(...any) error) (SavedSandbox, error) {
 // AddSnapshot stores s durably. Its files are there already: what has files and no
 // record is nobody's.
 //
+// With takeName a snapshot that has the name already is left without one.
+//
 // Errors: KindInvalid for a malformed id or name; KindExists when the name is
-// taken; KindCapacity when the tenant has MaxSnapshots; KindTooLarge.
-func (t *Tenant) AddSnapshot(ctx context.Context, s SavedSandbox) (SavedSandbox, error) {
+// taken, and not to be; KindCapacity when the tenant has MaxSnapshots; KindTooLarge.
+func (t *Tenant) AddSnapshot(ctx context.Context, s SavedSandbox, takeName bool) (SavedSandbox, error) {
 	const op = "snapshot"
 	s.Tenant = t.id
 	if s.Created.IsZero() {
@@ -61,6 +63,11 @@ func (t *Tenant) AddSnapshot(ctx context.Context, s SavedSandbox) (SavedSandbox,
 	err := t.s.writer.do(ctx, true, func(x *txn) error {
 		if err := x.room(op, string(s.ID), "snapshots", "snapshot", t.id, MaxSnapshots); err != nil {
 			return err
+		}
+		if takeName && s.Name != "" {
+			if _, err := x.exec(`UPDATE snapshots SET name = '' WHERE tenant = ? AND name = ?`, string(t.id), s.Name); err != nil {
+				return err
+			}
 		}
 		taken, err := x.exists(`SELECT 1 FROM snapshots WHERE tenant = ? AND (id = ? OR name = ? AND name <> '')`, string(t.id), string(s.ID), s.Name)
 		if err != nil {

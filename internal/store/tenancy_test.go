@@ -39,7 +39,7 @@ func TestCrossTenantDenial(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	snap, err := owner.AddSnapshot(ctx, SavedSandbox{ID: sandbox.NewSnapshotID(), Name: "warm", Sandbox: sb.ID, Body: []byte("{}")})
+	snap, err := owner.AddSnapshot(ctx, SavedSandbox{ID: sandbox.NewSnapshotID(), Name: "warm", Sandbox: sb.ID, Body: []byte("{}")}, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,7 +174,7 @@ func TestCrossTenantDenial(t *testing.T) {
 		"RemoveSnapshot": func(tn *Tenant, x ids) error { _, err := tn.RemoveSnapshot(ctx, sandbox.SnapshotID(x.snp)); return err },
 		"AddSnapshot": func(tn *Tenant, x ids) error {
 			tn = s.Tenant(tn.ID() + "-set")
-			_, err := tn.AddSnapshot(ctx, SavedSandbox{ID: sandbox.SnapshotID(x.snp), Name: snap.Name, Body: []byte("{}")})
+			_, err := tn.AddSnapshot(ctx, SavedSandbox{ID: sandbox.SnapshotID(x.snp), Name: snap.Name, Body: []byte("{}")}, false)
 			if err == nil {
 				_, err = tn.RemoveSnapshot(ctx, sandbox.SnapshotID(x.snp))
 			}

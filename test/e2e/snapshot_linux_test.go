@@ -15,7 +15,7 @@ import (
 )
 
 // pausedCycles is how often one sandbox is paused and goes on.
-const pausedCycles = 20
+const pausedCycles = 50
 
 // sandboxState is what the API shows of a sandbox, as far as it matters here.
 type sandboxState struct {
@@ -122,9 +122,11 @@ func TestPauseResume(t *testing.T) {
 	id := s.made(t, "/v1/sandboxes", `{"name":"box"}`)
 	pid := s.furnish(t, id)
 	s.furnished(t, id, pid, 1)
+	s.eval(t, id, "python", ticking)
 	used := 0.0
 	for n := range pausedCycles {
 		s.must(t, "POST", "/v1/sandboxes/"+id+"/pause", "{}")
+		paused := time.Now()
 		st := s.state(t, id)
 		if st.State != "paused" || st.Bytes < 1<<20 || len(w.instances(t)) != 0 {
 			t.Fatalf("cycle %d: %+v, instances %v", n, st, w.instances(t))
@@ -133,15 +135,17 @@ func TestPauseResume(t *testing.T) {
 			t.Errorf("cycle %d: it uses %d bytes, and has used %v ms, %v before", n, st.Usage.Memory, st.Usage.CPU, used)
 		}
 		used = st.Usage.CPU
+		resumed := time.Now()
 		switch n % 3 {
 		case 0:
 			s.must(t, "POST", "/v1/sandboxes/"+id+"/resume", "{}")
-		case 1: // nothing: furnished wakes it
+		case 1: // nothing: who looks at the clock wakes it
 		case 2:
 			if r := w.run("", "resume", "box"); r.code != 0 {
 				t.Fatalf("%+v", r)
 			}
 		}
+		s.clockRight(t, id, paused, resumed)
 		s.furnished(t, id, pid, n+2)
 		if left, _ := filepath.Glob(filepath.Join(w.dir, "data", "snapshots", "*")); len(left) != 0 {
 			t.Fatalf("cycle %d: left %v", n, left)

@@ -16,8 +16,8 @@ import (
 // createFlags say what a sandbox that stays is like.
 type createFlags struct {
 	makeFlags
-	name, language, hostname, action, from string
-	idle                                   time.Duration
+	name, language, hostname, action, expire, wake, from string
+	idle                                                 time.Duration
 }
 
 func (f *createFlags) add(fs *pflag.FlagSet) {
@@ -27,6 +27,8 @@ func (f *createFlags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.hostname, "hostname", "", "host name inside")
 	fs.DurationVar(&f.idle, "idle-timeout", 0, "end the sandbox after this long unused; 0: never")
 	fs.StringVar(&f.action, "idle-action", "", "what happens then: destroy; event, which only says so; pause, until it is used again (default destroy)")
+	fs.StringVar(&f.expire, "expire-action", "", "what happens after --timeout: destroy; pause, which keeps it for 30 days and starts its time again when it goes on (default destroy)")
+	fs.StringVar(&f.wake, "wake", "", "what makes it go on when it is paused: use, whatever is wanted of it; resume, nothing else (default use)")
 	fs.StringVar(&f.from, "from", "", "go on from this snapshot, by id or name: with its template, limits, files and programs")
 }
 
@@ -37,7 +39,7 @@ func (f *createFlags) options(cmd *cobra.Command, lookup func(string) (string, b
 		return o, err
 	}
 	o.Name, o.Hostname, o.IdleAction = f.name, f.hostname, f.action
-	o.Snapshot = f.from
+	o.Snapshot, o.ExpireAction, o.Wake = f.from, f.expire, f.wake
 	o.Timeout = never(cmd.Flags().Changed("timeout"), f.timeout)
 	o.IdleTimeout = never(cmd.Flags().Changed("idle-timeout"), f.idle)
 	o.Language, err = parseLanguage(f.language)

@@ -12,29 +12,34 @@ import (
 )
 
 func (a *App) pauseCommand() *cobra.Command {
-	return &cobra.Command{
+	var keep time.Duration
+	cmd := &cobra.Command{
 		Use:   "pause ID...",
 		Short: "Save sandboxes to disk and give their memory back",
 		Long: `Pause stops a sandbox where it is and keeps it: files, programs and interpreters go on
 with resume, or by themselves as soon as somebody uses the sandbox with exec, eval, cp
 or the like. It takes disk meanwhile, and nothing else. Its life goes on: it ends when
-it would have. Its connections to the outside end, and programs find them broken.`,
+it would have, unless --keep says how long it is kept. Its connections to the outside
+end, and programs find them broken.`,
 		Example:           "  firebreak pause $id\n  firebreak resume $id",
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: a.completeSandboxes(-1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withSession(cmd, func(s *session) error {
 				return a.each(args, func(id string) error {
-					_, err := s.Sandbox(id).Pause(cmd.Context())
+					_, err := s.Sandbox(id).PauseFor(cmd.Context(), never(cmd.Flags().Changed("keep"), keep))
 					return err
 				})
 			})
 		},
 	}
+	cmd.Flags().DurationVar(&keep, "keep", 0, "end it when it has been paused for this time, and give it its own time again when it goes on; 0: never (default: its time goes on)")
+	return cmd
 }
 
 func (a *App) resumeCommand() *cobra.Command {
-	return &cobra.Command{
+	var timeout time.Duration
+	cmd := &cobra.Command{
 		Use:               "resume ID...",
 		Short:             "Let paused sandboxes go on where they were",
 		Example:           "  firebreak resume $id",
@@ -43,12 +48,14 @@ func (a *App) resumeCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withSession(cmd, func(s *session) error {
 				return a.each(args, func(id string) error {
-					_, err := s.Sandbox(id).Resume(cmd.Context())
+					_, err := s.Sandbox(id).ResumeFor(cmd.Context(), never(cmd.Flags().Changed("timeout"), timeout))
 					return err
 				})
 			})
 		},
 	}
+	cmd.Flags().DurationVar(&timeout, "timeout", 0, "end it this long after; 0: never (default: what it was last given, if its time stood still)")
+	return cmd
 }
 
 func (a *App) snapshotCommand() *cobra.Command {

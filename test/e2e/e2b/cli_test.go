@@ -50,9 +50,18 @@ func TestCLI(t *testing.T) {
 	contains(ok("logs", id), "from-42", "sandbox running")
 	contains(ok("logs", "--format", "json", id), `"exit_code":"3"`)
 	ok("metrics", id)
-	if out, err := e2b("pause", id); err == nil || !strings.Contains(out, "not supported yet") {
-		t.Errorf("pause: %v\n%s", err, out)
-	}
+	ok("pause", id)
+	contains(ok("list", "--state", "paused"), id, "Paused")
+	contains(ok("info", id), id, "paused")
+	contains(ok("pause", id), "already paused")
+	ok("resume", id)
+	contains(ok("exec", id, "echo from-$((6*7))"), "from-42")
+	snapshot := regexp.MustCompile(`sn[a-z2-7]{18}`).FindString(ok("snapshot", "create", "--name", "mine", id))
+	contains(ok("snapshot", "list"), snapshot, "mine")
+	made := regexp.MustCompile(`sb[a-z2-7]{18}`).FindString(ok("create", "--detach", "--lifecycle.ontimeout", "pause", "--timeout", "120", "mine"))
+	contains(ok("info", made), made, snapshot)
+	ok("kill", made)
+	ok("snapshot", "delete", snapshot)
 	ok("kill", id)
 	contains(ok("list"), "No sandboxes found")
 }

@@ -146,7 +146,7 @@ func TestWire(t *testing.T) {
 	}
 	// What a create asks for is done or refused, never ignored.
 	for _, body := range []string{`{"unheard":true}`, `{"network":{"egressProxy":{"url":"socks5://x"}}}`, `{"iam":{"tokens":[{}]}}`, `{"network":{"allowPublicTraffic":true}}`,
-		`{"volumeMounts":[{"name":"v","path":"/v"}]}`, `{"autoPause":true}`, `{"mcp":{"x":{}}}`, `{"network":{"rules":{"a.example":[{"x":1}]}}}`, `{"network":{"rules":{"10.0.0.1":[]}}}`} {
+		`{"volumeMounts":[{"name":"v","path":"/v"}]}`, `{"autoPause":true,"autoPauseMemory":false}`, `{"mcp":{"x":{}}}`, `{"network":{"rules":{"a.example":[{"x":1}]}}}`, `{"network":{"rules":{"10.0.0.1":[]}}}`} {
 		if code, out := s.call("POST", "/v2/sandboxes", body, "X-API-Key", s.key); code != 400 && code != 501 {
 			t.Errorf("%s: %d %s", body, code, out)
 		}

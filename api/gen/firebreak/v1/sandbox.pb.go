@@ -279,7 +279,14 @@ type CreateSandboxRequest struct {
 	// A snapshot, by id or name, that it goes on from: with its template, limits,
 	// files, memory and programs. What is given beside has to be the same; but network
 	// and bindings, if any of the two is given, take the place of those that were saved.
-	Snapshot      string `protobuf:"bytes,18,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	Snapshot string `protobuf:"bytes,18,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// What happens after timeout_ms: destroy (the default); pause, which keeps it, and
+	// gives it its time again when it goes on. It ends once it has been paused for 30
+	// days.
+	ExpireAction string `protobuf:"bytes,19,opt,name=expire_action,json=expireAction,proto3" json:"expire_action,omitempty"`
+	// What makes it go on when it is paused: use (the default), whoever wants something
+	// of it; resume, ResumeSandbox alone.
+	Wake          string `protobuf:"bytes,20,opt,name=wake,proto3" json:"wake,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -440,6 +447,20 @@ func (x *CreateSandboxRequest) GetSnapshot() string {
 	return ""
 }
 
+func (x *CreateSandboxRequest) GetExpireAction() string {
+	if x != nil {
+		return x.ExpireAction
+	}
+	return ""
+}
+
+func (x *CreateSandboxRequest) GetWake() string {
+	if x != nil {
+		return x.Wake
+	}
+	return ""
+}
+
 // Sandbox is one isolated place that runs code, alive or ended.
 type Sandbox struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -493,7 +514,11 @@ type Sandbox struct {
 	PausedAt    *timestamppb.Timestamp `protobuf:"bytes,32,opt,name=paused_at,json=pausedAt,proto3" json:"paused_at,omitempty"`
 	PausedBytes int64                  `protobuf:"varint,33,opt,name=paused_bytes,json=pausedBytes,proto3" json:"paused_bytes,omitempty"`
 	// The sandbox it was forked from, which may have ended.
-	ForkedFrom    string `protobuf:"bytes,34,opt,name=forked_from,json=forkedFrom,proto3" json:"forked_from,omitempty"`
+	ForkedFrom string `protobuf:"bytes,34,opt,name=forked_from,json=forkedFrom,proto3" json:"forked_from,omitempty"`
+	// destroy or pause.
+	ExpireAction string `protobuf:"bytes,35,opt,name=expire_action,json=expireAction,proto3" json:"expire_action,omitempty"`
+	// use or resume.
+	Wake          string `protobuf:"bytes,36,opt,name=wake,proto3" json:"wake,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -762,6 +787,20 @@ func (x *Sandbox) GetPausedBytes() int64 {
 func (x *Sandbox) GetForkedFrom() string {
 	if x != nil {
 		return x.ForkedFrom
+	}
+	return ""
+}
+
+func (x *Sandbox) GetExpireAction() string {
+	if x != nil {
+		return x.ExpireAction
+	}
+	return ""
+}
+
+func (x *Sandbox) GetWake() string {
+	if x != nil {
+		return x.Wake
 	}
 	return ""
 }
@@ -2693,7 +2732,7 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\x04cpus\x18\x02 \x01(\v2\x1c.firebreak.v1.EffectiveLimitR\x04cpus\x120\n" +
 	"\x04pids\x18\x03 \x01(\v2\x1c.firebreak.v1.EffectiveLimitR\x04pids\x12;\n" +
 	"\n" +
-	"disk_bytes\x18\x04 \x01(\v2\x1c.firebreak.v1.EffectiveLimitR\tdiskBytes\"\x88\t\n" +
+	"disk_bytes\x18\x04 \x01(\v2\x1c.firebreak.v1.EffectiveLimitR\tdiskBytes\"\xd3\t\n" +
 	"\x14CreateSandboxRequest\x129\n" +
 	"\x04name\x18\x01 \x01(\tB%\xbaH\"\xd8\x01\x01r\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,62}$R\x04name\x12$\n" +
 	"\btemplate\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\btemplate\x12!\n" +
@@ -2716,7 +2755,9 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"idleAction\x124\n" +
 	"\anetwork\x18\x10 \x01(\v2\x1a.firebreak.v1.NetworkRulesR\anetwork\x12P\n" +
 	"\bbindings\x18\x11 \x03(\tB4\xbaH1\x92\x01.\x10 \x18\x01\"(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\bbindings\x12$\n" +
-	"\bsnapshot\x18\x12 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\bsnapshot\x1a6\n" +
+	"\bsnapshot\x18\x12 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\bsnapshot\x12,\n" +
+	"\rexpire_action\x18\x13 \x01(\tB\a\xbaH\x04r\x02\x18 R\fexpireAction\x12\x1b\n" +
+	"\x04wake\x18\x14 \x01(\tB\a\xbaH\x04r\x02\x18 R\x04wake\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a;\n" +
@@ -2724,7 +2765,7 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x12\n" +
 	"\x10_idle_timeout_msB\r\n" +
-	"\v_timeout_ms\"\xc0\n" +
+	"\v_timeout_ms\"\xf9\n" +
 	"\n" +
 	"\aSandbox\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -2768,7 +2809,9 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\tpaused_at\x18  \x01(\v2\x1a.google.protobuf.TimestampR\bpausedAt\x12!\n" +
 	"\fpaused_bytes\x18! \x01(\x03R\vpausedBytes\x12\x1f\n" +
 	"\vforked_from\x18\" \x01(\tR\n" +
-	"forkedFrom\x1a;\n" +
+	"forkedFrom\x12#\n" +
+	"\rexpire_action\x18# \x01(\tR\fexpireAction\x12\x12\n" +
+	"\x04wake\x18$ \x01(\tR\x04wake\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe4\x01\n" +

@@ -27,7 +27,11 @@ const (
 type PauseSandboxRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A sandbox id, or the name of a live sandbox.
-	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// It ends when it has been paused for this time; its life stands still meanwhile,
+	// and it has all of it again when it goes on. 0 = never; left out: its life goes on,
+	// or 30 days for one with expire_action pause.
+	KeepMs        *int64 `protobuf:"varint,2,opt,name=keep_ms,json=keepMs,proto3,oneof" json:"keep_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -69,10 +73,21 @@ func (x *PauseSandboxRequest) GetId() string {
 	return ""
 }
 
+func (x *PauseSandboxRequest) GetKeepMs() int64 {
+	if x != nil && x.KeepMs != nil {
+		return *x.KeepMs
+	}
+	return 0
+}
+
 type ResumeSandboxRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A sandbox id, or the name of a live sandbox.
-	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// It ends this long after. 0 = never; left out: what it was last given, 5 minutes
+	// at least, if its life stood still. If it did not, it is not ended earlier for this.
+	// Of one that runs nothing changes.
+	TimeoutMs     *int64 `protobuf:"varint,2,opt,name=timeout_ms,json=timeoutMs,proto3,oneof" json:"timeout_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -112,6 +127,13 @@ func (x *ResumeSandboxRequest) GetId() string {
 		return x.Id
 	}
 	return ""
+}
+
+func (x *ResumeSandboxRequest) GetTimeoutMs() int64 {
+	if x != nil && x.TimeoutMs != nil {
+		return *x.TimeoutMs
+	}
+	return 0
 }
 
 type ForkSandboxRequest struct {
@@ -350,7 +372,10 @@ type CreateSnapshotRequest struct {
 	// A name unique among the tenant's snapshots.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// It is removed after this time. 0 = never; left out = 30 days.
-	TtlMs         *int64 `protobuf:"varint,3,opt,name=ttl_ms,json=ttlMs,proto3,oneof" json:"ttl_ms,omitempty"`
+	TtlMs *int64 `protobuf:"varint,3,opt,name=ttl_ms,json=ttlMs,proto3,oneof" json:"ttl_ms,omitempty"`
+	// A snapshot that has the name already loses it, and is known by its id from then
+	// on. Otherwise it is an error.
+	TakeName      bool `protobuf:"varint,4,opt,name=take_name,json=takeName,proto3" json:"take_name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -404,6 +429,13 @@ func (x *CreateSnapshotRequest) GetTtlMs() int64 {
 		return *x.TtlMs
 	}
 	return 0
+}
+
+func (x *CreateSnapshotRequest) GetTakeName() bool {
+	if x != nil {
+		return x.TakeName
+	}
+	return false
 }
 
 // Snapshot is a sandbox at one moment.
@@ -684,13 +716,19 @@ var File_firebreak_v1_snapshot_proto protoreflect.FileDescriptor
 
 const file_firebreak_v1_snapshot_proto_rawDesc = "" +
 	"\n" +
-	"\x1bfirebreak/v1/snapshot.proto\x12\ffirebreak.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18firebreak/v1/error.proto\x1a\x1afirebreak/v1/options.proto\x1a\x1afirebreak/v1/sandbox.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"1\n" +
+	"\x1bfirebreak/v1/snapshot.proto\x12\ffirebreak.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18firebreak/v1/error.proto\x1a\x1afirebreak/v1/options.proto\x1a\x1afirebreak/v1/sandbox.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"d\n" +
 	"\x13PauseSandboxRequest\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\"2\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12%\n" +
+	"\akeep_ms\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\x06keepMs\x88\x01\x01B\n" +
+	"\n" +
+	"\b_keep_ms\"n\n" +
 	"\x14ResumeSandboxRequest\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\"\xe7\x04\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12+\n" +
+	"\n" +
+	"timeout_ms\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\ttimeoutMs\x88\x01\x01B\r\n" +
+	"\v_timeout_ms\"\xe7\x04\n" +
 	"\x12ForkSandboxRequest\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12\x1f\n" +
@@ -714,12 +752,13 @@ const file_firebreak_v1_snapshot_proto_rawDesc = "" +
 	"\rForkedSandbox\x121\n" +
 	"\asandbox\x18\x01 \x01(\v2\x15.firebreak.v1.SandboxH\x00R\asandbox\x121\n" +
 	"\x05error\x18\x02 \x01(\v2\x19.firebreak.v1.ErrorDetailH\x00R\x05errorB\t\n" +
-	"\aoutcome\"\x9e\x01\n" +
+	"\aoutcome\"\xbb\x01\n" +
 	"\x15CreateSnapshotRequest\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x129\n" +
 	"\x04name\x18\x02 \x01(\tB%\xbaH\"\xd8\x01\x01r\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,62}$R\x04name\x12#\n" +
-	"\x06ttl_ms\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\x05ttlMs\x88\x01\x01B\t\n" +
+	"\x06ttl_ms\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\x05ttlMs\x88\x01\x01\x12\x1b\n" +
+	"\ttake_name\x18\x04 \x01(\bR\btakeNameB\t\n" +
 	"\a_ttl_ms\"\xbb\x02\n" +
 	"\bSnapshot\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -824,6 +863,8 @@ func file_firebreak_v1_snapshot_proto_init() {
 	file_firebreak_v1_error_proto_init()
 	file_firebreak_v1_options_proto_init()
 	file_firebreak_v1_sandbox_proto_init()
+	file_firebreak_v1_snapshot_proto_msgTypes[0].OneofWrappers = []any{}
+	file_firebreak_v1_snapshot_proto_msgTypes[1].OneofWrappers = []any{}
 	file_firebreak_v1_snapshot_proto_msgTypes[2].OneofWrappers = []any{}
 	file_firebreak_v1_snapshot_proto_msgTypes[4].OneofWrappers = []any{
 		(*ForkedSandbox_Sandbox)(nil),

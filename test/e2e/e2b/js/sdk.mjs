@@ -316,14 +316,10 @@ await step('network: what would open everything, or a sandbox without a device, 
   await rejects(s.updateNetwork({ allowOut: ['example.com'] }), e2b.SandboxError, /without a network device/)
   assert.deepEqual((await s.getInfo()).network.allowOut, [])
 })
-await step('not yet: pause, fork, snapshot, volumes', async () => {
+await step('not yet: volumes', async () => {
   const refused = (p) => rejects(p, e2b.SandboxError, /not supported yet/)
-  await refused(s.pause ? s.pause() : s.betaPause())
-  if (s.createSnapshot) await refused(s.createSnapshot())
-  await refused(Sandbox.create({ lifecycle: { onTimeout: 'pause' } }))
   await refused(Sandbox.create({ volumeMounts: { '/data': 'v' } }))
   if (e2b.Volume) await rejects(e2b.Volume.create('v'), Error, /not supported yet/)
-  if (s.fork) await refused(s.fork())
 })
 await step('errors: unknown template, wrong key, unknown sandbox', async () => {
   await rejects(Sandbox.create('no-such-template'), Error, /no-such-template/)

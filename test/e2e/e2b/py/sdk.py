@@ -188,12 +188,6 @@ def _():
     raises(e2b.SandboxException, "reaches everything", Sandbox.create, network={"allow_out": ["0.0.0.0/0"]})
 
 
-@step("not yet: pause, fork, snapshot")
-def _():
-    raises(e2b.SandboxException, "not supported yet", s.pause if hasattr(s, "pause") else s.beta_pause)
-    raises(e2b.SandboxException, "not supported yet", s.create_snapshot)
-
-
 @step("errors")
 def _():
     raises(e2b.AuthenticationException, "", Sandbox.create, api_key="e2b_" + "0" * 40)

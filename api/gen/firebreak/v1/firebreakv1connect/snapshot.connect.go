@@ -57,9 +57,10 @@ const (
 type SnapshotServiceClient interface {
 	// PauseSandbox saves a sandbox to disk and ends its boundary: it takes no memory
 	// and no CPU. It goes on where it was when it is resumed, or when it is used: by
-	// an exec, a file operation, a context or a port. Its life goes on, too: it ends
-	// when it would have. Again: the same answer. Its connections to the outside end;
-	// its network is made anew, by its policy of then, when it goes on.
+	// an exec, a file operation, a context or a port. Its life goes on, too, unless
+	// keep_ms is given: it ends when it would have. Again: the same answer. Its
+	// connections to the outside end; its network is made anew, by its policy of then,
+	// when it goes on.
 	PauseSandbox(context.Context, *connect.Request[v1.PauseSandboxRequest]) (*connect.Response[v1.Sandbox], error)
 	// ResumeSandbox makes a paused sandbox run again and returns when its agent has
 	// answered. Of one that runs it returns the state.
@@ -175,9 +176,10 @@ func (c *snapshotServiceClient) RemoveSnapshot(ctx context.Context, req *connect
 type SnapshotServiceHandler interface {
 	// PauseSandbox saves a sandbox to disk and ends its boundary: it takes no memory
 	// and no CPU. It goes on where it was when it is resumed, or when it is used: by
-	// an exec, a file operation, a context or a port. Its life goes on, too: it ends
-	// when it would have. Again: the same answer. Its connections to the outside end;
-	// its network is made anew, by its policy of then, when it goes on.
+	// an exec, a file operation, a context or a port. Its life goes on, too, unless
+	// keep_ms is given: it ends when it would have. Again: the same answer. Its
+	// connections to the outside end; its network is made anew, by its policy of then,
+	// when it goes on.
 	PauseSandbox(context.Context, *connect.Request[v1.PauseSandboxRequest]) (*connect.Response[v1.Sandbox], error)
 	// ResumeSandbox makes a paused sandbox run again and returns when its agent has
 	// answered. Of one that runs it returns the state.
