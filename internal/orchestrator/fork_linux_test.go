@@ -2,6 +2,7 @@ package orchestrator
 
 import (
 	"context"
+	"strconv"
 	"testing"
 	"time"
 
@@ -25,8 +26,24 @@ func TestForkRequest(t *testing.T) {
 	wantKind(t, err, sandbox.KindNotFound)
 }
 
+// TestForkGrows: what copies inherit and add to does not grow for ever.
+func TestForkGrows(t *testing.T) {
+	many := map[string]string{}
+	for i := range maxCopied {
+		many[strconv.Itoa(i)] = ""
+	}
+	s := savedState{Env: many}
+	if err := s.inherit(&CreateRequest{Env: map[string]string{"1": "again"}}, ""); err != nil {
+		t.Error(err)
+	}
+	wantKind(t, s.inherit(&CreateRequest{Env: map[string]string{"one": "more"}}, ""), sandbox.KindTooLarge)
+	f := fork{parent: Sandbox{Sandbox: store.Sandbox{Metadata: many}}, asked: ForkRequest{Metadata: map[string]string{"one": "more"}}}
+	req := f.request(0)
+	wantKind(t, f.saved.inherit(&req, ""), sandbox.KindTooLarge)
+}
+
 // lives are the sandboxes of alice that have not ended.
-func lives(t *testing.T, o *Orchestrator) (all []Sandbox) {
+func living(t *testing.T, o *Orchestrator) (all []Sandbox) {
 	t.Helper()
 	page, _, err := o.List(t.Context(), alice.Tenant, store.Filter{}, store.Page{})
 	if err != nil {
@@ -52,7 +69,7 @@ func TestForkCalledOff(t *testing.T) {
 	go func() {
 		defer cancel()
 		for {
-			for _, c := range lives(t, o) {
+			for _, c := range living(t, o) {
 				if c.ID != sb.ID && c.State == store.Running {
 					return
 				}
@@ -75,7 +92,7 @@ func TestForkCalledOff(t *testing.T) {
 			t.Errorf("child %d stands: %s", i, c.Sandbox.ID)
 		}
 	}
-	if all := lives(t, o); len(all) != 1 || all[0].ID != sb.ID {
+	if all := living(t, o); len(all) != 1 || all[0].ID != sb.ID {
 		t.Errorf("there are %+v", all)
 	}
 	if exit, _ := mustExec(t, o, alice, sb.ID, sh("exit 3")); exit.Code != 3 {

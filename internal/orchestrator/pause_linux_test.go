@@ -120,7 +120,7 @@ func TestPauseTogether(t *testing.T) {
 		case <-answered:
 			waiting = false
 		case <-time.After(500 * time.Millisecond):
-			if _, err := o.Resume(ctx, alice, id); err != nil {
+			if _, err := o.Resume(ctx, alice, id, ResumeRequest{}); err != nil {
 				t.Errorf("resume: %v", err)
 			}
 		}

@@ -370,8 +370,15 @@ func (s *savedState) inherit(req *CreateRequest, ref string) error {
 	req.Limits, req.ReadonlyRoot = s.Limits, s.ReadonlyRoot
 	req.Pack = pick(req.Pack, s.Pack)
 	req.inherited = s.Env
+	if env := merged(s.Env, req.Env); len(env) > maxCopied || len(req.Metadata) > maxCopied {
+		return sandbox.Errorf("create", sandbox.KindTooLarge, "%d variables and %d labels", len(env), len(req.Metadata)).WithID(ref).
+			WithHint("%d each, with what is inherited", maxCopied)
+	}
 	return nil
 }
+
+// maxCopied bounds what grows from one copy to the next.
+const maxCopied = 512
 
 // SavedNetwork is what a sandbox made of a snapshot may reach if its request says
 // nothing about that; nil: it has no network. Errors: KindNotFound.

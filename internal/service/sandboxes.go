@@ -129,7 +129,12 @@ func (s *Service) mayInherit(ctx context.Context, method string, p auth.Principa
 	if err != nil || n == nil {
 		return err
 	}
-	for _, t := range n.Transforms {
+	return s.maySet(ctx, method, p, n.Transforms)
+}
+
+// maySet refuses headers that name secrets to who may not say what those are for.
+func (s *Service) maySet(ctx context.Context, method string, p auth.Principal, transforms []orchestrator.Transform) error {
+	for _, t := range transforms {
 		for _, h := range t.Headers {
 			if h.Value == "" {
 				continue

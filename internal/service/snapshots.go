@@ -49,9 +49,19 @@ func (s *Service) ResumeSandbox(ctx context.Context, req *v1.ResumeSandboxReques
 // ForkSandbox makes sandboxes that go on where one is now. Errors: KindInvalid, and
 // those of PauseSandbox; what fails for one child is in the answer.
 func (s *Service) ForkSandbox(ctx context.Context, req *v1.ForkSandboxRequest) (*v1.ForkSandboxResponse, error) {
-	who, _, err := s.allow(ctx, "SnapshotService.ForkSandbox")
+	const method = "SnapshotService.ForkSandbox"
+	who, p, err := s.allow(ctx, method)
 	if err != nil {
 		return nil, err
+	}
+	parent, err := s.Orchestrator.Get(ctx, who.Tenant, req.GetId())
+	if err != nil {
+		return nil, err
+	}
+	if n := parent.Details.Network; n != nil {
+		if err := s.maySet(ctx, method, p, n.Transforms); err != nil {
+			return nil, err
+		}
 	}
 	f := orchestrator.ForkRequest{Count: int(req.GetCount()), Names: req.GetNames(), Env: req.GetEnv(), Metadata: req.GetMetadata()}
 	if f.Timeout, err = optionalMillis("fork", "timeout_ms", req.TimeoutMs); err != nil {
