@@ -55,6 +55,7 @@ var operations = []struct {
 	{"resume with a network", resumesWired, false},
 	{"snapshot", snapshots, false},
 	{"create of a snapshot", forks, false},
+	{"create of a snapshot with a network", forksWired, false},
 	{"destroy", destroys, true},
 	{"timeout", timesOut, false},
 	{"death of a guest", dies, false},
