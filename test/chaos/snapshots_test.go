@@ -188,11 +188,15 @@ func snapshots(tr *trial) scenario {
 	}
 }
 
-// forks makes a sandbox of a snapshot and then removes that.
-func forks(tr *trial) scenario {
+// forks makes a sandbox of a snapshot and then removes that. So does forksWired, with a
+// network.
+func forks(tr *trial) scenario      { return tr.forks(nil) }
+func forksWired(tr *trial) scenario { return tr.forks(allowed) }
+
+func (tr *trial) forks(n *client.Network) scenario {
 	return scenario{
 		before: func() {
-			sb := tr.newSandbox(client.CreateOptions{})
+			sb := tr.newSandbox(client.CreateOptions{Network: n})
 			tr.remembers(sb)
 			_, err := sb.Snapshot(tr.ctx, tr.label, 0)
 			tr.must(err)
@@ -202,7 +206,7 @@ func forks(tr *trial) scenario {
 		act: func() {
 			child, err := tr.c.Create(tr.ctx, client.CreateOptions{Snapshot: tr.label, Name: tr.label})
 			if err == nil {
-				tr.promise("sandbox "+child.ID(), func() error { return tr.remembered(child.ID()) })
+				tr.promise("sandbox "+child.ID(), func() error { return tr.intact(child.ID(), n) })
 			}
 			if err = tr.c.RemoveSnapshot(tr.ctx, tr.label); err == nil {
 				tr.promise("removal", func() error {
@@ -216,7 +220,7 @@ func forks(tr *trial) scenario {
 		},
 		after: func() {
 			if id := tr.named(tr.label); id != "" {
-				if err := tr.remembered(id); err != nil {
+				if err := tr.intact(id, n); err != nil {
 					tr.errorf("%v", err)
 				}
 			}

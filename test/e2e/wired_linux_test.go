@@ -319,3 +319,37 @@ func TestPauseNetworkFails(t *testing.T) {
 	}
 	s.must(t, "DELETE", "/v1/sandboxes/"+idle, "")
 }
+
+// TestSnapshotNetworkInherited: headers that name secrets come with a snapshot only to
+// who could ask for them; others give rules of their own.
+func TestSnapshotNetworkInherited(t *testing.T) {
+	w, v, _ := wiredWorld(t)
+	s := w.serve()
+	w.must(v.key, "secret", "set", "key")
+	id := s.made(t, "/v1/sandboxes", `{"network":{"allow":["api.vault.example"],"transforms":[{"host":"api.vault.example","headers":{"Authorization":"Bearer ${e2b.secrets.key}"}}]}}`)
+	s.must(t, "POST", "/v1/sandboxes/"+id+"/snapshots", `{"name":"warm"}`)
+	s.must(t, "DELETE", "/v1/sandboxes/"+id, "")
+	var made struct{ Secret string }
+	if err := json.Unmarshal([]byte(w.must("", "key", "create", "--name", "dev", "--role", "developer", "--json")), &made); err != nil {
+		t.Fatal(err)
+	}
+	dev := []string{"Authorization", "Bearer " + made.Secret}
+	status, body, _ := s.do("POST", "/v1/sandboxes", `{"snapshot":"warm"}`, dev...)
+	if status != http.StatusForbidden || !strings.Contains(body, "binding:write") {
+		t.Errorf("whoever may not write bindings: %d %s", status, body)
+	}
+	const ask = `curl -sS -m 20 -o /dev/null -w '%{http_code}' https://api.vault.example/v1/x`
+	var sb struct{ ID string }
+	status, body, _ = s.do("POST", "/v1/sandboxes", `{"snapshot":"warm","network":{"allow":["api.vault.example"]}}`, dev...)
+	if err := json.Unmarshal([]byte(body), &sb); err != nil || status != http.StatusCreated {
+		t.Fatalf("with rules of its own: %d %s", status, body)
+	}
+	if out, _ := s.sh(t, sb.ID, ask); out != "401" {
+		t.Errorf("with rules of its own: %s", out)
+	}
+	heir := s.made(t, "/v1/sandboxes", `{"snapshot":"warm"}`)
+	if out, _ := s.sh(t, heir, ask); out != "200" {
+		t.Errorf("who may: %s", out)
+	}
+	s.must(t, "DELETE", "/v1/snapshots/warm", "")
+}

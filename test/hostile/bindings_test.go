@@ -193,7 +193,7 @@ func secretNowhere(t *testing.T, w *world, id string, r reply, took time.Duratio
 		t.Errorf("the binding was not used: %v", got)
 	}
 	w.searchMemory(t, w.instance(t, id))
-	w.searchImage(t, w.instance(t, id))
+	w.searchImages(t, id)
 	w.searchServer(t, id)
 }
 

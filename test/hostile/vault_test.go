@@ -225,14 +225,28 @@ func memoryOf(pid int) map[string]sighting {
 	return found
 }
 
-// searchImage has the sandbox write all of its memory and files, as a snapshot does,
-// and looks at that.
-func (w *world) searchImage(t *testing.T, instance string) {
+// searchImages has the sandbox write all of its memory and files, by itself and as a
+// snapshot, and looks at both.
+func (w *world) searchImages(t *testing.T, id string) {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "image")
-	if err := image.Take(t.Context(), filepath.Join(w.dir, "data"), instance, dir); err != nil {
+	if err := image.Take(t.Context(), filepath.Join(w.dir, "data"), w.instance(t, id), dir); err != nil {
 		t.Fatal(err)
 	}
+	searchImage(t, dir)
+	status, snap := w.do("POST", "/v1/sandboxes/"+id+"/snapshots", "{}")
+	if status/100 != 2 {
+		t.Fatalf("snapshot: %d %s", status, snap.body)
+	}
+	searchImage(t, filepath.Join(w.dir, "data", "snapshots", snap.ID, "image"))
+	if status, r := w.do("DELETE", "/v1/snapshots/"+snap.ID, ""); status/100 != 2 {
+		t.Errorf("snapshot: %d %s", status, r.body)
+	}
+}
+
+// searchImage looks for the secret in an image, which has the canary.
+func searchImage(t *testing.T, dir string) {
+	t.Helper()
 	needles, names := [][]byte{[]byte(canary)}, []string{""}
 	for name, form := range secretForms {
 		needles, names = append(needles, form), append(names, name)

@@ -144,7 +144,7 @@ func serveIn(t *testing.T, bin string, p place, env ...string) *world {
 func (w *world) up() {
 	t := w.t
 	t.Helper()
-	for _, d := range []string{"run", "instances", "wires"} {
+	for _, d := range []string{"run", "instances", "wires", "snapshots"} {
 		if err := os.MkdirAll(filepath.Join(w.dir, "data", d), 0o700); err != nil {
 			t.Fatal(err)
 		}
