@@ -41,8 +41,8 @@ const (
 	pauseWait   = 5 * time.Minute // for one of them
 )
 
-// lives sets when a sandbox ends: d from now; 0: never.
-func lives(rec *store.Sandbox, now time.Time, d time.Duration) {
+// lasts sets when a sandbox ends: d from now; 0: never.
+func lasts(rec *store.Sandbox, now time.Time, d time.Duration) {
 	rec.ExpiresAt, rec.MaxLife = time.Time{}, 0
 	if d > 0 {
 		rec.ExpiresAt = now.Add(d).UTC()
@@ -76,7 +76,7 @@ func (d *Details) park(rec *store.Sandbox, now time.Time, keep *time.Duration) {
 	}
 	life := cmp.Or(d.Life, rec.MaxLife)
 	d.Pause.Life = &life
-	lives(rec, now, *keep)
+	lasts(rec, now, *keep)
 }
 
 // unpark gives it a life again: what was asked for, or what it was given last. One
@@ -95,7 +95,7 @@ func (d *Details) unpark(rec *store.Sandbox, now time.Time, asked *time.Duration
 			d.Life = max(d.Life, leastLife)
 		}
 	}
-	lives(rec, now, d.Life)
+	lasts(rec, now, d.Life)
 }
 
 // pauseExpired pauses a sandbox whose time is over. What keeps failing ends it.

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,11 +17,14 @@ import (
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
+// saves is what saving comes to; nil: it works.
+type saves = atomic.Pointer[sandbox.Error]
+
 // keeping is the model backend as if it saved instances: when a sandbox is saved, and
 // for how long, does not depend on what is in it.
 type keeping struct {
 	*sim.Backend
-	fail *error // of every save
+	fail *saves // of every save
 }
 
 func (b keeping) Info(ctx context.Context) (sandbox.Info, error) {
@@ -55,19 +59,22 @@ func (b keeping) kept(i sandbox.Instance, err error) (sandbox.Instance, error) {
 
 type keptInstance struct {
 	sandbox.Instance
-	fail *error
+	fail *saves
 }
 
 func (i keptInstance) Snapshot(_ context.Context, dir string) (sandbox.Snapshot, error) {
-	err := errors.Join(*i.fail, os.Mkdir(dir, 0o700), os.WriteFile(filepath.Join(dir, "file"), nil, 0o600))
+	if err := i.fail.Load(); err != nil {
+		return sandbox.Snapshot{}, err
+	}
+	err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(filepath.Join(dir, "file"), nil, 0o600))
 	return sandbox.Snapshot{Dir: dir, Digest: "sha256:0", Size: 1, Created: time.Now()}, err
 }
 
 // keepingBubble is bubble with a backend that saves; fail is what saving comes to.
-func keepingBubble(t *testing.T, f func(w *world, o *Orchestrator, fail *error)) {
+func keepingBubble(t *testing.T, f func(w *world, o *Orchestrator, fail *saves)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w, fail := newWorld(t), new(error)
+		w, fail := newWorld(t), new(saves)
 		w.cfg = func(c *Config) { c.Backends = []sandbox.Backend{keeping{w.sim, fail}} }
 		f(w, w.start(), fail)
 	})
@@ -88,7 +95,7 @@ const month = 30 * 24 * time.Hour
 // TestExpirePause: a sandbox that is to be paused at its end is, time and again, has its
 // time anew each time, and ends when nobody has wanted it back for a month.
 func TestExpirePause(t *testing.T) {
-	keepingBubble(t, func(w *world, o *Orchestrator, _ *error) {
+	keepingBubble(t, func(w *world, o *Orchestrator, _ *saves) {
 		hour := time.Hour
 		sb := mustCreate(w.t, o, alice, CreateRequest{Timeout: &hour, ExpireAction: ExpirePause})
 		for range 3 {
@@ -137,7 +144,7 @@ func TestExpirePause(t *testing.T) {
 // TestPauseKeeps: the time of a sandbox that is to be kept stands still; that of another
 // goes on, and is not cut short by going on.
 func TestPauseKeeps(t *testing.T) {
-	keepingBubble(t, func(w *world, o *Orchestrator, _ *error) {
+	keepingBubble(t, func(w *world, o *Orchestrator, _ *saves) {
 		ctx, hour, day, never, long := w.t.Context(), time.Hour, 24*time.Hour, time.Duration(0), maxTimeout+1
 		sb := mustCreate(w.t, o, alice, CreateRequest{Timeout: &hour})
 		id := string(sb.ID)
@@ -183,7 +190,7 @@ func TestPauseKeeps(t *testing.T) {
 // TestExpireWhileDown: what a server that is gone could not pause at its end, the next
 // one does, as it ends what was kept for long enough.
 func TestExpireWhileDown(t *testing.T) {
-	keepingBubble(t, func(w *world, o *Orchestrator, _ *error) {
+	keepingBubble(t, func(w *world, o *Orchestrator, _ *saves) {
 		hour := time.Hour
 		kept := mustCreate(w.t, o, alice, CreateRequest{Timeout: &hour, ExpireAction: ExpirePause})
 		over := mustCreate(w.t, o, alice, CreateRequest{Timeout: &hour, ExpireAction: ExpirePause})
@@ -205,12 +212,12 @@ func TestExpireWhileDown(t *testing.T) {
 // TestExpireUnsaved: what cannot be saved at its end is tried again, lives on if somebody
 // gives it time meanwhile, and ends soon otherwise: no guest can put its end off.
 func TestExpireUnsaved(t *testing.T) {
-	keepingBubble(t, func(w *world, o *Orchestrator, fail *error) {
+	keepingBubble(t, func(w *world, o *Orchestrator, fail *saves) {
 		hour := time.Hour
 		create := func() Sandbox {
 			return mustCreate(w.t, o, alice, CreateRequest{Timeout: &hour, ExpireAction: ExpirePause})
 		}
-		*fail = sandbox.Errorf("save", sandbox.KindNoSpace, "the disk is full")
+		fail.Store(sandbox.Errorf("save", sandbox.KindNoSpace, "the disk is full"))
 		sb := create()
 		sleep(hour + 2*time.Second)
 		if _, err := o.SetTimeout(w.t.Context(), alice, string(sb.ID), hour, false); err != nil {
@@ -219,17 +226,17 @@ func TestExpireUnsaved(t *testing.T) {
 		sleep(time.Minute)
 		stands(w.t, o, sb.ID, store.Running, hour-time.Minute)
 		sleep(hour - time.Minute + 2*time.Second)
-		*fail = nil
+		fail.Store(nil)
 		sleep(expireRetry)
 		stands(w.t, o, sb.ID, store.Paused, month)
 
-		*fail = sandbox.Errorf("save", sandbox.KindNoSpace, "the disk is full")
+		fail.Store(sandbox.Errorf("save", sandbox.KindNoSpace, "the disk is full"))
 		sb = create()
 		sleep(hour + expireTries*expireRetry)
 		if end, dead := ended(w.t, o, sb.ID); !dead || end.Reason != sandbox.ReasonTimeout || !strings.Contains(end.Detail, "could not be paused") || !end.Receipt.Clean {
 			w.t.Errorf("%+v", end)
 		}
-		*fail = sandbox.Errorf("save", sandbox.KindUnsupported, "not this one")
+		fail.Store(sandbox.Errorf("save", sandbox.KindUnsupported, "not this one"))
 		sb = create()
 		sleep(hour + time.Second)
 		if end, dead := ended(w.t, o, sb.ID); !dead || !strings.Contains(end.Detail, "not this one") {
@@ -240,7 +247,7 @@ func TestExpireUnsaved(t *testing.T) {
 
 // TestWake: a sandbox that only a resume wakes says so to whoever uses it, and sleeps on.
 func TestWake(t *testing.T) {
-	keepingBubble(t, func(w *world, o *Orchestrator, _ *error) {
+	keepingBubble(t, func(w *world, o *Orchestrator, _ *saves) {
 		for _, bad := range []CreateRequest{{ExpireAction: "sleep"}, {Wake: "never"}} {
 			_, err := o.Create(w.t.Context(), alice, bad)
 			wantKind(w.t, err, sandbox.KindInvalid)

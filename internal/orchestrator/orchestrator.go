@@ -394,7 +394,7 @@ func (o *Orchestrator) SetTimeout(ctx context.Context, who Caller, ref string, d
 		if extendOnly && (rec.ExpiresAt.IsZero() || d > 0 && at.Before(rec.ExpiresAt)) {
 			return nil
 		}
-		lives(rec, now, d)
+		lasts(rec, now, d)
 		if details := unpack(*rec).Details; details.Pause == nil || details.Pause.Life == nil {
 			details.Life = d
 			rec.Extra = details.pack()

@@ -189,9 +189,10 @@ func (o *Orchestrator) recoverWires(ctx context.Context) {
 func (o *Orchestrator) adopt(ctx context.Context, l *live, procs []*entry) {
 	l.adoptProcesses(ctx, procs)
 	l.mu.Lock()
+	inst := l.inst // which a pause that is overdue takes away
 	l.arm()
 	l.mu.Unlock()
-	o.work.Go(func() { l.watch(l.inst) })
+	o.work.Go(func() { l.watch(inst) })
 	o.work.Go(func() { // kills what nobody follows, finds out whether the agent lives
 		o.adopting <- struct{}{}
 		defer func() { <-o.adopting }()
