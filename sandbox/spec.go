@@ -110,7 +110,6 @@ type Capabilities struct {
 	// Pause: an instance can be saved, destroyed, and restored under another id
 	// as the same sandbox. It needs Snapshot.
 	Pause  bool
-	Fork   bool
 	Attest bool
 }
 

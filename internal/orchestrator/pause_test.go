@@ -19,6 +19,11 @@ func TestSavesNothing(t *testing.T) {
 		wantKind(t, err, kind)
 		_, err = o.CreateSnapshot(t.Context(), who, string(sb.ID), SnapshotRequest{})
 		wantKind(t, err, kind)
+		children, err := o.Fork(t.Context(), who, string(sb.ID), ForkRequest{Count: 2})
+		wantKind(t, err, kind)
+		if len(children) != 0 {
+			t.Errorf("%d children", len(children))
+		}
 	}
 	_, err := o.Resume(t.Context(), bob, string(sb.ID))
 	wantKind(t, err, sandbox.KindNotFound)

@@ -252,13 +252,16 @@ func TestBuildImage(t *testing.T) {
 	}
 	root := p.Root.Dir
 	for name, want := range map[string]string{
-		"kept": "new", "app/su": "s", "etc/hostname": "sandbox\n",
+		"kept": "new", "app/su": "s", "etc/machine-id": "", bootID: "",
 		"etc/passwd": "root:x:0:0:root:/root:/bin/ash\nuser:x:1000:1000:user:/home/user:/bin/sh\nnode:x:1000:1000::/home/node:/bin/sh\n",
 		"etc/group":  "root:x:0:\nuser:x:1000:\n",
 	} {
 		if b, err := os.ReadFile(filepath.Join(root, name)); err != nil || string(b) != want {
 			t.Errorf("%s: %q, %v", name, b, err)
 		}
+	}
+	if to, err := os.Readlink(filepath.Join(root, "etc/hostname")); err != nil || to != skeletonLinks["etc/hostname"] {
+		t.Errorf("the image's host name is %q, %v", to, err)
 	}
 	if _, err := os.Lstat(filepath.Join(root, "gone")); err == nil {
 		t.Error("what a layer took away is there")

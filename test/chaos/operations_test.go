@@ -54,6 +54,7 @@ var operations = []struct {
 	{"resume into a place", resumesAhead, false},
 	{"snapshot", snapshots, false},
 	{"create of a snapshot", forks, false},
+	{"fork", splits, false},
 	{"destroy", destroys, true},
 	{"timeout", timesOut, false},
 	{"death of a guest", dies, false},

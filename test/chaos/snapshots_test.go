@@ -12,7 +12,7 @@ import (
 // remembers is a sandbox whose context and file know a number.
 func (tr *trial) remembers(sb *client.Sandbox) {
 	tr.t.Helper()
-	_, err := eval(tr, sb.ID(), "open('known', 'w').write('7')\nx = 7")
+	_, err := eval(tr, sb.ID(), "import random\nrandom.seed(7)\nopen('known', 'w').write('7')\nx = 7")
 	tr.must(err)
 }
 
@@ -194,6 +194,56 @@ func forks(tr *trial) scenario {
 				}
 			}
 			if err != nil {
+				tr.errorf("%v", err)
+			}
+		},
+	}
+}
+
+// splits forks a sandbox. Whenever the server dies, its children are whole or there are
+// none, each under one name; what they were made of is gone; and their parent goes on.
+func splits(tr *trial) scenario {
+	var sb *client.Sandbox
+	names := []string{tr.label + "-left", tr.label + "-right"}
+	return scenario{
+		before: func() {
+			sb = tr.newSandbox(client.CreateOptions{})
+			tr.remembers(sb)
+		},
+		act: func() {
+			tr.promise("sandbox "+sb.ID(), func() error { return tr.remembered(sb.ID()) })
+			children, err := sb.Fork(tr.ctx, client.ForkOptions{Names: names})
+			if err != nil {
+				return
+			}
+			for _, c := range children {
+				if c.Err != nil {
+					tr.errorf("a child: %v", c.Err)
+					continue
+				}
+				tr.promise("child "+c.ID(), func() error { return tr.remembered(c.ID()) })
+			}
+		},
+		after: func() {
+			draws := map[string]bool{}
+			for _, name := range names {
+				id := tr.named(name)
+				if id == "" {
+					continue
+				}
+				if err := tr.remembered(id); err != nil {
+					tr.errorf("%v", err)
+				}
+				t, err := eval(tr, id, "import random\nrandom.random()")
+				if err != nil || draws[t.text] {
+					tr.errorf("%s draws %s, as the other did: %v", id, t.text, err)
+				}
+				draws[t.text] = true
+			}
+			if list, err := tr.c.Snapshots(tr.ctx); err != nil || len(list) != 0 {
+				tr.errorf("a fork left %v, %v", list, err)
+			}
+			if err := tr.remembered(sb.ID()); err != nil {
 				tr.errorf("%v", err)
 			}
 		},

@@ -364,3 +364,20 @@ func (s *server) standsBy(t testing.TB, id string) {
 		}
 	}
 }
+
+// TestForkBites shows what the other tests look for: a program that nobody tells of the
+// fork, and that keeps its randomness to itself, draws the same in every child.
+func TestForkBites(t *testing.T) {
+	enforcing(t)
+	s := newWorld(t).serve()
+	id := s.made(t, "/v1/sandboxes", "{}")
+	s.must(t, "POST", "/v1/sandboxes/"+id+"/processes", `{"code":"import os, random, time\nrandom.random()\nopen('/tmp/up', 'w').close()\nwhile not os.path.exists('/tmp/draw'): time.sleep(0.01)\nopen('/tmp/part', 'w').write(str(random.random()))\nos.rename('/tmp/part', '/tmp/drawn')","language_pack":"python"}`)
+	s.stdout(t, id, "import os, time\nwhile not os.path.exists('/tmp/up'): time.sleep(0.01)")
+	var drawn []string
+	for _, c := range s.fork(t, id, `{"count":2}`) {
+		drawn = append(drawn, s.stdout(t, c.Sandbox.ID, "import os, time\nopen('/tmp/draw', 'w').close()\nwhile not os.path.exists('/tmp/drawn'): time.sleep(0.01)\nprint(open('/tmp/drawn').read())"))
+	}
+	if len(drawn) != 2 || drawn[0] != drawn[1] {
+		t.Errorf("two copies of one generator drew %q", drawn)
+	}
+}

@@ -43,7 +43,6 @@ type row struct {
 
 const (
 	noInspection = "nobody looks into bodies for it yet"
-	noForks      = "a snapshot starts any number of sandboxes; forks of one that runs are not there yet"
 	noModel      = "the model executes no code"
 )
 
@@ -104,7 +103,7 @@ var rows = []row{
 	{53, "Roles, keys and tokens that do not fit", "DENY", "", "there are no JWTs yet", map[column]string{onNone: "internal/server TestEveryMethodNeedsItsScope; internal/auth TestParseRejects, TestRevocationAndExpiry, TestKeysAreNoStrongerThanTheirMaker"}},
 	{54, "Floods of calls, slow bodies, huge JSON, rapid resets", "SURVIVE", "", "", map[column]string{onModel: "test/overload TestOverload", onNone: "internal/server TestSlowBody, TestSlowLoris, TestHTTP2Floods, TestHugeRequests, TestCrowdedJSON, TestThrottle"}},
 	{55, "A hostile API process against the supervisor", "DENY", "API and supervisor are one process yet", "", nil},
-	{56, "Forks that share randomness, clocks, names or sessions", "CONTAIN", noForks, "", nil},
+	{56, "Forks that share randomness, clocks, names or sessions", "CONTAIN", "", "what a program of the sandbox's own keeps of randomness is its own to seed: TestForkBites shows that it repeats", map[column]string{onGVisor: "test/e2e TestFork, TestForkAgain, TestForkFresh, TestForkBites"}},
 	{57, "Tampered snapshot, root file system or image", "DENY", "", "", map[column]string{onGVisor: "internal/backend/gvisor TestConformance, TestSnapshotOfOtherBuild", onNone: "internal/template TestTamperedImage, TestTamperingRegistry, TestDamage, TestVerify, TestCheck"}},
 	{58, "One tenant's snapshot restored by another", "DENY", "", "", map[column]string{onGVisor: "internal/backend/gvisor TestConformance"}},
 	{59, "What a reused sandbox still holds of the one before", "CONTAIN", "", "no sandbox is used twice: what is shown is what one gets that was ready, and what one program leaves for the next", map[column]string{onGVisor: "test/e2e TestPool, TestStandbyIsFresh"}},

@@ -1,0 +1,89 @@
+package orchestrator
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/firebreak-dev/firebreak/internal/store"
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// TestForkRequest: what no child could be made of is refused before anything is saved.
+func TestForkRequest(t *testing.T) {
+	w := newWorld(t)
+	o := w.start()
+	long, past := maxTimeout+1, -time.Second
+	for _, req := range []ForkRequest{
+		{Count: -1}, {Count: MaxForks + 1}, {Count: 1, Names: []string{"a", "b"}}, {Names: []string{"a", "a"}},
+		{Timeout: &past}, {IdleTimeout: &long}, {Env: map[string]string{"a=b": ""}},
+	} {
+		_, err := o.Fork(t.Context(), alice, "none", req)
+		wantKind(t, err, sandbox.KindInvalid)
+	}
+	_, err := o.Fork(t.Context(), alice, "none", ForkRequest{Names: []string{"", ""}})
+	wantKind(t, err, sandbox.KindNotFound)
+}
+
+// lives are the sandboxes of alice that have not ended.
+func lives(t *testing.T, o *Orchestrator) (all []Sandbox) {
+	t.Helper()
+	page, _, err := o.List(t.Context(), alice.Tenant, store.Filter{}, store.Page{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, sb := range page {
+		if sb.State != store.Ended {
+			all = append(all, sb)
+		}
+	}
+	return all
+}
+
+// TestForkCalledOff: whoever goes away in the middle of a fork leaves the parent, and
+// nothing else: no child, no image, no place in the ledger.
+func TestForkCalledOff(t *testing.T) {
+	w := newWorld(t)
+	onGVisor(t, w)
+	o := w.start()
+	sb := mustCreate(t, o, alice, CreateRequest{})
+	ctx, cancel := context.WithCancel(t.Context())
+	over := make(chan struct{})
+	go func() {
+		defer cancel()
+		for {
+			for _, c := range lives(t, o) {
+				if c.ID != sb.ID && c.State == store.Running {
+					return
+				}
+			}
+			select {
+			case <-over:
+				return
+			case <-time.After(time.Millisecond):
+			}
+		}
+	}()
+	children, err := o.Fork(ctx, alice, string(sb.ID), ForkRequest{Count: 12})
+	close(over)
+	wantKind(t, err, sandbox.KindCanceled)
+	if len(children) != 12 {
+		t.Errorf("%d outcomes", len(children))
+	}
+	for i, c := range children {
+		if c.Err == nil {
+			t.Errorf("child %d stands: %s", i, c.Sandbox.ID)
+		}
+	}
+	if all := lives(t, o); len(all) != 1 || all[0].ID != sb.ID {
+		t.Errorf("there are %+v", all)
+	}
+	if exit, _ := mustExec(t, o, alice, sb.ID, sh("exit 3")); exit.Code != 3 {
+		t.Errorf("the parent does not go on: %+v", exit)
+	}
+	o.ledger.mu.Lock()
+	defer o.ledger.mu.Unlock()
+	if u := o.ledger.tenants[alice.Tenant]; u["sandboxes"] != 1 || u["snapshots"] != 0 {
+		t.Errorf("the ledger has %+v", u)
+	}
+}
