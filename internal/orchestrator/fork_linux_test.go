@@ -2,6 +2,7 @@ package orchestrator
 
 import (
 	"context"
+	"strconv"
 	"testing"
 	"time"
 
@@ -23,6 +24,22 @@ func TestForkRequest(t *testing.T) {
 	}
 	_, err := o.Fork(t.Context(), alice, "none", ForkRequest{Names: []string{"", ""}})
 	wantKind(t, err, sandbox.KindNotFound)
+}
+
+// TestForkGrows: what copies inherit and add to does not grow for ever.
+func TestForkGrows(t *testing.T) {
+	many := map[string]string{}
+	for i := range maxInherited {
+		many[strconv.Itoa(i)] = ""
+	}
+	s := savedState{Env: many}
+	if err := s.inherit(&CreateRequest{Env: map[string]string{"1": "again"}}, ""); err != nil {
+		t.Error(err)
+	}
+	wantKind(t, s.inherit(&CreateRequest{Env: map[string]string{"one": "more"}}, ""), sandbox.KindTooLarge)
+	f := fork{parent: Sandbox{Sandbox: store.Sandbox{Metadata: many}}, asked: ForkRequest{Metadata: map[string]string{"one": "more"}}}
+	req := f.request(0)
+	wantKind(t, f.saved.inherit(&req, ""), sandbox.KindTooLarge)
 }
 
 // lives are the sandboxes of alice that have not ended.

@@ -351,8 +351,15 @@ func (s *savedState) inherit(req *CreateRequest, ref string) error {
 	req.Limits, req.ReadonlyRoot = s.Limits, s.ReadonlyRoot
 	req.Pack = pick(req.Pack, s.Pack)
 	req.Env = merged(s.Env, req.Env)
+	if len(req.Env) > maxInherited || len(req.Metadata) > maxInherited {
+		return sandbox.Errorf("create", sandbox.KindTooLarge, "%d variables and %d labels", len(req.Env), len(req.Metadata)).WithID(ref).
+			WithHint("%d each, with what is inherited", maxInherited)
+	}
 	return nil
 }
+
+// maxInherited bounds what grows from one copy to the next.
+const maxInherited = 512
 
 // inheritProcesses are the processes of a sandbox that is made of the snapshot, in the
 // journal. Preconditions: nobody else has l. Errors: KindConflict when what was
