@@ -238,6 +238,7 @@ func (l *live) destroy(ctx context.Context) (sandbox.Receipt, sandbox.Usage, err
 		receipt, err = inst.Destroy(ctx)
 	}
 	if p := l.image(); p != nil {
+		l.forgo(ctx)
 		receipt.Objects = append(receipt.Objects, l.o.images.gone(p.Image.Name))
 		receipt = receipt.Seal()
 		l.o.ledger.store(l.tenant, -p.Image.Size)

@@ -33,6 +33,14 @@ func (l *live) expect(ctx context.Context) {
 	}
 }
 
+// forgo gives up the place of a sandbox that ends while it is paused.
+func (l *live) forgo(ctx context.Context) {
+	sb := l.snapshotWithEnv()
+	if p := l.o.places(ctx, sb.Backend); p != nil {
+		p.Forgo(sb.incarnation())
+	}
+}
+
 // place is the id of the sandbox's next instance. That may be there already, without a
 // guest; vacate is for when it is not restored into.
 func (l *live) place(ctx context.Context) (id sandbox.InstanceID, vacate func()) {

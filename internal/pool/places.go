@@ -157,6 +157,17 @@ func (p *Places) spot(k spotKey, n int) *spot {
 	return s
 }
 
+// Forgo gives up the place of a sandbox that will not want it.
+func (p *Places) Forgo(spec sandbox.Spec) {
+	k, _ := kindOf(spec, false)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s := p.spots[k]; s != nil {
+		s.want = 0
+		p.poke()
+	}
+}
+
 // Claim reserves a place for spec, for one Restore or Vacate. It may be one that is
 // still being made: Restore waits for it. Who asks anew makes others likely to, for
 // whom one is made. Not ok: there is none.

@@ -337,6 +337,11 @@ func TestPlacesEnd(t *testing.T) {
 	q.Expect(named("acme"), false, 1)
 	q.Expect(named("other"), true, 2)
 	q.await(t, 3)
+	gone := named("acme")
+	q.Expect(gone, false, 1)
+	q.await(t, 4)
+	q.Forgo(gone)
+	q.await(t, 3)
 	if n := q.Drain("acme"); n != 1 || q.Ready() != 2 {
 		t.Errorf("%d were drained, %d are left", n, q.Ready())
 	}

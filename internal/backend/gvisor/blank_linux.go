@@ -54,6 +54,7 @@ func (b *Backend) blank(ctx context.Context, s sandbox.Spec, p probed, ahead boo
 	}
 	if err == nil {
 		failpoint.Hit("gvisor.blank/after-created")
+		i.running.Blank = true
 		if err = i.call(ctx, callNetwork, alone); err == nil {
 			err = i.settle(s)
 		}
@@ -117,6 +118,7 @@ func (x *blank) fill(ctx context.Context, img *image) (sandbox.Instance, error) 
 	}
 	if err == nil {
 		failpoint.Hit("gvisor.create/after-answer")
+		i.running = running{} // there are others now
 		err = i.settle(x.spec)
 	}
 	if err != nil {

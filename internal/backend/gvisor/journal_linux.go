@@ -73,6 +73,8 @@ type running struct {
 	// Namespaces are those made for sentry and gofer, as /proc names them. Earlier
 	// versions did not note them.
 	Namespaces []string `json:"namespaces,omitempty"`
+	// Blank says that there is no guest yet.
+	Blank bool `json:"blank,omitempty"`
 }
 
 // newPrefix marks a directory that has no name yet. What follows is the id, the
