@@ -212,10 +212,14 @@ func (d *Daemon) SandboxRSS() (int64, error) {
 	return total, err
 }
 
+// python is the host's own interpreter, which is the one that the host template has.
+// What the PATH finds first may be a script that looks for one.
+const python = "/usr/bin/python3"
+
 // HostPython is the host's own `python3 -c 'print(6*7)'`, to its output.
 func HostPython(ctx context.Context) (time.Duration, error) {
 	start := time.Now()
-	out, err := exec.CommandContext(ctx, "python3", "-c", "print(6*7)").Output()
+	out, err := exec.CommandContext(ctx, python, "-c", "print(6*7)").Output()
 	took := time.Since(start)
 	if err == nil && string(out) != "42\n" {
 		err = fmt.Errorf("python3 printed %q", out)

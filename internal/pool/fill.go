@@ -130,7 +130,7 @@ const (
 )
 
 // yield is how long to make nothing for s, which lacks something or is nil: while
-// the share is used up, and while whoever has just claimed something is at work, as
+// others wait for as many boots as there can well be, while the share is used up, and while whoever has just claimed something is at work, as
 // long as there is more to claim. Preconditions: p.mu is held.
 func (p *Pool) yield(s *shelf, now time.Time) time.Duration {
 	if s == nil {
@@ -139,6 +139,9 @@ func (p *Pool) yield(s *shelf, now time.Time) time.Duration {
 	}
 	if p.lacking.IsZero() {
 		p.lacking = now
+	}
+	if p.waiting >= p.o.Busy {
+		return time.Second // or until one of them is there
 	}
 	left := p.resting.Sub(now)
 	if len(s.ready) > 0 {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -49,6 +50,9 @@ type Options struct {
 	// Share is the part of the time that may be spent making entries, of which one is
 	// made at a time; 0 or 1: all of it.
 	Share float64
+	// Busy is how many instances are being made at once, for those who wait for them,
+	// when no entry is; twice the processors.
+	Busy int
 	// Idle is how long a shape that nobody asks for is kept; 10 min.
 	Idle time.Duration
 	Log  *slog.Logger
@@ -105,6 +109,7 @@ type Pool struct {
 	claimed time.Time                     // guarded by mu; when an entry last was
 	lacking time.Time                     // guarded by mu; since when something lacks; zero: nothing
 	resting time.Time                     // guarded by mu; nothing is made before
+	waiting int                           // guarded by mu; instances being made for those who wait
 }
 
 // shelf is the entries of a shape.
@@ -125,6 +130,9 @@ type shelf struct {
 func New(b sandbox.Backend, o Options) *Pool {
 	if o.Idle <= 0 {
 		o.Idle = 10 * time.Minute
+	}
+	if o.Busy <= 0 {
+		o.Busy = 2 * runtime.NumCPU()
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -239,12 +247,26 @@ func (p *Pool) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Instance,
 	}
 	p.mu.Unlock()
 	if e == nil {
-		return p.Backend.Create(ctx, spec)
+		return p.cold(ctx, spec)
 	}
 	e.gone()
 	e.release()
 	p.poke()
 	return e.claimed.Inst, nil
+}
+
+// cold has an instance made for somebody who waits for it.
+func (p *Pool) cold(ctx context.Context, spec sandbox.Spec) (sandbox.Instance, error) {
+	p.mu.Lock()
+	p.waiting++
+	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.waiting--
+		p.poke()
+	}()
+	return p.Backend.Create(ctx, spec)
 }
 
 // forget takes an entry off the account. Preconditions: p.mu is held.

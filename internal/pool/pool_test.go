@@ -431,38 +431,3 @@ func TestPrewarmAndDrainOfTenant(t *testing.T) {
 	}
 	p.ready(t, one, 1) // asked for again, and no more than others
 }
-
-// Nothing is made beside those who have just claimed something, as long as there is
-// more, and not for longer than they can use it up; nor more than the share allows.
-func TestYield(t *testing.T) {
-	p := &Pool{o: Options{Share: 0.25}}
-	s, now := &shelf{ready: []*entry{{}}}, time.Now()
-	p.claimed = now.Add(-10 * time.Millisecond)
-	if d := p.yield(s, now); d != 20*time.Millisecond {
-		t.Errorf("beside a claim: %s", d)
-	}
-	for range 40 { // they go on claiming
-		now = now.Add(5 * time.Millisecond)
-		p.claimed = now
-	}
-	if d := p.yield(s, now); d <= 0 || d > quiet {
-		t.Errorf("after 200 ms: %s", d)
-	}
-	now = now.Add(60 * time.Millisecond)
-	p.claimed = now
-	if d := p.yield(s, now); d != 0 {
-		t.Errorf("after 260 ms: %s", d)
-	}
-	p.yield(nil, now) // nothing lacks
-	if d := p.yield(s, now); d != quiet {
-		t.Errorf("when something lacks again: %s", d)
-	}
-	s.ready = nil
-	if d := p.yield(s, now); d != 0 {
-		t.Errorf("with nothing ready: %s", d)
-	}
-	p.rest(time.Second)
-	if d := p.yield(s, time.Now()); d < 2900*time.Millisecond || d > 3*time.Second {
-		t.Errorf("after a second's work with a quarter of the time: %s", d)
-	}
-}
