@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,6 +29,7 @@ const (
 // ramDescriptor is the machine's memory in QEMU: a file without a name, its size
 // sealed. Nothing of it is on a disk, and it goes with the last process that has it.
 const (
+	ramName       = "firebreak-ram"
 	ramDescriptor = 3
 	ramPath       = "/proc/self/fd/3"
 )
@@ -41,7 +43,7 @@ const control = 30 * time.Second
 
 // newRAM makes the memory of a machine.
 func newRAM(size int64) (*os.File, error) {
-	fd, err := unix.MemfdCreate("firebreak-ram", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	fd, err := unix.MemfdCreate(ramName, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return nil, os.NewSyscallError("memfd_create", err)
 	}
@@ -217,18 +219,22 @@ func (q *qemu) begin(ctx context.Context, m vm) error {
 		return nil
 	}
 	state, err := m.saved.Read(ctx, imageState, maxState)
-	if err == nil {
-		err = m.saved.Unpack(ctx, imageRAM, m.ram, m.ramSize())
-	}
 	if err != nil {
 		return err
 	}
-	failpoint.Hit("microvm.restore/after-memory")
 	c, err := firstControl(ctx, m)
 	if err != nil {
 		return err
 	}
 	defer c.conn.Close()
+	to, done := memoryOf(m)
+	err = m.saved.Unpack(ctx, imageRAM, to, m.ramSize())
+	done()
+	if err != nil {
+		return err
+	}
+	failpoint.Hit("microvm.restore/after-memory")
+	c.conn.SetDeadline(time.Now().Add(control)) // however long that took
 	defer context.AfterFunc(ctx, func() { c.conn.SetDeadline(time.Unix(1, 0)) })()
 	if err := c.ignoreShared(); err != nil {
 		return err
@@ -238,6 +244,68 @@ func (q *qemu) begin(ctx context.Context, m vm) error {
 	}
 	failpoint.Hit("microvm.restore/after-state")
 	return c.call(nil, "cont", nil)
+}
+
+// memoryOf is where the machine's memory is written to: where QEMU has it mapped, so
+// that the pages are its and in its control group, not this process's. Who may not
+// look into QEMU writes to the file, and has them in its own.
+func memoryOf(m vm) (to io.WriterAt, done func()) {
+	parts, err := mapped(m)
+	if err == nil {
+		if f, err := os.OpenFile(fmt.Sprintf("/proc/%d/mem", m.pid), os.O_WRONLY, 0); err == nil {
+			return &remote{f, parts}, func() { f.Close() }
+		}
+	}
+	return m.ram, func() {}
+}
+
+// remote is memory of another process that is a file's, by the file's offsets.
+type remote struct {
+	mem   *os.File
+	parts []part
+}
+
+// part of a file, and where it is mapped.
+type part struct{ offset, size, address int64 }
+
+// mapped lists where QEMU has the machine's memory, all of it.
+func mapped(m vm) (parts []part, err error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", m.pid))
+	if err != nil {
+		return nil, err
+	}
+	left := m.ramSize()
+	for line := range strings.Lines(string(b)) {
+		var from, to, offset int64
+		var perms string
+		if !strings.Contains(line, "/memfd:"+ramName) {
+			continue
+		}
+		if _, err := fmt.Sscanf(line, "%x-%x %s %x", &from, &to, &perms, &offset); err != nil || perms != "rw-s" {
+			continue
+		}
+		parts, left = append(parts, part{offset, to - from, from}), left-(to-from)
+	}
+	if left != 0 {
+		return nil, errors.New("the machine's memory is not mapped once")
+	}
+	return parts, nil
+}
+
+func (r *remote) WriteAt(b []byte, at int64) (n int, err error) {
+	for _, p := range r.parts {
+		for n < len(b) && at >= p.offset && at < p.offset+p.size {
+			k, err := r.mem.WriteAt(b[n:min(int64(len(b)), int64(n)+p.offset+p.size-at)], p.address+at-p.offset)
+			n, at = n+k, at+int64(k)
+			if err != nil {
+				return n, err
+			}
+		}
+	}
+	if n < len(b) {
+		return n, io.ErrShortWrite
+	}
+	return n, nil
 }
 
 // firstControl connects to a monitor that has been started just now.
