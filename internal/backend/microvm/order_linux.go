@@ -60,14 +60,14 @@ const now = 1
 
 // closeEnough is how far a machine's clock may be off: as long as an order took, at
 // most.
-const closeEnough = 50 * time.Millisecond
+const closeEnough = 100 * time.Millisecond
 
 // thaw sets the clock of a machine that stood still, and lets it go on. On a busy
 // host the time has grown old when it arrives: it is sent again.
 func (i *Instance) thaw(ctx context.Context) error {
 	for n := 0; ; n++ {
 		took, err := i.order(ctx, machine.Order{Time: now, Thaw: true})
-		if err != nil || took < closeEnough || n == 5 {
+		if err != nil || took < closeEnough || n == 3 {
 			return err
 		}
 	}
