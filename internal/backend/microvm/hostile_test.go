@@ -111,7 +111,7 @@ func meet(t *testing.T, inst sandbox.Instance, script string) {
 func TestManyStreams(t *testing.T) {
 	b := machines(t)
 	_, s := boot(t, b)
-	if _, err := s.WriteFile(patient(t), "/tmp/big", bytes.NewReader(make([]byte, 8<<20)), guest.WriteOptions{}); err != nil {
+	if _, err := s.WriteFile(patient(t), "/tmp/big", bytes.NewReader(make([]byte, 2<<20)), guest.WriteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	descriptors := func() int {
@@ -136,7 +136,7 @@ func TestManyStreams(t *testing.T) {
 		t.Errorf("after %d transfers that nobody reads: %v", len(readers), refused)
 	}
 	var programs []*guest.Process
-	for range 8 {
+	for range 4 {
 		p, err := s.Exec(patient(t), guest.Command{Argv: []string{guest.AgentPath, "probe", "out", "10000000"}})
 		if err != nil {
 			t.Fatalf("a program beside them: %v", err)

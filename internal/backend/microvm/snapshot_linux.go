@@ -126,8 +126,8 @@ func (i *Instance) Snapshot(ctx context.Context, dir string) (sandbox.Snapshot, 
 // on, also when ctx has ended.
 func (i *Instance) saveFrozen(ctx context.Context, k keeper, m vm, dir string) (err error) {
 	defer func() {
-		if thawed := i.thaw(i.life); thawed != nil {
-			err = errors.Join(err, thawed)
+		if thawed := i.thaw(i.life); err == nil {
+			err = thawed
 		}
 	}()
 	if _, err := i.order(ctx, machine.Order{Freeze: true}); err != nil {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -16,6 +17,8 @@ import (
 
 	"github.com/firebreak-dev/firebreak/internal/failpoint"
 	"github.com/firebreak-dev/firebreak/internal/guest"
+	"github.com/firebreak-dev/firebreak/internal/guest/machine"
+	"github.com/firebreak-dev/firebreak/internal/snapimage"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -194,8 +197,8 @@ func die(t *testing.T, h helper, point string) {
 	}
 }
 
-// TestSaveGivesUp: a machine whose first process does not answer is not saved, nothing
-// is left, and the machine goes on.
+// TestSaveFails: who has no time gets no snapshot, nothing is left, and the machine
+// goes on.
 func TestSaveFails(t *testing.T) {
 	b := machines(t)
 	inst := made(t, b, minimalRoot(t), nil)
@@ -210,5 +213,58 @@ func TestSaveFails(t *testing.T) {
 	}
 	if err := speak(t, inst).Ping(patient(t)); err != nil {
 		t.Errorf("the machine stands still: %v", err)
+	}
+}
+
+// TestSnapshotOfOther: a snapshot taken with another build of anything is refused,
+// with what differs.
+func TestSnapshotOfOther(t *testing.T) {
+	b := open(t, t.TempDir())
+	if info, err := b.Info(t.Context()); err != nil || !info.Available {
+		t.Skipf("not run: %s (%v)", info.Reason, err)
+	}
+	root := minimalRoot(t)
+	spec, err := admit(sandbox.Spec{Instance: sandbox.NewInstanceID(), Root: root}, b.look())
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := newInstance(b, b.intentOf(spec, b.look()), b.look().monitor)
+	if err := os.MkdirAll(i.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	m, err := i.machine(patient(t), spec, b.look(), machine.Settings{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := i.trace(spec, &m, nil); err != nil {
+		t.Fatal(err)
+	}
+	o, err := i.readOrigin()
+	if err != nil || len(o.Builds) != 9 {
+		t.Fatalf("%+v, %v", o, err)
+	}
+	for k := range o.Builds {
+		dir := filepath.Join(t.TempDir(), "image")
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		builds := slices.Clone(o.Builds)
+		builds[k].Is += "x"
+		snap, err := snapimage.Seal(t.Context(), dir, snapimage.Manifest{Version: imageVersion, Template: root.Digest, Limits: spec.Limits, Builds: builds})
+		if err != nil {
+			t.Fatal(err)
+		}
+		again := spec
+		again.Instance = sandbox.NewInstanceID()
+		_, err = b.Restore(patient(t), again, snap)
+		if sandbox.KindOf(err) != sandbox.KindConflict || !strings.Contains(err.Error(), "another "+builds[k].What) {
+			t.Errorf("another %s: %v", builds[k].What, err)
+		}
+		if left := named(again.Instance); len(left) > 0 {
+			t.Errorf("left: %v", left)
+		}
+		if _, err := os.Lstat(b.dir(again.Instance)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("the directory: %v", err)
+		}
 	}
 }
