@@ -67,7 +67,8 @@ func ramOf(m vm) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() || fi.Size() != m.ramSize() {
+	fi, err := f.Stat()
+	if err != nil || !fi.Mode().IsRegular() || fi.Size() != m.ramSize() || (process{m.pid, m.started}).gone() { // the pid may be another's by now
 		f.Close()
 		return nil, errors.New("the machine's memory is not where it was")
 	}
@@ -113,6 +114,7 @@ func (q *qemu) wake(ctx context.Context, dir string) error {
 		return err
 	}
 	defer c.conn.Close()
+	defer context.AfterFunc(ctx, func() { c.conn.SetDeadline(time.Unix(1, 0)) })()
 	return c.goOn()
 }
 

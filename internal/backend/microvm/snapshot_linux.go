@@ -158,8 +158,8 @@ func (i *Instance) savable() (keeper, vm, error) {
 	if o, err := i.readOrigin(); err != nil || len(o.Builds) == 0 {
 		return refuse(sandbox.KindUnsupported, "create another one", "the sandbox was made by another version")
 	}
-	l := i.intent.Limits
-	return k, vm{id: i.id, dir: i.dir, pid: i.processes[0].PID, disk: filepath.Join(i.dir, fileDisk), memory: l.Memory + guestOverhead(l.Memory)}, nil
+	l, p := i.intent.Limits, i.processes[0]
+	return k, vm{id: i.id, dir: i.dir, pid: p.PID, started: p.Start, disk: filepath.Join(i.dir, fileDisk), memory: l.Memory + guestOverhead(l.Memory)}, nil
 }
 
 // unsaved is why a snapshot could not be taken.

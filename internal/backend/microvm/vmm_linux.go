@@ -23,8 +23,9 @@ type vm struct {
 	argument string // for the guest's first process
 	uid      int    // of the monitor; 0: this process's
 	accel    string
-	probe    bool // no disks
-	pid      int  // of the monitor, once it was started
+	probe    bool   // no disks
+	pid      int    // of the monitor, once it was started
+	started  uint64 // when, for a monitor that is looked up again
 
 	ram   *os.File         // the machine's memory, for a monitor that can save
 	saved *snapimage.Image // what to go on from; nil: it boots
