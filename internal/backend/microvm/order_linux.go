@@ -16,8 +16,8 @@ import (
 const orderPatience = 10 * time.Second
 
 // order has the machine's first process do something and returns how long the
-// answer took. Orders are given one at a time: i.saving is held, or nobody else
-// knows the instance.
+// answer took. Orders are given one at a time: by who holds the instance, or when
+// nobody else knows it.
 func (i *Instance) order(ctx context.Context, o machine.Order) (took time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, orderPatience)
 	defer cancel()

@@ -102,8 +102,11 @@ func (i *Instance) Snapshot(ctx context.Context, dir string) (sandbox.Snapshot, 
 	if err != nil {
 		return sandbox.Snapshot{}, i.unsaved(ctx, err)
 	}
-	i.saving.Lock()
-	defer i.saving.Unlock()
+	release, err := i.hold(ctx)
+	if err != nil {
+		return sandbox.Snapshot{}, i.unsaved(ctx, err)
+	}
+	defer release()
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return sandbox.Snapshot{}, i.unsaved(ctx, err)
 	}
@@ -185,16 +188,30 @@ func (i *Instance) unsaved(ctx context.Context, err error) error {
 	return sandbox.Wrap("snapshot", id, bare(err))
 }
 
+// hold waits until nobody else, in this process or another, saves the machine or
+// gives its first process orders.
+func (i *Instance) hold(ctx context.Context) (release func(), err error) {
+	i.saving.Lock()
+	unlock, err := i.b.images.lock(ctx, filepath.Join(i.dir, fileOrders+".lock"))
+	if err != nil {
+		i.saving.Unlock()
+		return nil, err
+	}
+	return func() { unlock(); i.saving.Unlock() }, nil
+}
+
 // recover lets a machine go on whose last server was saving it when it died.
 func (i *Instance) recover() {
 	k, ok := i.monitor.(keeper)
-	if !ok {
-		return
+	if o, err := i.readOrigin(); !ok || err != nil || len(o.Builds) == 0 {
+		return // never saved: another monitor's, or another version's
 	}
-	i.saving.Lock()
-	defer i.saving.Unlock()
-	err := k.wake(i.life, i.dir)
-	if err == nil {
+	release, err := i.hold(i.life)
+	if err != nil {
+		return // we leave, or it has ended
+	}
+	defer release()
+	if err = k.wake(i.life, i.dir); err == nil {
 		err = i.thaw(i.life)
 	}
 	if err != nil && i.life.Err() == nil {
