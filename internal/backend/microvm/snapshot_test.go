@@ -144,7 +144,11 @@ func TestKilledWhileSaving(t *testing.T) {
 	root := minimalRoot(t)
 	inst := made(t, b, root, nil)
 	b.Close() // it is the helpers' now
-	next := func() *Backend { return open(t, b.cfg.Dir) }
+	next := func() *Backend {
+		n := open(t, b.cfg.Dir)
+		n.look() // so that it tidies up what the helpers left
+		return n
+	}
 	for _, point := range []string{"after-mkdir", "after-freeze", "after-stop", "after-state", "after-save", "after-seal"} {
 		t.Run(point, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "image")
