@@ -101,9 +101,12 @@ type Config struct {
 
 // Defaults fill in what a request leaves out. Zero fields get the values below.
 type Defaults struct {
-	Backend  string         // "auto"
-	Template string         // "host"
-	Limits   sandbox.Limits // 256 MiB, 1 CPU, 128 tasks, 1 GiB
+	Backend string // "auto"
+	// MinIsolation is the weakest class of any sandbox here, whatever a request says:
+	// none.
+	MinIsolation sandbox.Isolation
+	Template     string         // "host"
+	Limits       sandbox.Limits // 256 MiB, 1 CPU, 128 tasks, 1 GiB
 	// Timeout is a sandbox's maximum life: 1 h. Nobody comes back for a
 	// forgotten sandbox; whoever needs more says so.
 	Timeout time.Duration

@@ -111,6 +111,7 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 	if err != nil {
 		return nil, err
 	}
+	req.MinIsolation = max(req.MinIsolation, d.MinIsolation)
 	backend, info, notes, err := o.choose(ctx, pick(req.Backend, d.Backend), req.MinIsolation)
 	if err != nil {
 		return nil, err
@@ -309,6 +310,9 @@ func (o *Orchestrator) choose(ctx context.Context, name string, need sandbox.Iso
 			WithHint("`firebreak doctor` says what is missing and how to mend it")
 	}
 	note := fmt.Sprintf("backend %s chosen: %s is the strongest isolation that works here", info.Name, info.Isolation)
+	if slow != nil && slowInfo.Isolation > info.Isolation {
+		note += fmt.Sprintf(" at full speed; %s, which isolates by %s, is emulated, so it must be named, or its class demanded", slowInfo.Name, slowInfo.Isolation)
+	}
 	return best, info, append([]string{note}, info.Notes...), nil
 }
 
@@ -322,7 +326,7 @@ func (o *Orchestrator) Infos(ctx context.Context) (infos []sandbox.Info, auto st
 		}
 		infos = append(infos, i)
 	}
-	if _, best, _, err := o.choose(ctx, Auto, sandbox.IsolationNone); err == nil {
+	if _, best, _, err := o.choose(ctx, Auto, o.Defaults.MinIsolation); err == nil {
 		auto = best.Name
 	}
 	return infos, auto, nil

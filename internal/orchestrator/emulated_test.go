@@ -51,6 +51,20 @@ func TestEmulated(t *testing.T) {
 		if err != nil || info.Name != c.want || c.ask == Auto && !strings.Contains(strings.Join(notes, " "), c.want) {
 			t.Errorf("%s: %s, %q, %v; want %s", c.name, info.Name, notes, err, c.want)
 		}
+		if c.name == "auto" && !strings.Contains(notes[0], "slow, which isolates by hypervisor, is emulated") {
+			t.Errorf("it does not say what it left out, and why: %q", notes)
+		}
+	}
+	// What the server demands of all is demanded of who demands nothing.
+	o.Backends, o.Defaults.MinIsolation = []sandbox.Backend{fast, slow}, sandbox.IsolationHypervisor
+	if _, auto, err := o.Infos(t.Context()); err != nil || auto != "slow" {
+		t.Errorf("auto is %s, %v", auto, err)
+	}
+	o.Backends = []sandbox.Backend{fast}
+	for _, req := range []CreateRequest{{Backend: Auto}, {Backend: "fast"}, {Backend: "fast", MinIsolation: sandbox.IsolationSharedKernel}} {
+		if _, err := o.Create(t.Context(), alice, req); sandbox.KindOf(err) != sandbox.KindUnsupported {
+			t.Errorf("weaker than the server demands: %v", err)
+		}
 	}
 	o.Backends = []sandbox.Backend{w.sim}
 }

@@ -83,9 +83,12 @@ func (d disk) used(g int64) int64 {
 
 func (d disk) size(g int64) int64 { return min(groupBlocks, d.blocks-g*groupBlocks) }
 
+// DiskSize is that of the file WriteDisk writes: size in whole blocks.
+func DiskSize(size int64) int64 { return geometry(size).blocks * block }
+
 // WriteDisk makes f, which is empty, an ext4 file system of at most size bytes
 // with an empty root directory. It writes little more than the bitmaps: the file
-// is sparse.
+// is sparse, of DiskSize.
 //
 // Errors: KindUnsupported beyond MaxDisk.
 func WriteDisk(f interface {
@@ -96,7 +99,7 @@ func WriteDisk(f interface {
 		return sandbox.Errorf("disk", sandbox.KindUnsupported, "a disk of %s is more than %s", sandbox.FormatSize(size), sandbox.FormatSize(MaxDisk))
 	}
 	d := geometry(size)
-	if err := f.Truncate(d.blocks * block); err != nil {
+	if err := f.Truncate(DiskSize(size)); err != nil {
 		return err
 	}
 	descs := make([]byte, d.descs*block)

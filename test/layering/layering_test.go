@@ -44,6 +44,7 @@ var ranks = []struct {
 	{"internal/guest/agent", 2},
 	{"internal/guest/machine", 2},
 	{"internal/vmimage", 1},
+	{"internal/snapimage", 1},
 	{"internal/firecracker", 1}, {"internal/firecracker/fake", 0},
 	{"internal/audit", 2},
 	{"internal/auth", 2},

@@ -13,6 +13,7 @@ import (
 
 	"github.com/firebreak-dev/firebreak/internal/audit"
 	"github.com/firebreak-dev/firebreak/internal/orchestrator"
+	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
 // Keys is everything that can be set, in the order it is printed.
@@ -72,6 +73,12 @@ var Keys = append([]Key{
 		Default: func(Source) string { return "auto" },
 		set:     func(c *Config, v string) error { c.Backend = v; return nil },
 		get:     func(c *Config) string { return c.Backend },
+	}, {
+		Name: "min_isolation", Env: "FIREBREAK_MIN_ISOLATION",
+		Doc:     "the weakest isolation any sandbox may have, whatever a request says: none, shared-kernel, user-kernel, hypervisor, confidential",
+		Default: func(Source) string { return sandbox.IsolationNone.String() },
+		set:     func(c *Config, v string) (err error) { c.MinIsolation, err = sandbox.ParseIsolation(v); return err },
+		get:     func(c *Config) string { return c.MinIsolation.String() },
 	}, {
 		Name: "machine_kernel", Env: "FIREBREAK_MACHINE_KERNEL",
 		Doc: "kernel of microvm's guests; empty: the newest of Debian's cloud kernels in /boot",

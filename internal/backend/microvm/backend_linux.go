@@ -102,6 +102,7 @@ func (b *Backend) Attach(ctx context.Context, id sandbox.InstanceID) (sandbox.In
 		return nil, cannotLook("attach", id, err)
 	}
 	i.watch()
+	b.watchers.Go(i.recover)
 	b.instances[id] = i
 	return i, nil
 }

@@ -32,6 +32,9 @@ type helper struct {
 	Root    sandbox.Root
 	ID      sandbox.InstanceID
 	Destroy bool
+	// Save has it take over the instance and save it there, and From make it of that.
+	Save string
+	From sandbox.Snapshot
 	// Fake: the monitor is the test's stand-in for Firecracker, with this kernel.
 	Fake   *fireVMM
 	Kernel string
@@ -50,7 +53,19 @@ func runHelper(arg string) error {
 	if h.Fake != nil {
 		b.look = pretend(b, h.Fake, h.Kernel)
 	}
-	inst, err := b.Create(context.Background(), sandbox.Spec{Instance: h.ID, Root: h.Root})
+	if h.Save != "" {
+		inst, err := b.Attach(context.Background(), h.ID)
+		if err == nil {
+			_, err = inst.(sandbox.Snapshotter).Snapshot(context.Background(), h.Save)
+		}
+		return err
+	}
+	var inst sandbox.Instance
+	if spec := (sandbox.Spec{Instance: h.ID, Root: h.Root}); h.From.Dir != "" {
+		inst, err = b.Restore(context.Background(), spec, h.From)
+	} else {
+		inst, err = b.Create(context.Background(), spec)
+	}
 	if err != nil {
 		return err
 	}

@@ -24,6 +24,7 @@ import (
 	"github.com/firebreak-dev/firebreak/internal/failpoint"
 	"github.com/firebreak-dev/firebreak/internal/guest"
 	"github.com/firebreak-dev/firebreak/internal/guest/machine"
+	"github.com/firebreak-dev/firebreak/internal/snapimage"
 	"github.com/firebreak-dev/firebreak/internal/vmimage"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -31,6 +32,11 @@ import (
 // Create implements sandbox.Backend. The first sandbox of a template makes its
 // image, which takes as long as reading the template.
 func (b *Backend) Create(ctx context.Context, s sandbox.Spec) (sandbox.Instance, error) {
+	return b.make(ctx, s, nil)
+}
+
+// make boots a machine, or has one go on from a snapshot.
+func (b *Backend) make(ctx context.Context, s sandbox.Spec, from *sandbox.Snapshot) (sandbox.Instance, error) {
 	p := b.look()
 	s, err := admit(s, p)
 	if err != nil {
@@ -50,6 +56,12 @@ func (b *Backend) Create(ctx context.Context, s sandbox.Spec) (sandbox.Instance,
 	if err != nil {
 		return nil, err
 	}
+	var img *snapimage.Image
+	if from != nil {
+		if img, err = b.admitImage(s, p, *from); err != nil {
+			return nil, err
+		}
+	}
 	if err := os.MkdirAll(b.cfg.Dir, 0o711); err != nil {
 		return nil, sandbox.Wrap("create", string(s.Instance), err)
 	}
@@ -63,7 +75,7 @@ func (b *Backend) Create(ctx context.Context, s sandbox.Spec) (sandbox.Instance,
 	}
 	defer lock.Close()
 	failpoint.Hit("microvm.create/after-intent")
-	if err := i.boot(ctx, s, p); err != nil {
+	if err := i.boot(ctx, s, p, img); err != nil {
 		receipt, left := i.Destroy(context.WithoutCancel(ctx))
 		if left != nil {
 			b.log.Error("create left objects behind", "instance", s.Instance, "objects", receipt.Objects)
@@ -147,21 +159,30 @@ func vcpus(share float64) int {
 
 // boot makes everything and returns when the agent has answered. What it made
 // when it fails is Destroy's to remove.
-func (i *Instance) boot(ctx context.Context, s sandbox.Spec, p probed) error {
+func (i *Instance) boot(ctx context.Context, s sandbox.Spec, p probed, img *snapimage.Image) error {
 	settings := machine.Settings{Hostname: s.Hostname, Readonly: s.ReadonlyRoot, PIDs: s.Limits.PIDs, VSock: p.vsock, Test: i.b.test}
 	m, err := i.machine(ctx, s, p, settings)
 	if err != nil {
+		return err
+	}
+	if err := i.trace(s, &m, img); err != nil {
 		return err
 	}
 	if err := i.group.create(p.cgroups, s.Limits.Memory+i.intent.Overhead, hostTasks(m.cpus)); err != nil {
 		return fmt.Errorf("make cgroup: %w", err)
 	}
 	failpoint.Hit("microvm.create/after-cgroup")
-	if err := makeDisk(m.disk, s.Limits.Disk, i.id); err != nil {
+	if err := makeDisk(ctx, m, s.Limits.Disk); err != nil {
 		return err
 	}
 	if err := i.start(ctx, m); err != nil {
 		return err
+	}
+	if img != nil {
+		if err := i.renew(ctx, s.Hostname); err != nil {
+			return err
+		}
+		failpoint.Hit("microvm.restore/after-renewal")
 	}
 	if err := i.await(ctx, handshake); err != nil {
 		return err
@@ -205,12 +226,18 @@ func (i *Instance) machine(ctx context.Context, s sandbox.Spec, p probed, settin
 	return m, nil
 }
 
-func makeDisk(path string, size int64, id sandbox.InstanceID) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+// makeDisk makes the writable layer: empty, or what was saved of one.
+func makeDisk(ctx context.Context, m vm, size int64) error {
+	f, err := os.OpenFile(m.disk, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
 	}
-	return errors.Join(vmimage.WriteDisk(f, size, vmimage.UUID(string(id))), f.Close())
+	defer f.Close()
+	if m.saved == nil {
+		return vmimage.WriteDisk(f, size, vmimage.UUID(string(m.id)))
+	}
+	size = vmimage.DiskSize(size)
+	return errors.Join(f.Truncate(size), m.saved.Unpack(ctx, imageDisk, f, size))
 }
 
 // launched is the monitor, started by this process.
@@ -237,6 +264,12 @@ func (i *Instance) start(ctx context.Context, m vm) error {
 	if err != nil {
 		return err
 	}
+	if _, ok := i.monitor.(keeper); ok {
+		if m.ram, err = newRAM(m.ramSize()); err != nil {
+			return err
+		}
+		defer m.ram.Close()
+	}
 	failpoint.Hit("microvm.create/after-files")
 	cmd := exec.Command(program, args...)
 	cmd.Dir, cmd.Env = i.dir, []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -246,6 +279,9 @@ func (i *Instance) start(ctx context.Context, m vm) error {
 	}
 	defer w.Close()
 	cmd.Stderr = w
+	if m.ram != nil {
+		cmd.ExtraFiles = []*os.File{m.ram} // ramDescriptor
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if os.Geteuid() == 0 {
 		cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
@@ -366,24 +402,28 @@ func handshake(conn net.Conn) error {
 	if _, err := conn.Write(guest.AppendFrame(nil, guest.TypeReset, 0, payload)); err != nil {
 		return err
 	}
-	return seek(conn, nonce)
+	_, err := seek(conn, nonce)
+	return err
 }
 
-// seek reads until want has come by.
-func seek(conn io.Reader, want []byte) error {
+// seek reads until one of what is wanted has come by, all of one length, and
+// returns which.
+func seek(conn io.Reader, want ...[]byte) (int, error) {
 	var seen []byte
 	buf := make([]byte, 4096)
 	for {
 		n, err := conn.Read(buf)
 		seen = append(seen, buf[:n]...)
-		if bytes.Contains(seen, want) {
-			return nil
+		for k, w := range want {
+			if bytes.Contains(seen, w) {
+				return k, nil
+			}
 		}
 		if err != nil {
-			return err
+			return -1, err
 		}
-		if len(seen) > len(want) {
-			seen = append(seen[:0], seen[len(seen)-len(want)+1:]...)
+		if keep := len(want[0]) - 1; len(seen) > keep {
+			seen = append(seen[:0], seen[len(seen)-keep:]...)
 		}
 	}
 }

@@ -19,8 +19,10 @@
 //	processes      the monitor, as soon as it runs
 //	ready          there once the agent has answered
 //	disk           the writable layer: an ext4 of the size of the disk limit, sparse
-//	in, out        QEMU: FIFOs behind the agent's virtio port
-//	qmp            QEMU: its control socket
+//	origin.json    QEMU: what it was booted from, for a snapshot of it
+//	agent.in, .out    QEMU: FIFOs behind the agent's virtio port
+//	orders.in, .out   QEMU: those of the machine's first process
+//	qmp, control   QEMU: its control sockets, for who watches it and for who saves it
 //	jail/          Firecracker: the jailer's directory, with its sockets
 //
 // # What a machine has
@@ -33,6 +35,12 @@
 //
 // The images are files this package makes and nobody mounts on the host, see
 // package vmimage. Their digest is checked before the first boot from them.
+//
+// # How it is saved
+//
+// QEMU's machines are Snapshotters. What runs inside is frozen, the machine stopped,
+// QEMU's state, memory and disk are copied, and it goes on. A machine that is made of
+// that is told to be another before anything in it goes on. See ADR 43.
 //
 // # What holds a guest
 //

@@ -3,6 +3,7 @@
 package microvm
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"os"
@@ -101,5 +102,67 @@ func meet(t *testing.T, inst sandbox.Instance, script string) {
 		t.Logf("%s: %v", script, err)
 	case <-time.After(time.Minute):
 		t.Fatalf("%s: the call hangs", script)
+	}
+}
+
+// TestManyStreams: as many transfers as a caller can open, none of which it reads,
+// and as many programs. What does not fit is refused with a type, the host holds
+// nothing for any of them, and all is as before when they are gone.
+func TestManyStreams(t *testing.T) {
+	b := machines(t)
+	_, s := boot(t, b)
+	if _, err := s.WriteFile(patient(t), "/tmp/big", bytes.NewReader(make([]byte, 2<<20)), guest.WriteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	descriptors := func() int {
+		list, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	before := descriptors()
+	var readers []*guest.FileReader
+	var refused error
+	for len(readers) < 200 && refused == nil {
+		r, err := s.ReadFile(patient(t), "/tmp/big", guest.ReadOptions{})
+		if err != nil {
+			refused = err
+			break
+		}
+		readers = append(readers, r)
+	}
+	if sandbox.KindOf(refused) != sandbox.KindCapacity || len(readers) < 8 {
+		t.Errorf("after %d transfers that nobody reads: %v", len(readers), refused)
+	}
+	var programs []*guest.Process
+	for range 4 {
+		p, err := s.Exec(patient(t), guest.Command{Argv: []string{guest.AgentPath, "probe", "out", "10000000"}})
+		if err != nil {
+			t.Fatalf("a program beside them: %v", err)
+		}
+		programs = append(programs, p)
+	}
+	if n := descriptors(); n > before+8 {
+		t.Errorf("the host has %d descriptors, it had %d", n, before)
+	}
+	if err := s.Ping(patient(t)); sandbox.KindOf(err) != sandbox.KindCapacity { // a call like the others
+		t.Errorf("the machine did not survive it: %v", err)
+	}
+	for _, r := range readers {
+		r.Close()
+	}
+	for _, p := range programs {
+		s.Signal(patient(t), p.ID(), 9)
+		p.Close()
+	}
+	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		_, err := s.ReadAll(patient(t), "/tmp/big", "", 16<<20)
+		if err == nil {
+			break
+		}
+		if sandbox.KindOf(err) != sandbox.KindCapacity || time.Now().After(end) {
+			t.Fatalf("when they are gone: %v", err)
+		}
 	}
 }

@@ -40,8 +40,9 @@ type images struct {
 	work  sync.WaitGroup
 
 	mu      sync.Mutex
-	checked map[string]stamp   // guarded by mu: files whose digest was right
-	making  map[string]*making // guarded by mu: by name
+	checked map[string]stamp    // guarded by mu: files whose digest was right
+	digests map[string]measured // guarded by mu: of files that are not ours
+	making  map[string]*making  // guarded by mu: by name
 }
 
 // making is a file that somebody waits for.
@@ -52,7 +53,7 @@ type making struct {
 }
 
 func newImages(dir string) *images {
-	c := &images{dir: dir, checked: map[string]stamp{}, making: map[string]*making{}}
+	c := &images{dir: dir, checked: map[string]stamp{}, digests: map[string]measured{}, making: map[string]*making{}}
 	c.life, c.leave = context.WithCancel(context.Background())
 	return c
 }
@@ -166,19 +167,57 @@ func (c *images) right(path string) bool {
 	if err != nil {
 		return false
 	}
-	f, err := os.Open(path)
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	sum := sha256.New()
-	if _, err := io.Copy(sum, f); err != nil || hex.EncodeToString(sum.Sum(nil)) != strings.TrimSpace(string(want)) {
+	if sum, err := digestFile(path); err != nil || sum != strings.TrimSpace(string(want)) {
 		return false
 	}
 	c.mu.Lock()
 	c.checked[path] = s
 	c.mu.Unlock()
 	return true
+}
+
+// measured is a file's digest, when the file was so.
+type measured struct {
+	at  stamp
+	sum string
+}
+
+// digestOf is the SHA-256 of one of the files here, which is known, or of another,
+// which is read once and when it may have changed.
+func (c *images) digestOf(path string) (string, error) {
+	if filepath.Dir(path) == c.dir {
+		b, err := os.ReadFile(path + ".sha256")
+		return strings.TrimSpace(string(b)), err
+	}
+	s, err := stampOf(path)
+	if err != nil {
+		return "", err
+	}
+	c.mu.Lock()
+	known := c.digests[path]
+	c.mu.Unlock()
+	if known.at == s {
+		return known.sum, nil
+	}
+	sum, err := digestFile(path)
+	if err != nil {
+		return "", err
+	}
+	c.mu.Lock()
+	c.digests[path] = measured{s, sum}
+	c.mu.Unlock()
+	return sum, nil
+}
+
+func digestFile(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	sum := sha256.New()
+	_, err = io.Copy(sum, f)
+	return hex.EncodeToString(sum.Sum(nil)), err
 }
 
 // lock waits for its turn to make a file.

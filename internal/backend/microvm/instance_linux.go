@@ -43,6 +43,8 @@ type Instance struct {
 	stop     ending         // guarded by mu: of a machine whose monitor lived to tell
 	overDone sync.Once
 
+	saving sync.Mutex // held by who saves it, or gives its first process orders
+
 	destroying sync.Mutex
 	receipt    sandbox.Receipt // guarded by destroying
 	said       string          // guarded by destroying: the monitor's last words of a boot that failed

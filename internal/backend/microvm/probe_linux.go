@@ -147,6 +147,7 @@ func (b *Backend) find(ctx context.Context, p *probed) error {
 			return lack("apt-get install qemu-system-x86", "%w", err)
 		}
 		p.monitor, p.program = q, q.program
+		p.info.Capabilities.Snapshot = true
 		p.info.Version = "QEMU"
 	}
 	kernel, modules, err := findKernel("/", b.cfg.Kernel, b.cfg.Modules)
@@ -352,7 +353,7 @@ func (i *Instance) hello(ctx context.Context, s sandbox.Spec, p probed) error {
 	if err := i.start(ctx, m); err != nil {
 		return err
 	}
-	return i.await(ctx, func(c net.Conn) error { return seek(c, []byte(machine.Hello)) })
+	return i.await(ctx, func(c net.Conn) error { _, err := seek(c, []byte(machine.Hello)); return err })
 }
 
 // monitorOf is the monitor an instance was made with: looking after it takes none

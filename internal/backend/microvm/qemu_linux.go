@@ -23,15 +23,22 @@ import (
 
 // fileQMP is QEMU's control socket, and dirEmpty the root directory it goes to.
 const (
-	fileQMP  = "qmp"
-	dirEmpty = "empty"
+	fileQMP     = "qmp"     // held by who watches the machine
+	fileControl = "control" // for who saves it
+	dirEmpty    = "empty"
 )
 
 // qemu runs machines with QEMU.
 type qemu struct {
 	program string
-	// version returns QEMU's major and minor version. It asks the program, once.
-	version func() ([2]int, error)
+	// version returns what QEMU says of itself. It asks the program, once.
+	version func() (qemuVersion, error)
+}
+
+// qemuVersion is major and minor, and the whole line.
+type qemuVersion struct {
+	number [2]int
+	line   string
 }
 
 var reVersion = regexp.MustCompile(`version (\d+)\.(\d+)`)
@@ -43,10 +50,10 @@ func findQEMU(program string) (*qemu, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &qemu{program: path, version: sync.OnceValues(func() ([2]int, error) { return askVersion(path) })}, nil
+	return &qemu{program: path, version: sync.OnceValues(func() (qemuVersion, error) { return askVersion(path) })}, nil
 }
 
-func askVersion(path string) (v [2]int, err error) {
+func askVersion(path string) (v qemuVersion, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, path, "-version").Output()
@@ -57,10 +64,11 @@ func askVersion(path string) (v [2]int, err error) {
 	if m == nil {
 		return v, fmt.Errorf("%s does not say which version it is", path)
 	}
-	v[0], _ = strconv.Atoi(m[1]) // digits, by the expression
-	v[1], _ = strconv.Atoi(m[2])
-	if v[0] < 6 {
-		return v, fmt.Errorf("QEMU %d.%d is too old: 6 or newer is needed", v[0], v[1])
+	v.number[0], _ = strconv.Atoi(m[1]) // digits, by the expression
+	v.number[1], _ = strconv.Atoi(m[2])
+	v.line, _, _ = strings.Cut(string(out), "\n")
+	if v.number[0] < 6 {
+		return v, fmt.Errorf("QEMU %d.%d is too old: 6 or newer is needed", v.number[0], v.number[1])
 	}
 	return v, nil
 }
@@ -70,7 +78,7 @@ func (q *qemu) prepare(m vm) (string, []string, error) {
 	if err != nil {
 		return "", nil, err
 	}
-	return q.program, arguments(m, version), errors.Join(makeFIFOs(m.dir), os.Mkdir(filepath.Join(m.dir, dirEmpty), 0o700))
+	return q.program, arguments(m, version.number), errors.Join(makeFIFOs(m.dir), os.Mkdir(filepath.Join(m.dir, dirEmpty), 0o700))
 }
 
 // arguments are QEMU's.
@@ -81,8 +89,11 @@ func arguments(m vm, version [2]int) []string {
 	}
 	args := []string{
 		"-name", string(m.id), "-nodefaults", "-no-user-config", "-display", "none", "-nic", "none",
-		"-machine", "pc,usb=off,vmport=off,dump-guest-core=off,mem-merge=off", "-accel", accel, "-cpu", cpu,
-		"-smp", strconv.Itoa(m.cpus), "-m", strconv.FormatInt((m.memory+1<<20-1)>>20, 10) + "M",
+		"-machine", "pc,usb=off,vmport=off,dump-guest-core=off,mem-merge=off,memory-backend=ram", "-accel", accel, "-cpu", cpu,
+		"-smp", strconv.Itoa(m.cpus), "-m", strconv.FormatInt(m.ramSize()>>20, 10) + "M",
+		// Shared, though with nobody: what is not QEMU's own it leaves out of what it
+		// saves, and the file can be copied as it is.
+		"-object", "memory-backend-file,id=ram,share=on,mem-path=" + ramPath + ",size=" + strconv.FormatInt(m.ramSize(), 10),
 		"-bios", "qboot.rom", "-kernel", m.kernel, "-initrd", m.initial,
 		// Without an answer to a fault it would start again: it stops instead, and
 		// its last words are read.
@@ -90,8 +101,9 @@ func arguments(m vm, version [2]int) []string {
 		"-append", "console=ttyS0 quiet panic=-1 reboot=k no_timer_check rdinit=/init " + m.argument,
 		"-chardev", "ringbuf,id=console,size=" + strconv.Itoa(consoleSize), "-serial", "chardev:console",
 		"-chardev", "pipe,id=agent,path=" + fileChannel,
-		"-device", "virtio-serial-pci,max_ports=2", "-device", "virtserialport,chardev=agent,nr=1,name=" + machine.PortName,
-		"-qmp", "unix:" + fileQMP + ",server=on,wait=off",
+		"-device", "virtio-serial-pci,max_ports=3", "-device", "virtserialport,chardev=agent,nr=1,name=" + machine.PortName,
+		"-chardev", "pipe,id=orders,path=" + fileOrders, "-device", "virtserialport,chardev=orders,nr=2,name=" + machine.OrdersName,
+		"-qmp", "unix:" + fileQMP + ",server=on,wait=off", "-qmp", "unix:" + fileControl + ",server=on,wait=off",
 		"-sandbox", filter(m),
 	}
 	if !m.probe {
@@ -99,8 +111,14 @@ func arguments(m vm, version [2]int) []string {
 		args = append(args, drive("runtime", m.runtime, true)...)
 		args = append(args, drive("disk", m.disk, false)...)
 	}
+	if m.saved != nil {
+		args = append(args, "-S", "-incoming", "defer")
+	}
 	return append(args, confine(m, version)...)
 }
+
+// ramSize is the machine's memory in whole mebibytes.
+func (m vm) ramSize() int64 { return (m.memory + 1<<20 - 1) >> 20 << 20 }
 
 // filter is QEMU's own seccomp filter. Changing the user is what confine needs it
 // for, once; afterwards there is nothing to be elevated to.
@@ -131,7 +149,9 @@ func drive(id, file string, readonly bool) []string {
 	if readonly {
 		o += ",readonly=on,file.locking=off"
 	} else {
-		o += ",cache=unsafe,discard=unmap" // nothing on it outlives the machine
+		// Nothing on it outlives the machine. Saving one must not have the file opened
+		// anew, which is not there in the empty root directory.
+		o += ",cache=unsafe,discard=unmap,auto-read-only=off"
 	}
 	d := "virtio-blk-pci,drive=" + id
 	if !readonly {
@@ -140,10 +160,8 @@ func drive(id, file string, readonly bool) []string {
 	return []string{"-drive", o, "-device", d}
 }
 
-func (q *qemu) begin(context.Context, vm) error { return nil } // it runs what its arguments say
-
 func (q *qemu) dial(_ context.Context, dir string) (net.Conn, error) {
-	s, err := dialFIFOs(dir)
+	s, err := dialFIFOs(dir, fileChannel)
 	if err != nil {
 		return nil, err
 	}
@@ -169,10 +187,14 @@ func (q *qemu) ended(ctx context.Context, dir string) (ending, error) {
 }
 
 func (q *qemu) objects(dir string) []sandbox.Object {
-	return []sandbox.Object{
-		{Kind: "fifo", Name: filepath.Join(dir, fileIn)}, {Kind: "fifo", Name: filepath.Join(dir, fileOut)},
-		{Kind: "socket", Name: filepath.Join(dir, fileQMP)}, {Kind: "file", Name: filepath.Join(dir, fileDisk)},
+	o := []sandbox.Object{
+		{Kind: "socket", Name: filepath.Join(dir, fileQMP)}, {Kind: "socket", Name: filepath.Join(dir, fileControl)},
+		{Kind: "file", Name: filepath.Join(dir, fileDisk)},
 	}
+	for _, name := range fifos {
+		o = append(o, sandbox.Object{Kind: "fifo", Name: filepath.Join(dir, name)})
+	}
+	return o
 }
 
 // firstUser is where the users of monitors begin: far above those of people, and

@@ -17,17 +17,21 @@ import (
 // goes here, and the guest's port is connected all the time.
 const (
 	fileChannel = "agent"
-	fileIn      = fileChannel + ".in"
-	fileOut     = fileChannel + ".out"
+	fileOrders  = "orders" // of the machine's first process
+	suffixIn    = ".in"
+	suffixOut   = ".out"
 )
+
+// fifos are the names of all.
+var fifos = []string{fileChannel + suffixIn, fileChannel + suffixOut, fileOrders + suffixIn, fileOrders + suffixOut}
 
 // pipeSize is what each FIFO holds: the most an unprivileged process may ask for
 // by default.
 const pipeSize = 1 << 20
 
-// makeFIFOs makes the two pipes.
+// makeFIFOs makes the pipes.
 func makeFIFOs(dir string) error {
-	for _, name := range []string{fileIn, fileOut} {
+	for _, name := range fifos {
 		path := filepath.Join(dir, name)
 		if err := unix.Mkfifo(path, 0o600); err != nil {
 			return &os.PathError{Op: "mkfifo", Path: path, Err: err}
@@ -49,8 +53,8 @@ type stream struct {
 
 var _ net.Conn = (*stream)(nil)
 
-// dialFIFOs opens the host's ends.
-func dialFIFOs(dir string) (*stream, error) {
+// dialFIFOs opens the host's ends of the channel called name.
+func dialFIFOs(dir, name string) (*stream, error) {
 	open := func(name string, flag int) (*os.File, error) {
 		path := filepath.Join(dir, name)
 		fd, err := unix.Open(path, flag|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
@@ -63,11 +67,11 @@ func dialFIFOs(dir string) (*stream, error) {
 		_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, pipeSize) // a smaller pipe is slower, not wrong
 		return os.NewFile(uintptr(fd), path), nil                      // non-blocking: deadlines work
 	}
-	w, err := open(fileIn, unix.O_WRONLY)
+	w, err := open(name+suffixIn, unix.O_WRONLY)
 	if err != nil {
 		return nil, err
 	}
-	r, err := open(fileOut, unix.O_RDONLY)
+	r, err := open(name+suffixOut, unix.O_RDONLY)
 	if err != nil {
 		w.Close()
 		return nil, err

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/firebreak-dev/firebreak/internal/snapimage"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -25,16 +26,17 @@ func TestCommand(t *testing.T) {
 		disk: "/d/in1/disk", argument: "firebreak=x", uid: 7, accel: accelTCG}
 	args := arguments(m, [2]int{7, 2})
 	want := "-name in1 -nodefaults -no-user-config -display none -nic none " +
-		"-machine pc,usb=off,vmport=off,dump-guest-core=off,mem-merge=off -accel tcg,thread=multi,tb-size=64 -cpu max " +
-		"-smp 2 -m 600M -bios qboot.rom -kernel /k -initrd /i " +
+		"-machine pc,usb=off,vmport=off,dump-guest-core=off,mem-merge=off,memory-backend=ram -accel tcg,thread=multi,tb-size=64 -cpu max " +
+		"-smp 2 -m 600M -object memory-backend-file,id=ram,share=on,mem-path=/proc/self/fd/3,size=629145600 -bios qboot.rom -kernel /k -initrd /i " +
 		"-action reboot=shutdown,shutdown=pause,panic=pause,watchdog=pause " +
 		"-append console=ttyS0 quiet panic=-1 reboot=k no_timer_check rdinit=/init firebreak=x " +
 		"-chardev ringbuf,id=console,size=65536 -serial chardev:console -chardev pipe,id=agent,path=agent " +
-		"-device virtio-serial-pci,max_ports=2 -device virtserialport,chardev=agent,nr=1,name=firebreak.agent " +
-		"-qmp unix:qmp,server=on,wait=off -sandbox on,obsolete=deny,spawn=deny,resourcecontrol=deny " +
+		"-device virtio-serial-pci,max_ports=3 -device virtserialport,chardev=agent,nr=1,name=firebreak.agent " +
+		"-chardev pipe,id=orders,path=orders -device virtserialport,chardev=orders,nr=2,name=firebreak.machine " +
+		"-qmp unix:qmp,server=on,wait=off -qmp unix:control,server=on,wait=off -sandbox on,obsolete=deny,spawn=deny,resourcecontrol=deny " +
 		"-drive if=none,format=raw,id=root,file=/c/root,,1,readonly=on,file.locking=off -device virtio-blk-pci,drive=root " +
 		"-drive if=none,format=raw,id=runtime,file=/c/runtime,readonly=on,file.locking=off -device virtio-blk-pci,drive=runtime " +
-		"-drive if=none,format=raw,id=disk,file=/d/in1/disk,cache=unsafe,discard=unmap -device virtio-blk-pci,drive=disk,werror=report,rerror=report " +
+		"-drive if=none,format=raw,id=disk,file=/d/in1/disk,cache=unsafe,discard=unmap,auto-read-only=off -device virtio-blk-pci,drive=disk,werror=report,rerror=report " +
 		"-chroot empty -runas 7:7"
 	if got := strings.Join(args, " "); got != want {
 		t.Errorf("arguments\n%s\nwant\n%s", got, want)
@@ -44,6 +46,10 @@ func TestCommand(t *testing.T) {
 	got := strings.Join(args, " ")
 	if !strings.HasSuffix(got, "-run-with chroot=empty,user=7:7") || !strings.Contains(got, "-accel kvm -cpu host") || strings.Contains(got, "-drive") {
 		t.Errorf("arguments\n%s", got)
+	}
+	m.saved = &snapimage.Image{}
+	if got := strings.Join(arguments(m, [2]int{10, 0}), " "); !strings.Contains(got, " -S -incoming defer ") {
+		t.Errorf("arguments of one that was saved\n%s", got)
 	}
 	m.uid = 0
 	if args = arguments(m, [2]int{10, 0}); !slices.ContainsFunc(args, func(a string) bool { return strings.HasSuffix(a, "elevateprivileges=deny") }) {

@@ -56,12 +56,18 @@ func boot() error {
 	}
 	var port *os.File
 	if s.VSock == 0 {
-		if port, err = openPort(); err != nil {
+		if port, err = openPort(PortName); err != nil {
 			return err
 		}
 	}
 	if s.Probe {
 		return hello(s, port)
+	}
+	var k *keeper
+	if s.VSock == 0 {
+		if k, err = newKeeper(); err != nil {
+			return err
+		}
 	}
 	if err := mountRoot(s); err != nil {
 		return err
@@ -75,7 +81,7 @@ func boot() error {
 	if err := switchRoot(); err != nil {
 		return err
 	}
-	return runAgent(s, port, group)
+	return runAgent(s, port, group, k)
 }
 
 // hello answers the host and then waits for its end: a machine that switched itself
@@ -141,12 +147,12 @@ func await(what string, look func() bool) error {
 	return nil
 }
 
-// openPort opens the agent's virtio port.
-func openPort() (port *os.File, err error) {
-	err = await("the agent's port", func() bool {
+// openPort opens a virtio port by its name.
+func openPort(name string) (port *os.File, err error) {
+	err = await("the port "+name, func() bool {
 		names, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
 		for _, n := range names {
-			if b, err := os.ReadFile(n); err == nil && strings.TrimSpace(string(b)) == PortName {
+			if b, err := os.ReadFile(n); err == nil && strings.TrimSpace(string(b)) == name {
 				port, err = os.OpenFile("/dev/"+filepath.Base(filepath.Dir(n)), os.O_RDWR, 0)
 				return err == nil
 			}
@@ -340,7 +346,7 @@ func switchRoot() error {
 }
 
 // runAgent starts the agent and returns when it has ended.
-func runAgent(s Settings, port, group *os.File) error {
+func runAgent(s Settings, port, group *os.File, k *keeper) error {
 	argv := []string{"enter"}
 	switch {
 	case s.Test == TestKeys:
@@ -366,6 +372,10 @@ func runAgent(s Settings, port, group *os.File) error {
 	}
 	if port != nil {
 		port.Close()
+	}
+	if k != nil {
+		k.agent, k.group = cmd.Process.Pid, group
+		go k.obey()
 	}
 	err := cmd.Wait()
 	return fmt.Errorf("the agent has ended: %w", errors.Join(err, errEnded))

@@ -47,6 +47,9 @@ const (
 // PortName is what the agent's virtio port is called.
 const PortName = "firebreak.agent"
 
+// OrdersName is what the virtio port of Boot's own is called; see Order.
+const OrdersName = "firebreak.machine"
+
 // Hello is what a machine writes to the channel when Settings.Probe is set.
 const Hello = "firebreak machine\n"
 

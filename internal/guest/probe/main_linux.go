@@ -2,6 +2,7 @@ package probe
 
 import (
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"io"
@@ -58,6 +59,8 @@ var verbs = map[string]struct {
 	"resolve":     {1, resolve},
 	"connect":     {2, connect},
 	"converse":    {1, converse},
+	"now":         {0, func([]string) error { say(strconv.FormatInt(time.Now().UnixNano(), 10)); return nil }},
+	"random":      {0, random},
 	"mounts":      {0, func([]string) error { return read([]string{"/proc/self/mountinfo"}) }},
 	"serve":       {1, serve},
 	"tasks":       {0, tasks},
@@ -294,4 +297,13 @@ func tasks([]string) error {
 		threads += len(t)
 	}
 	return printJSON(map[string]int{"processes": procs, "tasks": threads})
+}
+
+func random([]string) error {
+	b := make([]byte, 16)
+	if _, err := unix.Getrandom(b, 0); err != nil {
+		return err
+	}
+	say(hex.EncodeToString(b))
+	return nil
 }

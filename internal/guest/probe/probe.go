@@ -34,6 +34,8 @@
 //	connect HOST:PORT TEXT
 //	                      connect by TCP, send the text and no more, print what comes back
 //	mounts                the mount table
+//	now                   the time, in nanoseconds since 1970
+//	random                16 bytes of the kernel's random numbers, in hex
 //	terminal [N]          size and TERM of the terminal it must have, again after each of N changes
 //	ptmx                  open terminals until there are no more, print "full", hold them
 //	serve MODE            listen on the loopback, print the port, and to each connection

@@ -7,7 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"strings"
+	"syscall"
+	"time"
 )
 
 // maxMessage bounds a message of QEMU's, which holds the console at most. A
@@ -75,6 +78,11 @@ func (q *qmp) next() (m message, err error) {
 
 // call runs a command and decodes what it returns, if result is not nil.
 func (q *qmp) call(result any, command string, arguments any) error {
+	return q.callWith(nil, result, command, arguments)
+}
+
+// callWith hands a file over with the command.
+func (q *qmp) callWith(file *os.File, result any, command string, arguments any) error {
 	b, err := json.Marshal(struct {
 		Execute   string `json:"execute"`
 		Arguments any    `json:"arguments,omitempty"`
@@ -82,7 +90,7 @@ func (q *qmp) call(result any, command string, arguments any) error {
 	if err != nil {
 		return err
 	}
-	if _, err := q.conn.Write(append(b, '\n')); err != nil {
+	if err := q.send(append(b, '\n'), file); err != nil {
 		return err
 	}
 	for {
@@ -104,12 +112,49 @@ func (q *qmp) call(result any, command string, arguments any) error {
 	}
 }
 
+func (q *qmp) send(b []byte, file *os.File) error {
+	if file == nil {
+		_, err := q.conn.Write(b)
+		return err
+	}
+	c, ok := q.conn.(*net.UnixConn)
+	if !ok {
+		return errors.New("qmp: no socket to send a file over")
+	}
+	_, _, err := c.WriteMsgUnix(b, syscall.UnixRights(int(file.Fd())), nil)
+	return err
+}
+
+// status is the machine's run state.
+func (q *qmp) status() (string, error) {
+	var s struct{ Status string }
+	err := q.call(&s, "query-status", nil)
+	return s.Status, err
+}
+
+// goOn lets a machine run that was stopped to be saved, and does nothing to others.
+// A migration that has yet to notice its end is waited for.
+func (q *qmp) goOn() error {
+	switch s, err := q.status(); {
+	case err != nil:
+		return err
+	case s != "paused" && s != "finish-migrate" && s != "postmigrate":
+		return nil // it runs, or it has stopped for a reason of its own
+	}
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+		err := q.call(nil, "cont", nil)
+		if s, e := q.status(); e != nil || s != "finish-migrate" || time.Now().After(end) {
+			return err
+		}
+	}
+}
+
 // ended waits for the machine to have stopped.
 func (q *qmp) ended() (ending, error) {
 	cause := ""
 	for {
-		var s struct{ Status string }
-		if err := q.call(&s, "query-status", nil); err != nil {
+		status, err := q.status()
+		if err != nil {
 			return ending{}, err
 		}
 		for _, e := range q.events {
@@ -121,7 +166,7 @@ func (q *qmp) ended() (ending, error) {
 			}
 		}
 		q.events = nil
-		if why := stopped(s.Status, cause); why != "" {
+		if why := stopped(status, cause); why != "" {
 			return ending{why: why, console: q.console()}, nil
 		}
 		m, err := q.next()
@@ -137,7 +182,7 @@ func (q *qmp) ended() (ending, error) {
 // stopped says how a machine in a run state has ended; "" when it has not.
 func stopped(status, cause string) string {
 	switch status {
-	case "running", "prelaunch", "inmigrate", "paused", "suspended", "":
+	case "running", "prelaunch", "inmigrate", "paused", "suspended", "finish-migrate", "postmigrate", "":
 		return ""
 	case "internal-error":
 		return "the virtualization of this host cannot go on with it"

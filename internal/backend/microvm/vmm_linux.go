@@ -3,7 +3,9 @@ package microvm
 import (
 	"context"
 	"net"
+	"os"
 
+	"github.com/firebreak-dev/firebreak/internal/snapimage"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -21,8 +23,12 @@ type vm struct {
 	argument string // for the guest's first process
 	uid      int    // of the monitor; 0: this process's
 	accel    string
-	probe    bool // no disks
-	pid      int  // of the monitor, once it was started
+	probe    bool   // no disks
+	pid      int    // of the monitor, once it was started
+	started  uint64 // when, for a monitor that is looked up again
+
+	ram   *os.File         // the machine's memory, for a monitor that can save
+	saved *snapimage.Image // what to go on from; nil: it boots
 }
 
 // monitor is the seam between this package and a virtual machine monitor. A
@@ -32,8 +38,8 @@ type monitor interface {
 	// prepare makes what the monitor's process needs, in m.dir, and returns its
 	// program and arguments, to be started there.
 	prepare(m vm) (program string, args []string, err error)
-	// begin makes the started process run the machine. It may be called before
-	// the process is ready.
+	// begin makes the started process run the machine, from its kernel or from
+	// m.saved. It may be called before the process is ready.
 	begin(ctx context.Context, m vm) error
 	// dial returns a stream to the agent's end of the channel, which may have yet
 	// to listen. One that nobody holds any more is errNoChannel.
@@ -43,6 +49,16 @@ type monitor interface {
 	ended(ctx context.Context, dir string) (ending, error)
 	// objects are the host objects in dir a receipt should name.
 	objects(dir string) []sandbox.Object
+}
+
+// keeper is a monitor that can save a machine, and begin one from that.
+type keeper interface {
+	// save has the machine stand still, writes what it is into the directory to, and
+	// lets it go on, whatever comes.
+	save(ctx context.Context, m vm, to string) error
+	// wake lets a machine go on whose saver has died meanwhile. It waits for one that
+	// lives.
+	wake(ctx context.Context, dir string) error
 }
 
 // ending is how a machine stopped.

@@ -1,0 +1,325 @@
+package snapimage
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/firebreak-dev/firebreak/sandbox"
+)
+
+// fileManifest is the manifest's name; all other names are the caller's.
+const fileManifest = "manifest.json"
+
+// maxManifest bounds what is read of one: it comes from the disk.
+const maxManifest = 64 << 10
+
+// Manifest is what there is to know about an image before anything of it is used.
+type Manifest struct {
+	Version      int              `json:"version"`
+	Created      time.Time        `json:"created"`
+	Tenant       sandbox.TenantID `json:"tenant"`
+	Template     string           `json:"template"`
+	ReadonlyRoot bool             `json:"readonly_root"`
+	Limits       sandbox.Limits   `json:"limits"`
+	Builds       []Build          `json:"builds"`
+	Files        []File           `json:"files"`
+}
+
+// Build is one of the things an image fits one of only: memory holds pointers into
+// programs, and knows what the processor can do.
+type Build struct {
+	What string `json:"what"` // as in "another What"
+	Is   string `json:"is"`
+}
+
+// File is one file of an image.
+type File struct {
+	Name   string `json:"name"`
+	Size   int64  `json:"size"`
+	SHA256 string `json:"sha256"`
+}
+
+// Image is one whose manifest has been checked.
+type Image struct {
+	Manifest
+	dir string
+}
+
+// Seal measures the files in dir, writes their manifest, and returns when all of it
+// is on stable storage. m says what they are of; its Files are Seal's.
+func Seal(ctx context.Context, dir string, m Manifest) (sandbox.Snapshot, error) {
+	s := sandbox.Snapshot{Dir: dir, Created: m.Created, Limits: m.Limits, ReadonlyRoot: m.ReadonlyRoot}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return s, err
+	}
+	m.Files = nil
+	for _, e := range entries {
+		if err := ctx.Err(); err != nil {
+			return s, err
+		}
+		name := filepath.Join(dir, e.Name())
+		if err := errors.Join(os.Chmod(name, 0o600), flush(name)); err != nil {
+			return s, err
+		}
+		f, err := Measure(name)
+		if err != nil {
+			return s, err
+		}
+		m.Files, s.Size = append(m.Files, f), s.Size+f.Size
+	}
+	b, err := json.MarshalIndent(m, "", "\t")
+	if err != nil {
+		return s, err
+	}
+	s.Digest, s.Size = digest(b), s.Size+int64(len(b))
+	name := filepath.Join(dir, fileManifest)
+	if err := os.WriteFile(name, b, 0o600); err != nil {
+		return s, err
+	}
+	return s, errors.Join(flush(name), flush(dir), flush(filepath.Dir(dir)))
+}
+
+// flush puts a file, or a directory's entries, on stable storage.
+func flush(name string) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+func digest(b []byte) string {
+	sum := sha256.Sum256(b)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+// open opens a regular file, which must not be a link.
+func open(name string) (*os.File, int64, error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, 0, err
+	}
+	fi, err := f.Stat()
+	if err != nil || !fi.Mode().IsRegular() {
+		f.Close()
+		return nil, 0, cmp.Or(err, error(&fs.PathError{Op: "open", Path: name, Err: fs.ErrInvalid}))
+	}
+	return f, fi.Size(), nil
+}
+
+// Measure reads one regular file, which must not be a link.
+func Measure(name string) (File, error) {
+	f, _, err := open(name)
+	if err != nil {
+		return File{}, err
+	}
+	defer f.Close()
+	h := sha256.New()
+	n, err := io.Copy(h, f)
+	return File{Name: filepath.Base(name), Size: n, SHA256: hex.EncodeToString(h.Sum(nil))}, err
+}
+
+// refuse is the error of an image that is not what was written.
+func refuse(format string, args ...any) error {
+	return sandbox.Errorf("restore", sandbox.KindConflict, format, args...).WithHint(again)
+}
+
+// Open reads an image's manifest, of the given version, and looks whether its files
+// are there, and no others. Nothing of the image is parsed before its digest is
+// right.
+//
+// Errors: KindNotFound when there is none; KindConflict when it is not what was
+// written; KindCapacity, KindUnavailable for the host's.
+func Open(from sandbox.Snapshot, version int) (*Image, error) {
+	b, err := readSmall(filepath.Join(from.Dir, fileManifest))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, sandbox.Errorf("restore", sandbox.KindNotFound, "the snapshot's files are not there")
+	case sandbox.KindOf(err) == sandbox.KindCapacity:
+		return nil, sandbox.Wrap("restore", "", bare(err))
+	case err != nil || digest(b) != from.Digest:
+		return nil, refuse("the snapshot's manifest is not the one that was written")
+	}
+	img := &Image{dir: from.Dir}
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&img.Manifest); err != nil || img.Version != version {
+		return nil, refuse("the snapshot was written by another version")
+	}
+	entries, err := os.ReadDir(from.Dir)
+	if err != nil {
+		return nil, sandbox.Wrap("restore", "", bare(err))
+	}
+	if len(entries) != len(img.Files)+1 {
+		return nil, refuse("the snapshot has %d files, not %d", len(entries), len(img.Files)+1)
+	}
+	for _, f := range img.Files {
+		fi, err := os.Lstat(filepath.Join(from.Dir, f.Name))
+		if !filepath.IsLocal(f.Name) || err != nil || !fi.Mode().IsRegular() || fi.Size() != f.Size {
+			return nil, img.changed(f.Name)
+		}
+	}
+	return img, nil
+}
+
+func (img *Image) changed(name string) error {
+	return refuse("the snapshot's file %s is not what was written", name)
+}
+
+// readSmall reads a manifest.
+func readSmall(name string) ([]byte, error) {
+	f, _, err := open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxManifest+1))
+	if err == nil && len(b) > maxManifest {
+		err = fs.ErrInvalid
+	}
+	return b, err
+}
+
+// bare is an error of the host without the files it names: the reader may be a
+// tenant.
+func bare(err error) error {
+	if errno := syscall.Errno(0); errors.As(err, &errno) {
+		return errno
+	}
+	return err
+}
+
+// again is what to do about an image that cannot be used.
+const again = "take another snapshot"
+
+// Fits compares an image with what is to be made of it. Whose it is comes first:
+// nobody learns anything about another's.
+//
+// Errors: KindNotFound when it is another tenant's; KindConflict.
+func (img *Image) Fits(s sandbox.Spec) error {
+	refuse := func(hint, format string, args ...any) error {
+		return sandbox.Errorf("restore", sandbox.KindConflict, format, args...).WithID(string(s.Sandbox)).WithHint("%s", hint)
+	}
+	switch {
+	case img.Tenant != s.Tenant:
+		return sandbox.Errorf("restore", sandbox.KindNotFound, "no such snapshot").WithID(string(s.Sandbox))
+	case img.Template != s.Root.Digest && s.Root.Mutable:
+		return refuse(again, "this machine, which is the snapshot's template, has changed since it was taken")
+	case img.Template != s.Root.Digest:
+		return refuse("name the template it was taken of", "the snapshot is of another template")
+	case img.ReadonlyRoot != s.ReadonlyRoot || img.Limits != s.Limits:
+		return refuse("leave the limits and readonly_root out", "a restored sandbox has the limits of the one that was saved")
+	}
+	return nil
+}
+
+// Built compares what an image was taken with with what there is here. s is what is
+// to be made of it.
+//
+// Errors: KindConflict.
+func (img *Image) Built(s sandbox.Spec, here []Build) error {
+	for _, b := range here {
+		if !slices.Contains(img.Builds, b) || len(here) != len(img.Builds) {
+			return sandbox.Errorf("restore", sandbox.KindConflict, "the snapshot was taken with another %s", b.What).WithID(string(s.Sandbox)).WithHint(again)
+		}
+	}
+	return nil
+}
+
+// Processor is a digest of what the first processor says it can do.
+func Processor() string {
+	b, _ := os.ReadFile("/proc/cpuinfo")
+	h := sha256.New()
+	io.WriteString(h, runtime.GOARCH+"\n")
+	for line := range strings.Lines(string(b)) {
+		key, value, _ := strings.Cut(line, ":")
+		switch strings.TrimSpace(key) {
+		case "vendor_id", "CPU implementer":
+			io.WriteString(h, strings.TrimSpace(value)+"\n")
+		case "flags", "Features":
+			f := strings.Fields(value)
+			slices.Sort(f)
+			io.WriteString(h, strings.Join(f, " "))
+			return hex.EncodeToString(h.Sum(nil))
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// with has f read a file of the image, of which it must leave nothing, and measures
+// it meanwhile.
+func (img *Image) with(ctx context.Context, name string, f func(io.Reader) error) error {
+	k := slices.IndexFunc(img.Files, func(f File) bool { return f.Name == name })
+	if k < 0 {
+		return img.changed(name)
+	}
+	want := img.Files[k]
+	file, size, err := open(filepath.Join(img.dir, name))
+	switch {
+	case sandbox.KindOf(err) == sandbox.KindCapacity:
+		return sandbox.Wrap("restore", "", bare(err))
+	case err != nil || size != want.Size:
+		return img.changed(name)
+	}
+	defer file.Close()
+	h := sha256.New()
+	r := io.TeeReader(contextReader{ctx, io.LimitReader(file, want.Size+1)}, h)
+	err = f(r)
+	if ctx.Err() != nil {
+		return sandbox.Wrap("restore", "", ctx.Err())
+	}
+	if err != nil && !errors.Is(err, errPacked) {
+		return sandbox.Wrap("restore", "", bare(err))
+	}
+	if err != nil || hex.EncodeToString(h.Sum(nil)) != want.SHA256 {
+		return img.changed(name)
+	}
+	return nil
+}
+
+// Read returns a file of at most limit bytes.
+func (img *Image) Read(ctx context.Context, name string, limit int64) (b []byte, err error) {
+	err = img.with(ctx, name, func(r io.Reader) error {
+		if b, err = io.ReadAll(io.LimitReader(r, limit+1)); err == nil && int64(len(b)) > limit {
+			return errPacked
+		}
+		return err
+	})
+	return b, err
+}
+
+// Unpack writes what Pack has packed of a file of the given size. What it writes to
+// is zero before.
+func (img *Image) Unpack(ctx context.Context, name string, to io.WriterAt, size int64) error {
+	return img.with(ctx, name, func(r io.Reader) error { return unpack(to, r, size) })
+}
+
+// contextReader makes a long read end with its context.
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (r contextReader) Read(b []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return r.r.Read(b)
+}
