@@ -236,13 +236,17 @@ func (o *Orchestrator) Prewarm(ctx context.Context, who Caller, req CreateReques
 	return nil
 }
 
-// Drain ends what is ready for the caller's tenant, and returns how many that were.
+// Drain ends what is ready for the caller's tenant, places for what was saved
+// included, and returns how many that were.
 // Errors: KindUnsupported where nothing is kept ready.
 func (o *Orchestrator) Drain(ctx context.Context, who Caller) (n int, err error) {
-	var all []stocked
+	var all []func(sandbox.TenantID) int
 	for _, b := range o.Backends {
 		if p, ok := b.(stocked); ok {
-			all = append(all, p)
+			all = append(all, p.DrainTenant)
+		}
+		if p, ok := b.(interface{ Places() *pool.Places }); ok && p.Places() != nil {
+			all = append(all, p.Places().Drain)
 		}
 	}
 	if len(all) == 0 {
@@ -252,8 +256,8 @@ func (o *Orchestrator) Drain(ctx context.Context, who Caller) (n int, err error)
 		Outcome: sandbox.OutcomeAllowed}); err != nil {
 		return 0, err
 	}
-	for _, p := range all {
-		n += p.DrainTenant(who.Tenant)
+	for _, drain := range all {
+		n += drain(who.Tenant)
 	}
 	return n, nil
 }

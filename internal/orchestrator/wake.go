@@ -38,10 +38,12 @@ func (l *live) resume(who Caller, req ResumeRequest, why string) error {
 	failpoint.Hit("resume/after-record")
 	l.publishState(store.Running, "", "", false)
 	image := st.image.Image
-	if err := o.images.remove(image.Name); err != nil { // the next start does
-		o.Log.Error("what a sandbox was restored from is left", "sandbox", l.id, "error", err)
-	}
-	o.ledger.store(l.tenant, -image.Size)
+	o.work.Go(func() { // nobody waits for it: no other image is ever called that
+		if err := o.images.remove(image.Name); err != nil { // the next start does
+			o.Log.Error("what a sandbox was restored from is left", "sandbox", l.id, "error", err)
+		}
+		o.ledger.store(l.tenant, -image.Size)
+	})
 	return l.record(context.WithoutCancel(ctx), who, sandbox.Record{Class: sandbox.Flow, Action: "sandbox.resume", Outcome: sandbox.OutcomeDone,
 		Detail: map[string]string{"took": short(time.Since(begun)), "paused": short(time.Since(st.since))}})
 }
