@@ -1,6 +1,7 @@
 package main
 
 import (
+	"sync"
 	"time"
 	_ "unsafe" // for go:linkname
 )
@@ -12,18 +13,29 @@ import (
 // place of a thread that waits to another.
 //
 // gVisor leaves GOMAXPROCS alone where it does not know what it was, which is what 0
-// here means.
+// in base means.
+
+//go:linkname procsMu gvisor.dev/gvisor/pkg/gomaxprocs.mu
+var procsMu sync.Mutex // which gVisor's is, within others of one field
 
 //go:linkname procsBase gvisor.dev/gvisor/pkg/gomaxprocs.base
-var procsBase int
+var procsBase int // guarded by procsMu
+
+//go:linkname procsTemp gvisor.dev/gvisor/pkg/gomaxprocs.temp
+var procsTemp int // guarded by procsMu; while it is not 0, what was raised has to be lowered
 
 // keepProcs has GOMAXPROCS stay what the loader sets it to, which it does once. If it
 // comes late an image is read as gVisor would.
 func keepProcs() {
 	go func() {
 		for range 2000 {
-			if procsBase != 0 {
+			procsMu.Lock()
+			known := procsBase != 0 && procsTemp == 0
+			if known {
 				procsBase = 0
+			}
+			procsMu.Unlock()
+			if known {
 				return
 			}
 			time.Sleep(5 * time.Millisecond)
