@@ -43,7 +43,7 @@ func (p *Places) fill() {
 
 // site is a new place of a spot, to be made. Preconditions: p.mu is held.
 func (p *Places) site(s *spot) *site {
-	x := &site{spot: s.spotKey, made: make(chan struct{}), claimed: Claimed{Instance: sandbox.NewInstanceID(), Sandbox: s.sandbox}}
+	x := &site{spot: s.spotKey, made: make(chan struct{}), gone: make(chan struct{}), claimed: Claimed{Instance: sandbox.NewInstanceID(), Sandbox: s.sandbox}}
 	if s.sandbox == "" {
 		x.claimed.Sandbox = sandbox.NewID()
 	}
@@ -115,7 +115,7 @@ func (p *Places) make(x *site) {
 	}
 	if k := slices.Index(s.ready, x); k >= 0 { // whoever has claimed it will see
 		s.ready = slices.Delete(s.ready, k, k+1)
-		delete(p.places, x.claimed.Instance)
+		p.drop(x)
 	}
 	if p.ctx.Err() == nil {
 		s.pause = time.Now().Add(failPause)

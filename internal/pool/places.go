@@ -75,6 +75,8 @@ type site struct {
 	claimed Claimed
 	spot    spotKey
 	made    chan struct{} // closed when it is, or cannot be
+	gone    chan struct{} // closed when it is no place any more
+	taken   bool          // guarded by Places.mu; somebody has claimed it
 	// Set before made is closed.
 	blank   sandbox.Blank
 	err     error
@@ -190,7 +192,9 @@ func (p *Places) Claim(spec sandbox.Spec, anew bool) (c Claimed, ok bool) {
 	if !anew {
 		s.want = 0 // it runs soon, and there is one of it
 	}
-	return s.pop().claimed, true
+	x := s.pop()
+	x.taken = true
+	return x.claimed, true
 }
 
 // calm is for how long nothing is made in place of what was claimed: whoever claimed
@@ -281,18 +285,30 @@ func (p *Places) Ready() (n int) {
 // Drain destroys the places of a tenant, or of all, that nobody has claimed, and
 // returns how many there were. None is made until there is reason to again.
 func (p *Places) Drain(tenant sandbox.TenantID) int {
+	of := func(k spotKey) bool { return tenant == "" || k.shape.Tenant == tenant }
 	p.mu.Lock()
-	var all []*site
+	var all, going []*site
 	for k, s := range p.spots {
-		if tenant == "" || k.shape.Tenant == tenant {
+		if of(k) {
 			all = append(all, s.ready...)
 			delete(p.spots, k)
+		}
+	}
+	for _, x := range p.places {
+		if of(x.spot) && !x.taken && !slices.Contains(all, x) {
+			going = append(going, x)
 		}
 	}
 	p.mu.Unlock()
 	for _, x := range all {
 		<-x.made
 		p.discard(x)
+	}
+	for _, x := range going { // fill destroys them
+		select {
+		case <-x.gone:
+		case <-p.ctx.Done():
+		}
 	}
 	return len(all)
 }
@@ -339,8 +355,16 @@ func (p *Places) discard(x *site) {
 func (p *Places) forget(x *site) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	delete(p.places, x.claimed.Instance)
+	p.drop(x)
 	p.poke()
+}
+
+// drop is forget for who holds p.mu.
+func (p *Places) drop(x *site) {
+	if p.places[x.claimed.Instance] == x {
+		delete(p.places, x.claimed.Instance)
+		close(x.gone)
+	}
 }
 
 // poke has fill look again.

@@ -248,6 +248,8 @@ func (tr *trial) examine(after func()) {
 			tr.errorf("destroy %s: %v, %v", sb.GetId(), res.GetReceipt(), err)
 		}
 	}
+	_, err := tr.c.DrainPool(tr.ctx) // what was made ahead is nobody's
+	tr.must(err)
 	tr.clean()
 	tr.proven(tr.sandboxes("all"))
 }

@@ -32,9 +32,11 @@ type Standby interface {
 }
 
 const (
-	standSoon  = 10 * time.Millisecond // after one was used
-	standLater = time.Second           // after one was not: who runs commands needs none
-	standWait  = 30 * time.Second      // for one to be ready
+	// standSoon is after one was used. A start takes 20 ms of a processor, which whoever
+	// makes a sandbox for one program would pay for nothing.
+	standSoon  = 150 * time.Millisecond
+	standLater = time.Second      // after one was not: who runs commands needs none
+	standWait  = 30 * time.Second // for one to be ready
 )
 
 // standby keeps one interpreter ready, for a program that is given as source text:
