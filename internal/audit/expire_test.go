@@ -183,3 +183,28 @@ func TestPrefix(t *testing.T) {
 		}
 	}
 }
+
+// TestVerifyWhileWritten: whoever verifies a log that is being written sees the records
+// of one moment, and tiles of later ones are no reason to call it damaged.
+func TestVerifyWhileWritten(t *testing.T) {
+	dir := t.TempDir()
+	l := open(t, dir, Options{Interval: time.Millisecond}) // tiles are written all the time
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for range 4000 {
+			select {
+			case <-stop:
+				return
+			default:
+				l.Record(context.Background(), sandbox.Record{Class: sandbox.Gate, Action: "a"})
+			}
+		}
+	}()
+	defer func() { close(stop); <-stopped }()
+	for range 60 {
+		if _, err := Verify(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

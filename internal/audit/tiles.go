@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"golang.org/x/mod/sumdb/tlog"
 )
@@ -15,9 +16,10 @@ import (
 // tiles compares the stored tiles with those a verification computes.
 type tiles struct {
 	dir     string
-	whole   int    // that agree
-	missing int    // that are not there: they are derived and can be rebuilt
-	wrong   string // the first that does not agree, by name
+	whole   int             // that agree
+	missing int             // that are not there: they are derived and can be rebuilt
+	wrong   string          // the first that does not agree, by name
+	early   map[string]bool // by name; those not full that were there before the records were read
 }
 
 func tileName(level int, n int64) string {
@@ -61,6 +63,24 @@ func (t *tiles) check(level int, n int64, want []tlog.Hash) {
 	}
 }
 
+// look notes which tiles there are before the records are read. Who writes the log
+// meanwhile writes others, about records that are not seen any more.
+func (t *tiles) look() error {
+	t.early = map[string]bool{}
+	err := filepath.WalkDir(filepath.Join(t.dir, "tile"), func(path string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) { // there are none, or there is a wider one by now
+			return nil
+		}
+		if err == nil && !e.IsDir() && strings.HasSuffix(filepath.Dir(path), ".p") {
+			name, err := filepath.Rel(t.dir, path)
+			t.early[filepath.ToSlash(name)] = true
+			return err
+		}
+		return err
+	})
+	return err
+}
+
 // partial compares the stored tiles of level 0 that are not full with the leaves
 // behind the last full one.
 func (t *tiles) partial(size int64, leaves []tlog.Hash) error {
@@ -71,6 +91,9 @@ func (t *tiles) partial(size int64, leaves []tlog.Hash) error {
 	}
 	for _, w := range widths {
 		name := fmt.Sprintf("%s.p/%d", tileName(0, n), w)
+		if w > len(leaves) && !t.early[name] {
+			continue
+		}
 		got, err := os.ReadFile(filepath.Join(t.dir, filepath.FromSlash(name)))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // there is a wider one by now

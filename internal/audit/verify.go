@@ -210,6 +210,9 @@ func (v *verifier) load() (err error) {
 	}
 	v.head, v.rep.Expired = v.begin, uint64(v.begin.Position)
 	v.tiles.dir = v.dir
+	if err := v.tiles.look(); err != nil {
+		return err
+	}
 	entries, err := os.ReadDir(v.dir)
 	if err != nil {
 		return err
