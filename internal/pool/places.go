@@ -260,10 +260,21 @@ func (p *Places) Prepare(ctx context.Context, spec sandbox.Spec) (sandbox.Blank,
 // List implements sandbox.Backend. Places are not among it, as a Pool's entries are
 // not.
 func (p *Places) List(ctx context.Context) ([]sandbox.Status, error) {
+	before := p.mine()
 	list, err := p.Backend.List(ctx)
+	after := p.mine()
+	return slices.DeleteFunc(list, func(st sandbox.Status) bool { return before[st.Instance] || after[st.Instance] }), err
+}
+
+// mine are the places at this moment.
+func (p *Places) mine() map[sandbox.InstanceID]bool {
+	all := map[sandbox.InstanceID]bool{}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return slices.DeleteFunc(list, func(st sandbox.Status) bool { return p.places[st.Instance] != nil }), err
+	for id := range p.places {
+		all[id] = true
+	}
+	return all
 }
 
 // Ready says how many places there are that nobody has claimed.

@@ -276,23 +276,31 @@ func (p *Pool) forget(e *entry) {
 }
 
 // List implements sandbox.Backend. Entries are not among it: they are nobody's yet,
-// and no orphans either.
+// and no orphans either. One that ends or is handed out meanwhile is left out, too.
 func (p *Pool) List(ctx context.Context) ([]sandbox.Status, error) {
+	before := p.mine()
 	list, err := p.Backend.List(ctx)
+	after := p.mine()
+	return slices.DeleteFunc(list, func(st sandbox.Status) bool { return before[st.Instance] || after[st.Instance] }), err
+}
+
+// mine are the entries at this moment.
+func (p *Pool) mine() map[sandbox.InstanceID]bool {
+	all := map[sandbox.InstanceID]bool{}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	hidden := func(st sandbox.Status) bool {
-		if p.taken[st.Instance] != nil || p.making != nil && p.making.claimed.Instance == st.Instance {
-			return true
-		}
-		for _, s := range p.shelves {
-			if slices.ContainsFunc(s.ready, func(e *entry) bool { return e.claimed.Instance == st.Instance }) {
-				return true
-			}
-		}
-		return false
+	for id := range p.taken {
+		all[id] = true
 	}
-	return slices.DeleteFunc(list, hidden), err
+	if p.making != nil {
+		all[p.making.claimed.Instance] = true
+	}
+	for _, s := range p.shelves {
+		for _, e := range s.ready {
+			all[e.claimed.Instance] = true
+		}
+	}
+	return all
 }
 
 // Prewarm has n entries of a shape made, and kept as if somebody had asked for it
