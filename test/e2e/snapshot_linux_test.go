@@ -119,6 +119,26 @@ func (w *world) instances(t testing.TB) []string {
 	})
 }
 
+// TestPausedHoldsNothing: where no places are made ahead, a paused sandbox has no
+// boundary at all, each time; and what was saved goes on.
+func TestPausedHoldsNothing(t *testing.T) {
+	enforcing(t)
+	w := newWorld(t)
+	w.env = append(w.env, "FIREBREAK_PLACES_MAX=0")
+	s := w.serve()
+	id := s.made(t, "/v1/sandboxes", "{}")
+	for n := range 3 {
+		s.must(t, "POST", "/v1/sandboxes/"+id+"/pause", "{}")
+		left, err := filepath.Glob(filepath.Join(w.dir, "data", "instances", "*"))
+		if err != nil || len(left) != 0 || s.state(t, id).State != "paused" {
+			t.Fatalf("cycle %d: %v, %v", n, left, err)
+		}
+		if out := s.stdout(t, id, "print(6*7)"); out != "42\n" {
+			t.Fatalf("cycle %d: %q", n, out)
+		}
+	}
+}
+
 // TestPauseResume pauses a sandbox again and again: files, programs, interpreters
 // and their variables go on each time, whoever wakes it.
 func TestPauseResume(t *testing.T) {
