@@ -32,7 +32,7 @@ PACKAGES = $$($(GO) list ./... | grep -v -e /cmd/firebreak-runsc -e /bench/runsc
 build: bin/firebreak
 
 # go build decides by itself what is stale, so these always ask it.
-bin/firebreak: $(ASSETS)/runsc.gz $(ASSETS)/firebreak-guest.gz FORCE
+bin/firebreak: $(ASSETS)/runsc.zst $(ASSETS)/firebreak-guest.gz FORCE
 	@$(BUILD) -ldflags "$(LDFLAGS) $(LDVERSION)" -o $@ ./cmd/firebreak
 	@echo "built $@ ($$(du -h $@ | cut -f1))"
 
@@ -48,6 +48,11 @@ bin/firebreak-guest: FORCE
 
 # Deterministic: no name, no time. Rewritten only when the content changed, so
 # that an unchanged embed does not relink.
+$(ASSETS)/%.zst: bin/%
+	@mkdir -p $(ASSETS)
+	@rm -f $(@:.zst=.gz)
+	@$(GO) run ./internal/bundle/pack $< $@
+
 $(ASSETS)/%.gz: bin/%
 	@mkdir -p $(ASSETS)
 	@if [ ! -e $@ ] || [ "$$(gzip -dc $@ | sha256sum)" != "$$(sha256sum < $<)" ]; then t=$$(mktemp bin/gz.XXXXXX) && gzip -n -9 -c $< > $$t && mv $$t $@; fi
@@ -91,4 +96,4 @@ generate:
 	@$(GO) test ./internal/server -run TestOpenAPI -count=1 -update
 
 clean:
-	rm -rf bin $(ASSETS)/*.gz
+	rm -rf bin $(ASSETS)/*.gz $(ASSETS)/*.zst

@@ -15,14 +15,16 @@ import (
 	"path/filepath"
 	"sync"
 
+	"github.com/klauspost/compress/zstd"
+
 	"github.com/firebreak-dev/firebreak/internal/guest/runtime"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
 // Every pattern has to match something, also in a clone without assets: this
-// one matches README.md and *.gz, and not what `make` is about to rename.
+// one matches README.md, *.gz and *.zst, and not what `make` is about to rename.
 //
-//go:embed assets/*[dz]
+//go:embed assets/*[dtz]
 var assets embed.FS
 
 // Bundle says where the programs are.
@@ -93,34 +95,50 @@ func Open(dir string) (*Bundle, error) {
 
 // file is one file to install.
 type file struct {
-	name   string // slash-separated, relative
-	perm   fs.FileMode
-	source []byte
-	packed bool // source is gzip
+	name    string // slash-separated, relative
+	perm    fs.FileMode
+	source  []byte
+	packing string // of source, one of packings; empty: none
+}
+
+// packings are the ways in which programs are embedded, by the ends of their names. The
+// runtime is a sixth of this program, and packed more tightly than gzip can. Each has a
+// checksum at its end, which reading it verifies.
+var packings = map[string]func(io.Reader) (io.ReadCloser, error){
+	".gz": func(r io.Reader) (io.ReadCloser, error) { return gzip.NewReader(r) },
+	".zst": func(r io.Reader) (io.ReadCloser, error) {
+		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1))
+		if err != nil {
+			return nil, err
+		}
+		return z.IOReadCloser(), nil
+	},
 }
 
 // write writes the content of f to w.
 func (f file) write(w io.Writer) error {
-	if !f.packed {
+	if f.packing == "" {
 		_, err := w.Write(f.source)
 		return err
 	}
-	z, err := gzip.NewReader(bytes.NewReader(f.source))
+	z, err := packings[f.packing](bytes.NewReader(f.source))
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(w, z) // verifies gzip's own checksum at the end
-	return err
+	_, err = io.Copy(w, z)
+	return errors.Join(err, z.Close())
 }
 
 // embedded returns a program from assets/.
 func embedded(name string) (file, error) {
-	b, err := assets.ReadFile(path.Join("assets", name+".gz"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return file{}, sandbox.Errorf("unpack", sandbox.KindUnavailable, "%s is not embedded in this program", name).
-			WithHint("run `make`: a plain `go build` leaves the embedded programs out")
+	for packing := range packings {
+		b, err := assets.ReadFile(path.Join("assets", name+packing))
+		if !errors.Is(err, fs.ErrNotExist) {
+			return file{name: name, perm: 0o755, source: b, packing: packing}, err
+		}
 	}
-	return file{name: name, perm: 0o755, source: b, packed: true}, err
+	return file{}, sandbox.Errorf("unpack", sandbox.KindUnavailable, "%s is not embedded in this program", name).
+		WithHint("run `make`: a plain `go build` leaves the embedded programs out")
 }
 
 // tree returns all files of a file system.
@@ -144,7 +162,7 @@ type set []file
 func (s set) digest() string {
 	h := sha256.New()
 	for _, f := range s {
-		fmt.Fprintf(h, "%s %o %t %x\n", f.name, f.perm, f.packed, sha256.Sum256(f.source))
+		fmt.Fprintf(h, "%s %o %q %x\n", f.name, f.perm, f.packing, sha256.Sum256(f.source))
 	}
 	return hex.EncodeToString(h.Sum(nil))
 }

@@ -16,6 +16,8 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/klauspost/compress/zstd"
+
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -42,7 +44,7 @@ func testSet(t *testing.T) set {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return append(set{{name: "agent", perm: 0o755, source: pack(t, strings.Repeat("agent", 1<<16)), packed: true}}, modules...)
+	return append(set{{name: "agent", perm: 0o755, source: pack(t, strings.Repeat("agent", 1<<16)), packing: ".gz"}}, modules...)
 }
 
 func TestInstallOnceForAll(t *testing.T) {
@@ -87,11 +89,11 @@ func TestInstallOnceForAll(t *testing.T) {
 
 func TestVersionsLieSideBySide(t *testing.T) {
 	dir := t.TempDir()
-	one, _, err := set{{name: "p", perm: 0o755, source: pack(t, "one"), packed: true}}.install(dir)
+	one, _, err := set{{name: "p", perm: 0o755, source: pack(t, "one"), packing: ".gz"}}.install(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	two, _, err := set{{name: "p", perm: 0o755, source: pack(t, "two"), packed: true}}.install(dir)
+	two, _, err := set{{name: "p", perm: 0o755, source: pack(t, "two"), packing: ".gz"}}.install(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +139,7 @@ func TestCorruptAssetLeavesNothing(t *testing.T) {
 	b := pack(t, strings.Repeat("agent", 1000))
 	b[len(b)-5] ^= 1 // gzip's checksum
 	dir := t.TempDir()
-	d, _, err := set{{name: "agent", perm: 0o755, source: b, packed: true}}.install(dir)
+	d, _, err := set{{name: "agent", perm: 0o755, source: b, packing: ".gz"}}.install(dir)
 	if err == nil {
 		t.Fatalf("installed a corrupt program in %s", d)
 	}
@@ -152,7 +154,7 @@ func TestCorruptAssetLeavesNothing(t *testing.T) {
 func TestOpen(t *testing.T) {
 	dir := t.TempDir()
 	b, err := Open(dir)
-	if _, missing := assets.Open("assets/runsc.gz"); missing != nil {
+	if _, missing := assets.Open("assets/runsc.zst"); missing != nil {
 		var e *sandbox.Error
 		if !errors.As(err, &e) || e.Kind != sandbox.KindUnavailable || !strings.Contains(e.Hint, "make") {
 			t.Fatalf("without assets: %v, want KindUnavailable and how to get them", err)
@@ -187,6 +189,26 @@ func BenchmarkOpen(b *testing.B) {
 	for b.Loop() {
 		if _, err := Open(dir); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// TestPackings: each gives back what was packed, and nothing else for what was changed.
+func TestPackings(t *testing.T) {
+	content := strings.Repeat("program", 1<<15)
+	w, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for packing, source := range map[string][]byte{".gz": pack(t, content), ".zst": w.EncodeAll([]byte(content), nil)} {
+		var got bytes.Buffer
+		if err := (file{source: source, packing: packing}).write(&got); err != nil || got.String() != content {
+			t.Errorf("%s: %d bytes, %v", packing, got.Len(), err)
+		}
+		source[len(source)-1] ^= 1
+		got.Reset()
+		if err := (file{source: source, packing: packing}).write(&got); err == nil {
+			t.Errorf("%s: a damaged one was unpacked", packing)
 		}
 	}
 }

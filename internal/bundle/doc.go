@@ -5,7 +5,7 @@
 //	b.Runsc    // <dataDir>/libexec/<digest>/runsc
 //	b.Runtime  // <dataDir>/libexec/<digest>/: firebreak-guest, python/, node/
 //
-// `make` leaves the programs gzip-compressed in assets/, from where they are
+// `make` leaves the programs compressed in assets/, from where they are
 // embedded. A program built without them compiles and works, except that Open
 // says so.
 //

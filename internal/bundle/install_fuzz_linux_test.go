@@ -32,7 +32,7 @@ func FuzzPacked(f *testing.F) {
 	name := filepath.Join(f.TempDir(), "sums")
 	f.Fuzz(func(t *testing.T, packed []byte, at uint16, flip byte, cut uint16, sums string) {
 		// Arbitrary bytes end, however much they unpack to.
-		_ = file{source: packed, packed: true}.write(&limited{1 << 20})
+		_ = file{source: packed, packing: ".gz"}.write(&limited{1 << 20})
 
 		var whole bytes.Buffer
 		z := gzip.NewWriter(&whole)
@@ -45,7 +45,7 @@ func FuzzPacked(f *testing.F) {
 			damaged = damaged[:len(damaged)-int(cut)%n]
 		}
 		var got bytes.Buffer
-		if err := (file{source: damaged, packed: true}).write(&got); err == nil && !bytes.Equal(got.Bytes(), packed) {
+		if err := (file{source: damaged, packing: ".gz"}).write(&got); err == nil && !bytes.Equal(got.Bytes(), packed) {
 			t.Fatalf("%q became %q", packed, got.Bytes())
 		}
 

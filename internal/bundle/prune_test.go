@@ -14,7 +14,7 @@ func TestPrune(t *testing.T) {
 	dir := t.TempDir()
 	libexec := filepath.Join(dir, "libexec")
 	make := func(content string) set {
-		return set{{name: "runsc", perm: 0o755, source: pack(t, content), packed: true}}
+		return set{{name: "runsc", perm: 0o755, source: pack(t, content), packing: ".gz"}}
 	}
 	held, used, idle := make("held"), make("used"), make("idle")
 	_, _, hold, err := held.hold(libexec)
@@ -68,7 +68,7 @@ func TestPrune(t *testing.T) {
 // that stays.
 func TestPruneAgainstOpen(t *testing.T) {
 	dir := t.TempDir()
-	s := set{{name: "runsc", perm: 0o755, source: pack(t, "program"), packed: true}}
+	s := set{{name: "runsc", perm: 0o755, source: pack(t, "program"), packing: ".gz"}}
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
