@@ -277,22 +277,6 @@ func (p *Places) mine() map[sandbox.InstanceID]bool {
 	return all
 }
 
-// Ready says how many places there are that nobody has claimed.
-func (p *Places) Ready() (n int) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, s := range p.spots {
-		for _, x := range s.ready {
-			select {
-			case <-x.made:
-				n++
-			default:
-			}
-		}
-	}
-	return n
-}
-
 // Drain destroys the places of a tenant, or of all, that nobody has claimed, and
 // returns how many there were. None is made until there is reason to again.
 func (p *Places) Drain(tenant sandbox.TenantID) int {

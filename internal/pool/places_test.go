@@ -357,3 +357,19 @@ func TestPlacesEnd(t *testing.T) {
 		q.Vacate(c.Instance)
 	}
 }
+
+// Ready says how many places there are that nobody has claimed.
+func (p *Places) Ready() (n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range p.spots {
+		for _, x := range s.ready {
+			select {
+			case <-x.made:
+				n++
+			default:
+			}
+		}
+	}
+	return n
+}
