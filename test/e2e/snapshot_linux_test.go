@@ -86,7 +86,7 @@ func (s *server) furnished(t testing.TB, id, pid string, n int) {
 	if e := s.eval(t, id, "python", "n += 1\nn"); e.text() != strconv.Itoa(n) {
 		t.Fatalf("turn %d: the variable is %q, %+v", n, e.text(), e.Error)
 	}
-	const look = "import time\nread = lambda: open('/tmp/count').read() or '0'\na = int(read())\nfor _ in range(3000):\n  time.sleep(0.01)\n  if int(read()) > a: break\nelse: print('stands still')\n" +
+	const look = "import time\ndef read():\n  try: return int(open('/tmp/count').read() or 0)\n  except FileNotFoundError: return 0  # it is about to begin\na = read()\nfor _ in range(3000):\n  time.sleep(0.01)\n  if read() > a: break\nelse: print('stands still')\n" +
 		"print(open('/home/user/kept').read(), open('/dev/shm/kept').read(), time.time())"
 	f := strings.Fields(s.stdout(t, id, look))
 	if len(f) != 3 || f[0] != "kept" || f[1] != "shm" {
