@@ -104,6 +104,17 @@ func (s *server) furnished(t testing.TB, id, pid string, n int) {
 	}
 }
 
+// images are what is saved in a world, once what is not wanted any more is gone: it is
+// removed behind the answer.
+func (w *world) images() (left []string) {
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		left, _ = filepath.Glob(filepath.Join(w.dir, "data", "snapshots", "*")) // the pattern is good
+		if len(left) == 0 || time.Now().After(end) {
+			return left
+		}
+	}
+}
+
 // instances are the boundaries of a world's sandboxes, without those that wait for a
 // guest.
 func (w *world) instances(t testing.TB) []string {
@@ -173,7 +184,7 @@ func TestPauseResume(t *testing.T) {
 		}
 		s.clockRight(t, id, paused, resumed)
 		s.furnished(t, id, pid, n+2)
-		if left, _ := filepath.Glob(filepath.Join(w.dir, "data", "snapshots", "*")); len(left) != 0 {
+		if left := w.images(); len(left) != 0 {
 			t.Fatalf("cycle %d: left %v", n, left)
 		}
 	}
@@ -237,7 +248,7 @@ func TestSnapshotForks(t *testing.T) {
 	s.furnished(t, a, pid, 4)
 	s.must(t, "POST", "/v1/sandboxes/"+b+"/pause", "{}")
 	s.furnished(t, b, pid, 4)
-	if left, _ := os.ReadDir(filepath.Join(w.dir, "data", "snapshots")); len(left) != 0 {
+	if left := w.images(); len(left) != 0 {
 		t.Errorf("left %v", left)
 	}
 }
