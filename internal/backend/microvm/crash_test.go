@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/firebreak-dev/firebreak/internal/egress/wire"
 	"github.com/firebreak-dev/firebreak/internal/failpoint"
 	"github.com/firebreak-dev/firebreak/sandbox"
 	"github.com/firebreak-dev/firebreak/sandbox/backendtest/residue"
@@ -35,6 +36,8 @@ type helper struct {
 	// Save has it take over the instance and save it there, and From make it of that.
 	Save string
 	From sandbox.Snapshot
+	// Wire it has.
+	Wire *sandbox.Wire
 	// Fake: the monitor is the test's stand-in for Firecracker, with this kernel.
 	Fake   *fireVMM
 	Kernel string
@@ -46,6 +49,7 @@ func runHelper(arg string) error {
 	if err := json.Unmarshal([]byte(arg), &h); err != nil {
 		return err
 	}
+	h.Config.Wires = wire.Machines{}
 	b, err := New(h.Config)
 	if err != nil {
 		return err
@@ -61,7 +65,7 @@ func runHelper(arg string) error {
 		return err
 	}
 	var inst sandbox.Instance
-	if spec := (sandbox.Spec{Instance: h.ID, Root: h.Root}); h.From.Dir != "" {
+	if spec := (sandbox.Spec{Instance: h.ID, Root: h.Root, Wire: h.Wire}); h.From.Dir != "" {
 		inst, err = b.Restore(context.Background(), spec, h.From)
 	} else {
 		inst, err = b.Create(context.Background(), spec)
