@@ -36,9 +36,12 @@ type Manifest struct {
 	Tenant       sandbox.TenantID `json:"tenant"`
 	Template     string           `json:"template"`
 	ReadonlyRoot bool             `json:"readonly_root"`
-	Limits       sandbox.Limits   `json:"limits"`
-	Builds       []Build          `json:"builds"`
-	Files        []File           `json:"files"`
+	// Wired says whether the guest has a network device, which it was started with and
+	// keeps.
+	Wired  bool           `json:"wired,omitempty"`
+	Limits sandbox.Limits `json:"limits"`
+	Builds []Build        `json:"builds"`
+	Files  []File         `json:"files"`
 }
 
 // Build is one of the things an image fits one of only: memory holds pointers into
@@ -224,6 +227,10 @@ func (img *Image) Fits(s sandbox.Spec) error {
 		return refuse(again, "this machine, which is the snapshot's template, has changed since it was taken")
 	case img.Template != s.Root.Digest:
 		return refuse("name the template it was taken of", "the snapshot is of another template")
+	case img.Wired && s.Wire == nil:
+		return refuse("give it a network: one that says `allow: []` allows nothing", "the snapshot is of a sandbox with a network device, which it cannot do without")
+	case !img.Wired && s.Wire != nil:
+		return refuse("leave the network rules and bindings out", "the snapshot is of a sandbox without a network device, and gets none")
 	case img.ReadonlyRoot != s.ReadonlyRoot || img.Limits != s.Limits:
 		return refuse("leave the limits and readonly_root out", "a restored sandbox has the limits of the one that was saved")
 	}
