@@ -35,6 +35,9 @@ func (i *Instance) Destroy(ctx context.Context) (sandbox.Receipt, error) {
 	deadline := time.Now().Add(destroyTimeout)
 
 	namespaces := namespacesOf(i.processes)
+	if theirs, err := wireNamespace(i.intent.NetNS); err == nil { // not ours, though a monitor may be in it
+		namespaces = slices.DeleteFunc(namespaces, func(ns string) bool { return ns == theirs })
+	}
 	killed, errs := i.killAll(deadline)
 	if i.launched != nil {
 		i.launched.reap()

@@ -277,6 +277,9 @@ func TestFirecrackerWire(t *testing.T) {
 	}) {
 		t.Errorf("receipt %+v, %v", r, err)
 	}
+	if theirs, err := wireNamespace(l.Wire.NetNS); err != nil || slices.ContainsFunc(r.Objects, func(o sandbox.Object) bool { return o.Name == theirs }) {
+		t.Errorf("the receipt lists the wire's own namespace (%v): %+v", err, r)
+	}
 	if links := linksIn(t, l.Wire); !slices.Equal(links, []string{"lo", wire.LinkName}) {
 		t.Errorf("the wire's namespace has %q", links)
 	}

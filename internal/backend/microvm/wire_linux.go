@@ -77,7 +77,7 @@ func checkWire(s sandbox.Spec) error {
 	if !filepath.IsAbs(w.NetNS) || w.Link == "" || !w.Address.IsValid() || !w.Gateway.IsValid() {
 		return bad("wire %+v: a path, a link, an address and a gateway are needed", w)
 	}
-	if err := checkWireNamespace(w.NetNS); err != nil {
+	if _, err := wireNamespace(w.NetNS); err != nil {
 		return bad("wire: %w", err)
 	}
 	for _, f := range wireFiles {
@@ -95,25 +95,27 @@ func checkWire(s sandbox.Spec) error {
 	return nil
 }
 
-// checkWireNamespace refuses what is no network namespace, and this process's own.
-func checkWireNamespace(path string) error {
+// wireNamespace names the network namespace at path as /proc does. This process's
+// own is not one.
+func wireNamespace(path string) (string, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer f.Close()
 	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
 	if err != nil || kind != unix.CLONE_NEWNET {
-		return fmt.Errorf("%s is no network namespace", path)
+		return "", fmt.Errorf("%s is no network namespace", path)
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return &fs.PathError{Op: "stat", Path: path, Err: err}
+		return "", &fs.PathError{Op: "stat", Path: path, Err: err}
 	}
-	if own, err := os.Readlink("/proc/self/ns/net"); err != nil || own == fmt.Sprintf("net:[%d]", st.Ino) {
-		return errors.Join(errors.New("it is the host's own network"), err)
+	name := fmt.Sprintf("net:[%d]", st.Ino)
+	if own, err := os.Readlink("/proc/self/ns/net"); err != nil || own == name {
+		return "", errors.Join(errors.New("it is the host's own network"), err)
 	}
-	return nil
+	return name, nil
 }
 
 // networkOf is what a machine is told of its wire.
