@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/firebreak-dev/firebreak/test/roots"
 )
 
 // asks is Python that fetches each of its arguments, with the key in $VAULT_API_KEY,
@@ -44,14 +46,14 @@ func TestMicroVMNetwork(t *testing.T) {
 	}
 	w, v := bindingWorld(t)
 	s := w.serve()
-	w.must("", "template", "build", "small", "--dir", pythonRoot(t))
+	w.must("", "template", "build", "small", "--dir", roots.Python(t))
 	w.must(v.key, "secret", "set", "key")
 	w.must("", "binding", "add", "vault", "--secret", "key", "--host", "api.vault.example", "--path", "/v1", "--placeholder", "VAULT_API_KEY")
 	id := s.made(t, "/v1/sandboxes", `{"template":"small","backend":"microvm","limits":{"memory_bytes":268435456},"bindings":["vault"],`+
 		`"network":{"allow":["other.example","other.example:80"]}}`)
 	const allowed, denied = "https://other.example/", "https://denied.example/"
-	said := s.fetches(t, id, allowed, "http://other.example/", denied, "http://1.2.3.4/", "https://api.vault.example/v1/python", "https://api.vault.example/v2/x")
-	if strings.Count(said, "reached 151.101.") != 2 || strings.Count(said, "welcome") != 1 || strings.Count(said, "fails:") != 3 || strings.Contains(said, v.key) {
+	said := s.fetches(t, id, allowed, "http://other.example/", denied, "http://1.2.3.4/", "https://api.vault.example/v1/python", "https://api.vault.example/v2/x", allowed+"vault")
+	if strings.Count(said, "reached 151.101.") != 2 || strings.Count(said, "welcome") != 1 || strings.Count(said, "fails:") != 4 || strings.Contains(said, v.key) {
 		t.Errorf("the sandbox fetches: %s", said)
 	}
 	if got, bad := v.took(); bad != 0 || !slices.Equal(got, []string{"GET /v1/python"}) {

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -124,6 +125,9 @@ func TestKilledWhileCreating(t *testing.T) {
 		{"microvm.create/after-mkdir", false, false},
 		{"microvm.create/after-intent", false, false},
 		{"microvm.create/after-cgroup", false, false},
+		{"wire.plug/after-tap:2", false, false}, // the first is the look around
+		{"wire.plug/after-join:2", false, false},
+		{"microvm.create/after-plug", false, false},
 		{"microvm.create/after-files", false, false},
 		{"microvm.create/after-start", false, false},
 		{"microvm.create/after-processes", false, false},
@@ -137,7 +141,8 @@ func TestKilledWhileCreating(t *testing.T) {
 			}
 			dir := t.TempDir()
 			b := open(t, dir)
-			h := helper{Config: b.cfg, Root: root, ID: sandbox.NewInstanceID(), Destroy: c.destroy}
+			l, _ := openWire(t)
+			h := helper{Config: b.cfg, Root: root, ID: sandbox.NewInstanceID(), Destroy: c.destroy, Wire: &l.Wire}
 			cmd, _, _ := startHelper(t, h, failpoint.Env+"="+c.point)
 			err := cmd.Wait()
 			if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || ws.Signal() != syscall.SIGKILL {
@@ -155,6 +160,9 @@ func TestKilledWhileCreating(t *testing.T) {
 				t.Errorf("List = %+v, %v; want one, dead and lost", all, err)
 			}
 			checkRemoved(t, b, h.ID)
+			if links := linksIn(t, l.Wire); !slices.Equal(links, []string{"lo", wire.LinkName}) {
+				t.Errorf("the wire's namespace has %q", links)
+			}
 		})
 	}
 }

@@ -176,16 +176,19 @@ func (i *Instance) unplug() ([]sandbox.Object, error) {
 	return i.b.cfg.Wires.Unplug(i.intent.NetNS)
 }
 
-// device are QEMU's arguments for it. It may leave checksums and segments of TCP over
+// device are the arguments of a QEMU of that version for it. It may leave checksums and segments of TCP over
 // IPv4 to the other side, and that side to it, as the wire's own link does, and nothing
 // else: what is not there cannot be wrong. It has no boot program and does not
 // announce itself.
-func (n *nic) device() []string {
+func (n *nic) device(version [2]int) []string {
 	if n == nil {
 		return nil
 	}
-	const features = "csum=on,guest_csum=on,host_tso4=on,guest_tso4=on,gso=off,host_tso6=off,guest_tso6=off,host_ecn=off,guest_ecn=off," +
+	features := "csum=on,guest_csum=on,host_tso4=on,guest_tso4=on,gso=off,host_tso6=off,guest_tso6=off,host_ecn=off,guest_ecn=off," +
 		"host_ufo=off,guest_ufo=off,guest_announce=off,mq=off,ctrl_vq=off,ctrl_rx=off,ctrl_vlan=off,ctrl_rx_extra=off,ctrl_mac_addr=off,ctrl_guest_offloads=off"
+	if version[0] > 8 || version[0] == 8 && version[1] >= 1 { // which has more
+		features += ",host_uso=off,guest_uso4=off,guest_uso6=off"
+	}
 	return []string{
 		"-netdev", fmt.Sprintf("tap,id=wire,fd=%d,vhost=off", tapDescriptor),
 		"-device", "virtio-net-pci,netdev=wire,mac=" + n.mac.String() + ",romfile=," + features,
