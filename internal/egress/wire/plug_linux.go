@@ -47,7 +47,7 @@ func (Machines) Device() (link string, guest, gateway net.HardwareAddr) {
 // Errors: KindNotFound when the wire is not there; KindConflict when a machine is on
 // it; those of Open.
 //
-// Cost: 1 ms.
+// Cost: 1 to 2 ms.
 func (Machines) Plug(w sandbox.Wire, id string, owner int) (tap *os.File, err error) {
 	ns, err := openNamespace(w.NetNS)
 	if err != nil {
@@ -182,9 +182,9 @@ func silence(h *netlink.Handle, link netlink.Link) error {
 // join puts in what hands frames over, between the two links of the namespace this
 // thread is in. It stands behind the filter of the wire, which drops what it drops.
 func join(eth, vm int) error {
-	b, err := joint(func(c *nftables.Conn) {
-		table := c.AddTable(&nftables.Table{Name: plugTable, Family: nftables.TableFamilyNetdev})
+	err := put(func(c *nftables.Conn) {
 		drop := nftables.ChainPolicyDrop
+		table := c.CreateTable(&nftables.Table{Name: plugTable, Family: nftables.TableFamilyNetdev})
 		for _, way := range []struct {
 			name, from string
 			to         int
@@ -195,11 +195,10 @@ func join(eth, vm int) error {
 				&expr.Immediate{Register: 1, Data: binary.NativeEndian.AppendUint32(nil, uint32(way.to))}, &expr.Dup{RegAddr: 1}}})
 		}
 	})
-	if err == nil {
-		// Package nftables does not know "fwd", which has one attribute where "dup" has
-		// that one and another.
-		b.bytes = bytes.ReplaceAll(b.bytes, []byte("dup\x00"), []byte("fwd\x00"))
-		err = b.send()
+	if errors.Is(err, unix.EEXIST) { // of a machine whose maker died
+		if err = unjoin(); err == nil {
+			return join(eth, vm)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", errNoForward, err)
@@ -207,30 +206,31 @@ func join(eth, vm int) error {
 	return nil
 }
 
-// unjoin takes it out again, if it is there.
+// unjoin takes it out again, if it is there. That has the kernel wait for all who may
+// still see it.
 func unjoin() error {
-	b, err := joint(func(*nftables.Conn) {})
-	if err == nil {
-		err = b.send()
+	err := put(func(c *nftables.Conn) { c.DelTable(&nftables.Table{Name: plugTable, Family: nftables.TableFamilyNetdev}) })
+	if errors.Is(err, unix.ENOENT) {
+		return nil
 	}
 	return err
 }
 
-// joint is a transaction in the place of what there is of the table.
-func joint(add func(c *nftables.Conn)) (*batch, error) {
+// put carries out a transaction.
+func put(what func(c *nftables.Conn)) error {
 	b := &batch{}
 	c, err := nftables.New(nftables.WithTestDial(b.take))
 	if err != nil {
-		return nil, err
+		return err
 	}
-	table := &nftables.Table{Name: plugTable, Family: nftables.TableFamilyNetdev}
-	c.AddTable(table) // exists now, so that it can be deleted
-	c.DelTable(table)
-	add(c)
+	what(c)
 	if err := c.Flush(); !errors.Is(err, errTaken) {
-		return nil, err
+		return err
 	}
-	return b, nil
+	// Package nftables does not know "fwd", which has one attribute where "dup" has
+	// that one and another.
+	b.bytes = bytes.ReplaceAll(b.bytes, []byte("dup\x00"), []byte("fwd\x00"))
+	return b.send()
 }
 
 var errNoForward = errors.New("have the kernel hand frames over")

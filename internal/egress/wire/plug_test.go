@@ -4,10 +4,13 @@ package wire
 
 import (
 	"bytes"
+	"errors"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -41,8 +44,8 @@ func unplugged(t *testing.T, w sandbox.Wire) {
 	}
 }
 
-// put writes a frame at one end.
-func put(t *testing.T, tap *os.File, frame []byte) error {
+// write writes a frame at one end.
+func write(t *testing.T, tap *os.File, frame []byte) error {
 	t.Helper()
 	_, err := tap.Write(append(make([]byte, headerSize), frame...))
 	return err
@@ -82,8 +85,8 @@ func TestPlugged(t *testing.T) {
 	} {
 		passes := func(f []byte) bool {
 			t.Helper()
-			_ = put(t, way.in, f) // the kernel takes no frame without a header
-			if err := put(t, way.in, way.mark); err != nil {
+			_ = write(t, way.in, f) // the kernel takes no frame without a header
+			if err := write(t, way.in, way.mark); err != nil {
 				t.Fatal(err)
 			}
 			got := false
@@ -150,5 +153,133 @@ func TestProbeMachines(t *testing.T) {
 	needWires(t)
 	if err := (Machines{}).Probe(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestPlugRefused: one machine is on a wire at a time, and what is no wire is none;
+// what was plugged in comes out, also twice.
+func TestPlugRefused(t *testing.T) {
+	l, _ := plugged(t)
+	if _, err := (Machines{}).Plug(l.Wire, "another", 0); sandbox.KindOf(err) != sandbox.KindConflict {
+		t.Errorf("another machine: %v", err)
+	}
+	if _, err := (Machines{}).Plug(l.Wire, "another", 70000); sandbox.KindOf(err) != sandbox.KindConflict {
+		t.Errorf("another machine, by name: %v", err)
+	}
+	unplugged(t, l.Wire)
+	unplugged(t, l.Wire)
+	if err := (Machines{}).Connect(l.Wire); sandbox.KindOf(err) != sandbox.KindNotFound {
+		t.Errorf("what was unplugged is connected: %v", err)
+	}
+	tap, err := Machines{}.Plug(l.Wire, "the next", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tap.Close() // as the end of its process does: what joins it is still there
+	if tap, err = (Machines{}).Plug(l.Wire, "another", 0); err != nil {
+		t.Fatal(err)
+	}
+	tap.Close()
+	gone := sandbox.Wire{NetNS: "/nonexistent"}
+	if _, err := (Machines{}).Plug(gone, "x", 0); sandbox.KindOf(err) != sandbox.KindNotFound {
+		t.Errorf("no wire: %v", err)
+	}
+	if objects, err := (Machines{}).Unplug(gone.NetNS); err != nil || len(objects) != 0 {
+		t.Errorf("no wire: %+v, %v", objects, err)
+	}
+}
+
+// TestNotConnected: nothing passes in either direction before somebody says so.
+func TestNotConnected(t *testing.T) {
+	l := open(t, wiresIn(t), newID())
+	machine, err := Machines{}.Plug(l.Wire, "machine", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unplugged(t, l.Wire)
+	defer machine.Close()
+	good, _ := fromGuest()
+	answer := ether(GuestMAC, GatewayMAC, unix.ETH_P_IP, ip4(unix.IPPROTO_UDP, world, guest, udp(DNSPort, 1000, "early")))
+	if err := write(t, machine, good["syn"]); err == nil {
+		t.Error("a link that is down takes frames")
+	}
+	if err := write(t, l.Tap, answer); err != nil {
+		t.Fatal(err)
+	}
+	if err := (Machines{}).Connect(l.Wire); err != nil {
+		t.Fatal(err)
+	}
+	late := changed(answer, atFromPort+8, []byte("later")...)
+	if err := errors.Join(write(t, machine, good["query"]), write(t, l.Tap, late)); err != nil {
+		t.Fatal(err)
+	}
+	if f := frame(t, l.Tap); !bytes.Equal(f, good["query"]) {
+		t.Errorf("from the machine comes % x", f)
+	}
+	if f := frame(t, machine); !bytes.Equal(f, late) {
+		t.Errorf("to the machine comes % x", f)
+	}
+}
+
+// TestPlugQueue: what waits for a machine that does not read is bounded.
+func TestPlugQueue(t *testing.T) {
+	l, machine := plugged(t)
+	answer := ether(GuestMAC, GatewayMAC, unix.ETH_P_IP, ip4(unix.IPPROTO_UDP, world, guest, udp(DNSPort, 1000, "x")))
+	for range 20 * queue {
+		if err := write(t, l.Tap, answer); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n := 0
+	rc, err := machine.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 1<<16)
+	if err := rc.Control(func(fd uintptr) {
+		for {
+			if _, err := unix.Read(int(fd), buf); err != nil {
+				return
+			}
+			n++
+		}
+	}); err != nil || n < queue || n > 8*queue {
+		t.Errorf("%d frames waited, %v", n, err)
+	}
+}
+
+// BenchmarkPlug is what a machine's link costs, made and removed.
+func BenchmarkPlug(b *testing.B) {
+	needWires(b)
+	dir, id := filepath.Join(b.TempDir(), "wires"), newID()
+	l, err := Open(dir, id)
+	if err != nil {
+		b.Fatal(err)
+	}
+	var plug, unplug []time.Duration
+	for b.Loop() {
+		began := time.Now()
+		tap, err := Machines{}.Plug(l.Wire, id, 0)
+		if err == nil {
+			err = Machines{}.Connect(l.Wire)
+		}
+		plug = append(plug, time.Since(began))
+		if err != nil {
+			b.Fatal(err)
+		}
+		tap.Close()
+		began = time.Now()
+		if _, err = (Machines{}).Unplug(l.Wire.NetNS); err != nil {
+			b.Fatal(err)
+		}
+		unplug = append(unplug, time.Since(began))
+	}
+	for what, took := range map[string][]time.Duration{"µs/plug": plug, "µs/unplug": unplug} {
+		slices.Sort(took)
+		b.ReportMetric(float64(took[len(took)/2].Microseconds()), what)
+	}
+	l.Tap.Close()
+	if _, err := Remove(dir, id); err != nil {
+		b.Error(err)
 	}
 }
