@@ -159,6 +159,7 @@ type Machine struct {
 	Initial   string // initial file system; "" for none
 	Arguments string // of the kernel
 	Drives    []Drive
+	NICs      []NIC
 	CID       uint32 // the guest's address; 3 or more
 	VSock     string // the socket connections to the guest are made through
 }
@@ -168,6 +169,13 @@ type Drive struct {
 	ID       string
 	Path     string
 	Readonly bool
+}
+
+// NIC is a TAP of the process's network namespace as a network device.
+type NIC struct {
+	ID     string
+	Device string // the TAP
+	MAC    string // the guest's
 }
 
 type machineConfig struct {
@@ -188,13 +196,19 @@ type drive struct {
 	Readonly bool   `json:"is_read_only"`
 }
 
+type networkInterface struct {
+	ID     string `json:"iface_id"`
+	Device string `json:"host_dev_name"`
+	MAC    string `json:"guest_mac,omitempty"`
+}
+
 type vsock struct {
 	CID  uint32 `json:"guest_cid"`
 	Path string `json:"uds_path"`
 }
 
 // Configure says what the machine is to be. It is called once, before Start. There
-// is no network device, no balloon, no metadata service.
+// is no balloon, no metadata service, and no network device but those of m.
 func (c *Client) Configure(ctx context.Context, m Machine) error {
 	type put struct {
 		path string
@@ -206,6 +220,9 @@ func (c *Client) Configure(ctx context.Context, m Machine) error {
 	}
 	for _, d := range m.Drives {
 		puts = append(puts, put{"/drives/" + d.ID, drive{ID: d.ID, Path: d.Path, Readonly: d.Readonly}})
+	}
+	for _, n := range m.NICs {
+		puts = append(puts, put{"/network-interfaces/" + n.ID, networkInterface(n)})
 	}
 	for _, p := range append(puts, put{"/vsock", vsock{m.CID, m.VSock}}) {
 		if err := c.call(ctx, http.MethodPut, p.path, p.body, nil); err != nil {

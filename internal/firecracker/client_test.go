@@ -94,6 +94,26 @@ func TestLife(t *testing.T) {
 	}
 }
 
+// TestNIC: a network device is asked for before the start, in a form Firecracker
+// takes, and a machine without one asks for none.
+func TestNIC(t *testing.T) {
+	f := fake.New("1.17.0-dev")
+	var got map[string]any
+	f.Started = func(configured map[string]map[string]any) { got = configured["PUT /network-interfaces/wire"] }
+	c, m := serve(t, f), ordinary
+	m.NICs = []NIC{{ID: "wire", Device: "vm0", MAC: "02:00:00:00:00:02"}}
+	if err := errors.Join(c.Configure(t.Context(), m), c.Start(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	if got["iface_id"] != "wire" || got["host_dev_name"] != "vm0" || got["guest_mac"] != "02:00:00:00:00:02" || len(got) != 3 {
+		t.Errorf("configured %v", got)
+	}
+	f = fake.New("1.17.0-dev")
+	if err := serve(t, f).Configure(t.Context(), ordinary); err != nil || slices.Contains(f.Calls(), "PUT /network-interfaces/{iface_id}") {
+		t.Errorf("a machine without a network: %q, %v", f.Calls(), err)
+	}
+}
+
 // TestRefused: what the table forbids is refused by the fake, so that what passes
 // TestLife was held against something.
 func TestRefused(t *testing.T) {
@@ -223,6 +243,11 @@ func TestJail(t *testing.T) {
 		t.Errorf("root %s", j.Root())
 	}
 	want := "--id in1 --exec-file /usr/bin/firecracker-v1.13 --uid 7 --gid 7 --chroot-base-dir /d/in1/jail --resource-limit no-file=256 -- --api-sock /api.sock --level Error"
+	wired := j
+	wired.NetNS = "/wires/in1"
+	if got := strings.Join(wired.Args(), " "); got != strings.Replace(want, " -- ", " --netns /wires/in1 -- ", 1) || wired.Validate() != nil {
+		t.Errorf("arguments with a network %s", got)
+	}
 	if got := strings.Join(j.Args(), " "); got != want {
 		t.Errorf("args\n%s, want\n%s", got, want)
 	}
@@ -231,6 +256,7 @@ func TestJail(t *testing.T) {
 		"a path":        func(j *Jail) { j.ID = "../x" },
 		"no id":         func(j *Jail) { j.ID = "" },
 		"relative":      func(j *Jail) { j.Base = "jail" },
+		"relative net":  func(j *Jail) { j.NetNS = "wires/in1" },
 		"relative exec": func(j *Jail) { j.Firecracker = "firecracker" },
 	} {
 		bad := j

@@ -14,7 +14,8 @@ type Jail struct {
 	Base        string // directory for the jail, of this instance alone
 	Firecracker string // its program, statically linked, which the jailer copies
 	ID          string
-	User        int // uid and gid
+	User        int    // uid and gid
+	NetNS       string // network namespace to enter; "": that of whoever starts the jailer
 }
 
 // Names inside a jail.
@@ -32,6 +33,8 @@ func (j Jail) Validate() error {
 		return errors.New("jail: paths must be absolute")
 	case !reID.MatchString(j.ID):
 		return errors.New("jail: the id is not letters, digits and dashes, at most 64")
+	case j.NetNS != "" && !filepath.IsAbs(j.NetNS):
+		return errors.New("jail: the network namespace's path must be absolute")
 	case j.User <= 0:
 		return errors.New("jail: the process must have a user of its own")
 	}
@@ -48,9 +51,12 @@ func Roots(base, id, name string) string { return filepath.Join(base, name, id, 
 // process. Firecracker's filter is left on: no flag here touches it.
 func (j Jail) Args() []string {
 	user := strconv.Itoa(j.User)
-	return []string{
+	args := []string{
 		"--id", j.ID, "--exec-file", j.Firecracker, "--uid", user, "--gid", user, "--chroot-base-dir", j.Base,
 		"--resource-limit", "no-file=256",
-		"--", "--api-sock", APISocket, "--level", "Error",
 	}
+	if j.NetNS != "" {
+		args = append(args, "--netns", j.NetNS)
+	}
+	return append(args, "--", "--api-sock", APISocket, "--level", "Error")
 }

@@ -137,6 +137,7 @@ func TestImage(t *testing.T) {
 		"template":       func(s *sandbox.Spec) { s.Root.Digest = "sha256:y" },
 		"limits":         func(s *sandbox.Spec) { s.Limits.PIDs++ },
 		"read-only":      func(s *sandbox.Spec) { s.ReadonlyRoot = true },
+		"a wire":         func(s *sandbox.Spec) { s.Wire = &sandbox.Wire{} },
 	} {
 		other := spec
 		change(&other)

@@ -10,35 +10,9 @@ import (
 	"strings"
 	"testing"
 	"time"
-)
 
-// pythonRoot is a root file system with the machine's own Python and a shell, and
-// little else.
-func pythonRoot(t *testing.T) string {
-	t.Helper()
-	python, err := filepath.EvalSymlinks("/usr/bin/python3")
-	if err != nil {
-		t.Skip("not run: there is no /usr/bin/python3")
-	}
-	shell, err := filepath.EvalSymlinks("/bin/sh")
-	if err != nil {
-		t.Fatal(err)
-	}
-	root := t.TempDir()
-	script := `
-cd "$1"; mkdir -p usr/bin usr/lib usr/lib64 etc; ln -s usr/bin bin; ln -s usr/lib lib; ln -s usr/lib64 lib64
-name=$(basename "$2")
-for p in "$2" "$3" /usr/lib/$name/lib-dynload/*.so; do ldd "$p" 2>/dev/null || true; done |
-  sed -n 's/^.* => \(\/[^ ]*\) .*/\1/p; s/^\t\(\/[^ ]*\) .*/\1/p' | sort -u |
-  while read -r l; do mkdir -p ".$(dirname "$l")"; cp -L "$l" ".$l"; done
-cp "$2" usr/bin/; ln -s "$name" usr/bin/python3; cp "$3" usr/bin/sh
-mkdir -p usr/lib/$name; (cd /usr/lib/$name; tar c --exclude=test --exclude=__pycache__ --exclude=idlelib --exclude='config-*' .) | tar x -C usr/lib/$name
-`
-	if out, err := exec.Command("sh", "-ec", script, "sh", root, python, shell).CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	return root
-}
+	"github.com/firebreak-dev/firebreak/test/roots"
+)
 
 // firstAnswer is how long it may take from asking for a copy of a sandbox to the first
 // answer of its Python, which was warm, where the machine is emulated.
@@ -100,7 +74,7 @@ func TestMicroVM(t *testing.T) {
 		t.Skip("not run: there is no kernel to boot (apt-get install linux-image-cloud-amd64)")
 	}
 	w := newWorld(t)
-	root := pythonRoot(t)
+	root := roots.Python(t)
 	s := w.serve()
 	if r := s.run("", "template", "build", "small", "--dir", root); r.code != 0 {
 		t.Fatalf("template: %+v", r)

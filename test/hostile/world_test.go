@@ -144,7 +144,7 @@ func serveIn(t *testing.T, bin string, p place, env ...string) *world {
 func (w *world) up() {
 	t := w.t
 	t.Helper()
-	for _, d := range []string{"run", "instances", "wires", "snapshots"} {
+	for _, d := range []string{"run", "instances", "machines", "wires", "snapshots"} {
 		if err := os.MkdirAll(filepath.Join(w.dir, "data", d), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -182,7 +182,7 @@ func (w *world) up() {
 // scope is where the world's host objects are looked for, and what a server
 // leaves there on purpose.
 func (w *world) scope() residue.Scope {
-	return residue.Scope{Dirs: []string{w.dir}, Keep: []string{"out", "data/templates", "data/libexec", "data/audit",
+	return residue.Scope{Dirs: []string{w.dir}, Keep: []string{"out", "data/templates", "data/machine-images", "data/libexec", "data/audit",
 		"data/events", "data/runs", "data/processes", "data/api-key", "data/token-key", "data/secrets", "data/state.db", "data/state.db-wal", "data/state.db-shm", "data/state.db-redo", "data/lock"}}
 }
 

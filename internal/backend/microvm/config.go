@@ -2,7 +2,11 @@ package microvm
 
 import (
 	"log/slog"
+	"net"
+	"os"
 	"time"
+
+	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
 // Config says where a Backend keeps its instances and what it starts.
@@ -32,11 +36,32 @@ type Config struct {
 	Modules string
 	// Cgroup is the parent of every instance's cgroup. It defaults to "firebreak".
 	Cgroup string
+	// Wires plugs machines into networks. Without it they have none.
+	Wires Wires `json:"-"`
 	// BootTimeout bounds Create when its context has no deadline. It defaults to
 	// 30 s, and to 2 minutes for an emulated machine.
 	BootTimeout time.Duration
 	// Log is for operators. It defaults to no logging.
 	Log *slog.Logger
+}
+
+// Wires plugs machines into networks that were prepared: package wire has one.
+type Wires interface {
+	// Probe says why that cannot be done on this host; nil when it can be. It is
+	// called once.
+	Probe() error
+	// Device is the link that a monitor gets, and the hardware addresses of the guest
+	// and of the gateway.
+	Device() (link string, guest, gateway net.HardwareAddr)
+	// Plug makes the link in a wire's namespace, for one machine, and joins it to the
+	// wire's own. It returns a descriptor, which the link goes with; or, with the user id
+	// of an owner, a link that the owner may attach to.
+	Plug(w sandbox.Wire, id string, owner int) (*os.File, error)
+	// Connect lets frames pass the link, which none does before.
+	Connect(w sandbox.Wire) error
+	// Unplug removes what Plug made in the namespace at netns, if it is there, and looks
+	// for it again. It is idempotent.
+	Unplug(netns string) ([]sandbox.Object, error)
 }
 
 // What a Spec that leaves a limit at zero gets.

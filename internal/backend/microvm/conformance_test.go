@@ -3,6 +3,7 @@
 package microvm
 
 import (
+	"io"
 	"testing"
 
 	"github.com/firebreak-dev/firebreak/internal/guest/machine"
@@ -31,6 +32,10 @@ func TestConformance(t *testing.T) {
 			if err != nil {
 				t.Errorf("kill the monitor: %v", err)
 			}
+		},
+		Wire: func(t *testing.T) backendtest.Wire {
+			l, reopen := openWire(t)
+			return backendtest.Wire{Wire: l.Wire, Tap: l.Tap, Reopen: func(t *testing.T) io.ReadWriteCloser { return reopen(t).Tap }}
 		},
 		Scope:    func(dir string) residue.Scope { return residue.Scope{Dirs: []string{dir}} },
 		Parallel: 2,

@@ -13,10 +13,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
 
+	"github.com/firebreak-dev/firebreak/internal/egress/wire"
 	"github.com/firebreak-dev/firebreak/internal/failpoint"
 	"github.com/firebreak-dev/firebreak/sandbox"
 	"github.com/firebreak-dev/firebreak/sandbox/backendtest/residue"
@@ -35,6 +37,8 @@ type helper struct {
 	// Save has it take over the instance and save it there, and From make it of that.
 	Save string
 	From sandbox.Snapshot
+	// Wire it has.
+	Wire *sandbox.Wire
 	// Fake: the monitor is the test's stand-in for Firecracker, with this kernel.
 	Fake   *fireVMM
 	Kernel string
@@ -46,6 +50,7 @@ func runHelper(arg string) error {
 	if err := json.Unmarshal([]byte(arg), &h); err != nil {
 		return err
 	}
+	h.Config.Wires = wire.Machines{}
 	b, err := New(h.Config)
 	if err != nil {
 		return err
@@ -61,7 +66,7 @@ func runHelper(arg string) error {
 		return err
 	}
 	var inst sandbox.Instance
-	if spec := (sandbox.Spec{Instance: h.ID, Root: h.Root}); h.From.Dir != "" {
+	if spec := (sandbox.Spec{Instance: h.ID, Root: h.Root, Wire: h.Wire}); h.From.Dir != "" {
 		inst, err = b.Restore(context.Background(), spec, h.From)
 	} else {
 		inst, err = b.Create(context.Background(), spec)
@@ -120,6 +125,9 @@ func TestKilledWhileCreating(t *testing.T) {
 		{"microvm.create/after-mkdir", false, false},
 		{"microvm.create/after-intent", false, false},
 		{"microvm.create/after-cgroup", false, false},
+		{"wire.plug/after-tap:2", false, false}, // the first is the look around
+		{"wire.plug/after-join:2", false, false},
+		{"microvm.create/after-plug", false, false},
 		{"microvm.create/after-files", false, false},
 		{"microvm.create/after-start", false, false},
 		{"microvm.create/after-processes", false, false},
@@ -133,7 +141,8 @@ func TestKilledWhileCreating(t *testing.T) {
 			}
 			dir := t.TempDir()
 			b := open(t, dir)
-			h := helper{Config: b.cfg, Root: root, ID: sandbox.NewInstanceID(), Destroy: c.destroy}
+			l, _ := openWire(t)
+			h := helper{Config: b.cfg, Root: root, ID: sandbox.NewInstanceID(), Destroy: c.destroy, Wire: &l.Wire}
 			cmd, _, _ := startHelper(t, h, failpoint.Env+"="+c.point)
 			err := cmd.Wait()
 			if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || ws.Signal() != syscall.SIGKILL {
@@ -151,6 +160,9 @@ func TestKilledWhileCreating(t *testing.T) {
 				t.Errorf("List = %+v, %v; want one, dead and lost", all, err)
 			}
 			checkRemoved(t, b, h.ID)
+			if links := linksIn(t, l.Wire); !slices.Equal(links, []string{"lo", wire.LinkName}) {
+				t.Errorf("the wire's namespace has %q", links)
+			}
 		})
 	}
 }

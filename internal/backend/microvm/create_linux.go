@@ -111,10 +111,16 @@ func admit(s sandbox.Spec, p probed) (sandbox.Spec, error) {
 	if err := s.Limits.Validate(); err != nil {
 		return s, err
 	}
+	if s.Wire != nil && p.noWires != nil && p.info.Available {
+		return s, p.refuseWire(s)
+	}
 	if err := p.info.Check(s); err != nil {
 		return s, err
 	}
 	if err := checkRoot(s); err != nil {
+		return s, err
+	}
+	if err := checkWire(s); err != nil {
 		return s, err
 	}
 	l := &s.Limits
@@ -148,6 +154,9 @@ func (b *Backend) intentOf(s sandbox.Spec, p probed) intent {
 		Created: time.Now().UTC(), Boot: bootID(), Cgroups: p.cgroups.dirs(s.Instance),
 		Limits: s.Limits, Enforced: p.info.Capabilities.Limits, VMM: p.vmm, Accel: p.accel,
 	}
+	if s.Wire != nil {
+		in.NetNS = s.Wire.NetNS
+	}
 	in.Overhead = guestOverhead(s.Limits.Memory) + vmmOverhead(p.accel == accelTCG)
 	return in
 }
@@ -160,7 +169,7 @@ func vcpus(share float64) int {
 // boot makes everything and returns when the agent has answered. What it made
 // when it fails is Destroy's to remove.
 func (i *Instance) boot(ctx context.Context, s sandbox.Spec, p probed, img *snapimage.Image) error {
-	settings := machine.Settings{Hostname: s.Hostname, Readonly: s.ReadonlyRoot, PIDs: s.Limits.PIDs, VSock: p.vsock, Test: i.b.test}
+	settings := machine.Settings{Hostname: s.Hostname, Readonly: s.ReadonlyRoot, PIDs: s.Limits.PIDs, VSock: p.vsock, Network: i.b.networkOf(s), Test: i.b.test}
 	m, err := i.machine(ctx, s, p, settings)
 	if err != nil {
 		return err
@@ -175,14 +184,14 @@ func (i *Instance) boot(ctx context.Context, s sandbox.Spec, p probed, img *snap
 	if err := makeDisk(ctx, m, s.Limits.Disk); err != nil {
 		return err
 	}
+	if err := i.plug(s, &m); err != nil {
+		return err
+	}
 	if err := i.start(ctx, m); err != nil {
 		return err
 	}
-	if img != nil {
-		if err := i.renew(ctx, s.Hostname); err != nil {
-			return err
-		}
-		failpoint.Hit("microvm.restore/after-renewal")
+	if err := i.set(ctx, s, img); err != nil {
+		return err
 	}
 	if err := i.await(ctx, handshake); err != nil {
 		return err
@@ -195,6 +204,21 @@ func (i *Instance) boot(ctx context.Context, s sandbox.Spec, p probed, img *snap
 	i.launched.log.Close()
 	i.ready = true
 	return os.WriteFile(filepath.Join(i.dir, fileReady), nil, 0o600)
+}
+
+// set connects a machine that has been started; one that was saved is another first,
+// and goes on then.
+func (i *Instance) set(ctx context.Context, s sandbox.Spec, img *snapimage.Image) error {
+	if img != nil {
+		if err := i.renew(ctx, s.Hostname); err != nil {
+			return err
+		}
+		failpoint.Hit("microvm.restore/after-renewal")
+	}
+	if err := i.connect(s); err != nil || img == nil {
+		return err
+	}
+	return i.thaw(ctx)
 }
 
 // hostTasks bounds the monitor's threads: a processor's each, and its workers.
@@ -211,7 +235,11 @@ func (i *Instance) machine(ctx context.Context, s sandbox.Spec, p probed, settin
 		kernel: p.kernel, disk: filepath.Join(i.dir, fileDisk), argument: argument,
 		uid: userOf(i.id), accel: p.accel, probe: settings.Probe,
 	}
-	if m.initial, err = i.b.images.initialImage(ctx, i.b.cfg.Runtime, p.modules); err != nil {
+	modules := p.modules
+	if s.Wire != nil {
+		modules = p.wireModules
+	}
+	if m.initial, err = i.b.images.initialImage(ctx, i.b.cfg.Runtime, modules); err != nil {
 		return m, fmt.Errorf("initial file system: %w", err)
 	}
 	if m.probe {
@@ -260,6 +288,9 @@ func (l *launched) said() string {
 
 // start starts the monitor in the instance's cgroup and makes it run m.
 func (i *Instance) start(ctx context.Context, m vm) error {
+	if m.nic != nil && m.nic.tap != nil {
+		defer m.nic.tap.Close()
+	}
 	program, args, err := i.monitor.prepare(m)
 	if err != nil {
 		return err
@@ -281,6 +312,9 @@ func (i *Instance) start(ctx context.Context, m vm) error {
 	cmd.Stderr = w
 	if m.ram != nil {
 		cmd.ExtraFiles = []*os.File{m.ram} // ramDescriptor
+		if m.nic != nil {
+			cmd.ExtraFiles = append(cmd.ExtraFiles, m.nic.tap) // tapDescriptor
+		}
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if os.Geteuid() == 0 {

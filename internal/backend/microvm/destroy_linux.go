@@ -35,6 +35,9 @@ func (i *Instance) Destroy(ctx context.Context) (sandbox.Receipt, error) {
 	deadline := time.Now().Add(destroyTimeout)
 
 	namespaces := namespacesOf(i.processes)
+	if theirs, err := wireNamespace(i.intent.NetNS); err == nil { // not ours, though a monitor may be in it
+		namespaces = slices.DeleteFunc(namespaces, func(ns string) bool { return ns == theirs })
+	}
 	killed, errs := i.killAll(deadline)
 	if i.launched != nil {
 		i.launched.reap()
@@ -44,11 +47,12 @@ func (i *Instance) Destroy(ctx context.Context) (sandbox.Receipt, error) {
 	i.over(sandbox.ReasonOperator)
 	failpoint.Hit("microvm.destroy/after-kill")
 	objects := i.inventory(killed, namespaces) // before what it lists goes
-	errs = append(errs, i.group.remove(deadline))
+	unplugged, err := i.unplug()
+	errs = append(errs, err, i.group.remove(deadline))
 	failpoint.Hit("microvm.destroy/after-cgroup")
 	errs = append(errs, os.RemoveAll(i.dir))
 	failpoint.Hit("microvm.destroy/after-files")
-	i.receipt = i.recheck(objects, errors.Join(errs...))
+	i.receipt = i.recheck(objects, unplugged, errors.Join(errs...))
 	if !i.receipt.Clean {
 		return i.receipt, sandbox.Errorf("destroy", sandbox.KindInternal, "objects are left: %w", errors.Join(errs...)).
 			WithID(string(i.id)).WithHint("destroy it again; the receipt names what resists")
@@ -152,8 +156,8 @@ const (
 	checkPath      = "lstat finds nothing"
 )
 
-// recheck looks for every object again.
-func (i *Instance) recheck(objects []sandbox.Object, trouble error) sandbox.Receipt {
+// recheck looks for every object again, but for those of others, whose makers have.
+func (i *Instance) recheck(objects, others []sandbox.Object, trouble error) sandbox.Receipt {
 	left, err := i.members()
 	trouble = errors.Join(trouble, err)
 	for k := range objects {
@@ -179,6 +183,12 @@ func (i *Instance) recheck(objects []sandbox.Object, trouble error) sandbox.Rece
 			objects = append(objects, sandbox.Object{Kind: "process", Name: p.name(), Detail: "appeared during teardown",
 				Check: checkProcess, Checked: time.Now().UTC()})
 		}
+	}
+	for _, o := range others {
+		if !o.Gone && o.Detail == "" && trouble != nil {
+			o.Detail = trouble.Error()
+		}
+		objects = append(objects, o)
 	}
 	return sandbox.Receipt{Instance: i.id, Objects: objects}.Seal()
 }

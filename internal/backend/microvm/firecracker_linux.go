@@ -107,7 +107,11 @@ func checkUncompressed(kernel string) error {
 }
 
 func (f *fireVMM) jail(m vm) firecracker.Jail {
-	return firecracker.Jail{Base: filepath.Join(m.dir, dirJail), Firecracker: f.Program, ID: string(m.id), User: m.uid}
+	j := firecracker.Jail{Base: filepath.Join(m.dir, dirJail), Firecracker: f.Program, ID: string(m.id), User: m.uid}
+	if m.nic != nil { // where its TAP is, and nothing else
+		j.NetNS = m.nic.netns
+	}
+	return j
 }
 
 func (f *fireVMM) prepare(m vm) (string, []string, error) {
@@ -222,6 +226,9 @@ func (f *fireVMM) begin(ctx context.Context, m vm) error {
 	if !m.probe {
 		fm.Drives = []firecracker.Drive{{ID: "root", Path: jailRoot, Readonly: true}, {ID: "runtime", Path: jailRuntime, Readonly: true},
 			{ID: "disk", Path: jailDisk}}
+	}
+	if m.nic != nil {
+		fm.NICs = []firecracker.NIC{{ID: "wire", Device: m.nic.link, MAC: m.nic.mac.String()}}
 	}
 	if err := c.Configure(ctx, fm); err != nil {
 		return err

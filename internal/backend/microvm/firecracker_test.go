@@ -13,13 +13,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/firebreak-dev/firebreak/internal/egress/wire"
 	"github.com/firebreak-dev/firebreak/internal/failpoint"
 	"github.com/firebreak-dev/firebreak/internal/firecracker/fake"
 	"github.com/firebreak-dev/firebreak/sandbox"
@@ -58,6 +61,7 @@ func stub(t *testing.T) (f *fireVMM, kernel string) {
 func pretend(b *Backend, f *fireVMM, kernel string) func() probed {
 	p := probed{monitor: f, vmm: vmmFirecracker, accel: accelKVM, kernel: kernel, vsock: agentPort, patience: kvmPatience * 6}
 	p.info = sandbox.Info{Name: "microvm", Isolation: sandbox.IsolationHypervisor, Available: true}
+	p.info.Capabilities.Wire = true
 	if err := b.probeCgroups(&p); err == nil {
 		p.info.Capabilities.Limits = sandbox.AllLimits
 	}
@@ -95,7 +99,11 @@ func jailed(args []string) error {
 	}
 	p := fake.New("1.13.1")
 	p.Started = func(configured map[string]map[string]any) {
-		if err := look(configured, flags["--uid"]); err != nil {
+		err := look(configured, flags["--uid"])
+		if err == nil {
+			err = attach(configured["PUT /network-interfaces/wire"], flags["--netns"], flags["--uid"])
+		}
+		if err != nil {
 			fmt.Fprintln(os.Stderr, "fake:", err)
 			os.Exit(1)
 		}
@@ -132,6 +140,53 @@ func look(configured map[string]map[string]any, user string) error {
 		}
 	}
 	return nil
+}
+
+// attach takes the TAP that is configured, as Firecracker does after it was jailed:
+// in the namespace, as the user. A machine without one has no namespace to enter.
+func attach(c map[string]any, netns, user string) error {
+	if c == nil || netns == "" {
+		if c != nil || netns != "" {
+			return fmt.Errorf("a network device %v, and the namespace %q", c, netns)
+		}
+		return nil
+	}
+	ns, err := os.Open(netns)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	uid, err := strconv.Atoi(user)
+	if err != nil {
+		return err
+	}
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: it keeps the TAP
+		done <- func() error {
+			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+				return err
+			}
+			if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid)); errno != 0 {
+				return errno
+			}
+			fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			req, err := unix.NewIfreq(c["host_dev_name"].(string))
+			if err != nil {
+				return err
+			}
+			req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+			if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
+				return fmt.Errorf("attach to %v as user %d: %w", c["host_dev_name"], uid, err)
+			}
+			return nil
+		}()
+		select {}
+	}()
+	return <-done
 }
 
 // answer is a guest that sends back what it gets.
@@ -200,16 +255,49 @@ func reach(t *testing.T, inst sandbox.Instance) {
 	}
 }
 
+// TestFirecrackerWire: a machine's TAP is there by its name, for its user, in the
+// namespace it enters, and goes with it; the wire stays.
+func TestFirecrackerWire(t *testing.T) {
+	f, kernel := stub(t)
+	l, _ := openWire(t)
+	b := open(t, t.TempDir())
+	b.look = pretend(b, f, kernel)
+	inst, err := b.Create(patient(t), sandbox.Spec{Instance: sandbox.NewInstanceID(), Root: minimalRoot(t), Wire: &l.Wire})
+	if err != nil {
+		t.Fatal(err)
+	}
+	reach(t, inst)
+	_, err = b.Create(patient(t), sandbox.Spec{Instance: sandbox.NewInstanceID(), Root: minimalRoot(t), Wire: &l.Wire})
+	if sandbox.KindOf(err) != sandbox.KindConflict {
+		t.Errorf("another machine on the same wire: %v", err)
+	}
+	r, err := inst.Destroy(patient(t))
+	if err != nil || !slices.ContainsFunc(r.Objects, func(o sandbox.Object) bool {
+		return o.Kind == "link" && strings.HasPrefix(o.Name, wire.MachineLink+" in net:[") && o.Gone
+	}) {
+		t.Errorf("receipt %+v, %v", r, err)
+	}
+	if theirs, err := wireNamespace(l.Wire.NetNS); err != nil || slices.ContainsFunc(r.Objects, func(o sandbox.Object) bool { return o.Name == theirs }) {
+		t.Errorf("the receipt lists the wire's own namespace (%v): %+v", err, r)
+	}
+	if links := linksIn(t, l.Wire); !slices.Equal(links, []string{"lo", wire.LinkName}) {
+		t.Errorf("the wire's namespace has %q", links)
+	}
+}
+
 // TestFirecrackerCrashes kills the creator at each step of the lifecycle.
 func TestFirecrackerCrashes(t *testing.T) {
 	f, kernel := stub(t)
 	root := minimalRoot(t)
 	for _, point := range []string{"microvm.create/after-intent", "microvm.create/after-cgroup", "microvm.create/after-files", "microvm.create/after-start",
+		"wire.plug/after-tap", "wire.plug/after-join", "wire.plug/after-persist", "microvm.create/after-plug",
 		"microvm.create/after-processes", "microvm.firecracker/after-api", "microvm.firecracker/after-configure", "microvm.firecracker/after-start",
 		"microvm.create/after-answer", "microvm.create/after-ready", "microvm.destroy/after-kill", "microvm.destroy/after-cgroup", "microvm.destroy/after-files"} {
 		t.Run(filepath.Base(filepath.Dir(point))+"-"+filepath.Base(point), func(t *testing.T) {
 			b := open(t, t.TempDir())
 			h := helper{Config: b.cfg, Root: root, ID: sandbox.NewInstanceID(), Destroy: strings.Contains(point, "destroy"), Fake: f, Kernel: kernel}
+			l, _ := openWire(t)
+			h.Wire = &l.Wire
 			cmd, _, _ := startHelper(t, h, failpoint.Env+"="+point)
 			err := cmd.Wait()
 			if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || ws.Signal() != syscall.SIGKILL {
@@ -226,6 +314,9 @@ func TestFirecrackerCrashes(t *testing.T) {
 				t.Errorf("List = %+v, %v; want one, alive %t", all, err, alive)
 			}
 			checkRemoved(t, b, h.ID)
+			if links := linksIn(t, l.Wire); !slices.Equal(links, []string{"lo", wire.LinkName}) {
+				t.Errorf("the wire's namespace has %q", links)
+			}
 		})
 	}
 }

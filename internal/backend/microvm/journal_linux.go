@@ -41,6 +41,7 @@ type intent struct {
 	Overhead int64              `json:"overhead"`
 	VMM      string             `json:"vmm"`
 	Accel    string             `json:"accel"`
+	NetNS    string             `json:"netns,omitempty"` // of its wire, which is not its own
 }
 
 // newPrefix marks a directory that has no name yet. What follows is the id, the

@@ -34,15 +34,20 @@ const (
 
 // probed is what this host turned out to offer.
 type probed struct {
-	info     sandbox.Info
-	cgroups  cgroupHost // without parents when they cannot be used
-	monitor  monitor
-	program  string // the monitor's
-	vmm      string
-	accel    string
-	kernel   string
-	modules  []string // files of the kernel's modules a guest needs, in order
-	vsock    uint32
+	info    sandbox.Info
+	cgroups cgroupHost // without parents when they cannot be used
+	monitor monitor
+	program string // the monitor's
+	vmm     string
+	accel   string
+	kernel  string
+	modules []string // files of the kernel's modules a guest needs, in order
+	vsock   uint32
+
+	noWires     error    // why no machine can have a network
+	moduleNames []string // of modules
+	wireModules []string // modules, and those of a network
+
 	patience time.Duration // of Create
 }
 
@@ -109,7 +114,14 @@ func (b *Backend) lookAround() probed {
 	if p.info.Emulated {
 		p.info.Notes = append(p.info.Notes, "accel: tcg: the processor is emulated in software, which is many times slower than the host")
 	}
-	p.info.Notes = append(p.info.Notes, "no network for sandboxes: this backend attaches none")
+	if p.info.Capabilities.Wire = p.noWires == nil; p.noWires != nil {
+		why := p.noWires.Error()
+		var e *sandbox.Error
+		if errors.As(p.noWires, &e) {
+			why = e.Message()
+		}
+		p.info.Notes = append(p.info.Notes, "no network for sandboxes: "+why)
+	}
 	if b.cfg.BootTimeout > 0 {
 		p.patience = b.cfg.BootTimeout
 	}
@@ -167,7 +179,8 @@ func (b *Backend) find(ctx context.Context, p *probed) error {
 	if p.vsock != 0 {
 		need = slices.Concat(need, machine.VSockModules)
 	}
-	if modules == "" {
+	p.moduleNames = need
+	if b.probeWires(p, modules); modules == "" {
 		return nil
 	}
 	if p.modules, err = vmimage.Modules(modules, need...); err != nil {

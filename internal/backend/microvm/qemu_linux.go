@@ -111,6 +111,7 @@ func arguments(m vm, version [2]int) []string {
 		args = append(args, drive("runtime", m.runtime, true)...)
 		args = append(args, drive("disk", m.disk, false)...)
 	}
+	args = append(args, m.nic.device(version)...)
 	if m.saved != nil {
 		args = append(args, "-S", "-incoming", "defer")
 	}

@@ -31,6 +31,7 @@ const (
 const (
 	ramName       = "firebreak-ram"
 	ramDescriptor = 3
+	tapDescriptor = 4 // of a machine with a wire
 	ramPath       = "/proc/self/fd/3"
 )
 

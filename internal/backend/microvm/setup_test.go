@@ -13,6 +13,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/firebreak-dev/firebreak/internal/bundle"
+	"github.com/firebreak-dev/firebreak/internal/egress/wire"
 	"github.com/firebreak-dev/firebreak/internal/guest"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -57,7 +58,7 @@ func open(t testing.TB, dir string) *Backend {
 	if noPrograms != nil {
 		t.Skipf("not run: %v", noPrograms)
 	}
-	b, err := New(Config{Dir: dir, Cache: cache, Runtime: programs.Runtime, Cgroup: testCgroups})
+	b, err := New(Config{Dir: dir, Cache: cache, Runtime: programs.Runtime, Cgroup: testCgroups, Wires: wire.Machines{}})
 	if err != nil {
 		t.Fatal(err)
 	}

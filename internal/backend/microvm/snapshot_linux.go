@@ -112,7 +112,7 @@ func (i *Instance) Snapshot(ctx context.Context, dir string) (sandbox.Snapshot, 
 	}
 	failpoint.Hit("microvm.snapshot/after-mkdir")
 	meta := snapimage.Manifest{Version: imageVersion, Created: time.Now().UTC(), Tenant: i.intent.Tenant, Template: from.Template,
-		ReadonlyRoot: from.ReadonlyRoot, Limits: i.intent.Limits, Builds: from.Builds}
+		ReadonlyRoot: from.ReadonlyRoot, Wired: i.intent.NetNS != "", Limits: i.intent.Limits, Builds: from.Builds}
 	s, err := sandbox.Snapshot{}, i.saveFrozen(ctx, k, m, dir)
 	if err == nil {
 		failpoint.Hit("microvm.snapshot/after-save")

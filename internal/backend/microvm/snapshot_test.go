@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/firebreak-dev/firebreak/internal/egress/wire"
 	"github.com/firebreak-dev/firebreak/internal/failpoint"
 	"github.com/firebreak-dev/firebreak/internal/guest"
 	"github.com/firebreak-dev/firebreak/internal/guest/machine"
@@ -42,9 +43,13 @@ func quickly(t *testing.T, limit time.Duration, times int, do func()) time.Durat
 }
 
 // made boots an instance of root, destroyed when the test ends.
-func made(t *testing.T, b *Backend, root sandbox.Root, from *sandbox.Snapshot) *Instance {
+func made(t *testing.T, b *Backend, root sandbox.Root, from *sandbox.Snapshot, change ...func(*sandbox.Spec)) *Instance {
 	t.Helper()
-	inst, err := b.make(patient(t), sandbox.Spec{Instance: sandbox.NewInstanceID(), Root: root}, from)
+	spec := sandbox.Spec{Instance: sandbox.NewInstanceID(), Root: root}
+	for _, c := range change {
+		c(&spec)
+	}
+	inst, err := b.make(patient(t), spec, from)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +147,8 @@ func TestCopies(t *testing.T) {
 func TestKilledWhileSaving(t *testing.T) {
 	b := machines(t)
 	root := minimalRoot(t)
-	inst := made(t, b, root, nil)
+	l, _ := openWire(t)
+	inst := made(t, b, root, nil, func(s *sandbox.Spec) { s.Wire = &l.Wire })
 	b.Close() // it is the helpers' now
 	next := func() *Backend {
 		n := open(t, b.cfg.Dir)
@@ -170,7 +176,8 @@ func TestKilledWhileSaving(t *testing.T) {
 	snap := saved(t, again.(*Instance))
 	for _, point := range []string{"after-memory", "after-state", "after-renewal"} {
 		t.Run("restore-"+point, func(t *testing.T) {
-			h := helper{Config: c.cfg, ID: sandbox.NewInstanceID(), Root: root, From: snap}
+			l, _ := openWire(t)
+			h := helper{Config: c.cfg, ID: sandbox.NewInstanceID(), Root: root, From: snap, Wire: &l.Wire}
 			die(t, h, "microvm.restore/"+point)
 			n := next()
 			if st, err := n.statusOf(h.ID); err != nil || st.Alive || st.Exit.Reason != sandbox.ReasonLost {
@@ -185,6 +192,9 @@ func TestKilledWhileSaving(t *testing.T) {
 			}
 			if p := named(h.ID); len(p) > 0 {
 				t.Errorf("processes are left: %v", p)
+			}
+			if links := linksIn(t, l.Wire); !slices.Equal(links, []string{"lo", wire.LinkName}) {
+				t.Errorf("the wire's namespace has %q", links)
 			}
 		})
 	}

@@ -41,6 +41,20 @@ func TestCommand(t *testing.T) {
 	if got := strings.Join(args, " "); got != want {
 		t.Errorf("arguments\n%s\nwant\n%s", got, want)
 	}
+	if strings.Contains(want, "-netdev") || strings.Contains(want, "virtio-net") {
+		t.Error("a network device that nobody asked for")
+	}
+	m.nic = &nic{mac: net.HardwareAddr{2, 0, 0, 0, 0, 2}, tap: os.Stdin, link: "vm0", netns: "/wires/in1"}
+	device := " -netdev tap,id=wire,fd=4,vhost=off -device virtio-net-pci,netdev=wire,mac=02:00:00:00:00:02,romfile=,csum=on,guest_csum=on,host_tso4=on,guest_tso4=on," +
+		"gso=off,host_tso6=off,guest_tso6=off,host_ecn=off,guest_ecn=off,host_ufo=off,guest_ufo=off,guest_announce=off,mq=off,ctrl_vq=off,ctrl_rx=off,ctrl_vlan=off," +
+		"ctrl_rx_extra=off,ctrl_mac_addr=off,ctrl_guest_offloads=off"
+	if got := strings.Join(arguments(m, [2]int{7, 2}), " "); got != strings.Replace(want, " -chroot ", device+" -chroot ", 1) {
+		t.Errorf("arguments with a network\n%s", got)
+	}
+	if got := strings.Join(arguments(m, [2]int{10, 0}), " "); !strings.Contains(got, device+",host_uso=off,guest_uso4=off,guest_uso6=off -run-with ") {
+		t.Errorf("arguments with a network\n%s", got)
+	}
+	m.nic = nil
 	m.accel, m.probe = accelKVM, true
 	args = arguments(m, [2]int{10, 0})
 	got := strings.Join(args, " ")

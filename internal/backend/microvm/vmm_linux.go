@@ -27,6 +27,7 @@ type vm struct {
 	pid      int    // of the monitor, once it was started
 	started  uint64 // when, for a monitor that is looked up again
 
+	nic   *nic             // its network device; nil: none
 	ram   *os.File         // the machine's memory, for a monitor that can save
 	saved *snapimage.Image // what to go on from; nil: it boots
 }

@@ -145,6 +145,8 @@ func explain(op, id string, err error) error {
 	case errors.Is(err, errNoFilter):
 		return refuse("the kernel must have nftables with the netdev family and its egress hook: Linux 5.16 or later with CONFIG_NF_TABLES_NETDEV and CONFIG_NETFILTER_EGRESS; " +
 			"a wire without this filter is not made")
+	case errors.Is(err, errNoForward):
+		return refuse("the kernel must have nftables' fwd in the netdev family: CONFIG_NFT_FWD_NETDEV; without it a machine gets no network")
 	case errors.Is(err, fs.ErrNotExist):
 		return refuse("the kernel must have TAP devices: `modprobe tun`; in a container, pass /dev/net/tun")
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):

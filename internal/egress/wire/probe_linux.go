@@ -15,7 +15,10 @@ import (
 // Errors: those of Open.
 //
 // Cost: that of Open.
-func Probe() error {
+func Probe() error { return probe(filters) }
+
+// probe calls try with the far end of a wire without a name, in its namespace.
+func probe(try func(tap *os.File) error) error {
 	err := visit(fresh, func() error {
 		self, err := os.Open("/proc/thread-self/ns/net")
 		if err != nil {
@@ -35,7 +38,7 @@ func Probe() error {
 			return err
 		}
 		defer tap.Close() // the link goes with the namespace, which nothing holds
-		return filters(tap)
+		return try(tap)
 	})
 	if err != nil {
 		return explain("probe wires", "", err)

@@ -90,7 +90,7 @@ func cut(ns *os.File) (link sandbox.Object, inode string, err error) {
 	inode = fmt.Sprintf("net:[%d]", st.Ino)
 	var gone bool
 	err = visit(into(ns), func() (err error) {
-		gone, err = unlink()
+		gone, err = unlink(LinkName)
 		return err
 	})
 	return checked("link", LinkName+" in "+inode, gone, "netlink finds no such link in the namespace"), inode, err

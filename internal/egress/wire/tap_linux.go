@@ -16,22 +16,22 @@ import (
 // hold to 16 MiB.
 const queue = 256
 
-// openTap attaches to the TAP of the namespace this thread is in, and makes it
-// where there is none. Errors: EBUSY while somebody else is attached.
-func openTap() (int, error) {
+// openTap attaches to a TAP of the namespace this thread is in, and makes it where
+// there is none. Errors: EBUSY while somebody else is attached.
+func openTap(name string) (int, error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, &fs.PathError{Op: "open", Path: "/dev/net/tun", Err: err}
 	}
-	if err := attach(fd); err != nil {
+	if err := attach(fd, name); err != nil {
 		unix.Close(fd)
 		return -1, err
 	}
 	return fd, nil
 }
 
-func attach(fd int) error {
-	req, err := unix.NewIfreq(LinkName)
+func attach(fd int, name string) error {
+	req, err := unix.NewIfreq(name)
 	if err != nil {
 		return err
 	}
@@ -52,7 +52,7 @@ func build(id string) (tap *os.File, err error) {
 	if err := quiet(); err != nil {
 		return nil, err
 	}
-	fd, err := openTap()
+	fd, err := openTap(LinkName)
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +137,7 @@ func reattach(id string) (*os.File, error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("look for the tap: %w", err)
 	}
-	fd, err := openTap()
+	fd, err := openTap(LinkName)
 	if err != nil {
 		return nil, err
 	}
@@ -156,20 +156,20 @@ func reattach(id string) (*os.File, error) {
 
 var errNoLink = errors.New("the namespace has no link: whoever made it has not finished")
 
-// unlink deletes the TAP of the namespace this thread is in, whoever is attached
-// to it, and looks for it again.
-func unlink() (gone bool, err error) {
+// unlink deletes a TAP of the namespace this thread is in, whoever is attached to
+// it, and looks for it again.
+func unlink(name string) (gone bool, err error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return false, fmt.Errorf("netlink: %w", err)
 	}
 	defer h.Close()
-	link, err := h.LinkByName(LinkName)
+	link, err := h.LinkByName(name)
 	if err == nil {
 		if err := h.LinkDel(link); err != nil && !errors.Is(err, syscall.ENODEV) {
 			return false, fmt.Errorf("delete the link: %w", err)
 		}
-		_, err = h.LinkByName(LinkName)
+		_, err = h.LinkByName(name)
 	}
 	var none netlink.LinkNotFoundError
 	if errors.As(err, &none) {

@@ -53,6 +53,10 @@ var definitions = map[string]definition{
 		"is_read_only": {kind: "boolean"}, "path_on_host": {kind: "string"}, "rate_limiter": {kind: "RateLimiter"},
 		"io_engine": {kind: "string", enum: []string{"Sync", "Async"}}, "socket": {kind: "string"},
 	}},
+	"NetworkInterface": {[]string{"host_dev_name", "iface_id"}, map[string]property{
+		"guest_mac": {kind: "string"}, "host_dev_name": {kind: "string"}, "iface_id": {kind: "string"}, "mtu": {kind: "integer", min: 68, max: 65535},
+		"rx_rate_limiter": {kind: "RateLimiter"}, "tx_rate_limiter": {kind: "RateLimiter"},
+	}},
 	"Vsock": {[]string{"guest_cid", "uds_path"}, map[string]property{
 		"guest_cid": {kind: "integer", min: 3}, "uds_path": {kind: "string"}, "vsock_id": {kind: "string"},
 	}},
@@ -82,16 +86,17 @@ type operation struct {
 }
 
 var operations = map[string]operation{
-	"GET /":                  {"", "any"},
-	"GET /version":           {"", "any"},
-	"PUT /machine-config":    {"MachineConfiguration", "pre"},
-	"PUT /boot-source":       {"BootSource", "pre"},
-	"PUT /drives/{drive_id}": {"Drive", "pre"},
-	"PUT /vsock":             {"Vsock", "pre"},
-	"PUT /actions":           {"InstanceActionInfo", "pre"}, // InstanceStart
-	"PATCH /vm":              {"Vm", "post"},
-	"PUT /snapshot/create":   {"SnapshotCreateParams", "post"},
-	"PUT /snapshot/load":     {"SnapshotLoadParams", "pre"},
+	"GET /":                              {"", "any"},
+	"GET /version":                       {"", "any"},
+	"PUT /machine-config":                {"MachineConfiguration", "pre"},
+	"PUT /boot-source":                   {"BootSource", "pre"},
+	"PUT /drives/{drive_id}":             {"Drive", "pre"},
+	"PUT /vsock":                         {"Vsock", "pre"},
+	"PUT /network-interfaces/{iface_id}": {"NetworkInterface", "pre"},
+	"PUT /actions":                       {"InstanceActionInfo", "pre"}, // InstanceStart
+	"PATCH /vm":                          {"Vm", "post"},
+	"PUT /snapshot/create":               {"SnapshotCreateParams", "post"},
+	"PUT /snapshot/load":                 {"SnapshotLoadParams", "pre"},
 }
 
 // check returns what is wrong with a body.
@@ -184,9 +189,11 @@ func (f *Process) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_ = json.NewEncoder(w).Encode(map[string]string{"fault_message": fmt.Sprintf(format, args...)})
 	}
 	route := r.Method + " " + r.URL.Path
-	id, isDrive := strings.CutPrefix(r.URL.Path, "/drives/")
-	if isDrive {
-		route = r.Method + " /drives/{drive_id}"
+	id, named := "", ""
+	for _, of := range []struct{ path, key string }{{"/drives/", "drive_id"}, {"/network-interfaces/", "iface_id"}} {
+		if rest, ok := strings.CutPrefix(r.URL.Path, of.path); ok {
+			id, named, route = rest, of.key, r.Method+" "+of.path+"{"+of.key+"}"
+		}
 	}
 	op, ok := operations[route]
 	if !ok {
@@ -212,8 +219,8 @@ func (f *Process) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse("A GET request cannot have a body.")
 		return
 	}
-	if isDrive && body["drive_id"] != id {
-		refuse("The id from the path [%s] does not match the id from the body [%v]!", id, body["drive_id"])
+	if named != "" && body[named] != id {
+		refuse("The id from the path [%s] does not match the id from the body [%v]!", id, body[named])
 		return
 	}
 	switch {
@@ -272,8 +279,8 @@ func (f *Process) act(w http.ResponseWriter, route, id string, body map[string]a
 			f.state = "Running"
 		}
 	default:
-		if id != "" && strings.HasPrefix(route, "PUT /drives/") {
-			route = "PUT /drives/" + id
+		if before, _, ok := strings.Cut(route, "{"); ok && id != "" {
+			route = before + id
 		}
 		f.have[route] = body
 	}

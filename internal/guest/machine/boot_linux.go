@@ -76,6 +76,15 @@ func boot() error {
 		return err
 	}
 	loopback()
+	if s.Network != nil {
+		hosts, err := s.Network.up(s.Hostname)
+		if err != nil {
+			return err
+		}
+		if k != nil {
+			k.network, k.hosts = s.Network, hosts
+		}
+	}
 	tune()
 	group := limitTasks(s.PIDs)
 	if err := switchRoot(); err != nil {
@@ -297,8 +306,8 @@ func tune() {
 	}
 }
 
-// loopback is the only interface a machine has; without it programs that talk to
-// themselves fail, which is theirs to notice.
+// loopback is the only interface of a machine without a network; without it
+// programs that talk to themselves fail, which is theirs to notice.
 func loopback() {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

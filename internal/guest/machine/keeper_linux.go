@@ -26,6 +26,9 @@ type keeper struct {
 	// Set before obey runs.
 	agent int      // pid of the first process in the agent's namespaces
 	group *os.File // its control group; nil without one
+
+	network *Network // nil without one
+	hosts   *os.File // the file that names the machine
 }
 
 func newKeeper() (*keeper, error) {
@@ -131,7 +134,20 @@ func (k *keeper) read(name string) ([]byte, error) {
 
 // renew replaces what a copy of a machine has in common with the others.
 func (k *keeper) renew(r Renewal) error {
-	return errors.Join(k.reseed(r.Seed), machineID(r.MachineID), k.inside(r))
+	return errors.Join(k.reseed(r.Seed), machineID(r.MachineID), k.rewire(r.Hostname), k.inside(r))
+}
+
+// rewire leaves nothing of the network that the machine had before: where it is
+// called as it was, and where it is connected.
+func (k *keeper) rewire(hostname string) error {
+	if k.network == nil {
+		return nil
+	}
+	_, err := k.hosts.WriteAt([]byte(k.network.hosts(hostname)), 0)
+	if err == nil {
+		err = k.hosts.Truncate(int64(len(k.network.hosts(hostname))))
+	}
+	return errors.Join(err, k.network.reset())
 }
 
 // reseed adds seed to the kernel's random numbers and has it make them anew: what

@@ -18,6 +18,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 )
 
 // Settings is what the host tells a machine on the kernel's command line. It
@@ -34,8 +35,18 @@ type Settings struct {
 	VSock uint32 `json:"v,omitempty"`
 	// Probe says hello on the channel and no more: no image is needed.
 	Probe bool `json:"t,omitempty"`
+	// Network is that of a machine with a network device; nil: there is none.
+	Network *Network `json:"n,omitempty"`
 	// Test asks for what tests need: TestFreeze, TestKeys.
 	Test string `json:"x,omitempty"`
+}
+
+// Network is what a machine's only network device is to be.
+type Network struct {
+	Link       string       `json:"l"`
+	Address    netip.Prefix `json:"a"`
+	Gateway    netip.Addr   `json:"g"` // answers DNS, and is the way to everything else
+	GatewayMAC string       `json:"m"`
 }
 
 // What tests ask for.
@@ -58,6 +69,10 @@ var Modules = []string{"virtio_pci", "virtio_mmio", "virtio_blk", "virtio_consol
 
 // VSockModules are those of Settings.VSock, in addition.
 var VSockModules = []string{"vmw_vsock_virtio_transport"}
+
+// NetworkModules are those of Settings.Network, in addition: the device, and what
+// ends connections of a machine that was copied.
+var NetworkModules = []string{"virtio_net", "tcp_diag"}
 
 // The devices, in the order the host attaches them.
 const (

@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"net/netip"
 	"reflect"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 func TestSettings(t *testing.T) {
 	for _, s := range []Settings{
 		{}, {Hostname: "sbabcdefghijklmnopqr", Readonly: true, PIDs: 1 << 20, VSock: 1<<32 - 1, Probe: true, Test: TestFreeze},
+		{Network: &Network{Link: "eth0", Address: netip.MustParsePrefix("10.200.0.2/30"), Gateway: netip.MustParseAddr("10.200.0.1"), GatewayMAC: "02:00:00:00:00:01"}},
 		{Hostname: "a b\" ' \n = é " + strings.Repeat("x", 50)},
 	} {
 		a, err := s.Argument()
