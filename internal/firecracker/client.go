@@ -168,6 +168,7 @@ type Drive struct {
 	ID       string
 	Path     string
 	Readonly bool
+	Rate     RateLimiter // the zero value: none
 }
 
 type machineConfig struct {
@@ -186,6 +187,8 @@ type drive struct {
 	Path     string `json:"path_on_host"`
 	Root     bool   `json:"is_root_device"`
 	Readonly bool   `json:"is_read_only"`
+
+	Rate *RateLimiter `json:"rate_limiter,omitempty"`
 }
 
 type vsock struct {
@@ -205,7 +208,7 @@ func (c *Client) Configure(ctx context.Context, m Machine) error {
 		{"/boot-source", bootSource{m.Kernel, m.Initial, m.Arguments}},
 	}
 	for _, d := range m.Drives {
-		puts = append(puts, put{"/drives/" + d.ID, drive{ID: d.ID, Path: d.Path, Readonly: d.Readonly}})
+		puts = append(puts, put{"/drives/" + d.ID, drive{ID: d.ID, Path: d.Path, Readonly: d.Readonly, Rate: d.Rate.some()}})
 	}
 	for _, p := range append(puts, put{"/vsock", vsock{m.CID, m.VSock}}) {
 		if err := c.call(ctx, http.MethodPut, p.path, p.body, nil); err != nil {

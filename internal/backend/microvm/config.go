@@ -30,6 +30,9 @@ type Config struct {
 	// Modules is the directory with the kernel's modules. It defaults to
 	// /lib/modules/RELEASE; a kernel without one must have everything built in.
 	Modules string
+	// Rate bounds what each machine reads from and writes to its disks. The zero value
+	// is no bound.
+	Rate Rate
 	// Cgroup is the parent of every instance's cgroup. It defaults to "firebreak".
 	Cgroup string
 	// BootTimeout bounds Create when its context has no deadline. It defaults to
@@ -46,6 +49,27 @@ const (
 	DefaultPIDs   = 256
 	DefaultDisk   = 1 << 30
 )
+
+// Rate is how much a machine may move per second. A zero is no bound.
+type Rate struct {
+	Bytes int64 // read and written
+	Ops   int64 // requests, whatever their size
+}
+
+// minRate keeps a machine's boot, which reads some megabytes, within its time.
+const (
+	minBytes = 1 << 20
+	minOps   = 100
+)
+
+// DefaultRate is what a server gives: more than programs ask for over time, and less
+// than what the disks it is meant for can do.
+var DefaultRate = Rate{Bytes: 256 << 20, Ops: 20000}
+
+// valid refuses what no machine would boot with.
+func (r Rate) valid() bool {
+	return (r.Bytes == 0 || r.Bytes >= minBytes && r.Bytes <= 1<<40) && (r.Ops == 0 || r.Ops >= minOps && r.Ops <= 1<<30)
+}
 
 // maxImage bounds the files of a root file system: the image takes as much disk.
 const maxImage = 32 << 30

@@ -20,7 +20,6 @@ import (
 
 	"github.com/firebreak-dev/firebreak/internal/guest"
 	"github.com/firebreak-dev/firebreak/internal/guest/machine"
-	"github.com/firebreak-dev/firebreak/internal/vmimage"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -34,16 +33,18 @@ const (
 
 // probed is what this host turned out to offer.
 type probed struct {
-	info     sandbox.Info
-	cgroups  cgroupHost // without parents when they cannot be used
-	monitor  monitor
-	program  string // the monitor's
-	vmm      string
-	accel    string
-	kernel   string
-	modules  []string // files of the kernel's modules a guest needs, in order
-	vsock    uint32
-	patience time.Duration // of Create
+	info    sandbox.Info
+	cgroups cgroupHost // without parents when they cannot be used
+	monitor monitor
+	program string // the monitor's
+	vmm     string
+	accel   string
+	kernel  string
+	modules []string // files of the kernel's modules a guest needs, in order
+	vsock   uint32
+
+	moduleDir string        // of all of its modules; "" when there are none
+	patience  time.Duration // of Create
 }
 
 // Info implements sandbox.Backend. Where KVM could work, the first call boots a
@@ -82,7 +83,7 @@ func (b *Backend) lookAround() probed {
 	defer cancel()
 	p := probed{vmm: vmmQEMU, accel: accelTCG, patience: 2 * time.Minute}
 	p.info = sandbox.Info{Name: "microvm", Isolation: sandbox.IsolationHypervisor, Available: true}
-	p.info.Capabilities.ReadonlyRoot = true
+	p.info.Capabilities.ReadonlyRoot, p.info.Capabilities.Boot = true, true
 	// RAM and disk have the size of the limit, and the tasks of the guest are its
 	// kernel's, none of the host's.
 	p.info.Capabilities.Limits = sandbox.LimitMemory | sandbox.LimitDisk | sandbox.LimitPIDs
@@ -163,15 +164,9 @@ func (b *Backend) find(ctx context.Context, p *probed) error {
 	if _, err := os.Stat(filepath.Join(b.cfg.Runtime, filepath.Base(guest.AgentPath))); err != nil {
 		return lack("run `make` to build the embedded programs", "guest agent: %w", bare(err))
 	}
-	need := machine.Modules
-	if p.vsock != 0 {
-		need = slices.Concat(need, machine.VSockModules)
-	}
-	if modules == "" {
-		return nil
-	}
-	if p.modules, err = vmimage.Modules(modules, need...); err != nil {
-		return lack("install the kernel's modules, or name another kernel", "modules of the kernel: %w", err)
+	p.moduleDir = modules
+	if err := p.modulesFor(""); err != nil {
+		return lack("install the kernel's modules, or name another kernel", "%w", err)
 	}
 	return nil
 }

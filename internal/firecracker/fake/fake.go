@@ -53,6 +53,10 @@ var definitions = map[string]definition{
 		"is_read_only": {kind: "boolean"}, "path_on_host": {kind: "string"}, "rate_limiter": {kind: "RateLimiter"},
 		"io_engine": {kind: "string", enum: []string{"Sync", "Async"}}, "socket": {kind: "string"},
 	}},
+	"RateLimiter": {nil, map[string]property{"bandwidth": {kind: "TokenBucket"}, "ops": {kind: "TokenBucket"}}},
+	"TokenBucket": {[]string{"refill_time", "size"}, map[string]property{
+		"one_time_burst": {kind: "integer"}, "refill_time": {kind: "integer"}, "size": {kind: "integer"},
+	}},
 	"Vsock": {[]string{"guest_cid", "uds_path"}, map[string]property{
 		"guest_cid": {kind: "integer", min: 3}, "uds_path": {kind: "string"}, "vsock_id": {kind: "string"},
 	}},
