@@ -217,6 +217,7 @@ func openTemplates(o options) (*template.Store, error) {
 		Registries: template.Registries{AuthFile: c.RegistryAuthFile, Private: c.RegistryPrivate, Insecure: c.RegistryInsecure,
 			// Whoever has this process to himself reaches every address without it.
 			AnyAddress: o.local},
+		GivenDirs: c.ImageDirs,
 		Instances: []string{filepath.Join(c.Data, "instances", "*"), filepath.Join(c.Data, "run", "*", "instances", "*")},
 	}, o.log)
 }

@@ -62,10 +62,6 @@ const (
 	minOps   = 100
 )
 
-// DefaultRate is what a server gives: more than programs ask for over time, and less
-// than what the disks it is meant for can do.
-var DefaultRate = Rate{Bytes: 256 << 20, Ops: 20000}
-
 // valid refuses what no machine would boot with.
 func (r Rate) valid() bool {
 	return (r.Bytes == 0 || r.Bytes >= minBytes && r.Bytes <= 1<<40) && (r.Ops == 0 || r.Ops >= minOps && r.Ops <= 1<<30)
