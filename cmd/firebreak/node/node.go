@@ -218,7 +218,8 @@ func openTemplates(o options) (*template.Store, error) {
 			// Whoever has this process to himself reaches every address without it.
 			AnyAddress: o.local},
 		GivenDirs: c.ImageDirs,
-		Instances: []string{filepath.Join(c.Data, "instances", "*"), filepath.Join(c.Data, "run", "*", "instances", "*")},
+		Instances: []string{filepath.Join(c.Data, "instances", "*"), filepath.Join(c.Data, "run", "*", "instances", "*"),
+			filepath.Join(c.Data, "machines", "*"), filepath.Join(c.Data, "run", "*", "machines", "*")},
 	}, o.log)
 }
 
