@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -195,6 +196,44 @@ func TestGiven(t *testing.T) {
 	for _, f := range []sandbox.File{boot.Kernel, boot.Image} {
 		if !strings.Contains(string(must(os.ReadFile(filepath.Join(inst.dir, fileOrigin)))), strings.TrimPrefix(f.Digest, "sha256:")) {
 			t.Errorf("a snapshot would not be bound to %s: %+v", filepath.Base(f.Path), o)
+		}
+	}
+}
+
+// TestGivenReadonly: a root file system that was brought, in a form made by another's
+// tools, is furnished also where nothing of it can be written; the kernel is this
+// host's.
+func TestGivenReadonly(t *testing.T) {
+	b := machines(t)
+	mkfs, err := exec.LookPath("mkfs.ext4")
+	if err != nil {
+		t.Skip("not run: there is no mkfs.ext4 (apt-get install e2fsprogs)")
+	}
+	dir, path := t.TempDir(), filepath.Join(t.TempDir(), "rootfs")
+	if err := os.WriteFile(filepath.Join(dir, "mark"), []byte("brought"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(mkfs, "-q", "-d", dir, path, "16M").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	root := sandbox.Root{Digest: "sha256:given", Boot: &sandbox.Boot{Image: file(t, "rootfs", must(os.ReadFile(path)))}}
+	inst, err := b.Create(patient(t), sandbox.Spec{Instance: sandbox.NewInstanceID(), Root: root, ReadonlyRoot: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if r, err := inst.Destroy(context.Background()); err != nil || !r.Clean {
+			t.Errorf("Destroy: %+v, %v", r, err)
+		}
+	}()
+	s := speak(t, inst)
+	if got := probeAs(t, s, "", "read", "/mark"); got != "brought" {
+		t.Errorf("the image has %q", got)
+	}
+	for path, writable := range map[string]bool{"/etc/x": false, "/mark": false, "/tmp/x": true, guest.DefaultHome + "/x": true} {
+		probeAs(t, s, "root", "write", path, "written")
+		if got := probeAs(t, s, "", "read", path) == "written"; got != writable {
+			t.Errorf("%s can be written: %t", path, got)
 		}
 	}
 }
