@@ -7,6 +7,7 @@ import (
 	"connectrpc.com/connect"
 
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
+	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
 // Pause saves the sandbox to disk and ends its boundary: it goes on where it was with
@@ -42,6 +43,52 @@ func (s *Sandbox) ResumeFor(ctx context.Context, timeout time.Duration) (*v1.San
 // for ever. Errors: those of Pause, KindExists for the name.
 func (s *Sandbox) Snapshot(ctx context.Context, name string, ttl time.Duration) (*v1.Snapshot, error) {
 	return message(s.c.snapshots.CreateSnapshot(ctx, connect.NewRequest(&v1.CreateSnapshotRequest{Id: s.id, Name: name, TtlMs: millis(ttl)})))
+}
+
+// WorkspaceOptions say what a workspace is made of: what CreateOptions do and, for a
+// machine that boots files of the server's own, which.
+type WorkspaceOptions struct {
+	CreateOptions
+	// KernelImagePath is a kernel, RootfsImagePath an image of a root file system, both
+	// below the server's image_dirs. A kernel goes with a root file system.
+	KernelImagePath, RootfsImagePath string
+}
+
+// CreateWorkspace makes a sandbox called name, of what it says by path if it does:
+//
+//	ws, err := c.CreateWorkspace(ctx, "my-agent", client.WorkspaceOptions{
+//		KernelImagePath: "/srv/images/vmlinux", RootfsImagePath: "/srv/images/rootfs.squashfs"})
+//
+// The files are made a template first, the same one for the same content, and the
+// backend is microvm. Errors: those of BuildTemplateFrom, KindDenied without the scope
+// template:boot or for other paths; those of Create.
+func (c *Client) CreateWorkspace(ctx context.Context, name string, o WorkspaceOptions) (*Sandbox, error) {
+	o.Name = name
+	if o.KernelImagePath == "" && o.RootfsImagePath == "" {
+		return c.Create(ctx, o.CreateOptions)
+	}
+	switch {
+	case o.Template != "":
+		return nil, sandbox.Errorf("create", sandbox.KindInvalid, "a template and image paths exclude each other").WithHint("build a template with the kernel, and name that")
+	case o.RootfsImagePath == "":
+		return nil, sandbox.Errorf("create", sandbox.KindInvalid, "a kernel without a root file system").WithHint("name a RootfsImagePath, or build a template with the kernel")
+	}
+	t, err := c.BuildTemplateFrom(ctx, TemplateOptions{KernelImagePath: o.KernelImagePath, RootfsImagePath: o.RootfsImagePath, Languages: languages(o.Language)}, nil)
+	if err != nil {
+		return nil, err
+	}
+	o.Template = t.GetDigest()
+	if o.Backend == "" {
+		o.Backend = "microvm"
+	}
+	return c.Create(ctx, o.CreateOptions)
+}
+
+func languages(one string) []string {
+	if one == "" {
+		return nil
+	}
+	return []string{one}
 }
 
 // Snapshot saves the sandbox with this id or name, which goes on: for planning loops

@@ -67,6 +67,17 @@ type TemplateOptions struct {
 	// zstd, or an image as docker save or an OCI layout has it. It is uploaded
 	// first.
 	Archive io.Reader
+	// Pack is what to make it of where Name is one of your own: python, node, shell.
+	Pack string
+	// Kernel is a vmlinux or bzImage that its machines boot, beside any of the above;
+	// Rootfs a squashfs, erofs or ext4 image in place of them, which Languages says
+	// what can run in. They are uploaded first. Both take the scope template:boot, and
+	// the backend microvm. With Rootfs, Name may be empty.
+	Kernel, Rootfs io.Reader
+	// KernelImagePath and RootfsImagePath are the same as files of the server's, below
+	// its image_dirs.
+	KernelImagePath, RootfsImagePath string
+	Languages                        []string
 }
 
 // BuildTemplate builds the pack called name; see BuildTemplateFrom.
@@ -83,13 +94,20 @@ func (c *Client) BuildTemplate(ctx context.Context, name string, progress func(*
 func (c *Client) BuildTemplateFrom(ctx context.Context, o TemplateOptions, progress func(*v1.BuildProgress)) (*v1.Template, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	req := &v1.BuildTemplateRequest{Name: o.Name, Image: o.Image}
-	if o.Archive != nil {
-		up, err := c.uploadArchive(ctx, o.Archive)
+	req := &v1.BuildTemplateRequest{Name: o.Name, Image: o.Image, Pack: o.Pack, LanguagePacks: o.Languages,
+		KernelImagePath: o.KernelImagePath, RootfsImagePath: o.RootfsImagePath}
+	for _, u := range []struct {
+		from io.Reader
+		id   *string
+	}{{o.Archive, &req.Upload}, {o.Kernel, &req.KernelUpload}, {o.Rootfs, &req.RootfsUpload}} {
+		if u.from == nil {
+			continue
+		}
+		up, err := c.uploadArchive(ctx, u.from)
 		if err != nil {
 			return nil, err
 		}
-		req.Upload = up.GetId()
+		*u.id = up.GetId()
 	}
 	st, err := c.system.BuildTemplate(ctx, connect.NewRequest(req))
 	if err != nil {

@@ -44,6 +44,22 @@ type Root struct {
 	Mounts []Mount
 	// Mutable marks a root the host may change under us (the "host" template).
 	Mutable bool
+	// Boot, if not nil, is what a machine of this root boots instead of what its
+	// backend would. A backend without Capabilities.Boot refuses one.
+	Boot *Boot
+}
+
+// Boot names files of the host that a virtual machine boots from. An operator put
+// them there; no request names one.
+type Boot struct {
+	Kernel File // zero: the backend's own
+	Image  File // of a file system that takes Root.Dir's place; zero: one made of that
+}
+
+// File is a file of the host, and what has to be in it.
+type File struct {
+	Path   string // absolute; "" for none
+	Digest string // "sha256:" and 64 hex digits
 }
 
 // Mount binds the host directory Source read-only at Target in the guest.
@@ -111,6 +127,9 @@ type Capabilities struct {
 	// as the same sandbox. It needs Snapshot.
 	Pause  bool
 	Attest bool
+	// Boot: a sandbox has a kernel of its own, and its template may bring it
+	// (Root.Boot).
+	Boot bool
 }
 
 // Info describes a backend on this host.
@@ -148,6 +167,8 @@ func (i Info) Check(spec Spec) error {
 			"backend %s isolates by %s, %s was demanded", i.Name, i.Isolation, spec.MinIsolation)
 	case spec.Wire != nil && !i.Capabilities.Wire:
 		return refuse("remove the network rules or choose another backend", "backend %s cannot attach a network", i.Name)
+	case spec.Root.Boot != nil && !i.Capabilities.Boot:
+		return refuse("use the backend microvm (--backend microvm)", "backend %s boots no kernel: the template has a kernel or file system of its own", i.Name)
 	case spec.AcceptWeaker:
 		return nil
 	case spec.ReadonlyRoot && !i.Capabilities.ReadonlyRoot:

@@ -113,8 +113,8 @@ func FuzzParse(f *testing.F) {
 
 func TestRolesAndScopes(t *testing.T) {
 	want := map[Role]string{
-		Owner:     "sandbox:read sandbox:write exec files:read files:write template:read template:write policy:read policy:write secret:read secret:write secret:reference binding:read binding:write key:read key:write audit:read system:read",
-		Admin:     "sandbox:read sandbox:write exec files:read files:write template:read template:write policy:read policy:write secret:read secret:write secret:reference binding:read binding:write key:read key:write audit:read system:read",
+		Owner:     "sandbox:read sandbox:write exec files:read files:write template:read template:write template:boot policy:read policy:write secret:read secret:write secret:reference binding:read binding:write key:read key:write audit:read system:read",
+		Admin:     "sandbox:read sandbox:write exec files:read files:write template:read template:write template:boot policy:read policy:write secret:read secret:write secret:reference binding:read binding:write key:read key:write audit:read system:read",
 		Developer: "sandbox:read sandbox:write exec files:read files:write template:read template:write policy:read secret:read binding:read system:read",
 		Viewer:    "sandbox:read files:read template:read policy:read secret:read binding:read system:read",
 		"":        "",

@@ -20,10 +20,13 @@ const (
 	FilesWrite    Scope = "files:write"
 	TemplateRead  Scope = "template:read"
 	TemplateWrite Scope = "template:write"
-	PolicyRead    Scope = "policy:read"
-	PolicyWrite   Scope = "policy:write"
-	SecretRead    Scope = "secret:read"
-	SecretWrite   Scope = "secret:write"
+	// TemplateBoot is to have machines boot a kernel or file system that one brings,
+	// also from the server's own files where its operator lets them be read.
+	TemplateBoot Scope = "template:boot"
+	PolicyRead   Scope = "policy:read"
+	PolicyWrite  Scope = "policy:write"
+	SecretRead   Scope = "secret:read"
+	SecretWrite  Scope = "secret:write"
 	// SecretReference is to let the server read its own environment and files.
 	SecretReference Scope = "secret:reference"
 	BindingRead     Scope = "binding:read"
@@ -36,7 +39,7 @@ const (
 
 // Scopes lists all scopes.
 func Scopes() []Scope {
-	return []Scope{SandboxRead, SandboxWrite, Exec, FilesRead, FilesWrite, TemplateRead, TemplateWrite,
+	return []Scope{SandboxRead, SandboxWrite, Exec, FilesRead, FilesWrite, TemplateRead, TemplateWrite, TemplateBoot,
 		PolicyRead, PolicyWrite, SecretRead, SecretWrite, SecretReference, BindingRead, BindingWrite, KeyRead, KeyWrite, AuditRead, SystemRead}
 }
 
@@ -71,7 +74,8 @@ func (r Role) Has(s Scope) bool {
 	case SandboxWrite, Exec, FilesWrite, TemplateWrite:
 		return r.atLeast(Developer)
 	// A stored policy is what others' sandboxes may reach, a binding what they may use.
-	case PolicyWrite, SecretWrite, SecretReference, BindingWrite, KeyRead, KeyWrite, AuditRead:
+	// What a machine boots is read by a monitor that still has the host's rights.
+	case TemplateBoot, PolicyWrite, SecretWrite, SecretReference, BindingWrite, KeyRead, KeyWrite, AuditRead:
 		return r.atLeast(Admin)
 	}
 	return false

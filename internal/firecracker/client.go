@@ -169,6 +169,7 @@ type Drive struct {
 	ID       string
 	Path     string
 	Readonly bool
+	Rate     RateLimiter // the zero value: none
 }
 
 // NIC is a TAP of the process's network namespace as a network device.
@@ -194,6 +195,8 @@ type drive struct {
 	Path     string `json:"path_on_host"`
 	Root     bool   `json:"is_root_device"`
 	Readonly bool   `json:"is_read_only"`
+
+	Rate *RateLimiter `json:"rate_limiter,omitempty"`
 }
 
 type networkInterface struct {
@@ -219,7 +222,7 @@ func (c *Client) Configure(ctx context.Context, m Machine) error {
 		{"/boot-source", bootSource{m.Kernel, m.Initial, m.Arguments}},
 	}
 	for _, d := range m.Drives {
-		puts = append(puts, put{"/drives/" + d.ID, drive{ID: d.ID, Path: d.Path, Readonly: d.Readonly}})
+		puts = append(puts, put{"/drives/" + d.ID, drive{ID: d.ID, Path: d.Path, Readonly: d.Readonly, Rate: d.Rate.some()}})
 	}
 	for _, n := range m.NICs {
 		puts = append(puts, put{"/network-interfaces/" + n.ID, networkInterface(n)})

@@ -18,7 +18,9 @@ import (
 
 var ordinary = Machine{
 	CPUs: 1, MemoryMiB: 256, Kernel: "/kernel", Initial: "/initial", Arguments: "quiet",
-	Drives: []Drive{{"root", "/root.img", true}, {"runtime", "/runtime.img", true}, {"disk", "/disk", false}}, CID: 3, VSock: VSockSocket,
+	Drives: []Drive{{ID: "root", Path: "/root.img", Readonly: true}, {ID: "runtime", Path: "/runtime.img", Readonly: true, Rate: RateLimiter{Ops: PerSecond(5)}},
+		{ID: "disk", Path: "/disk", Rate: RateLimiter{PerSecond(1 << 20), PerSecond(1000)}}},
+	CID: 3, VSock: VSockSocket,
 }
 
 // serve serves p on a socket of its own.

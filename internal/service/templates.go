@@ -6,6 +6,7 @@ import (
 	"strconv"
 
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
+	"github.com/firebreak-dev/firebreak/internal/auth"
 	"github.com/firebreak-dev/firebreak/internal/template"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -43,11 +44,39 @@ func toTemplate(t template.Template) *v1.Template {
 	if c := t.Image; c != nil {
 		out.Image = &v1.ImageConfig{Entrypoint: c.Entrypoint, Cmd: c.Cmd, WorkDir: text(c.WorkDir), User: text(c.User), Labels: texts(c.Labels)}
 	}
+	if b := t.Boot; b != nil {
+		out.Kernel, out.Rootfs = toBootFile(b.Kernel), toBootFile(b.Rootfs)
+	}
 	if t.Damaged != "" {
 		out.State, out.Description = "damaged", t.Damaged
 	}
 	return out
 }
+
+func toBootFile(f *template.BootFile) *v1.BootFile {
+	if f == nil {
+		return nil
+	}
+	return &v1.BootFile{Digest: f.Digest, SizeBytes: f.Size, Format: f.Format, Release: f.Release}
+}
+
+// brings checks who has machines boot what he brings: it is the operator's to decide
+// what a monitor reads, and what of the server's own files.
+func (s *Service) brings(ctx context.Context, p auth.Principal, method string, req *v1.BuildTemplateRequest) error {
+	if req.GetKernelUpload()+req.GetKernelImagePath()+req.GetRootfsUpload()+req.GetRootfsImagePath() == "" {
+		return nil
+	}
+	_, err := auth.Require(ctx, auth.TemplateBoot)
+	if err == nil && p.Tenant != sandbox.DefaultTenant {
+		err = sandbox.Errorf(opTemplateBuild, sandbox.KindDenied, "what machines boot is the operator's to bring").WithHint("ask for a template")
+	}
+	if err != nil {
+		s.Refused(ctx, Refusal{Method: method, Principal: p, Err: err})
+	}
+	return err
+}
+
+const opTemplateBuild = "template build"
 
 // BuildTemplate builds a template; the last event holds it. The end of ctx, or
 // an error from send, stops the build and leaves nothing of it.
@@ -57,8 +86,11 @@ func (s *Service) BuildTemplate(ctx context.Context, req *v1.BuildTemplateReques
 	if err != nil {
 		return err
 	}
-	if req.GetName() == "" && req.GetImage() == "" {
-		return sandbox.Errorf("template build", sandbox.KindInvalid, "name is missing").WithHint("only an image can do without")
+	if req.GetName() == "" && req.GetImage() == "" && req.GetRootfsUpload()+req.GetRootfsImagePath() == "" {
+		return sandbox.Errorf(opTemplateBuild, sandbox.KindInvalid, "name is missing").WithHint("only an image and a root file system can do without")
+	}
+	if err := s.brings(ctx, p, method, req); err != nil {
+		return err
 	}
 	built, err := s.Orchestrator.BeginBuild(p.Tenant)
 	if err != nil {
@@ -71,21 +103,30 @@ func (s *Service) BuildTemplate(ctx context.Context, req *v1.BuildTemplateReques
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var broken error
-	t, err := s.Templates.Build(ctx, req.GetName(), template.BuildOptions{Image: req.GetImage(), Upload: req.GetUpload(), Owner: string(p.Tenant), Progress: func(g template.Progress) {
-		if broken == nil {
-			broken = send(&v1.BuildTemplateEvent{Event: &v1.BuildTemplateEvent_Progress{Progress: &v1.BuildProgress{
-				Stage: string(g.Stage), Percent: int32(g.Percent), Text: text(g.Line)}}})
-		}
-		if broken != nil {
-			cancel()
-		}
-	}})
+	t, err := s.Templates.Build(ctx, req.GetName(), template.BuildOptions{Image: req.GetImage(), Upload: req.GetUpload(), Pack: req.GetPack(), Owner: string(p.Tenant),
+		Kernel:    template.Given{Upload: req.GetKernelUpload(), Path: req.GetKernelImagePath()},
+		Rootfs:    template.Given{Upload: req.GetRootfsUpload(), Path: req.GetRootfsImagePath()},
+		Languages: req.GetLanguagePacks(), Progress: func(g template.Progress) {
+			if broken == nil {
+				broken = send(&v1.BuildTemplateEvent{Event: &v1.BuildTemplateEvent_Progress{Progress: &v1.BuildProgress{
+					Stage: string(g.Stage), Percent: int32(g.Percent), Text: text(g.Line)}}})
+			}
+			if broken != nil {
+				cancel()
+			}
+		}})
 	if broken != nil {
 		err = broken
 	}
 	outcome, object, detail := sandbox.OutcomeDone, t.Name, map[string]string{"digest": t.Digest}
 	if t.Source != nil {
 		detail["source"], detail["source_digest"], detail["manifest"] = text(t.Source.Reference), t.Source.Digest, t.Source.Manifest
+	}
+	if b := t.Boot; b != nil && b.Kernel != nil {
+		detail["kernel"] = b.Kernel.Digest
+	}
+	if b := t.Boot; b != nil && b.Rootfs != nil {
+		detail["rootfs"] = b.Rootfs.Digest
 	}
 	if err != nil {
 		outcome, object, detail = sandbox.OutcomeFailed, buildObject(req), nil
@@ -125,13 +166,15 @@ func buildObject(req *v1.BuildTemplateRequest) string {
 }
 
 func buildDetail(req *v1.BuildTemplateRequest) map[string]string {
-	switch {
-	case req.GetImage() != "":
-		return map[string]string{"image": req.GetImage()}
-	case req.GetUpload() != "":
-		return map[string]string{"upload": req.GetUpload()}
+	detail := map[string]string{}
+	for name, v := range map[string]string{"image": req.GetImage(), "upload": req.GetUpload(), "pack": req.GetPack(),
+		"kernel_upload": req.GetKernelUpload(), "kernel_image_path": req.GetKernelImagePath(),
+		"rootfs_upload": req.GetRootfsUpload(), "rootfs_image_path": req.GetRootfsImagePath()} {
+		if v != "" {
+			detail[name] = v
+		}
 	}
-	return nil
+	return detail
 }
 
 // texts makes what an image says fit for every surface.

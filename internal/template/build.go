@@ -25,6 +25,11 @@ type BuildOptions struct {
 	// Upload is the id of an archive that Receive took from Owner, instead of a
 	// pack. The build uses it up.
 	Upload, Owner string
+	// Kernel is what machines of the template boot, beside any of the above; Rootfs
+	// an image that takes the place of all of them. The zero value is none.
+	Kernel, Rootfs Given
+	// Languages are what Rootfs can run, into which nobody looks.
+	Languages []string
 	// Progress is called from the goroutine of Build; nil for silence.
 	Progress func(Progress)
 }
@@ -72,20 +77,35 @@ type Progress struct {
 // not answer, KindCanceled when ctx ends. After any error nothing of the build
 // is left: no process, no file. Concurrent builds do not disturb each other.
 func (s *Store) Build(ctx context.Context, name string, o BuildOptions) (Template, error) {
-	if o.Image != "" || o.Upload != "" {
-		t, err := s.buildImage(ctx, name, o)
-		return t, sandbox.Wrap(opBuild, name, err)
+	g, err := s.open(name, o)
+	if err != nil {
+		return Template{}, sandbox.Wrap(opBuild, name, err)
+	}
+	t, err := s.buildFrom(ctx, name, o, g)
+	if left := g.close(); err == nil {
+		err = left
+	}
+	return t, sandbox.Wrap(opBuild, name, err)
+}
+
+// buildFrom is Build with what a machine is to boot opened.
+func (s *Store) buildFrom(ctx context.Context, name string, o BuildOptions, g *givens) (Template, error) {
+	switch {
+	case o.Image != "" || o.Upload != "":
+		return s.buildImage(ctx, name, o, g)
+	case g.rootfs != nil:
+		return s.buildRootfs(ctx, name, o, g)
 	}
 	r, err := s.plan("template build", name, o)
 	if err != nil {
 		return Template{}, err
 	}
-	return s.buildRecipe(ctx, name, r, o)
+	return s.buildRecipe(ctx, name, r, o, g)
 }
 
-func (s *Store) buildRecipe(ctx context.Context, name string, r recipe, o BuildOptions) (Template, error) {
+func (s *Store) buildRecipe(ctx context.Context, name string, r recipe, o BuildOptions, g *givens) (Template, error) {
 	const op = "template build"
-	digest, err := s.build(ctx, name, r, o)
+	digest, err := s.build(ctx, name, r, o, g)
 	if ctx.Err() != nil && err != nil {
 		err = ctx.Err() // the rest only says that it was interrupted
 	}
@@ -111,7 +131,7 @@ func (s *Store) plan(op, name string, o BuildOptions) (recipe, error) {
 		return recipe{}, invalid("a lower-case letter, then up to 62 letters, digits, dots, dashes or underscores", "%q is not a template name", clip(name))
 	case name == Host:
 		return recipe{}, invalid("it needs no build; just use it", "the host template is the machine itself")
-	case isLanguage(name) && (pack != name || len(o.Packages) > 0):
+	case isLanguage(name) && (pack != name || len(o.Packages) > 0 || o.Kernel != Given{}):
 		return recipe{}, invalid("choose another name for a variant, such as my-"+name, "the name %s is kept for that pack", name)
 	}
 	if i := slices.IndexFunc(o.Packages, func(p string) bool { return !rePackage.MatchString(p) }); i >= 0 {
@@ -127,7 +147,7 @@ func (s *Store) plan(op, name string, o BuildOptions) (recipe, error) {
 }
 
 // build does the work of Build and returns the digest.
-func (s *Store) build(ctx context.Context, name string, r recipe, o BuildOptions) (digest string, err error) {
+func (s *Store) build(ctx context.Context, name string, r recipe, o BuildOptions, g *givens) (digest string, err error) {
 	t, err := s.newTemporary()
 	if err != nil {
 		return "", err
@@ -144,21 +164,25 @@ func (s *Store) build(ctx context.Context, name string, r recipe, o BuildOptions
 	}
 	published = true // seal uses it up, whatever comes of it
 	m := manifest{Name: name, Description: r.Description, Languages: r.Languages, Env: r.Env, Packages: b.packages}
-	return s.seal(ctx, t, name, "", m, b.progress)
+	return s.seal(ctx, t, name, "", m, g, b.progress)
 }
 
-// seal completes m with what is in t's root, publishes the whole and lets name
-// stand for it, as reference. t is used up, whatever comes of it.
-func (s *Store) seal(ctx context.Context, t *temporary, name, reference string, m manifest, progress func(Stage, int, string)) (digest string, err error) {
+// seal completes m with what is in t's root and what g gives, publishes the whole and
+// lets name, if there is one, stand for it, as reference. t is used up, whatever comes
+// of it.
+func (s *Store) seal(ctx context.Context, t *temporary, name, reference string, m manifest, g *givens, progress func(Stage, int, string)) (digest string, err error) {
 	published := false
 	defer func() {
 		if !published {
 			err = errors.Join(err, t.discard())
 		}
 	}()
+	if m.Boot, err = g.copy(ctx, filepath.Join(t.dir, bootName), s.opts.Limits); err != nil {
+		return "", noSpace(err)
+	}
 	progress(StageSeal, 94, "hashing")
 	root := filepath.Join(t.dir, "rootfs")
-	stamp, err := stampOf(ctx, root) // first: what changes while it is read shows
+	stamp, err := stampOf(ctx, t.dir, m.Boot != nil) // first: what changes while it is read shows
 	if err != nil {
 		return "", err
 	}
@@ -170,7 +194,7 @@ func (s *Store) seal(ctx context.Context, t *temporary, name, reference string, 
 		return "", noSpace(err)
 	}
 	failpoint.Hit("template.build/after-hash")
-	m.Version, m.Listing, m.Size, m.Created = manifestVersion, "sha256:"+hexSum(listing), size, time.Now().UTC()
+	m.Version, m.Listing, m.Size, m.Created = m.version(), "sha256:"+hexSum(listing), size+m.Boot.size(), time.Now().UTC()
 	m.Digest = m.expected()
 	progress(StageSeal, 97, "writing to disk")
 	if err := syncTree(t.dir); err != nil { // before the store's lock: this is the slow part
@@ -189,8 +213,10 @@ func (s *Store) seal(ctx context.Context, t *temporary, name, reference string, 
 		return "", noSpace(err)
 	}
 	failpoint.Hit("template.build/after-publish")
-	if err := s.point(name, m.Digest, reference); err != nil {
-		return "", noSpace(err)
+	if name != "" {
+		if err := s.point(name, m.Digest, reference); err != nil {
+			return "", noSpace(err)
+		}
 	}
 	failpoint.Hit("template.build/after-point")
 	progress(StageDone, 100, m.Digest)

@@ -175,7 +175,7 @@ func TestBuildCancelLeavesNothing(t *testing.T) {
 				since = time.Now()
 				time.AfterFunc(20*time.Millisecond, cancel)
 			}
-		}})
+		}}, &givens{})
 		want(t, err, sandbox.KindCanceled, "")
 		if d := time.Since(since); d > 10*time.Second {
 			t.Errorf("at %d %%: cancelling took %v", at, d)

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -35,11 +36,12 @@ func (s *Store) Check(ctx context.Context, digest string) error {
 	if err != nil || t.Root.Mutable {
 		return sandbox.Wrap(op, digest, err)
 	}
-	seen, err := stampOf(ctx, t.Root.Dir)
+	dir := filepath.Join(s.dir, entryName(digest))
+	seen, err := stampOf(ctx, dir, t.Boot != nil)
 	if err != nil {
 		return sandbox.Wrap(op, digest, vanished(digest, err))
 	}
-	path := filepath.Join(s.dir, entryName(digest), stampName)
+	path := filepath.Join(dir, stampName)
 	if known, err := os.ReadFile(path); err == nil && string(known) == seen {
 		return nil
 	}
@@ -62,11 +64,21 @@ func vanished(digest string, err error) error {
 	return err
 }
 
-// stampOf describes everything below root, not root itself, without reading it.
-func stampOf(ctx context.Context, root string) (string, error) {
+// stampOf describes the files of the template in dir without reading them: all of its
+// root, and what machines boot from where it has that.
+func stampOf(ctx context.Context, dir string, boot bool) (string, error) {
 	h := sha256.New()
+	err := stampTree(ctx, h, filepath.Join(dir, "rootfs"))
+	if boot && err == nil {
+		err = stampTree(ctx, h, filepath.Join(dir, bootName))
+	}
+	return hex.EncodeToString(h.Sum(nil)) + "\n", err
+}
+
+// stampTree writes what there is below root, not root itself.
+func stampTree(ctx context.Context, h io.Writer, root string) error {
 	var line []byte
-	err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+	return filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
 		if err == nil {
 			err = ctx.Err()
 		}
@@ -82,7 +94,6 @@ func stampOf(ctx context.Context, root string) (string, error) {
 		_, err = h.Write(line)
 		return err
 	})
-	return hex.EncodeToString(h.Sum(nil)) + "\n", err
 }
 
 // keepStamp makes path hold a stamp, whole or not at all. It is not flushed:

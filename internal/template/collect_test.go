@@ -205,7 +205,7 @@ func TestManifestVersions(t *testing.T) {
 	must(t, err)
 	m, err := decodeManifest(b)
 	must(t, err)
-	for version, ok := range map[int]bool{0: false, 1: true, 2: true, 3: false} {
+	for version, ok := range map[int]bool{0: false, 1: true, 2: true, 3: true, 4: false} {
 		m.Version = version
 		b, err := m.encode()
 		must(t, err)

@@ -24,9 +24,10 @@ var epoch = time.Unix(1767225600, 0) // 2026-01-01T00:00:00Z
 // errLocked says that another process or goroutine uses a template.
 var errLocked = errors.New("in use")
 
-// manifestVersion is what is written. Version 1 had neither Source nor Image,
-// and is read as what it is: a pack or the host template.
-const manifestVersion = 2
+// manifestVersion is what is read. Version 1 had neither Source nor Image, and is
+// read as what it is: a pack or the host template; version 2 no Boot, and is written
+// where there is none.
+const manifestVersion = 3
 
 // manifest is what manifest.json holds below its own digest.
 type manifest struct {
@@ -45,6 +46,14 @@ type manifest struct {
 	Source      *Source           `json:"source,omitempty"`
 	Image       *ImageConfig      `json:"image,omitempty"`
 	LeftOut     int               `json:"left_out,omitempty"` // devices and pipes of the image
+	Boot        *Boot             `json:"boot,omitempty"`
+}
+
+func (m manifest) version() int {
+	if m.Boot == nil {
+		return 2
+	}
+	return manifestVersion
 }
 
 // sealed is a manifest file: the digest covers the exact bytes of Manifest.
@@ -142,6 +151,11 @@ func (s *Store) load(digest string) (Template, error) {
 
 // expected is the digest a template with this manifest must have.
 func (m manifest) expected() string {
+	if m.Boot != nil {
+		base := m
+		base.Boot = nil
+		return m.Boot.identity(base.expected(), m.Languages)
+	}
 	switch {
 	case m.Mutable:
 		return m.Digest // a fingerprint
@@ -154,8 +168,8 @@ func (m manifest) expected() string {
 func (m manifest) template(dir string) Template {
 	t := Template{
 		Description: m.Description, Digest: m.Digest, Created: m.Created, Size: m.Size,
-		Packs: m.Languages, Env: m.Env, Packages: m.Packages, Source: m.Source, Image: m.Image,
-		Root: sandbox.Root{Digest: m.Digest, Dir: filepath.Join(dir, "rootfs"), Mounts: m.Mounts, Mutable: m.Mutable},
+		Packs: m.Languages, Env: m.Env, Packages: m.Packages, Source: m.Source, Image: m.Image, Boot: m.Boot,
+		Root: sandbox.Root{Digest: m.Digest, Dir: filepath.Join(dir, "rootfs"), Mounts: m.Mounts, Mutable: m.Mutable, Boot: m.Boot.root(dir)},
 	}
 	if m.Mutable {
 		t.Name = Host
@@ -220,6 +234,9 @@ func (s *Store) Verify(ctx context.Context, digest string) error {
 	}
 	if !bytes.Equal(got, want) {
 		return damaged(digest, firstDifference(want, got))
+	}
+	if err := m.Boot.verify(ctx, dir); err != nil {
+		return damaged(digest, message(err))
 	}
 	if m.Mutable {
 		return sandbox.Wrap(op, digest, s.host.current(digest))

@@ -26,13 +26,14 @@ type imageBuild struct {
 	reference string // what the name file says
 	source    Source
 	config    *v1.ConfigFile
+	given     *givens
 	report    func(Progress)
 	percent   int
 }
 
 // buildImage is Build for images and archives.
-func (s *Store) buildImage(ctx context.Context, name string, o BuildOptions) (Template, error) {
-	b := &imageBuild{s: s, name: name, report: o.Progress}
+func (s *Store) buildImage(ctx context.Context, name string, o BuildOptions, g *givens) (Template, error) {
+	b := &imageBuild{s: s, name: name, given: g, report: o.Progress}
 	digest, err := "", error(nil)
 	switch {
 	case o.Image != "" && o.Upload != "", o.Pack != "", len(o.Packages) > 0:
@@ -138,6 +139,9 @@ func (b *imageBuild) resolve(ctx context.Context, r *registry) (document, error)
 // reuse looks for a sound template of the same image and lets the name stand
 // for it; empty when there is none.
 func (b *imageBuild) reuse(ctx context.Context) (string, error) {
+	if b.given.some() {
+		return "", ctx.Err() // which of them is told by their content
+	}
 	unlock, err := b.s.lock() // so that nobody removes it meanwhile
 	if err != nil {
 		return "", err
@@ -152,7 +156,7 @@ func (b *imageBuild) reuse(ctx context.Context) (string, error) {
 			continue
 		}
 		t, err := b.s.load(entryDigest(e))
-		if err != nil || t.Source == nil || t.Source.Kind != "image" ||
+		if err != nil || t.Boot != nil || t.Source == nil || t.Source.Kind != "image" ||
 			t.Source.Layout != imageLayout || t.Source.Digest != b.source.Digest && (t.Source.Manifest != b.source.Manifest || b.source.Manifest == "") {
 			continue
 		}
@@ -241,7 +245,7 @@ func (b *imageBuild) make(ctx context.Context, layers []layer) (digest string, e
 	if b.source.Kind == "image" {
 		b.reference = b.source.Reference + " " + b.source.Digest
 	}
-	return b.s.seal(ctx, t, b.name, b.reference, m, b.progress)
+	return b.s.seal(ctx, t, b.name, b.reference, m, b.given, b.progress)
 }
 
 func (b *imageBuild) unpack(ctx context.Context, rootfs string, layers []layer) (m manifest, err error) {

@@ -41,6 +41,9 @@ type Options struct {
 	// made them: a digest that a file there names is in use, also while no
 	// process holds a lease on it. Patterns of path/filepath.
 	Instances []string
+	// GivenDirs are directories below which a build may read files of this host, for
+	// who may have machines boot what he brings.
+	GivenDirs []string
 }
 
 // New opens the store in dir, creating it if it is missing, and removes what

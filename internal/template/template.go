@@ -55,6 +55,8 @@ type Template struct {
 	Source *Source
 	// Image is what that image says about running it; nil likewise.
 	Image *ImageConfig
+	// Boot is what a machine of it boots that was brought; nil where nothing was.
+	Boot *Boot
 
 	Root sandbox.Root
 
@@ -78,6 +80,7 @@ func (t Template) clone() Template {
 	t.Env = maps.Clone(t.Env)
 	t.Packages = slices.Clone(t.Packages)
 	t.Root.Mounts = slices.Clone(t.Root.Mounts)
+	t.Boot, t.Root.Boot = copyOf(t.Boot), copyOf(t.Root.Boot)
 	if t.Source != nil {
 		c := *t.Source
 		c.Layers = slices.Clone(c.Layers)

@@ -19,13 +19,19 @@ import (
 )
 
 // buildFlags say what template build is to make a template of.
-type buildFlags struct{ name, image, dir, tar string }
+type buildFlags struct {
+	name, image, dir, tar, pack string
+	kernel, rootfs              string
+	languages                   []string
+}
 
 func (f buildFlags) check(cmd *cobra.Command) error {
 	given := 0
-	for _, n := range []string{"image", "dir", "tar"} {
+	for _, n := range []string{"image", "dir", "tar", "pack", "rootfs", "kernel"} {
 		if cmd.Flags().Changed(n) {
-			given++
+			if n != "kernel" { // which goes with any of them
+				given++
+			}
 			if v, _ := cmd.Flags().GetString(n); v == "" {
 				return sandbox.Errorf("--"+n, sandbox.KindInvalid, "it is empty")
 			}
@@ -33,9 +39,9 @@ func (f buildFlags) check(cmd *cobra.Command) error {
 	}
 	switch {
 	case given > 1:
-		return sandbox.Errorf("template build", sandbox.KindInvalid, "--image, --dir and --tar exclude each other").WithHint("a template is made of one of them")
+		return sandbox.Errorf("template build", sandbox.KindInvalid, "--image, --dir, --tar, --pack and --rootfs exclude each other").WithHint("a template is made of one of them")
 	case f.name == "" && f.image == "":
-		return sandbox.Errorf("template build", sandbox.KindInvalid, "NAME is missing").WithHint("python, node or shell; or a name of your own with --image, --dir or --tar")
+		return sandbox.Errorf("template build", sandbox.KindInvalid, "NAME is missing").WithHint("python, node or shell; or a name of your own with --image, --dir, --tar, --pack or --rootfs")
 	}
 	return nil
 }
@@ -44,7 +50,21 @@ func (f buildFlags) check(cmd *cobra.Command) error {
 func (a *App) buildTemplate(ctx context.Context, s *session, f buildFlags) (*v1.Template, error) {
 	p := &progressLine{app: a, on: terminal(a.Err)}
 	defer p.end()
-	o := client.TemplateOptions{Name: f.name, Image: f.image}
+	o := client.TemplateOptions{Name: f.name, Image: f.image, Pack: f.pack, Languages: f.languages}
+	for _, b := range []struct {
+		path string
+		to   *io.Reader
+	}{{f.kernel, &o.Kernel}, {f.rootfs, &o.Rootfs}} {
+		if b.path == "" {
+			continue
+		}
+		file, err := os.Open(b.path)
+		if err != nil {
+			return nil, inputError(b.path, err)
+		}
+		defer file.Close()
+		*b.to = &counted{r: file, p: p}
+	}
 	switch {
 	case f.dir != "":
 		r := packDirectory(f.dir)

@@ -19,7 +19,7 @@ func (a *App) templateCommand() *cobra.Command {
 func (a *App) templateBuild() *cobra.Command {
 	var o buildFlags
 	cmd := &cobra.Command{
-		Use:   "build NAME | [NAME] --image REFERENCE | NAME --dir DIR | NAME --tar FILE",
+		Use:   "build NAME | [NAME] --image REFERENCE | NAME --dir DIR | NAME --tar FILE | NAME --rootfs FILE",
 		Short: "Build a template from Debian packages, an image or a directory",
 		Long: `Build makes a template and prints its digest. python, node and shell are made from
 Debian packages: minutes the first time, seconds when nothing changed. The template
@@ -34,11 +34,18 @@ one is derived: python-3.13 for docker.io/library/python:3.13.
 or packed by gzip or zstd, - for standard input. A tar file of docker save or of an
 OCI layout is taken as the image it holds.
 
+--kernel and --rootfs bring what machines of it boot, for the backend microvm: a kernel
+(vmlinux or bzImage), beside any of the above, and an image of a root file system
+(squashfs, erofs or ext4) in place of them, of which --language says what it can run.
+They are copied, and checked before each boot. This takes the scope template:boot. What
+a kernel needs is in images/kernel/microvm.config.
+
 What runs in it is user code as uid 1000, never the image's entrypoint. Setuid bits,
 file capabilities, devices and pipes are left out.`,
 		Example: `  firebreak template build python
   firebreak template build py --image docker.io/library/python:3.13-slim
   docker save alpine | firebreak template build alpine --tar -
+  firebreak template build mine --kernel vmlinux --rootfs rootfs.squashfs --language python
   firebreak run --template py -c 'print(6*7)'`,
 		Args:      cobra.MaximumNArgs(1),
 		ValidArgs: []string{"python", "node", "shell"},
@@ -63,6 +70,10 @@ file capabilities, devices and pipes are left out.`,
 	fs.StringVar(&o.image, "image", "", "container image, by tag or digest")
 	fs.StringVar(&o.dir, "dir", "", "directory that holds a root file system")
 	fs.StringVar(&o.tar, "tar", "", "tar file of a root file system or image; - is standard input")
+	fs.StringVar(&o.pack, "pack", "", "pack that NAME is a variant of: python, node, shell")
+	fs.StringVar(&o.kernel, "kernel", "", "kernel for its machines, a vmlinux or bzImage")
+	fs.StringVar(&o.rootfs, "rootfs", "", "image of a root file system: squashfs, erofs or ext4")
+	fs.StringArrayVar(&o.languages, "language", nil, "language that the root file system of --rootfs can run; repeat for more")
 	return cmd
 }
 

@@ -59,6 +59,9 @@ type Config struct {
 	// Quota bounds tenants and keeps room on the host; its Host is MaxSandboxes.
 	Quota orchestrator.Quota
 
+	// ImageDirs are below which the server may read what machines are to boot.
+	ImageDirs []string
+
 	RegistryAuthFile string
 	RegistryPrivate  []string
 	RegistryInsecure []string
@@ -78,6 +81,7 @@ type Config struct {
 // Machine is what virtual machines are made with. Empty fields are found out.
 type Machine struct {
 	Kernel, Monitor, Accel string
+	DiskRate, DiskOps      int64 // per second; 0: no bound
 }
 
 // Key is one thing that can be set.

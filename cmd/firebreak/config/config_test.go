@@ -3,6 +3,7 @@ package config
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -67,6 +68,10 @@ func TestStrict(t *testing.T) {
 		"egress_private: 10.1.2.3/16":       "is not a network",
 		"egress_private: everything":        "is not a network",
 		"tenant_memory: much":               "not a size",
+		"image_dirs: images":                "not an absolute path",
+		"image_dirs: /srv, /":               "not an absolute path",
+		"machine_disk_rate: 1KiB":           "too little",
+		"machine_disk_ops: 3":               "not a number of requests",
 		"tenant_execs: -1":                  "not a number from 0",
 		"tenants: [acme]":                   "write {name:",
 		"tenants: {acme: {cows: 1}}":        `unknown key "cows"`,
@@ -162,5 +167,18 @@ func TestRetention(t *testing.T) {
 		if c.Retain != 7*24*time.Hour {
 			t.Errorf("retain is %v", c.Retain)
 		}
+	}
+}
+
+// TestMachineKeys: a machine's disk is bounded unless somebody says otherwise, and the
+// server reads no file of its own for one.
+func TestMachineKeys(t *testing.T) {
+	c, err := Load(Source{Lookup: env(nil), Root: true})
+	if err != nil || c.Machine.DiskRate != 256<<20 || c.Machine.DiskOps != 20000 || len(c.ImageDirs) != 0 {
+		t.Errorf("%+v, %q, %v", c.Machine, c.ImageDirs, err)
+	}
+	c, err = Load(Source{Root: true, Lookup: env(map[string]string{"FIREBREAK_MACHINE_DISK_RATE": "0", "FIREBREAK_MACHINE_DISK_OPS": "0", "FIREBREAK_IMAGE_DIRS": "/srv/a/, /srv/b"})})
+	if err != nil || c.Machine.DiskRate != 0 || c.Machine.DiskOps != 0 || !slices.Equal(c.ImageDirs, []string{"/srv/a", "/srv/b"}) {
+		t.Errorf("%+v, %q, %v", c.Machine, c.ImageDirs, err)
 	}
 }

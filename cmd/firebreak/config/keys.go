@@ -17,7 +17,7 @@ import (
 )
 
 // Keys is everything that can be set, in the order it is printed.
-var Keys = append([]Key{
+var Keys = slices.Concat([]Key{
 	{
 		Name: "data", Env: "FIREBREAK_DATA",
 		Doc:     "directory of state, audit log, templates and unpacked programs",
@@ -248,7 +248,7 @@ var Keys = append([]Key{
 		set: setWitnesses,
 		get: func(c *Config) string { return c.auditWitness },
 	},
-}, quotaKeys()...)
+}, machineKeys(), quotaKeys())
 
 func setHosts(to *[]string, v string) error {
 	*to = nil

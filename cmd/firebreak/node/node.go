@@ -217,7 +217,9 @@ func openTemplates(o options) (*template.Store, error) {
 		Registries: template.Registries{AuthFile: c.RegistryAuthFile, Private: c.RegistryPrivate, Insecure: c.RegistryInsecure,
 			// Whoever has this process to himself reaches every address without it.
 			AnyAddress: o.local},
-		Instances: []string{filepath.Join(c.Data, "instances", "*"), filepath.Join(c.Data, "run", "*", "instances", "*")},
+		GivenDirs: c.ImageDirs,
+		Instances: []string{filepath.Join(c.Data, "instances", "*"), filepath.Join(c.Data, "run", "*", "instances", "*"),
+			filepath.Join(c.Data, "machines", "*"), filepath.Join(c.Data, "run", "*", "machines", "*")},
 	}, o.log)
 }
 

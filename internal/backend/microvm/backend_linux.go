@@ -54,6 +54,9 @@ func New(c Config) (*Backend, error) {
 		return nil, bad("unknown monitor %q", c.VMM).(*sandbox.Error).WithHint("qemu or firecracker")
 	case c.Accel != "" && c.Accel != accelKVM && c.Accel != accelTCG:
 		return nil, bad("unknown accelerator %q", c.Accel).(*sandbox.Error).WithHint("kvm or tcg")
+	case !c.Rate.valid():
+		return nil, bad("a disk's rate of %d bytes and %d requests per second", c.Rate.Bytes, c.Rate.Ops).(*sandbox.Error).
+			WithHint("at least %s and %d; 0 is no bound", sandbox.FormatSize(minBytes), minOps)
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

@@ -34,6 +34,9 @@ type Config struct {
 	// Modules is the directory with the kernel's modules. It defaults to
 	// /lib/modules/RELEASE; a kernel without one must have everything built in.
 	Modules string
+	// Rate bounds what each machine reads from and writes to its disks. The zero value
+	// is no bound.
+	Rate Rate
 	// Cgroup is the parent of every instance's cgroup. It defaults to "firebreak".
 	Cgroup string
 	// Wires plugs machines into networks. Without it they have none.
@@ -71,6 +74,23 @@ const (
 	DefaultPIDs   = 256
 	DefaultDisk   = 1 << 30
 )
+
+// Rate is how much a machine may move per second. A zero is no bound.
+type Rate struct {
+	Bytes int64 // read and written
+	Ops   int64 // requests, whatever their size
+}
+
+// minRate keeps a machine's boot, which reads some megabytes, within its time.
+const (
+	minBytes = 1 << 20
+	minOps   = 100
+)
+
+// valid refuses what no machine would boot with.
+func (r Rate) valid() bool {
+	return (r.Bytes == 0 || r.Bytes >= minBytes && r.Bytes <= 1<<40) && (r.Ops == 0 || r.Ops >= minOps && r.Ops <= 1<<30)
+}
 
 // maxImage bounds the files of a root file system: the image takes as much disk.
 const maxImage = 32 << 30

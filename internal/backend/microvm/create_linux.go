@@ -76,6 +76,7 @@ func (b *Backend) make(ctx context.Context, s sandbox.Spec, from *sandbox.Snapsh
 	defer lock.Close()
 	failpoint.Hit("microvm.create/after-intent")
 	if err := i.boot(ctx, s, p, img); err != nil {
+		i.listen(context.WithoutCancel(ctx))
 		receipt, left := i.Destroy(context.WithoutCancel(ctx))
 		if left != nil {
 			b.log.Error("create left objects behind", "instance", s.Instance, "objects", receipt.Objects)
@@ -174,6 +175,7 @@ func (i *Instance) boot(ctx context.Context, s sandbox.Spec, p probed, img *snap
 	if err != nil {
 		return err
 	}
+	i.given = s.Root.Boot != nil
 	if err := i.trace(s, &m, img); err != nil {
 		return err
 	}
@@ -226,20 +228,24 @@ func hostTasks(cpus int) int { return cpus + 128 }
 
 // machine is what to ask the monitor for. It makes the images that are missing.
 func (i *Instance) machine(ctx context.Context, s sandbox.Spec, p probed, settings machine.Settings) (vm, error) {
-	argument, err := settings.Argument()
-	if err != nil {
-		return vm{}, sandbox.Errorf("create", sandbox.KindInvalid, "%w", err)
-	}
 	m := vm{
 		id: i.id, dir: i.dir, cpus: vcpus(s.Limits.CPUs), memory: s.Limits.Memory + guestOverhead(s.Limits.Memory),
-		kernel: p.kernel, disk: filepath.Join(i.dir, fileDisk), argument: argument,
-		uid: userOf(i.id), accel: p.accel, probe: settings.Probe,
+		kernel: p.kernel, disk: filepath.Join(i.dir, fileDisk), uid: userOf(i.id), accel: p.accel, probe: settings.Probe, rate: i.b.cfg.Rate,
 	}
-	modules := p.modules
-	if s.Wire != nil {
-		modules = p.wireModules
+	var err error
+	switch {
+	case s.Root.Boot != nil && !m.probe:
+		err = i.boots(ctx, s.Root.Boot, &p, &settings, &m)
+	case s.Wire != nil:
+		err = p.modulesFor("", true)
 	}
-	if m.initial, err = i.b.images.initialImage(ctx, i.b.cfg.Runtime, modules); err != nil {
+	if err != nil {
+		return m, err
+	}
+	if m.argument, err = settings.Argument(); err != nil {
+		return m, sandbox.Errorf("create", sandbox.KindInvalid, "%w", err)
+	}
+	if m.initial, err = i.b.images.initialImage(ctx, i.b.cfg.Runtime, p.modules); err != nil {
 		return m, fmt.Errorf("initial file system: %w", err)
 	}
 	if m.probe {
@@ -247,6 +253,9 @@ func (i *Instance) machine(ctx context.Context, s sandbox.Spec, p probed, settin
 	}
 	if m.runtime, err = i.b.images.runtimeImage(ctx, i.b.cfg.Runtime); err != nil {
 		return m, fmt.Errorf("runtime image: %w", err)
+	}
+	if m.root != "" {
+		return m, nil
 	}
 	if m.root, err = i.b.images.rootImage(ctx, s.Root); err != nil {
 		return m, fmt.Errorf("image of the template: %w", err)

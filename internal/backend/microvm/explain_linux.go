@@ -21,6 +21,9 @@ import (
 // its monitor said.
 func (i *Instance) explain(ctx context.Context, err error) error {
 	id := string(i.id)
+	if i.given && (ctx.Err() != nil || errors.Is(err, errStopped) || errors.Is(err, errMonitor)) {
+		return i.explainGiven(ctx)
+	}
 	if cause := ctx.Err(); cause != nil {
 		return sandbox.Errorf("create", sandbox.KindOf(cause), "the agent did not answer: %w", cause).WithID(id)
 	}
@@ -59,6 +62,14 @@ func (i *Instance) explain(ctx context.Context, err error) error {
 	return sandbox.Errorf("create", kind, "%w", err).WithID(id)
 }
 
+// listen keeps what the console says of a machine that did not answer, before it is
+// removed.
+func (i *Instance) listen(ctx context.Context) {
+	if t, ok := i.monitor.(talker); ok && i.launched != nil && i.stop.console == "" {
+		i.stop.console = t.console(ctx, i.dir)
+	}
+}
+
 // bare is an error of the host without the files it names: the reader may be a
 // tenant.
 func bare(err error) error {
@@ -86,6 +97,9 @@ var mountPoints = []string{guest.DefaultHome, filepath.Dir(guest.AgentPath), "/p
 func checkRoot(s sandbox.Spec) error {
 	bad := func(format string, args ...any) *sandbox.Error {
 		return sandbox.Errorf("create", sandbox.KindInvalid, format, args...).WithID(string(s.Instance))
+	}
+	if b := s.Root.Boot; b != nil && b.Image.Path != "" {
+		return nil // its first process makes what is missing
 	}
 	if !filepath.IsAbs(s.Root.Dir) {
 		return bad("root directory %q is not an absolute path", s.Root.Dir)

@@ -224,8 +224,9 @@ func (f *fireVMM) begin(ctx context.Context, m vm) error {
 		CID:       guestCID, VSock: firecracker.VSockSocket,
 	}
 	if !m.probe {
-		fm.Drives = []firecracker.Drive{{ID: "root", Path: jailRoot, Readonly: true}, {ID: "runtime", Path: jailRuntime, Readonly: true},
-			{ID: "disk", Path: jailDisk}}
+		rate := limiter(m.rate)
+		fm.Drives = []firecracker.Drive{{ID: "root", Path: jailRoot, Readonly: true, Rate: rate},
+			{ID: "runtime", Path: jailRuntime, Readonly: true, Rate: rate}, {ID: "disk", Path: jailDisk, Rate: rate}}
 	}
 	if m.nic != nil {
 		fm.NICs = []firecracker.NIC{{ID: "wire", Device: m.nic.link, MAC: m.nic.mac.String()}}
@@ -239,6 +240,11 @@ func (f *fireVMM) begin(ctx context.Context, m vm) error {
 	}
 	failpoint.Hit("microvm.firecracker/after-start")
 	return nil
+}
+
+// limiter is a rate as Firecracker wants it, of each disk.
+func limiter(r Rate) firecracker.RateLimiter {
+	return firecracker.RateLimiter{Bandwidth: firecracker.PerSecond(r.Bytes), Ops: firecracker.PerSecond(r.Ops)}
 }
 
 // evenly is a number of processors Firecracker takes: one, or an even one.

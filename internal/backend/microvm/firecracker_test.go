@@ -116,6 +116,9 @@ func jailed(args []string) error {
 	return http.Serve(api, p)
 }
 
+// wantRate is testRate as Firecracker is told it.
+const wantRate = "map[bandwidth:map[refill_time:100 size:5.3687091e+07] ops:map[refill_time:100 size:5000]]"
+
 // look checks that the configured files are in the jail, and whose they are.
 func look(configured map[string]map[string]any, user string) error {
 	boot := configured["PUT /boot-source"]
@@ -126,6 +129,9 @@ func look(configured map[string]map[string]any, user string) error {
 	for _, d := range []string{"root", "runtime", "disk"} {
 		c := configured["PUT /drives/"+d]
 		files[c["path_on_host"].(string)] = c["is_read_only"].(bool)
+		if fmt.Sprint(c["rate_limiter"]) != wantRate {
+			return fmt.Errorf("%s has the rate %v", d, c["rate_limiter"])
+		}
 	}
 	if len(files) != 5 {
 		return fmt.Errorf("files %v", files)

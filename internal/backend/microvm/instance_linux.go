@@ -27,6 +27,7 @@ type Instance struct {
 	processes []process // the monitor's, it first
 	ready     bool      // its agent has answered
 	launched  *launched // nil when attached
+	given     bool      // it boots what its template brought
 
 	life  context.Context // of what watches it; ends with the instance or the Backend
 	leave context.CancelFunc

@@ -20,7 +20,6 @@ import (
 
 	"github.com/firebreak-dev/firebreak/internal/guest"
 	"github.com/firebreak-dev/firebreak/internal/guest/machine"
-	"github.com/firebreak-dev/firebreak/internal/vmimage"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -44,11 +43,10 @@ type probed struct {
 	modules []string // files of the kernel's modules a guest needs, in order
 	vsock   uint32
 
-	noWires     error    // why no machine can have a network
-	moduleNames []string // of modules
-	wireModules []string // modules, and those of a network
+	noWires error // why no machine can have a network
 
-	patience time.Duration // of Create
+	moduleDir string        // of all of its modules; "" when there are none
+	patience  time.Duration // of Create
 }
 
 // Info implements sandbox.Backend. Where KVM could work, the first call boots a
@@ -87,7 +85,7 @@ func (b *Backend) lookAround() probed {
 	defer cancel()
 	p := probed{vmm: vmmQEMU, accel: accelTCG, patience: 2 * time.Minute}
 	p.info = sandbox.Info{Name: "microvm", Isolation: sandbox.IsolationHypervisor, Available: true}
-	p.info.Capabilities.ReadonlyRoot = true
+	p.info.Capabilities.ReadonlyRoot, p.info.Capabilities.Boot = true, true
 	// RAM and disk have the size of the limit, and the tasks of the guest are its
 	// kernel's, none of the host's.
 	p.info.Capabilities.Limits = sandbox.LimitMemory | sandbox.LimitDisk | sandbox.LimitPIDs
@@ -175,17 +173,11 @@ func (b *Backend) find(ctx context.Context, p *probed) error {
 	if _, err := os.Stat(filepath.Join(b.cfg.Runtime, filepath.Base(guest.AgentPath))); err != nil {
 		return lack("run `make` to build the embedded programs", "guest agent: %w", bare(err))
 	}
-	need := machine.Modules
-	if p.vsock != 0 {
-		need = slices.Concat(need, machine.VSockModules)
+	p.moduleDir = modules
+	if err := p.modulesFor("", false); err != nil {
+		return lack("install the kernel's modules, or name another kernel", "%w", err)
 	}
-	p.moduleNames = need
-	if b.probeWires(p, modules); modules == "" {
-		return nil
-	}
-	if p.modules, err = vmimage.Modules(modules, need...); err != nil {
-		return lack("install the kernel's modules, or name another kernel", "modules of the kernel: %w", err)
-	}
+	p.noWires = b.wireless(*p)
 	return nil
 }
 

@@ -107,9 +107,9 @@ func arguments(m vm, version [2]int) []string {
 		"-sandbox", filter(m),
 	}
 	if !m.probe {
-		args = append(args, drive("root", m.root, true)...)
-		args = append(args, drive("runtime", m.runtime, true)...)
-		args = append(args, drive("disk", m.disk, false)...)
+		args = append(args, drive("root", m.root, true, m.rate)...)
+		args = append(args, drive("runtime", m.runtime, true, m.rate)...)
+		args = append(args, drive("disk", m.disk, false, m.rate)...)
 	}
 	args = append(args, m.nic.device(version)...)
 	if m.saved != nil {
@@ -144,8 +144,22 @@ func confine(m vm, version [2]int) []string {
 	return []string{"-chroot", dirEmpty, "-runas", user}
 }
 
+// throttle is the options of a disk that share a machine's rate with its others.
+func throttle(r Rate) (o string) {
+	if r.Bytes > 0 {
+		o += ",throttling.bps-total=" + strconv.FormatInt(r.Bytes, 10)
+	}
+	if r.Ops > 0 {
+		o += ",throttling.iops-total=" + strconv.FormatInt(r.Ops, 10)
+	}
+	if o != "" {
+		o += ",throttling.group=disks"
+	}
+	return o
+}
+
 // drive attaches a file as a disk. An option's commas are doubled.
-func drive(id, file string, readonly bool) []string {
+func drive(id, file string, readonly bool, rate Rate) []string {
 	o := "if=none,format=raw,id=" + id + ",file=" + strings.ReplaceAll(file, ",", ",,")
 	if readonly {
 		o += ",readonly=on,file.locking=off"
@@ -154,6 +168,7 @@ func drive(id, file string, readonly bool) []string {
 		// anew, which is not there in the empty root directory.
 		o += ",cache=unsafe,discard=unmap,auto-read-only=off"
 	}
+	o += throttle(rate)
 	d := "virtio-blk-pci,drive=" + id
 	if !readonly {
 		d += ",werror=report,rerror=report" // a full host is the guest's error, not a machine that stands still
@@ -185,6 +200,25 @@ func (q *qemu) ended(ctx context.Context, dir string) (ending, error) {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+// console asks over the socket of who saves a machine, which nobody does to one that
+// has yet to answer.
+func (q *qemu) console(ctx context.Context, dir string) string {
+	conn, err := dialIn(dir, fileControl)
+	if err != nil {
+		return ""
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	c, err := newQMP(conn)
+	if err != nil {
+		return ""
+	}
+	return c.console()
 }
 
 func (q *qemu) objects(dir string) []sandbox.Object {

@@ -27,6 +27,9 @@ var (
 	testCgroups = fmt.Sprintf("firebreak-test-%d", os.Getpid())
 )
 
+// testRate is one no test gets near to.
+var testRate = Rate{Bytes: 512 << 20, Ops: 50000}
+
 func TestMain(m *testing.M) {
 	if os.Getenv(jailerEnv) != "" {
 		fakeJailer(os.Args[1:])
@@ -58,7 +61,7 @@ func open(t testing.TB, dir string) *Backend {
 	if noPrograms != nil {
 		t.Skipf("not run: %v", noPrograms)
 	}
-	b, err := New(Config{Dir: dir, Cache: cache, Runtime: programs.Runtime, Cgroup: testCgroups, Wires: wire.Machines{}})
+	b, err := New(Config{Dir: dir, Cache: cache, Runtime: programs.Runtime, Cgroup: testCgroups, Wires: wire.Machines{}, Rate: testRate})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -61,6 +61,14 @@ func TestCommand(t *testing.T) {
 	if !strings.HasSuffix(got, "-run-with chroot=empty,user=7:7") || !strings.Contains(got, "-accel kvm -cpu host") || strings.Contains(got, "-drive") {
 		t.Errorf("arguments\n%s", got)
 	}
+	m.probe, m.rate = false, Rate{Bytes: 1 << 20, Ops: 500}
+	if got := strings.Join(arguments(m, [2]int{10, 0}), " "); strings.Count(got, ",throttling.bps-total=1048576,throttling.iops-total=500,throttling.group=disks -device") != 3 {
+		t.Errorf("arguments of one with a rate\n%s", got)
+	}
+	m.rate = Rate{}
+	if got := strings.Join(arguments(m, [2]int{10, 0}), " "); strings.Contains(got, "throttling") {
+		t.Errorf("arguments of one without a rate\n%s", got)
+	}
 	m.saved = &snapimage.Image{}
 	if got := strings.Join(arguments(m, [2]int{10, 0}), " "); !strings.Contains(got, " -S -incoming defer ") {
 		t.Errorf("arguments of one that was saved\n%s", got)

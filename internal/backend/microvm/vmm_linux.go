@@ -24,6 +24,7 @@ type vm struct {
 	uid      int    // of the monitor; 0: this process's
 	accel    string
 	probe    bool   // no disks
+	rate     Rate   // of the disks
 	pid      int    // of the monitor, once it was started
 	started  uint64 // when, for a monitor that is looked up again
 
@@ -60,6 +61,12 @@ type keeper interface {
 	// wake lets a machine go on whose saver has died meanwhile. It waits for one that
 	// lives.
 	wake(ctx context.Context, dir string) error
+}
+
+// talker is a monitor that keeps what a machine's console says.
+type talker interface {
+	// console is the last of it, of a machine that may run; "" when it cannot be had.
+	console(ctx context.Context, dir string) string
 }
 
 // ending is how a machine stopped.

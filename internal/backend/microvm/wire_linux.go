@@ -7,13 +7,11 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/firebreak-dev/firebreak/internal/failpoint"
 	"github.com/firebreak-dev/firebreak/internal/guest/machine"
-	"github.com/firebreak-dev/firebreak/internal/vmimage"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -21,23 +19,8 @@ import (
 // system. Without a wire the template's serve: nothing can be resolved.
 var wireFiles = []string{"/etc/resolv.conf", "/etc/hosts"}
 
-// probeWires finds out whether machines can have a network, and what they need in
-// their initial file system for it.
-func (b *Backend) probeWires(p *probed, modules string) {
-	p.noWires = b.wireless()
-	if p.noWires != nil || modules == "" {
-		return
-	}
-	files, err := vmimage.Modules(modules, slices.Concat(p.moduleNames, machine.NetworkModules)...)
-	if err != nil {
-		p.noWires = sandbox.Errorf("", sandbox.KindUnsupported, "modules of the kernel: %w", bare(err)).
-			WithHint("install the kernel's modules, or name another kernel")
-	}
-	p.wireModules = files
-}
-
 // wireless says why no machine can be put on a wire.
-func (b *Backend) wireless() error {
+func (b *Backend) wireless(p probed) error {
 	refuse := func(hint, format string, args ...any) error {
 		return sandbox.Errorf("", sandbox.KindUnsupported, format, args...).WithHint("%s", hint)
 	}
@@ -52,7 +35,13 @@ func (b *Backend) wireless() error {
 	if errors.As(err, &e) {
 		return refuse(e.Hint, "%s", e.Message())
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	if err := p.modulesFor("", true); err != nil {
+		return refuse("install the kernel's modules, or name another kernel", "%w", bare(err))
+	}
+	return nil
 }
 
 // refuseWire is the error of a sandbox that needs a network and cannot have one.

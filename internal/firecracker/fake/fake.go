@@ -57,6 +57,10 @@ var definitions = map[string]definition{
 		"guest_mac": {kind: "string"}, "host_dev_name": {kind: "string"}, "iface_id": {kind: "string"}, "mtu": {kind: "integer", min: 68, max: 65535},
 		"rx_rate_limiter": {kind: "RateLimiter"}, "tx_rate_limiter": {kind: "RateLimiter"},
 	}},
+	"RateLimiter": {nil, map[string]property{"bandwidth": {kind: "TokenBucket"}, "ops": {kind: "TokenBucket"}}},
+	"TokenBucket": {[]string{"refill_time", "size"}, map[string]property{
+		"one_time_burst": {kind: "integer"}, "refill_time": {kind: "integer"}, "size": {kind: "integer"},
+	}},
 	"Vsock": {[]string{"guest_cid", "uds_path"}, map[string]property{
 		"guest_cid": {kind: "integer", min: 3}, "uds_path": {kind: "string"}, "vsock_id": {kind: "string"},
 	}},

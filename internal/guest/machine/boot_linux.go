@@ -54,6 +54,9 @@ func boot() error {
 	if err := loadModules(); err != nil {
 		return err
 	}
+	if err := lacking(s, "/proc/filesystems", "/sys/bus/virtio"); err != nil {
+		return err
+	}
 	var port *os.File
 	if s.VSock == 0 {
 		if port, err = openPort(PortName); err != nil {
@@ -139,7 +142,7 @@ func loadModules() error {
 		err = unix.FinitModule(int(f.Fd()), "", flags)
 		f.Close()
 		if err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("load %s: %w", e.Name(), err)
+			return fmt.Errorf("load %s: %w: it is of another build than the kernel, %s", e.Name(), err, release())
 		}
 		_ = os.Remove(name)
 	}
@@ -187,17 +190,24 @@ func mountRoot(s Settings) error {
 		}
 	}
 	if err := errors.Join(
-		mount(deviceRoot, atRoot, "erofs", unix.MS_RDONLY|unix.MS_NODEV, ""),
+		mountImage(s.Given),
 		mount(deviceRuntime, atRuntime, "erofs", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID, ""),
 		mount(deviceDisk, atDisk, "ext4", unix.MS_NODEV|unix.MS_NOATIME, ""),
 	); err != nil {
 		return err
 	}
+	lower := atRoot
+	if s.Given != "" {
+		if err := furnish(); err != nil {
+			return fmt.Errorf("the root image: %w", err)
+		}
+		lower = atOurs + ":" + atRoot
+	}
 	if s.Readonly {
-		if err := readonlyRoot(); err != nil {
+		if err := readonlyRoot(lower); err != nil {
 			return err
 		}
-	} else if err := overlay(); err != nil {
+	} else if err := overlay(lower); err != nil {
 		return err
 	}
 	if err := mount(atRuntime, atNew+filepath.Dir(guest.AgentPath), "", unix.MS_BIND, ""); err != nil {
@@ -209,7 +219,7 @@ func mountRoot(s Settings) error {
 	return devices(atNew + "/dev")
 }
 
-func overlay() error {
+func overlay(lower string) error {
 	up, work := atDisk+"/up", atDisk+"/work"
 	for _, d := range []string{up, work} {
 		if err := os.Mkdir(d, 0o755); err != nil {
@@ -217,18 +227,26 @@ func overlay() error {
 		}
 	}
 	var st unix.Stat_t
-	if err := unix.Stat(atRoot, &st); err != nil {
+	top, _, _ := strings.Cut(lower, ":")
+	if err := unix.Stat(top, &st); err != nil {
 		return err
 	}
 	if err := errors.Join(unix.Chown(up, int(st.Uid), int(st.Gid)), unix.Chmod(up, st.Mode&0o7777)); err != nil {
 		return err
 	}
-	return mount("overlay", atNew, "overlay", unix.MS_NODEV, "lowerdir="+atRoot+",upperdir="+up+",workdir="+work)
+	return mount("overlay", atNew, "overlay", unix.MS_NODEV, "lowerdir="+lower+",upperdir="+up+",workdir="+work)
 }
 
-// readonlyRoot binds the image and, over /tmp and the home, the disk.
-func readonlyRoot() error {
-	if err := mount(atRoot, atNew, "", unix.MS_BIND, ""); err != nil {
+// readonlyRoot binds the image, or what it is made of, and, over /tmp and the home,
+// the disk.
+func readonlyRoot(lower string) error {
+	err := error(nil)
+	if lower == atRoot {
+		err = mount(atRoot, atNew, "", unix.MS_BIND, "")
+	} else {
+		err = mount("overlay", atNew, "overlay", unix.MS_RDONLY|unix.MS_NODEV, "lowerdir="+lower)
+	}
+	if err != nil {
 		return err
 	}
 	for _, w := range []struct {

@@ -33,6 +33,9 @@ type Settings struct {
 	// VSock is the port the agent is served at; without one it is the virtio port
 	// called PortName.
 	VSock uint32 `json:"v,omitempty"`
+	// Given is the kind of file system of a root image that somebody else made: it
+	// is furnished with what a sandbox needs. "" is one of package vmimage.
+	Given string `json:"f,omitempty"`
 	// Probe says hello on the channel and no more: no image is needed.
 	Probe bool `json:"t,omitempty"`
 	// Network is that of a machine with a network device; nil: there is none.

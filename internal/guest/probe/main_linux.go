@@ -45,6 +45,7 @@ var verbs = map[string]struct {
 	"fork":        {1, forkMany},
 	"bomb":        {0, func([]string) error { forkBomb(); return nil }},
 	"fill":        {2, fill},
+	"flush":       {1, flush},
 	"id":          {0, identity},
 	"ignore-term": {0, ignoreTerm},
 	"daemon":      {0, func([]string) error { return daemon(false) }},
@@ -148,6 +149,16 @@ func fill(a []string) error {
 		return err
 	}
 	return f.Close()
+}
+
+// flush returns once a file is on the disk.
+func flush(a []string) error {
+	f, err := os.OpenFile(a[0], os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
 }
 
 // identity prints what /proc/self/status says about rights.

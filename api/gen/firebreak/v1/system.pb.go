@@ -123,14 +123,16 @@ type Backend struct {
 	Reason    string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
 	Hint      string                 `protobuf:"bytes,6,opt,name=hint,proto3" json:"hint,omitempty"`
 	// memory, cpu, pids, disk.
-	Limits        []string `protobuf:"bytes,7,rep,name=limits,proto3" json:"limits,omitempty"`
-	ReadonlyRoot  bool     `protobuf:"varint,8,opt,name=readonly_root,json=readonlyRoot,proto3" json:"readonly_root,omitempty"`
-	Network       bool     `protobuf:"varint,9,opt,name=network,proto3" json:"network,omitempty"`
-	Snapshot      bool     `protobuf:"varint,10,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
-	Pause         bool     `protobuf:"varint,11,opt,name=pause,proto3" json:"pause,omitempty"`
-	Fork          bool     `protobuf:"varint,12,opt,name=fork,proto3" json:"fork,omitempty"`
-	Attest        bool     `protobuf:"varint,13,opt,name=attest,proto3" json:"attest,omitempty"`
-	Notes         []string `protobuf:"bytes,14,rep,name=notes,proto3" json:"notes,omitempty"`
+	Limits       []string `protobuf:"bytes,7,rep,name=limits,proto3" json:"limits,omitempty"`
+	ReadonlyRoot bool     `protobuf:"varint,8,opt,name=readonly_root,json=readonlyRoot,proto3" json:"readonly_root,omitempty"`
+	Network      bool     `protobuf:"varint,9,opt,name=network,proto3" json:"network,omitempty"`
+	Snapshot     bool     `protobuf:"varint,10,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	Pause        bool     `protobuf:"varint,11,opt,name=pause,proto3" json:"pause,omitempty"`
+	Fork         bool     `protobuf:"varint,12,opt,name=fork,proto3" json:"fork,omitempty"`
+	Attest       bool     `protobuf:"varint,13,opt,name=attest,proto3" json:"attest,omitempty"`
+	Notes        []string `protobuf:"bytes,14,rep,name=notes,proto3" json:"notes,omitempty"`
+	// Templates may bring a kernel and a root file system of their own.
+	Boot          bool `protobuf:"varint,18,opt,name=boot,proto3" json:"boot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -261,6 +263,13 @@ func (x *Backend) GetNotes() []string {
 		return x.Notes
 	}
 	return nil
+}
+
+func (x *Backend) GetBoot() bool {
+	if x != nil {
+		return x.Boot
+	}
+	return false
 }
 
 type GetPoolRequest struct {
@@ -775,7 +784,10 @@ type Template struct {
 	// What that image says about running it.
 	Image *ImageConfig `protobuf:"bytes,10,opt,name=image,proto3" json:"image,omitempty"`
 	// What its processes get unless the caller says otherwise.
-	Env           map[string]string `protobuf:"bytes,11,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Env map[string]string `protobuf:"bytes,11,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The kernel and the root file system its machines boot, where they were brought.
+	Kernel        *BootFile `protobuf:"bytes,12,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	Rootfs        *BootFile `protobuf:"bytes,13,opt,name=rootfs,proto3" json:"rootfs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -887,6 +899,90 @@ func (x *Template) GetEnv() map[string]string {
 	return nil
 }
 
+func (x *Template) GetKernel() *BootFile {
+	if x != nil {
+		return x.Kernel
+	}
+	return nil
+}
+
+func (x *Template) GetRootfs() *BootFile {
+	if x != nil {
+		return x.Rootfs
+	}
+	return nil
+}
+
+type BootFile struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Digest    string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	SizeBytes int64                  `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// elf or bzimage; squashfs, erofs or ext4.
+	Format string `protobuf:"bytes,3,opt,name=format,proto3" json:"format,omitempty"`
+	// Of a kernel, as it says itself.
+	Release       string `protobuf:"bytes,4,opt,name=release,proto3" json:"release,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BootFile) Reset() {
+	*x = BootFile{}
+	mi := &file_firebreak_v1_system_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BootFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BootFile) ProtoMessage() {}
+
+func (x *BootFile) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_system_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BootFile.ProtoReflect.Descriptor instead.
+func (*BootFile) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *BootFile) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *BootFile) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *BootFile) GetFormat() string {
+	if x != nil {
+		return x.Format
+	}
+	return ""
+}
+
+func (x *BootFile) GetRelease() string {
+	if x != nil {
+		return x.Release
+	}
+	return ""
+}
+
 type TemplateSource struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// image (from a registry) or archive (uploaded).
@@ -903,7 +999,7 @@ type TemplateSource struct {
 
 func (x *TemplateSource) Reset() {
 	*x = TemplateSource{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[13]
+	mi := &file_firebreak_v1_system_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -915,7 +1011,7 @@ func (x *TemplateSource) String() string {
 func (*TemplateSource) ProtoMessage() {}
 
 func (x *TemplateSource) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[13]
+	mi := &file_firebreak_v1_system_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -928,7 +1024,7 @@ func (x *TemplateSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TemplateSource.ProtoReflect.Descriptor instead.
 func (*TemplateSource) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{13}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TemplateSource) GetKind() string {
@@ -975,7 +1071,7 @@ type ImageConfig struct {
 
 func (x *ImageConfig) Reset() {
 	*x = ImageConfig{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[14]
+	mi := &file_firebreak_v1_system_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -987,7 +1083,7 @@ func (x *ImageConfig) String() string {
 func (*ImageConfig) ProtoMessage() {}
 
 func (x *ImageConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[14]
+	mi := &file_firebreak_v1_system_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1000,7 +1096,7 @@ func (x *ImageConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageConfig.ProtoReflect.Descriptor instead.
 func (*ImageConfig) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{14}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ImageConfig) GetEntrypoint() []string {
@@ -1046,14 +1142,28 @@ type BuildTemplateRequest struct {
 	// An image to make it of: REPOSITORY:TAG, resolved now, or REPOSITORY@sha256:….
 	Image string `protobuf:"bytes,2,opt,name=image,proto3" json:"image,omitempty"`
 	// An archive to make it of: what UploadArchive returned. It is used up.
-	Upload        string `protobuf:"bytes,3,opt,name=upload,proto3" json:"upload,omitempty"`
+	Upload string `protobuf:"bytes,3,opt,name=upload,proto3" json:"upload,omitempty"`
+	// A pack to make it of, where name is one of your own: python, node, shell.
+	Pack string `protobuf:"bytes,4,opt,name=pack,proto3" json:"pack,omitempty"`
+	// A kernel that its machines boot, beside any of the above: what UploadArchive
+	// returned for a vmlinux or bzImage, or a path of the server's below its
+	// image_dirs. This takes the scope template:boot, and the backend microvm.
+	KernelUpload    string `protobuf:"bytes,5,opt,name=kernel_upload,json=kernelUpload,proto3" json:"kernel_upload,omitempty"`
+	KernelImagePath string `protobuf:"bytes,6,opt,name=kernel_image_path,json=kernelImagePath,proto3" json:"kernel_image_path,omitempty"`
+	// A root file system in place of any of the above, likewise: squashfs, erofs or
+	// ext4. It is not written to. Without a name the template goes by its digest, and
+	// goes when nothing has used it for an hour.
+	RootfsUpload    string `protobuf:"bytes,7,opt,name=rootfs_upload,json=rootfsUpload,proto3" json:"rootfs_upload,omitempty"`
+	RootfsImagePath string `protobuf:"bytes,8,opt,name=rootfs_image_path,json=rootfsImagePath,proto3" json:"rootfs_image_path,omitempty"`
+	// What that root file system can run, into which nobody looks: python, node, shell.
+	LanguagePacks []string `protobuf:"bytes,9,rep,name=language_packs,json=languagePacks,proto3" json:"language_packs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *BuildTemplateRequest) Reset() {
 	*x = BuildTemplateRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[15]
+	mi := &file_firebreak_v1_system_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1065,7 +1175,7 @@ func (x *BuildTemplateRequest) String() string {
 func (*BuildTemplateRequest) ProtoMessage() {}
 
 func (x *BuildTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[15]
+	mi := &file_firebreak_v1_system_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1078,7 +1188,7 @@ func (x *BuildTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildTemplateRequest.ProtoReflect.Descriptor instead.
 func (*BuildTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{15}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *BuildTemplateRequest) GetName() string {
@@ -1102,6 +1212,48 @@ func (x *BuildTemplateRequest) GetUpload() string {
 	return ""
 }
 
+func (x *BuildTemplateRequest) GetPack() string {
+	if x != nil {
+		return x.Pack
+	}
+	return ""
+}
+
+func (x *BuildTemplateRequest) GetKernelUpload() string {
+	if x != nil {
+		return x.KernelUpload
+	}
+	return ""
+}
+
+func (x *BuildTemplateRequest) GetKernelImagePath() string {
+	if x != nil {
+		return x.KernelImagePath
+	}
+	return ""
+}
+
+func (x *BuildTemplateRequest) GetRootfsUpload() string {
+	if x != nil {
+		return x.RootfsUpload
+	}
+	return ""
+}
+
+func (x *BuildTemplateRequest) GetRootfsImagePath() string {
+	if x != nil {
+		return x.RootfsImagePath
+	}
+	return ""
+}
+
+func (x *BuildTemplateRequest) GetLanguagePacks() []string {
+	if x != nil {
+		return x.LanguagePacks
+	}
+	return nil
+}
+
 type UploadArchiveRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
@@ -1111,7 +1263,7 @@ type UploadArchiveRequest struct {
 
 func (x *UploadArchiveRequest) Reset() {
 	*x = UploadArchiveRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[16]
+	mi := &file_firebreak_v1_system_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1123,7 +1275,7 @@ func (x *UploadArchiveRequest) String() string {
 func (*UploadArchiveRequest) ProtoMessage() {}
 
 func (x *UploadArchiveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[16]
+	mi := &file_firebreak_v1_system_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1136,7 +1288,7 @@ func (x *UploadArchiveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadArchiveRequest.ProtoReflect.Descriptor instead.
 func (*UploadArchiveRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{16}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *UploadArchiveRequest) GetData() []byte {
@@ -1156,7 +1308,7 @@ type UploadArchiveResponse struct {
 
 func (x *UploadArchiveResponse) Reset() {
 	*x = UploadArchiveResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[17]
+	mi := &file_firebreak_v1_system_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1168,7 +1320,7 @@ func (x *UploadArchiveResponse) String() string {
 func (*UploadArchiveResponse) ProtoMessage() {}
 
 func (x *UploadArchiveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[17]
+	mi := &file_firebreak_v1_system_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1181,7 +1333,7 @@ func (x *UploadArchiveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadArchiveResponse.ProtoReflect.Descriptor instead.
 func (*UploadArchiveResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{17}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *UploadArchiveResponse) GetId() string {
@@ -1213,7 +1365,7 @@ type CollectTemplatesRequest struct {
 
 func (x *CollectTemplatesRequest) Reset() {
 	*x = CollectTemplatesRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[18]
+	mi := &file_firebreak_v1_system_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1225,7 +1377,7 @@ func (x *CollectTemplatesRequest) String() string {
 func (*CollectTemplatesRequest) ProtoMessage() {}
 
 func (x *CollectTemplatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[18]
+	mi := &file_firebreak_v1_system_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1238,7 +1390,7 @@ func (x *CollectTemplatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectTemplatesRequest.ProtoReflect.Descriptor instead.
 func (*CollectTemplatesRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{18}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CollectTemplatesRequest) GetUnusedMs() int64 {
@@ -1274,7 +1426,7 @@ type CollectTemplatesResponse struct {
 
 func (x *CollectTemplatesResponse) Reset() {
 	*x = CollectTemplatesResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[19]
+	mi := &file_firebreak_v1_system_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1286,7 +1438,7 @@ func (x *CollectTemplatesResponse) String() string {
 func (*CollectTemplatesResponse) ProtoMessage() {}
 
 func (x *CollectTemplatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[19]
+	mi := &file_firebreak_v1_system_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1299,7 +1451,7 @@ func (x *CollectTemplatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectTemplatesResponse.ProtoReflect.Descriptor instead.
 func (*CollectTemplatesResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{19}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CollectTemplatesResponse) GetTemplates() []string {
@@ -1336,7 +1488,7 @@ type BuildTemplateEvent struct {
 
 func (x *BuildTemplateEvent) Reset() {
 	*x = BuildTemplateEvent{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[20]
+	mi := &file_firebreak_v1_system_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1348,7 +1500,7 @@ func (x *BuildTemplateEvent) String() string {
 func (*BuildTemplateEvent) ProtoMessage() {}
 
 func (x *BuildTemplateEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[20]
+	mi := &file_firebreak_v1_system_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1361,7 +1513,7 @@ func (x *BuildTemplateEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildTemplateEvent.ProtoReflect.Descriptor instead.
 func (*BuildTemplateEvent) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{20}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *BuildTemplateEvent) GetEvent() isBuildTemplateEvent_Event {
@@ -1417,7 +1569,7 @@ type BuildProgress struct {
 
 func (x *BuildProgress) Reset() {
 	*x = BuildProgress{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[21]
+	mi := &file_firebreak_v1_system_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1429,7 +1581,7 @@ func (x *BuildProgress) String() string {
 func (*BuildProgress) ProtoMessage() {}
 
 func (x *BuildProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[21]
+	mi := &file_firebreak_v1_system_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1442,7 +1594,7 @@ func (x *BuildProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildProgress.ProtoReflect.Descriptor instead.
 func (*BuildProgress) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{21}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *BuildProgress) GetStage() string {
@@ -1475,7 +1627,7 @@ type RemoveTemplateRequest struct {
 
 func (x *RemoveTemplateRequest) Reset() {
 	*x = RemoveTemplateRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[22]
+	mi := &file_firebreak_v1_system_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1487,7 +1639,7 @@ func (x *RemoveTemplateRequest) String() string {
 func (*RemoveTemplateRequest) ProtoMessage() {}
 
 func (x *RemoveTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[22]
+	mi := &file_firebreak_v1_system_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1500,7 +1652,7 @@ func (x *RemoveTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveTemplateRequest.ProtoReflect.Descriptor instead.
 func (*RemoveTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{22}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RemoveTemplateRequest) GetName() string {
@@ -1518,7 +1670,7 @@ type RemoveTemplateResponse struct {
 
 func (x *RemoveTemplateResponse) Reset() {
 	*x = RemoveTemplateResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[23]
+	mi := &file_firebreak_v1_system_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1530,7 +1682,7 @@ func (x *RemoveTemplateResponse) String() string {
 func (*RemoveTemplateResponse) ProtoMessage() {}
 
 func (x *RemoveTemplateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[23]
+	mi := &file_firebreak_v1_system_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1543,7 +1695,7 @@ func (x *RemoveTemplateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveTemplateResponse.ProtoReflect.Descriptor instead.
 func (*RemoveTemplateResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{23}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{24}
 }
 
 type GetQuotaRequest struct {
@@ -1554,7 +1706,7 @@ type GetQuotaRequest struct {
 
 func (x *GetQuotaRequest) Reset() {
 	*x = GetQuotaRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[24]
+	mi := &file_firebreak_v1_system_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1566,7 +1718,7 @@ func (x *GetQuotaRequest) String() string {
 func (*GetQuotaRequest) ProtoMessage() {}
 
 func (x *GetQuotaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[24]
+	mi := &file_firebreak_v1_system_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1579,7 +1731,7 @@ func (x *GetQuotaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQuotaRequest.ProtoReflect.Descriptor instead.
 func (*GetQuotaRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{24}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{25}
 }
 
 type GetQuotaResponse struct {
@@ -1592,7 +1744,7 @@ type GetQuotaResponse struct {
 
 func (x *GetQuotaResponse) Reset() {
 	*x = GetQuotaResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[25]
+	mi := &file_firebreak_v1_system_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1604,7 +1756,7 @@ func (x *GetQuotaResponse) String() string {
 func (*GetQuotaResponse) ProtoMessage() {}
 
 func (x *GetQuotaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[25]
+	mi := &file_firebreak_v1_system_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1617,7 +1769,7 @@ func (x *GetQuotaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQuotaResponse.ProtoReflect.Descriptor instead.
 func (*GetQuotaResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{25}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetQuotaResponse) GetTenant() string {
@@ -1654,7 +1806,7 @@ type Quota struct {
 
 func (x *Quota) Reset() {
 	*x = Quota{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[26]
+	mi := &file_firebreak_v1_system_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1666,7 +1818,7 @@ func (x *Quota) String() string {
 func (*Quota) ProtoMessage() {}
 
 func (x *Quota) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[26]
+	mi := &file_firebreak_v1_system_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1679,7 +1831,7 @@ func (x *Quota) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quota.ProtoReflect.Descriptor instead.
 func (*Quota) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{26}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Quota) GetName() string {
@@ -1725,7 +1877,7 @@ type GetVersionRequest struct {
 
 func (x *GetVersionRequest) Reset() {
 	*x = GetVersionRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[27]
+	mi := &file_firebreak_v1_system_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1737,7 +1889,7 @@ func (x *GetVersionRequest) String() string {
 func (*GetVersionRequest) ProtoMessage() {}
 
 func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[27]
+	mi := &file_firebreak_v1_system_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1750,7 +1902,7 @@ func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionRequest.ProtoReflect.Descriptor instead.
 func (*GetVersionRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{27}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{28}
 }
 
 type GetVersionResponse struct {
@@ -1765,7 +1917,7 @@ type GetVersionResponse struct {
 
 func (x *GetVersionResponse) Reset() {
 	*x = GetVersionResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[28]
+	mi := &file_firebreak_v1_system_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1777,7 +1929,7 @@ func (x *GetVersionResponse) String() string {
 func (*GetVersionResponse) ProtoMessage() {}
 
 func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[28]
+	mi := &file_firebreak_v1_system_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1790,7 +1942,7 @@ func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionResponse.ProtoReflect.Descriptor instead.
 func (*GetVersionResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{28}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GetVersionResponse) GetVersion() string {
@@ -1836,7 +1988,7 @@ type CreateKeyRequest struct {
 
 func (x *CreateKeyRequest) Reset() {
 	*x = CreateKeyRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[29]
+	mi := &file_firebreak_v1_system_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1848,7 +2000,7 @@ func (x *CreateKeyRequest) String() string {
 func (*CreateKeyRequest) ProtoMessage() {}
 
 func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[29]
+	mi := &file_firebreak_v1_system_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1861,7 +2013,7 @@ func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyRequest.ProtoReflect.Descriptor instead.
 func (*CreateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{29}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CreateKeyRequest) GetName() string {
@@ -1906,7 +2058,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[30]
+	mi := &file_firebreak_v1_system_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1918,7 +2070,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[30]
+	mi := &file_firebreak_v1_system_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1931,7 +2083,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{30}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Key) GetId() string {
@@ -1987,7 +2139,7 @@ type CreateKeyResponse struct {
 
 func (x *CreateKeyResponse) Reset() {
 	*x = CreateKeyResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[31]
+	mi := &file_firebreak_v1_system_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1999,7 +2151,7 @@ func (x *CreateKeyResponse) String() string {
 func (*CreateKeyResponse) ProtoMessage() {}
 
 func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[31]
+	mi := &file_firebreak_v1_system_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2012,7 +2164,7 @@ func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyResponse.ProtoReflect.Descriptor instead.
 func (*CreateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{31}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CreateKeyResponse) GetKey() *Key {
@@ -2037,7 +2189,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[32]
+	mi := &file_firebreak_v1_system_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2049,7 +2201,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[32]
+	mi := &file_firebreak_v1_system_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2062,7 +2214,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{32}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{33}
 }
 
 type ListKeysResponse struct {
@@ -2074,7 +2226,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[33]
+	mi := &file_firebreak_v1_system_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2086,7 +2238,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[33]
+	mi := &file_firebreak_v1_system_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2099,7 +2251,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{33}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListKeysResponse) GetKeys() []*Key {
@@ -2118,7 +2270,7 @@ type DeleteKeyRequest struct {
 
 func (x *DeleteKeyRequest) Reset() {
 	*x = DeleteKeyRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[34]
+	mi := &file_firebreak_v1_system_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2130,7 +2282,7 @@ func (x *DeleteKeyRequest) String() string {
 func (*DeleteKeyRequest) ProtoMessage() {}
 
 func (x *DeleteKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[34]
+	mi := &file_firebreak_v1_system_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2143,7 +2295,7 @@ func (x *DeleteKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteKeyRequest.ProtoReflect.Descriptor instead.
 func (*DeleteKeyRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{34}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *DeleteKeyRequest) GetId() string {
@@ -2161,7 +2313,7 @@ type DeleteKeyResponse struct {
 
 func (x *DeleteKeyResponse) Reset() {
 	*x = DeleteKeyResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[35]
+	mi := &file_firebreak_v1_system_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2173,7 +2325,7 @@ func (x *DeleteKeyResponse) String() string {
 func (*DeleteKeyResponse) ProtoMessage() {}
 
 func (x *DeleteKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[35]
+	mi := &file_firebreak_v1_system_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2186,7 +2338,7 @@ func (x *DeleteKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteKeyResponse.ProtoReflect.Descriptor instead.
 func (*DeleteKeyResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{35}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{36}
 }
 
 var File_firebreak_v1_system_proto protoreflect.FileDescriptor
@@ -2197,7 +2349,7 @@ const file_firebreak_v1_system_proto_rawDesc = "" +
 	"\x13ListBackendsRequest\"]\n" +
 	"\x14ListBackendsResponse\x121\n" +
 	"\bbackends\x18\x01 \x03(\v2\x15.firebreak.v1.BackendR\bbackends\x12\x12\n" +
-	"\x04auto\x18\x02 \x01(\tR\x04auto\"\xea\x02\n" +
+	"\x04auto\x18\x02 \x01(\tR\x04auto\"\xfe\x02\n" +
 	"\aBackend\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tisolation\x18\x02 \x01(\tR\tisolation\x12\x18\n" +
@@ -2213,7 +2365,8 @@ const file_firebreak_v1_system_proto_rawDesc = "" +
 	"\x05pause\x18\v \x01(\bR\x05pause\x12\x12\n" +
 	"\x04fork\x18\f \x01(\bR\x04fork\x12\x16\n" +
 	"\x06attest\x18\r \x01(\bR\x06attest\x12\x14\n" +
-	"\x05notes\x18\x0e \x03(\tR\x05notes\"\x10\n" +
+	"\x05notes\x18\x0e \x03(\tR\x05notes\x12\x12\n" +
+	"\x04boot\x18\x12 \x01(\bR\x04boot\"\x10\n" +
 	"\x0eGetPoolRequest\"^\n" +
 	"\x0fGetPoolResponse\x12\x18\n" +
 	"\aenabled\x18\x01 \x01(\bR\aenabled\x121\n" +
@@ -2245,7 +2398,7 @@ const file_firebreak_v1_system_proto_rawDesc = "" +
 	"\x06pinned\x18\x0e \x01(\bR\x06pinned\"\x16\n" +
 	"\x14ListTemplatesRequest\"M\n" +
 	"\x15ListTemplatesResponse\x124\n" +
-	"\ttemplates\x18\x01 \x03(\v2\x16.firebreak.v1.TemplateR\ttemplates\"\xdb\x03\n" +
+	"\ttemplates\x18\x01 \x03(\v2\x16.firebreak.v1.TemplateR\ttemplates\"\xbb\x04\n" +
 	"\bTemplate\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x14\n" +
@@ -2260,10 +2413,18 @@ const file_firebreak_v1_system_proto_rawDesc = "" +
 	"\x06source\x18\t \x01(\v2\x1c.firebreak.v1.TemplateSourceR\x06source\x12/\n" +
 	"\x05image\x18\n" +
 	" \x01(\v2\x19.firebreak.v1.ImageConfigR\x05image\x121\n" +
-	"\x03env\x18\v \x03(\v2\x1f.firebreak.v1.Template.EnvEntryR\x03env\x1a6\n" +
+	"\x03env\x18\v \x03(\v2\x1f.firebreak.v1.Template.EnvEntryR\x03env\x12.\n" +
+	"\x06kernel\x18\f \x01(\v2\x16.firebreak.v1.BootFileR\x06kernel\x12.\n" +
+	"\x06rootfs\x18\r \x01(\v2\x16.firebreak.v1.BootFileR\x06rootfs\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x83\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"s\n" +
+	"\bBootFile\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\x12\x16\n" +
+	"\x06format\x18\x03 \x01(\tR\x06format\x12\x18\n" +
+	"\arelease\x18\x04 \x01(\tR\arelease\"\x83\x01\n" +
 	"\x0eTemplateSource\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
 	"\treference\x18\x02 \x01(\tR\treference\x12\x16\n" +
@@ -2279,11 +2440,17 @@ const file_firebreak_v1_system_proto_rawDesc = "" +
 	"\x06labels\x18\x05 \x03(\v2%.firebreak.v1.ImageConfig.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"u\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x91\x03\n" +
 	"\x14BuildTemplateRequest\x12\x1c\n" +
 	"\x04name\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x04name\x12\x1e\n" +
 	"\x05image\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x05image\x12\x1f\n" +
-	"\x06upload\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\x06upload\"*\n" +
+	"\x06upload\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\x06upload\x12\x1b\n" +
+	"\x04pack\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04pack\x12,\n" +
+	"\rkernel_upload\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18@R\fkernelUpload\x124\n" +
+	"\x11kernel_image_path\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x0fkernelImagePath\x12,\n" +
+	"\rrootfs_upload\x18\a \x01(\tB\a\xbaH\x04r\x02\x18@R\frootfsUpload\x124\n" +
+	"\x11rootfs_image_path\x18\b \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x0frootfsImagePath\x125\n" +
+	"\x0elanguage_packs\x18\t \x03(\tB\x0e\xbaH\v\x92\x01\b\x10\b\"\x04r\x02\x18 R\rlanguagePacks\"*\n" +
 	"\x14UploadArchiveRequest\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\"F\n" +
 	"\x15UploadArchiveResponse\x12\x0e\n" +
@@ -2410,7 +2577,7 @@ func file_firebreak_v1_system_proto_rawDescGZIP() []byte {
 	return file_firebreak_v1_system_proto_rawDescData
 }
 
-var file_firebreak_v1_system_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_firebreak_v1_system_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_firebreak_v1_system_proto_goTypes = []any{
 	(*ListBackendsRequest)(nil),      // 0: firebreak.v1.ListBackendsRequest
 	(*ListBackendsResponse)(nil),     // 1: firebreak.v1.ListBackendsResponse
@@ -2425,85 +2592,88 @@ var file_firebreak_v1_system_proto_goTypes = []any{
 	(*ListTemplatesRequest)(nil),     // 10: firebreak.v1.ListTemplatesRequest
 	(*ListTemplatesResponse)(nil),    // 11: firebreak.v1.ListTemplatesResponse
 	(*Template)(nil),                 // 12: firebreak.v1.Template
-	(*TemplateSource)(nil),           // 13: firebreak.v1.TemplateSource
-	(*ImageConfig)(nil),              // 14: firebreak.v1.ImageConfig
-	(*BuildTemplateRequest)(nil),     // 15: firebreak.v1.BuildTemplateRequest
-	(*UploadArchiveRequest)(nil),     // 16: firebreak.v1.UploadArchiveRequest
-	(*UploadArchiveResponse)(nil),    // 17: firebreak.v1.UploadArchiveResponse
-	(*CollectTemplatesRequest)(nil),  // 18: firebreak.v1.CollectTemplatesRequest
-	(*CollectTemplatesResponse)(nil), // 19: firebreak.v1.CollectTemplatesResponse
-	(*BuildTemplateEvent)(nil),       // 20: firebreak.v1.BuildTemplateEvent
-	(*BuildProgress)(nil),            // 21: firebreak.v1.BuildProgress
-	(*RemoveTemplateRequest)(nil),    // 22: firebreak.v1.RemoveTemplateRequest
-	(*RemoveTemplateResponse)(nil),   // 23: firebreak.v1.RemoveTemplateResponse
-	(*GetQuotaRequest)(nil),          // 24: firebreak.v1.GetQuotaRequest
-	(*GetQuotaResponse)(nil),         // 25: firebreak.v1.GetQuotaResponse
-	(*Quota)(nil),                    // 26: firebreak.v1.Quota
-	(*GetVersionRequest)(nil),        // 27: firebreak.v1.GetVersionRequest
-	(*GetVersionResponse)(nil),       // 28: firebreak.v1.GetVersionResponse
-	(*CreateKeyRequest)(nil),         // 29: firebreak.v1.CreateKeyRequest
-	(*Key)(nil),                      // 30: firebreak.v1.Key
-	(*CreateKeyResponse)(nil),        // 31: firebreak.v1.CreateKeyResponse
-	(*ListKeysRequest)(nil),          // 32: firebreak.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),         // 33: firebreak.v1.ListKeysResponse
-	(*DeleteKeyRequest)(nil),         // 34: firebreak.v1.DeleteKeyRequest
-	(*DeleteKeyResponse)(nil),        // 35: firebreak.v1.DeleteKeyResponse
-	nil,                              // 36: firebreak.v1.Template.EnvEntry
-	nil,                              // 37: firebreak.v1.ImageConfig.LabelsEntry
-	(*CreateSandboxRequest)(nil),     // 38: firebreak.v1.CreateSandboxRequest
-	(*timestamppb.Timestamp)(nil),    // 39: google.protobuf.Timestamp
+	(*BootFile)(nil),                 // 13: firebreak.v1.BootFile
+	(*TemplateSource)(nil),           // 14: firebreak.v1.TemplateSource
+	(*ImageConfig)(nil),              // 15: firebreak.v1.ImageConfig
+	(*BuildTemplateRequest)(nil),     // 16: firebreak.v1.BuildTemplateRequest
+	(*UploadArchiveRequest)(nil),     // 17: firebreak.v1.UploadArchiveRequest
+	(*UploadArchiveResponse)(nil),    // 18: firebreak.v1.UploadArchiveResponse
+	(*CollectTemplatesRequest)(nil),  // 19: firebreak.v1.CollectTemplatesRequest
+	(*CollectTemplatesResponse)(nil), // 20: firebreak.v1.CollectTemplatesResponse
+	(*BuildTemplateEvent)(nil),       // 21: firebreak.v1.BuildTemplateEvent
+	(*BuildProgress)(nil),            // 22: firebreak.v1.BuildProgress
+	(*RemoveTemplateRequest)(nil),    // 23: firebreak.v1.RemoveTemplateRequest
+	(*RemoveTemplateResponse)(nil),   // 24: firebreak.v1.RemoveTemplateResponse
+	(*GetQuotaRequest)(nil),          // 25: firebreak.v1.GetQuotaRequest
+	(*GetQuotaResponse)(nil),         // 26: firebreak.v1.GetQuotaResponse
+	(*Quota)(nil),                    // 27: firebreak.v1.Quota
+	(*GetVersionRequest)(nil),        // 28: firebreak.v1.GetVersionRequest
+	(*GetVersionResponse)(nil),       // 29: firebreak.v1.GetVersionResponse
+	(*CreateKeyRequest)(nil),         // 30: firebreak.v1.CreateKeyRequest
+	(*Key)(nil),                      // 31: firebreak.v1.Key
+	(*CreateKeyResponse)(nil),        // 32: firebreak.v1.CreateKeyResponse
+	(*ListKeysRequest)(nil),          // 33: firebreak.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),         // 34: firebreak.v1.ListKeysResponse
+	(*DeleteKeyRequest)(nil),         // 35: firebreak.v1.DeleteKeyRequest
+	(*DeleteKeyResponse)(nil),        // 36: firebreak.v1.DeleteKeyResponse
+	nil,                              // 37: firebreak.v1.Template.EnvEntry
+	nil,                              // 38: firebreak.v1.ImageConfig.LabelsEntry
+	(*CreateSandboxRequest)(nil),     // 39: firebreak.v1.CreateSandboxRequest
+	(*timestamppb.Timestamp)(nil),    // 40: google.protobuf.Timestamp
 }
 var file_firebreak_v1_system_proto_depIdxs = []int32{
 	2,  // 0: firebreak.v1.ListBackendsResponse.backends:type_name -> firebreak.v1.Backend
 	9,  // 1: firebreak.v1.GetPoolResponse.shelves:type_name -> firebreak.v1.PoolShelf
-	38, // 2: firebreak.v1.PrewarmPoolRequest.sandbox:type_name -> firebreak.v1.CreateSandboxRequest
+	39, // 2: firebreak.v1.PrewarmPoolRequest.sandbox:type_name -> firebreak.v1.CreateSandboxRequest
 	12, // 3: firebreak.v1.ListTemplatesResponse.templates:type_name -> firebreak.v1.Template
-	39, // 4: firebreak.v1.Template.created_at:type_name -> google.protobuf.Timestamp
-	13, // 5: firebreak.v1.Template.source:type_name -> firebreak.v1.TemplateSource
-	14, // 6: firebreak.v1.Template.image:type_name -> firebreak.v1.ImageConfig
-	36, // 7: firebreak.v1.Template.env:type_name -> firebreak.v1.Template.EnvEntry
-	37, // 8: firebreak.v1.ImageConfig.labels:type_name -> firebreak.v1.ImageConfig.LabelsEntry
-	21, // 9: firebreak.v1.BuildTemplateEvent.progress:type_name -> firebreak.v1.BuildProgress
-	12, // 10: firebreak.v1.BuildTemplateEvent.template:type_name -> firebreak.v1.Template
-	26, // 11: firebreak.v1.GetQuotaResponse.quotas:type_name -> firebreak.v1.Quota
-	39, // 12: firebreak.v1.Key.created_at:type_name -> google.protobuf.Timestamp
-	39, // 13: firebreak.v1.Key.last_used_at:type_name -> google.protobuf.Timestamp
-	39, // 14: firebreak.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
-	30, // 15: firebreak.v1.CreateKeyResponse.key:type_name -> firebreak.v1.Key
-	30, // 16: firebreak.v1.ListKeysResponse.keys:type_name -> firebreak.v1.Key
-	0,  // 17: firebreak.v1.SystemService.ListBackends:input_type -> firebreak.v1.ListBackendsRequest
-	10, // 18: firebreak.v1.SystemService.ListTemplates:input_type -> firebreak.v1.ListTemplatesRequest
-	15, // 19: firebreak.v1.SystemService.BuildTemplate:input_type -> firebreak.v1.BuildTemplateRequest
-	16, // 20: firebreak.v1.SystemService.UploadArchive:input_type -> firebreak.v1.UploadArchiveRequest
-	22, // 21: firebreak.v1.SystemService.RemoveTemplate:input_type -> firebreak.v1.RemoveTemplateRequest
-	24, // 22: firebreak.v1.SystemService.GetQuota:input_type -> firebreak.v1.GetQuotaRequest
-	18, // 23: firebreak.v1.SystemService.CollectTemplates:input_type -> firebreak.v1.CollectTemplatesRequest
-	3,  // 24: firebreak.v1.SystemService.GetPool:input_type -> firebreak.v1.GetPoolRequest
-	5,  // 25: firebreak.v1.SystemService.PrewarmPool:input_type -> firebreak.v1.PrewarmPoolRequest
-	7,  // 26: firebreak.v1.SystemService.DrainPool:input_type -> firebreak.v1.DrainPoolRequest
-	27, // 27: firebreak.v1.SystemService.GetVersion:input_type -> firebreak.v1.GetVersionRequest
-	29, // 28: firebreak.v1.KeyService.CreateKey:input_type -> firebreak.v1.CreateKeyRequest
-	32, // 29: firebreak.v1.KeyService.ListKeys:input_type -> firebreak.v1.ListKeysRequest
-	34, // 30: firebreak.v1.KeyService.DeleteKey:input_type -> firebreak.v1.DeleteKeyRequest
-	1,  // 31: firebreak.v1.SystemService.ListBackends:output_type -> firebreak.v1.ListBackendsResponse
-	11, // 32: firebreak.v1.SystemService.ListTemplates:output_type -> firebreak.v1.ListTemplatesResponse
-	20, // 33: firebreak.v1.SystemService.BuildTemplate:output_type -> firebreak.v1.BuildTemplateEvent
-	17, // 34: firebreak.v1.SystemService.UploadArchive:output_type -> firebreak.v1.UploadArchiveResponse
-	23, // 35: firebreak.v1.SystemService.RemoveTemplate:output_type -> firebreak.v1.RemoveTemplateResponse
-	25, // 36: firebreak.v1.SystemService.GetQuota:output_type -> firebreak.v1.GetQuotaResponse
-	19, // 37: firebreak.v1.SystemService.CollectTemplates:output_type -> firebreak.v1.CollectTemplatesResponse
-	4,  // 38: firebreak.v1.SystemService.GetPool:output_type -> firebreak.v1.GetPoolResponse
-	6,  // 39: firebreak.v1.SystemService.PrewarmPool:output_type -> firebreak.v1.PrewarmPoolResponse
-	8,  // 40: firebreak.v1.SystemService.DrainPool:output_type -> firebreak.v1.DrainPoolResponse
-	28, // 41: firebreak.v1.SystemService.GetVersion:output_type -> firebreak.v1.GetVersionResponse
-	31, // 42: firebreak.v1.KeyService.CreateKey:output_type -> firebreak.v1.CreateKeyResponse
-	33, // 43: firebreak.v1.KeyService.ListKeys:output_type -> firebreak.v1.ListKeysResponse
-	35, // 44: firebreak.v1.KeyService.DeleteKey:output_type -> firebreak.v1.DeleteKeyResponse
-	31, // [31:45] is the sub-list for method output_type
-	17, // [17:31] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	40, // 4: firebreak.v1.Template.created_at:type_name -> google.protobuf.Timestamp
+	14, // 5: firebreak.v1.Template.source:type_name -> firebreak.v1.TemplateSource
+	15, // 6: firebreak.v1.Template.image:type_name -> firebreak.v1.ImageConfig
+	37, // 7: firebreak.v1.Template.env:type_name -> firebreak.v1.Template.EnvEntry
+	13, // 8: firebreak.v1.Template.kernel:type_name -> firebreak.v1.BootFile
+	13, // 9: firebreak.v1.Template.rootfs:type_name -> firebreak.v1.BootFile
+	38, // 10: firebreak.v1.ImageConfig.labels:type_name -> firebreak.v1.ImageConfig.LabelsEntry
+	22, // 11: firebreak.v1.BuildTemplateEvent.progress:type_name -> firebreak.v1.BuildProgress
+	12, // 12: firebreak.v1.BuildTemplateEvent.template:type_name -> firebreak.v1.Template
+	27, // 13: firebreak.v1.GetQuotaResponse.quotas:type_name -> firebreak.v1.Quota
+	40, // 14: firebreak.v1.Key.created_at:type_name -> google.protobuf.Timestamp
+	40, // 15: firebreak.v1.Key.last_used_at:type_name -> google.protobuf.Timestamp
+	40, // 16: firebreak.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
+	31, // 17: firebreak.v1.CreateKeyResponse.key:type_name -> firebreak.v1.Key
+	31, // 18: firebreak.v1.ListKeysResponse.keys:type_name -> firebreak.v1.Key
+	0,  // 19: firebreak.v1.SystemService.ListBackends:input_type -> firebreak.v1.ListBackendsRequest
+	10, // 20: firebreak.v1.SystemService.ListTemplates:input_type -> firebreak.v1.ListTemplatesRequest
+	16, // 21: firebreak.v1.SystemService.BuildTemplate:input_type -> firebreak.v1.BuildTemplateRequest
+	17, // 22: firebreak.v1.SystemService.UploadArchive:input_type -> firebreak.v1.UploadArchiveRequest
+	23, // 23: firebreak.v1.SystemService.RemoveTemplate:input_type -> firebreak.v1.RemoveTemplateRequest
+	25, // 24: firebreak.v1.SystemService.GetQuota:input_type -> firebreak.v1.GetQuotaRequest
+	19, // 25: firebreak.v1.SystemService.CollectTemplates:input_type -> firebreak.v1.CollectTemplatesRequest
+	3,  // 26: firebreak.v1.SystemService.GetPool:input_type -> firebreak.v1.GetPoolRequest
+	5,  // 27: firebreak.v1.SystemService.PrewarmPool:input_type -> firebreak.v1.PrewarmPoolRequest
+	7,  // 28: firebreak.v1.SystemService.DrainPool:input_type -> firebreak.v1.DrainPoolRequest
+	28, // 29: firebreak.v1.SystemService.GetVersion:input_type -> firebreak.v1.GetVersionRequest
+	30, // 30: firebreak.v1.KeyService.CreateKey:input_type -> firebreak.v1.CreateKeyRequest
+	33, // 31: firebreak.v1.KeyService.ListKeys:input_type -> firebreak.v1.ListKeysRequest
+	35, // 32: firebreak.v1.KeyService.DeleteKey:input_type -> firebreak.v1.DeleteKeyRequest
+	1,  // 33: firebreak.v1.SystemService.ListBackends:output_type -> firebreak.v1.ListBackendsResponse
+	11, // 34: firebreak.v1.SystemService.ListTemplates:output_type -> firebreak.v1.ListTemplatesResponse
+	21, // 35: firebreak.v1.SystemService.BuildTemplate:output_type -> firebreak.v1.BuildTemplateEvent
+	18, // 36: firebreak.v1.SystemService.UploadArchive:output_type -> firebreak.v1.UploadArchiveResponse
+	24, // 37: firebreak.v1.SystemService.RemoveTemplate:output_type -> firebreak.v1.RemoveTemplateResponse
+	26, // 38: firebreak.v1.SystemService.GetQuota:output_type -> firebreak.v1.GetQuotaResponse
+	20, // 39: firebreak.v1.SystemService.CollectTemplates:output_type -> firebreak.v1.CollectTemplatesResponse
+	4,  // 40: firebreak.v1.SystemService.GetPool:output_type -> firebreak.v1.GetPoolResponse
+	6,  // 41: firebreak.v1.SystemService.PrewarmPool:output_type -> firebreak.v1.PrewarmPoolResponse
+	8,  // 42: firebreak.v1.SystemService.DrainPool:output_type -> firebreak.v1.DrainPoolResponse
+	29, // 43: firebreak.v1.SystemService.GetVersion:output_type -> firebreak.v1.GetVersionResponse
+	32, // 44: firebreak.v1.KeyService.CreateKey:output_type -> firebreak.v1.CreateKeyResponse
+	34, // 45: firebreak.v1.KeyService.ListKeys:output_type -> firebreak.v1.ListKeysResponse
+	36, // 46: firebreak.v1.KeyService.DeleteKey:output_type -> firebreak.v1.DeleteKeyResponse
+	33, // [33:47] is the sub-list for method output_type
+	19, // [19:33] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_firebreak_v1_system_proto_init() }
@@ -2513,19 +2683,19 @@ func file_firebreak_v1_system_proto_init() {
 	}
 	file_firebreak_v1_options_proto_init()
 	file_firebreak_v1_sandbox_proto_init()
-	file_firebreak_v1_system_proto_msgTypes[18].OneofWrappers = []any{}
-	file_firebreak_v1_system_proto_msgTypes[20].OneofWrappers = []any{
+	file_firebreak_v1_system_proto_msgTypes[19].OneofWrappers = []any{}
+	file_firebreak_v1_system_proto_msgTypes[21].OneofWrappers = []any{
 		(*BuildTemplateEvent_Progress)(nil),
 		(*BuildTemplateEvent_Template)(nil),
 	}
-	file_firebreak_v1_system_proto_msgTypes[26].OneofWrappers = []any{}
+	file_firebreak_v1_system_proto_msgTypes[27].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_firebreak_v1_system_proto_rawDesc), len(file_firebreak_v1_system_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   38,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
