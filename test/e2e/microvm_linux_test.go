@@ -165,8 +165,15 @@ func TestMicroVM(t *testing.T) {
 		t.Errorf("left: %v", left)
 	}
 
-	// One whole run, its writes thrown away, in a process of its own.
-	r = w.run("", "run", "--backend", "microvm", "--template", "small", "--readonly-root", "-c", "import os; print(6 * 7)\ntry: open('/usr/x', 'w')\nexcept OSError as e: print(e.strerror)")
+	// One whole run, its writes thrown away, in a process of its own, since a policy demands it.
+	strong := filepath.Join(t.TempDir(), "strong.yaml")
+	if err := os.WriteFile(strong, []byte("name: strong\nmin_isolation: hypervisor\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r := w.run("", "run", "--backend", "gvisor", "--policy", strong, "-c", "1"); r.code != 125 || !strings.Contains(r.stderr, "demands hypervisor") || !strings.Contains(r.stderr, "microvm") {
+		t.Errorf("a weaker backend than the policy demands: %+v", r)
+	}
+	r = w.run("", "run", "--policy", strong, "--template", "small", "--readonly-root", "-c", "import os; print(6 * 7)\ntry: open('/usr/x', 'w')\nexcept OSError as e: print(e.strerror)")
 	if r.code != 0 || r.stdout != "42\nRead-only file system\n" {
 		t.Errorf("run: %+v", r)
 	}

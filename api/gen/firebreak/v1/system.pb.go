@@ -302,8 +302,10 @@ func (*GetPoolRequest) Descriptor() ([]byte, []int) {
 type GetPoolResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// False where the server keeps nothing ready (pool_size is 0).
-	Enabled       bool         `protobuf:"varint,1,opt,name=enabled,proto3" json:"enabled,omitempty"`
-	Shelves       []*PoolShelf `protobuf:"bytes,2,rep,name=shelves,proto3" json:"shelves,omitempty"`
+	Enabled bool         `protobuf:"varint,1,opt,name=enabled,proto3" json:"enabled,omitempty"`
+	Shelves []*PoolShelf `protobuf:"bytes,2,rep,name=shelves,proto3" json:"shelves,omitempty"`
+	// Where sandboxes that are paused, or are to be forked, can go on at once.
+	Places        []*PoolPlaces `protobuf:"bytes,3,rep,name=places,proto3" json:"places,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -348,6 +350,13 @@ func (x *GetPoolResponse) GetEnabled() bool {
 func (x *GetPoolResponse) GetShelves() []*PoolShelf {
 	if x != nil {
 		return x.Shelves
+	}
+	return nil
+}
+
+func (x *GetPoolResponse) GetPlaces() []*PoolPlaces {
+	if x != nil {
+		return x.Places
 	}
 	return nil
 }
@@ -678,6 +687,110 @@ func (x *PoolShelf) GetPinned() bool {
 	return false
 }
 
+// PoolPlaces are boundaries without a guest, made ahead for the caller's paused and
+// forked sandboxes of one template and limits.
+type PoolPlaces struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Backend        string                 `protobuf:"bytes,1,opt,name=backend,proto3" json:"backend,omitempty"`
+	TemplateDigest string                 `protobuf:"bytes,2,opt,name=template_digest,json=templateDigest,proto3" json:"template_digest,omitempty"`
+	MemoryBytes    int64                  `protobuf:"varint,3,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	Cpus           float64                `protobuf:"fixed64,4,opt,name=cpus,proto3" json:"cpus,omitempty"`
+	Ready          int32                  `protobuf:"varint,5,opt,name=ready,proto3" json:"ready,omitempty"`
+	Making         int32                  `protobuf:"varint,6,opt,name=making,proto3" json:"making,omitempty"`
+	// How many there should be, as long as others need no place more.
+	Wanted int32 `protobuf:"varint,7,opt,name=wanted,proto3" json:"wanted,omitempty"`
+	// What the ready ones use now, as far as the backend can measure it.
+	UsedBytes     int64 `protobuf:"varint,8,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoolPlaces) Reset() {
+	*x = PoolPlaces{}
+	mi := &file_firebreak_v1_system_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoolPlaces) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoolPlaces) ProtoMessage() {}
+
+func (x *PoolPlaces) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_system_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoolPlaces.ProtoReflect.Descriptor instead.
+func (*PoolPlaces) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *PoolPlaces) GetBackend() string {
+	if x != nil {
+		return x.Backend
+	}
+	return ""
+}
+
+func (x *PoolPlaces) GetTemplateDigest() string {
+	if x != nil {
+		return x.TemplateDigest
+	}
+	return ""
+}
+
+func (x *PoolPlaces) GetMemoryBytes() int64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *PoolPlaces) GetCpus() float64 {
+	if x != nil {
+		return x.Cpus
+	}
+	return 0
+}
+
+func (x *PoolPlaces) GetReady() int32 {
+	if x != nil {
+		return x.Ready
+	}
+	return 0
+}
+
+func (x *PoolPlaces) GetMaking() int32 {
+	if x != nil {
+		return x.Making
+	}
+	return 0
+}
+
+func (x *PoolPlaces) GetWanted() int32 {
+	if x != nil {
+		return x.Wanted
+	}
+	return 0
+}
+
+func (x *PoolPlaces) GetUsedBytes() int64 {
+	if x != nil {
+		return x.UsedBytes
+	}
+	return 0
+}
+
 type ListTemplatesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -686,7 +799,7 @@ type ListTemplatesRequest struct {
 
 func (x *ListTemplatesRequest) Reset() {
 	*x = ListTemplatesRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[10]
+	mi := &file_firebreak_v1_system_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -698,7 +811,7 @@ func (x *ListTemplatesRequest) String() string {
 func (*ListTemplatesRequest) ProtoMessage() {}
 
 func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[10]
+	mi := &file_firebreak_v1_system_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -711,7 +824,7 @@ func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesRequest.ProtoReflect.Descriptor instead.
 func (*ListTemplatesRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{10}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{11}
 }
 
 type ListTemplatesResponse struct {
@@ -723,7 +836,7 @@ type ListTemplatesResponse struct {
 
 func (x *ListTemplatesResponse) Reset() {
 	*x = ListTemplatesResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[11]
+	mi := &file_firebreak_v1_system_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -735,7 +848,7 @@ func (x *ListTemplatesResponse) String() string {
 func (*ListTemplatesResponse) ProtoMessage() {}
 
 func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[11]
+	mi := &file_firebreak_v1_system_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -748,7 +861,7 @@ func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesResponse.ProtoReflect.Descriptor instead.
 func (*ListTemplatesResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{11}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListTemplatesResponse) GetTemplates() []*Template {
@@ -782,7 +895,7 @@ type Template struct {
 
 func (x *Template) Reset() {
 	*x = Template{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[12]
+	mi := &file_firebreak_v1_system_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -794,7 +907,7 @@ func (x *Template) String() string {
 func (*Template) ProtoMessage() {}
 
 func (x *Template) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[12]
+	mi := &file_firebreak_v1_system_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -807,7 +920,7 @@ func (x *Template) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Template.ProtoReflect.Descriptor instead.
 func (*Template) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{12}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Template) GetName() string {
@@ -903,7 +1016,7 @@ type TemplateSource struct {
 
 func (x *TemplateSource) Reset() {
 	*x = TemplateSource{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[13]
+	mi := &file_firebreak_v1_system_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -915,7 +1028,7 @@ func (x *TemplateSource) String() string {
 func (*TemplateSource) ProtoMessage() {}
 
 func (x *TemplateSource) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[13]
+	mi := &file_firebreak_v1_system_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -928,7 +1041,7 @@ func (x *TemplateSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TemplateSource.ProtoReflect.Descriptor instead.
 func (*TemplateSource) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{13}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TemplateSource) GetKind() string {
@@ -975,7 +1088,7 @@ type ImageConfig struct {
 
 func (x *ImageConfig) Reset() {
 	*x = ImageConfig{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[14]
+	mi := &file_firebreak_v1_system_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -987,7 +1100,7 @@ func (x *ImageConfig) String() string {
 func (*ImageConfig) ProtoMessage() {}
 
 func (x *ImageConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[14]
+	mi := &file_firebreak_v1_system_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1000,7 +1113,7 @@ func (x *ImageConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageConfig.ProtoReflect.Descriptor instead.
 func (*ImageConfig) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{14}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ImageConfig) GetEntrypoint() []string {
@@ -1053,7 +1166,7 @@ type BuildTemplateRequest struct {
 
 func (x *BuildTemplateRequest) Reset() {
 	*x = BuildTemplateRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[15]
+	mi := &file_firebreak_v1_system_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1065,7 +1178,7 @@ func (x *BuildTemplateRequest) String() string {
 func (*BuildTemplateRequest) ProtoMessage() {}
 
 func (x *BuildTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[15]
+	mi := &file_firebreak_v1_system_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1078,7 +1191,7 @@ func (x *BuildTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildTemplateRequest.ProtoReflect.Descriptor instead.
 func (*BuildTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{15}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *BuildTemplateRequest) GetName() string {
@@ -1111,7 +1224,7 @@ type UploadArchiveRequest struct {
 
 func (x *UploadArchiveRequest) Reset() {
 	*x = UploadArchiveRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[16]
+	mi := &file_firebreak_v1_system_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1123,7 +1236,7 @@ func (x *UploadArchiveRequest) String() string {
 func (*UploadArchiveRequest) ProtoMessage() {}
 
 func (x *UploadArchiveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[16]
+	mi := &file_firebreak_v1_system_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1136,7 +1249,7 @@ func (x *UploadArchiveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadArchiveRequest.ProtoReflect.Descriptor instead.
 func (*UploadArchiveRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{16}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *UploadArchiveRequest) GetData() []byte {
@@ -1156,7 +1269,7 @@ type UploadArchiveResponse struct {
 
 func (x *UploadArchiveResponse) Reset() {
 	*x = UploadArchiveResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[17]
+	mi := &file_firebreak_v1_system_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1168,7 +1281,7 @@ func (x *UploadArchiveResponse) String() string {
 func (*UploadArchiveResponse) ProtoMessage() {}
 
 func (x *UploadArchiveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[17]
+	mi := &file_firebreak_v1_system_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1181,7 +1294,7 @@ func (x *UploadArchiveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadArchiveResponse.ProtoReflect.Descriptor instead.
 func (*UploadArchiveResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{17}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *UploadArchiveResponse) GetId() string {
@@ -1213,7 +1326,7 @@ type CollectTemplatesRequest struct {
 
 func (x *CollectTemplatesRequest) Reset() {
 	*x = CollectTemplatesRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[18]
+	mi := &file_firebreak_v1_system_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1225,7 +1338,7 @@ func (x *CollectTemplatesRequest) String() string {
 func (*CollectTemplatesRequest) ProtoMessage() {}
 
 func (x *CollectTemplatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[18]
+	mi := &file_firebreak_v1_system_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1238,7 +1351,7 @@ func (x *CollectTemplatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectTemplatesRequest.ProtoReflect.Descriptor instead.
 func (*CollectTemplatesRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{18}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CollectTemplatesRequest) GetUnusedMs() int64 {
@@ -1274,7 +1387,7 @@ type CollectTemplatesResponse struct {
 
 func (x *CollectTemplatesResponse) Reset() {
 	*x = CollectTemplatesResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[19]
+	mi := &file_firebreak_v1_system_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1286,7 +1399,7 @@ func (x *CollectTemplatesResponse) String() string {
 func (*CollectTemplatesResponse) ProtoMessage() {}
 
 func (x *CollectTemplatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[19]
+	mi := &file_firebreak_v1_system_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1299,7 +1412,7 @@ func (x *CollectTemplatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectTemplatesResponse.ProtoReflect.Descriptor instead.
 func (*CollectTemplatesResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{19}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CollectTemplatesResponse) GetTemplates() []string {
@@ -1336,7 +1449,7 @@ type BuildTemplateEvent struct {
 
 func (x *BuildTemplateEvent) Reset() {
 	*x = BuildTemplateEvent{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[20]
+	mi := &file_firebreak_v1_system_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1348,7 +1461,7 @@ func (x *BuildTemplateEvent) String() string {
 func (*BuildTemplateEvent) ProtoMessage() {}
 
 func (x *BuildTemplateEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[20]
+	mi := &file_firebreak_v1_system_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1361,7 +1474,7 @@ func (x *BuildTemplateEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildTemplateEvent.ProtoReflect.Descriptor instead.
 func (*BuildTemplateEvent) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{20}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *BuildTemplateEvent) GetEvent() isBuildTemplateEvent_Event {
@@ -1417,7 +1530,7 @@ type BuildProgress struct {
 
 func (x *BuildProgress) Reset() {
 	*x = BuildProgress{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[21]
+	mi := &file_firebreak_v1_system_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1429,7 +1542,7 @@ func (x *BuildProgress) String() string {
 func (*BuildProgress) ProtoMessage() {}
 
 func (x *BuildProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[21]
+	mi := &file_firebreak_v1_system_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1442,7 +1555,7 @@ func (x *BuildProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildProgress.ProtoReflect.Descriptor instead.
 func (*BuildProgress) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{21}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *BuildProgress) GetStage() string {
@@ -1475,7 +1588,7 @@ type RemoveTemplateRequest struct {
 
 func (x *RemoveTemplateRequest) Reset() {
 	*x = RemoveTemplateRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[22]
+	mi := &file_firebreak_v1_system_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1487,7 +1600,7 @@ func (x *RemoveTemplateRequest) String() string {
 func (*RemoveTemplateRequest) ProtoMessage() {}
 
 func (x *RemoveTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[22]
+	mi := &file_firebreak_v1_system_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1500,7 +1613,7 @@ func (x *RemoveTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveTemplateRequest.ProtoReflect.Descriptor instead.
 func (*RemoveTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{22}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RemoveTemplateRequest) GetName() string {
@@ -1518,7 +1631,7 @@ type RemoveTemplateResponse struct {
 
 func (x *RemoveTemplateResponse) Reset() {
 	*x = RemoveTemplateResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[23]
+	mi := &file_firebreak_v1_system_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1530,7 +1643,7 @@ func (x *RemoveTemplateResponse) String() string {
 func (*RemoveTemplateResponse) ProtoMessage() {}
 
 func (x *RemoveTemplateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[23]
+	mi := &file_firebreak_v1_system_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1543,7 +1656,7 @@ func (x *RemoveTemplateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveTemplateResponse.ProtoReflect.Descriptor instead.
 func (*RemoveTemplateResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{23}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{24}
 }
 
 type GetQuotaRequest struct {
@@ -1554,7 +1667,7 @@ type GetQuotaRequest struct {
 
 func (x *GetQuotaRequest) Reset() {
 	*x = GetQuotaRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[24]
+	mi := &file_firebreak_v1_system_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1566,7 +1679,7 @@ func (x *GetQuotaRequest) String() string {
 func (*GetQuotaRequest) ProtoMessage() {}
 
 func (x *GetQuotaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[24]
+	mi := &file_firebreak_v1_system_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1579,7 +1692,7 @@ func (x *GetQuotaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQuotaRequest.ProtoReflect.Descriptor instead.
 func (*GetQuotaRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{24}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{25}
 }
 
 type GetQuotaResponse struct {
@@ -1592,7 +1705,7 @@ type GetQuotaResponse struct {
 
 func (x *GetQuotaResponse) Reset() {
 	*x = GetQuotaResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[25]
+	mi := &file_firebreak_v1_system_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1604,7 +1717,7 @@ func (x *GetQuotaResponse) String() string {
 func (*GetQuotaResponse) ProtoMessage() {}
 
 func (x *GetQuotaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[25]
+	mi := &file_firebreak_v1_system_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1617,7 +1730,7 @@ func (x *GetQuotaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQuotaResponse.ProtoReflect.Descriptor instead.
 func (*GetQuotaResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{25}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetQuotaResponse) GetTenant() string {
@@ -1654,7 +1767,7 @@ type Quota struct {
 
 func (x *Quota) Reset() {
 	*x = Quota{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[26]
+	mi := &file_firebreak_v1_system_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1666,7 +1779,7 @@ func (x *Quota) String() string {
 func (*Quota) ProtoMessage() {}
 
 func (x *Quota) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[26]
+	mi := &file_firebreak_v1_system_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1679,7 +1792,7 @@ func (x *Quota) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quota.ProtoReflect.Descriptor instead.
 func (*Quota) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{26}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Quota) GetName() string {
@@ -1725,7 +1838,7 @@ type GetVersionRequest struct {
 
 func (x *GetVersionRequest) Reset() {
 	*x = GetVersionRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[27]
+	mi := &file_firebreak_v1_system_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1737,7 +1850,7 @@ func (x *GetVersionRequest) String() string {
 func (*GetVersionRequest) ProtoMessage() {}
 
 func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[27]
+	mi := &file_firebreak_v1_system_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1750,7 +1863,7 @@ func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionRequest.ProtoReflect.Descriptor instead.
 func (*GetVersionRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{27}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{28}
 }
 
 type GetVersionResponse struct {
@@ -1765,7 +1878,7 @@ type GetVersionResponse struct {
 
 func (x *GetVersionResponse) Reset() {
 	*x = GetVersionResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[28]
+	mi := &file_firebreak_v1_system_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1777,7 +1890,7 @@ func (x *GetVersionResponse) String() string {
 func (*GetVersionResponse) ProtoMessage() {}
 
 func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[28]
+	mi := &file_firebreak_v1_system_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1790,7 +1903,7 @@ func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionResponse.ProtoReflect.Descriptor instead.
 func (*GetVersionResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{28}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GetVersionResponse) GetVersion() string {
@@ -1836,7 +1949,7 @@ type CreateKeyRequest struct {
 
 func (x *CreateKeyRequest) Reset() {
 	*x = CreateKeyRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[29]
+	mi := &file_firebreak_v1_system_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1848,7 +1961,7 @@ func (x *CreateKeyRequest) String() string {
 func (*CreateKeyRequest) ProtoMessage() {}
 
 func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[29]
+	mi := &file_firebreak_v1_system_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1861,7 +1974,7 @@ func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyRequest.ProtoReflect.Descriptor instead.
 func (*CreateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{29}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CreateKeyRequest) GetName() string {
@@ -1906,7 +2019,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[30]
+	mi := &file_firebreak_v1_system_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1918,7 +2031,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[30]
+	mi := &file_firebreak_v1_system_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1931,7 +2044,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{30}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Key) GetId() string {
@@ -1987,7 +2100,7 @@ type CreateKeyResponse struct {
 
 func (x *CreateKeyResponse) Reset() {
 	*x = CreateKeyResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[31]
+	mi := &file_firebreak_v1_system_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1999,7 +2112,7 @@ func (x *CreateKeyResponse) String() string {
 func (*CreateKeyResponse) ProtoMessage() {}
 
 func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[31]
+	mi := &file_firebreak_v1_system_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2012,7 +2125,7 @@ func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyResponse.ProtoReflect.Descriptor instead.
 func (*CreateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{31}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CreateKeyResponse) GetKey() *Key {
@@ -2037,7 +2150,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[32]
+	mi := &file_firebreak_v1_system_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2049,7 +2162,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[32]
+	mi := &file_firebreak_v1_system_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2062,7 +2175,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{32}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{33}
 }
 
 type ListKeysResponse struct {
@@ -2074,7 +2187,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[33]
+	mi := &file_firebreak_v1_system_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2086,7 +2199,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[33]
+	mi := &file_firebreak_v1_system_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2099,7 +2212,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{33}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListKeysResponse) GetKeys() []*Key {
@@ -2118,7 +2231,7 @@ type DeleteKeyRequest struct {
 
 func (x *DeleteKeyRequest) Reset() {
 	*x = DeleteKeyRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[34]
+	mi := &file_firebreak_v1_system_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2130,7 +2243,7 @@ func (x *DeleteKeyRequest) String() string {
 func (*DeleteKeyRequest) ProtoMessage() {}
 
 func (x *DeleteKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[34]
+	mi := &file_firebreak_v1_system_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2143,7 +2256,7 @@ func (x *DeleteKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteKeyRequest.ProtoReflect.Descriptor instead.
 func (*DeleteKeyRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{34}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *DeleteKeyRequest) GetId() string {
@@ -2161,7 +2274,7 @@ type DeleteKeyResponse struct {
 
 func (x *DeleteKeyResponse) Reset() {
 	*x = DeleteKeyResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[35]
+	mi := &file_firebreak_v1_system_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2173,7 +2286,7 @@ func (x *DeleteKeyResponse) String() string {
 func (*DeleteKeyResponse) ProtoMessage() {}
 
 func (x *DeleteKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[35]
+	mi := &file_firebreak_v1_system_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2186,7 +2299,7 @@ func (x *DeleteKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteKeyResponse.ProtoReflect.Descriptor instead.
 func (*DeleteKeyResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{35}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{36}
 }
 
 var File_firebreak_v1_system_proto protoreflect.FileDescriptor
@@ -2214,10 +2327,11 @@ const file_firebreak_v1_system_proto_rawDesc = "" +
 	"\x04fork\x18\f \x01(\bR\x04fork\x12\x16\n" +
 	"\x06attest\x18\r \x01(\bR\x06attest\x12\x14\n" +
 	"\x05notes\x18\x0e \x03(\tR\x05notes\"\x10\n" +
-	"\x0eGetPoolRequest\"^\n" +
+	"\x0eGetPoolRequest\"\x90\x01\n" +
 	"\x0fGetPoolResponse\x12\x18\n" +
 	"\aenabled\x18\x01 \x01(\bR\aenabled\x121\n" +
-	"\ashelves\x18\x02 \x03(\v2\x17.firebreak.v1.PoolShelfR\ashelves\"t\n" +
+	"\ashelves\x18\x02 \x03(\v2\x17.firebreak.v1.PoolShelfR\ashelves\x120\n" +
+	"\x06places\x18\x03 \x03(\v2\x18.firebreak.v1.PoolPlacesR\x06places\"t\n" +
 	"\x12PrewarmPoolRequest\x12 \n" +
 	"\x05count\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xe8\a(\x01R\x05count\x12<\n" +
@@ -2242,7 +2356,18 @@ const file_firebreak_v1_system_proto_rawDesc = "" +
 	"\x04hits\x18\v \x01(\x03R\x04hits\x12\x16\n" +
 	"\x06misses\x18\f \x01(\x03R\x06misses\x12\x16\n" +
 	"\x06failed\x18\r \x01(\x03R\x06failed\x12\x16\n" +
-	"\x06pinned\x18\x0e \x01(\bR\x06pinned\"\x16\n" +
+	"\x06pinned\x18\x0e \x01(\bR\x06pinned\"\xeb\x01\n" +
+	"\n" +
+	"PoolPlaces\x12\x18\n" +
+	"\abackend\x18\x01 \x01(\tR\abackend\x12'\n" +
+	"\x0ftemplate_digest\x18\x02 \x01(\tR\x0etemplateDigest\x12!\n" +
+	"\fmemory_bytes\x18\x03 \x01(\x03R\vmemoryBytes\x12\x12\n" +
+	"\x04cpus\x18\x04 \x01(\x01R\x04cpus\x12\x14\n" +
+	"\x05ready\x18\x05 \x01(\x05R\x05ready\x12\x16\n" +
+	"\x06making\x18\x06 \x01(\x05R\x06making\x12\x16\n" +
+	"\x06wanted\x18\a \x01(\x05R\x06wanted\x12\x1d\n" +
+	"\n" +
+	"used_bytes\x18\b \x01(\x03R\tusedBytes\"\x16\n" +
 	"\x14ListTemplatesRequest\"M\n" +
 	"\x15ListTemplatesResponse\x124\n" +
 	"\ttemplates\x18\x01 \x03(\v2\x16.firebreak.v1.TemplateR\ttemplates\"\xdb\x03\n" +
@@ -2410,7 +2535,7 @@ func file_firebreak_v1_system_proto_rawDescGZIP() []byte {
 	return file_firebreak_v1_system_proto_rawDescData
 }
 
-var file_firebreak_v1_system_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_firebreak_v1_system_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_firebreak_v1_system_proto_goTypes = []any{
 	(*ListBackendsRequest)(nil),      // 0: firebreak.v1.ListBackendsRequest
 	(*ListBackendsResponse)(nil),     // 1: firebreak.v1.ListBackendsResponse
@@ -2422,88 +2547,90 @@ var file_firebreak_v1_system_proto_goTypes = []any{
 	(*DrainPoolRequest)(nil),         // 7: firebreak.v1.DrainPoolRequest
 	(*DrainPoolResponse)(nil),        // 8: firebreak.v1.DrainPoolResponse
 	(*PoolShelf)(nil),                // 9: firebreak.v1.PoolShelf
-	(*ListTemplatesRequest)(nil),     // 10: firebreak.v1.ListTemplatesRequest
-	(*ListTemplatesResponse)(nil),    // 11: firebreak.v1.ListTemplatesResponse
-	(*Template)(nil),                 // 12: firebreak.v1.Template
-	(*TemplateSource)(nil),           // 13: firebreak.v1.TemplateSource
-	(*ImageConfig)(nil),              // 14: firebreak.v1.ImageConfig
-	(*BuildTemplateRequest)(nil),     // 15: firebreak.v1.BuildTemplateRequest
-	(*UploadArchiveRequest)(nil),     // 16: firebreak.v1.UploadArchiveRequest
-	(*UploadArchiveResponse)(nil),    // 17: firebreak.v1.UploadArchiveResponse
-	(*CollectTemplatesRequest)(nil),  // 18: firebreak.v1.CollectTemplatesRequest
-	(*CollectTemplatesResponse)(nil), // 19: firebreak.v1.CollectTemplatesResponse
-	(*BuildTemplateEvent)(nil),       // 20: firebreak.v1.BuildTemplateEvent
-	(*BuildProgress)(nil),            // 21: firebreak.v1.BuildProgress
-	(*RemoveTemplateRequest)(nil),    // 22: firebreak.v1.RemoveTemplateRequest
-	(*RemoveTemplateResponse)(nil),   // 23: firebreak.v1.RemoveTemplateResponse
-	(*GetQuotaRequest)(nil),          // 24: firebreak.v1.GetQuotaRequest
-	(*GetQuotaResponse)(nil),         // 25: firebreak.v1.GetQuotaResponse
-	(*Quota)(nil),                    // 26: firebreak.v1.Quota
-	(*GetVersionRequest)(nil),        // 27: firebreak.v1.GetVersionRequest
-	(*GetVersionResponse)(nil),       // 28: firebreak.v1.GetVersionResponse
-	(*CreateKeyRequest)(nil),         // 29: firebreak.v1.CreateKeyRequest
-	(*Key)(nil),                      // 30: firebreak.v1.Key
-	(*CreateKeyResponse)(nil),        // 31: firebreak.v1.CreateKeyResponse
-	(*ListKeysRequest)(nil),          // 32: firebreak.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),         // 33: firebreak.v1.ListKeysResponse
-	(*DeleteKeyRequest)(nil),         // 34: firebreak.v1.DeleteKeyRequest
-	(*DeleteKeyResponse)(nil),        // 35: firebreak.v1.DeleteKeyResponse
-	nil,                              // 36: firebreak.v1.Template.EnvEntry
-	nil,                              // 37: firebreak.v1.ImageConfig.LabelsEntry
-	(*CreateSandboxRequest)(nil),     // 38: firebreak.v1.CreateSandboxRequest
-	(*timestamppb.Timestamp)(nil),    // 39: google.protobuf.Timestamp
+	(*PoolPlaces)(nil),               // 10: firebreak.v1.PoolPlaces
+	(*ListTemplatesRequest)(nil),     // 11: firebreak.v1.ListTemplatesRequest
+	(*ListTemplatesResponse)(nil),    // 12: firebreak.v1.ListTemplatesResponse
+	(*Template)(nil),                 // 13: firebreak.v1.Template
+	(*TemplateSource)(nil),           // 14: firebreak.v1.TemplateSource
+	(*ImageConfig)(nil),              // 15: firebreak.v1.ImageConfig
+	(*BuildTemplateRequest)(nil),     // 16: firebreak.v1.BuildTemplateRequest
+	(*UploadArchiveRequest)(nil),     // 17: firebreak.v1.UploadArchiveRequest
+	(*UploadArchiveResponse)(nil),    // 18: firebreak.v1.UploadArchiveResponse
+	(*CollectTemplatesRequest)(nil),  // 19: firebreak.v1.CollectTemplatesRequest
+	(*CollectTemplatesResponse)(nil), // 20: firebreak.v1.CollectTemplatesResponse
+	(*BuildTemplateEvent)(nil),       // 21: firebreak.v1.BuildTemplateEvent
+	(*BuildProgress)(nil),            // 22: firebreak.v1.BuildProgress
+	(*RemoveTemplateRequest)(nil),    // 23: firebreak.v1.RemoveTemplateRequest
+	(*RemoveTemplateResponse)(nil),   // 24: firebreak.v1.RemoveTemplateResponse
+	(*GetQuotaRequest)(nil),          // 25: firebreak.v1.GetQuotaRequest
+	(*GetQuotaResponse)(nil),         // 26: firebreak.v1.GetQuotaResponse
+	(*Quota)(nil),                    // 27: firebreak.v1.Quota
+	(*GetVersionRequest)(nil),        // 28: firebreak.v1.GetVersionRequest
+	(*GetVersionResponse)(nil),       // 29: firebreak.v1.GetVersionResponse
+	(*CreateKeyRequest)(nil),         // 30: firebreak.v1.CreateKeyRequest
+	(*Key)(nil),                      // 31: firebreak.v1.Key
+	(*CreateKeyResponse)(nil),        // 32: firebreak.v1.CreateKeyResponse
+	(*ListKeysRequest)(nil),          // 33: firebreak.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),         // 34: firebreak.v1.ListKeysResponse
+	(*DeleteKeyRequest)(nil),         // 35: firebreak.v1.DeleteKeyRequest
+	(*DeleteKeyResponse)(nil),        // 36: firebreak.v1.DeleteKeyResponse
+	nil,                              // 37: firebreak.v1.Template.EnvEntry
+	nil,                              // 38: firebreak.v1.ImageConfig.LabelsEntry
+	(*CreateSandboxRequest)(nil),     // 39: firebreak.v1.CreateSandboxRequest
+	(*timestamppb.Timestamp)(nil),    // 40: google.protobuf.Timestamp
 }
 var file_firebreak_v1_system_proto_depIdxs = []int32{
 	2,  // 0: firebreak.v1.ListBackendsResponse.backends:type_name -> firebreak.v1.Backend
 	9,  // 1: firebreak.v1.GetPoolResponse.shelves:type_name -> firebreak.v1.PoolShelf
-	38, // 2: firebreak.v1.PrewarmPoolRequest.sandbox:type_name -> firebreak.v1.CreateSandboxRequest
-	12, // 3: firebreak.v1.ListTemplatesResponse.templates:type_name -> firebreak.v1.Template
-	39, // 4: firebreak.v1.Template.created_at:type_name -> google.protobuf.Timestamp
-	13, // 5: firebreak.v1.Template.source:type_name -> firebreak.v1.TemplateSource
-	14, // 6: firebreak.v1.Template.image:type_name -> firebreak.v1.ImageConfig
-	36, // 7: firebreak.v1.Template.env:type_name -> firebreak.v1.Template.EnvEntry
-	37, // 8: firebreak.v1.ImageConfig.labels:type_name -> firebreak.v1.ImageConfig.LabelsEntry
-	21, // 9: firebreak.v1.BuildTemplateEvent.progress:type_name -> firebreak.v1.BuildProgress
-	12, // 10: firebreak.v1.BuildTemplateEvent.template:type_name -> firebreak.v1.Template
-	26, // 11: firebreak.v1.GetQuotaResponse.quotas:type_name -> firebreak.v1.Quota
-	39, // 12: firebreak.v1.Key.created_at:type_name -> google.protobuf.Timestamp
-	39, // 13: firebreak.v1.Key.last_used_at:type_name -> google.protobuf.Timestamp
-	39, // 14: firebreak.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
-	30, // 15: firebreak.v1.CreateKeyResponse.key:type_name -> firebreak.v1.Key
-	30, // 16: firebreak.v1.ListKeysResponse.keys:type_name -> firebreak.v1.Key
-	0,  // 17: firebreak.v1.SystemService.ListBackends:input_type -> firebreak.v1.ListBackendsRequest
-	10, // 18: firebreak.v1.SystemService.ListTemplates:input_type -> firebreak.v1.ListTemplatesRequest
-	15, // 19: firebreak.v1.SystemService.BuildTemplate:input_type -> firebreak.v1.BuildTemplateRequest
-	16, // 20: firebreak.v1.SystemService.UploadArchive:input_type -> firebreak.v1.UploadArchiveRequest
-	22, // 21: firebreak.v1.SystemService.RemoveTemplate:input_type -> firebreak.v1.RemoveTemplateRequest
-	24, // 22: firebreak.v1.SystemService.GetQuota:input_type -> firebreak.v1.GetQuotaRequest
-	18, // 23: firebreak.v1.SystemService.CollectTemplates:input_type -> firebreak.v1.CollectTemplatesRequest
-	3,  // 24: firebreak.v1.SystemService.GetPool:input_type -> firebreak.v1.GetPoolRequest
-	5,  // 25: firebreak.v1.SystemService.PrewarmPool:input_type -> firebreak.v1.PrewarmPoolRequest
-	7,  // 26: firebreak.v1.SystemService.DrainPool:input_type -> firebreak.v1.DrainPoolRequest
-	27, // 27: firebreak.v1.SystemService.GetVersion:input_type -> firebreak.v1.GetVersionRequest
-	29, // 28: firebreak.v1.KeyService.CreateKey:input_type -> firebreak.v1.CreateKeyRequest
-	32, // 29: firebreak.v1.KeyService.ListKeys:input_type -> firebreak.v1.ListKeysRequest
-	34, // 30: firebreak.v1.KeyService.DeleteKey:input_type -> firebreak.v1.DeleteKeyRequest
-	1,  // 31: firebreak.v1.SystemService.ListBackends:output_type -> firebreak.v1.ListBackendsResponse
-	11, // 32: firebreak.v1.SystemService.ListTemplates:output_type -> firebreak.v1.ListTemplatesResponse
-	20, // 33: firebreak.v1.SystemService.BuildTemplate:output_type -> firebreak.v1.BuildTemplateEvent
-	17, // 34: firebreak.v1.SystemService.UploadArchive:output_type -> firebreak.v1.UploadArchiveResponse
-	23, // 35: firebreak.v1.SystemService.RemoveTemplate:output_type -> firebreak.v1.RemoveTemplateResponse
-	25, // 36: firebreak.v1.SystemService.GetQuota:output_type -> firebreak.v1.GetQuotaResponse
-	19, // 37: firebreak.v1.SystemService.CollectTemplates:output_type -> firebreak.v1.CollectTemplatesResponse
-	4,  // 38: firebreak.v1.SystemService.GetPool:output_type -> firebreak.v1.GetPoolResponse
-	6,  // 39: firebreak.v1.SystemService.PrewarmPool:output_type -> firebreak.v1.PrewarmPoolResponse
-	8,  // 40: firebreak.v1.SystemService.DrainPool:output_type -> firebreak.v1.DrainPoolResponse
-	28, // 41: firebreak.v1.SystemService.GetVersion:output_type -> firebreak.v1.GetVersionResponse
-	31, // 42: firebreak.v1.KeyService.CreateKey:output_type -> firebreak.v1.CreateKeyResponse
-	33, // 43: firebreak.v1.KeyService.ListKeys:output_type -> firebreak.v1.ListKeysResponse
-	35, // 44: firebreak.v1.KeyService.DeleteKey:output_type -> firebreak.v1.DeleteKeyResponse
-	31, // [31:45] is the sub-list for method output_type
-	17, // [17:31] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	10, // 2: firebreak.v1.GetPoolResponse.places:type_name -> firebreak.v1.PoolPlaces
+	39, // 3: firebreak.v1.PrewarmPoolRequest.sandbox:type_name -> firebreak.v1.CreateSandboxRequest
+	13, // 4: firebreak.v1.ListTemplatesResponse.templates:type_name -> firebreak.v1.Template
+	40, // 5: firebreak.v1.Template.created_at:type_name -> google.protobuf.Timestamp
+	14, // 6: firebreak.v1.Template.source:type_name -> firebreak.v1.TemplateSource
+	15, // 7: firebreak.v1.Template.image:type_name -> firebreak.v1.ImageConfig
+	37, // 8: firebreak.v1.Template.env:type_name -> firebreak.v1.Template.EnvEntry
+	38, // 9: firebreak.v1.ImageConfig.labels:type_name -> firebreak.v1.ImageConfig.LabelsEntry
+	22, // 10: firebreak.v1.BuildTemplateEvent.progress:type_name -> firebreak.v1.BuildProgress
+	13, // 11: firebreak.v1.BuildTemplateEvent.template:type_name -> firebreak.v1.Template
+	27, // 12: firebreak.v1.GetQuotaResponse.quotas:type_name -> firebreak.v1.Quota
+	40, // 13: firebreak.v1.Key.created_at:type_name -> google.protobuf.Timestamp
+	40, // 14: firebreak.v1.Key.last_used_at:type_name -> google.protobuf.Timestamp
+	40, // 15: firebreak.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
+	31, // 16: firebreak.v1.CreateKeyResponse.key:type_name -> firebreak.v1.Key
+	31, // 17: firebreak.v1.ListKeysResponse.keys:type_name -> firebreak.v1.Key
+	0,  // 18: firebreak.v1.SystemService.ListBackends:input_type -> firebreak.v1.ListBackendsRequest
+	11, // 19: firebreak.v1.SystemService.ListTemplates:input_type -> firebreak.v1.ListTemplatesRequest
+	16, // 20: firebreak.v1.SystemService.BuildTemplate:input_type -> firebreak.v1.BuildTemplateRequest
+	17, // 21: firebreak.v1.SystemService.UploadArchive:input_type -> firebreak.v1.UploadArchiveRequest
+	23, // 22: firebreak.v1.SystemService.RemoveTemplate:input_type -> firebreak.v1.RemoveTemplateRequest
+	25, // 23: firebreak.v1.SystemService.GetQuota:input_type -> firebreak.v1.GetQuotaRequest
+	19, // 24: firebreak.v1.SystemService.CollectTemplates:input_type -> firebreak.v1.CollectTemplatesRequest
+	3,  // 25: firebreak.v1.SystemService.GetPool:input_type -> firebreak.v1.GetPoolRequest
+	5,  // 26: firebreak.v1.SystemService.PrewarmPool:input_type -> firebreak.v1.PrewarmPoolRequest
+	7,  // 27: firebreak.v1.SystemService.DrainPool:input_type -> firebreak.v1.DrainPoolRequest
+	28, // 28: firebreak.v1.SystemService.GetVersion:input_type -> firebreak.v1.GetVersionRequest
+	30, // 29: firebreak.v1.KeyService.CreateKey:input_type -> firebreak.v1.CreateKeyRequest
+	33, // 30: firebreak.v1.KeyService.ListKeys:input_type -> firebreak.v1.ListKeysRequest
+	35, // 31: firebreak.v1.KeyService.DeleteKey:input_type -> firebreak.v1.DeleteKeyRequest
+	1,  // 32: firebreak.v1.SystemService.ListBackends:output_type -> firebreak.v1.ListBackendsResponse
+	12, // 33: firebreak.v1.SystemService.ListTemplates:output_type -> firebreak.v1.ListTemplatesResponse
+	21, // 34: firebreak.v1.SystemService.BuildTemplate:output_type -> firebreak.v1.BuildTemplateEvent
+	18, // 35: firebreak.v1.SystemService.UploadArchive:output_type -> firebreak.v1.UploadArchiveResponse
+	24, // 36: firebreak.v1.SystemService.RemoveTemplate:output_type -> firebreak.v1.RemoveTemplateResponse
+	26, // 37: firebreak.v1.SystemService.GetQuota:output_type -> firebreak.v1.GetQuotaResponse
+	20, // 38: firebreak.v1.SystemService.CollectTemplates:output_type -> firebreak.v1.CollectTemplatesResponse
+	4,  // 39: firebreak.v1.SystemService.GetPool:output_type -> firebreak.v1.GetPoolResponse
+	6,  // 40: firebreak.v1.SystemService.PrewarmPool:output_type -> firebreak.v1.PrewarmPoolResponse
+	8,  // 41: firebreak.v1.SystemService.DrainPool:output_type -> firebreak.v1.DrainPoolResponse
+	29, // 42: firebreak.v1.SystemService.GetVersion:output_type -> firebreak.v1.GetVersionResponse
+	32, // 43: firebreak.v1.KeyService.CreateKey:output_type -> firebreak.v1.CreateKeyResponse
+	34, // 44: firebreak.v1.KeyService.ListKeys:output_type -> firebreak.v1.ListKeysResponse
+	36, // 45: firebreak.v1.KeyService.DeleteKey:output_type -> firebreak.v1.DeleteKeyResponse
+	32, // [32:46] is the sub-list for method output_type
+	18, // [18:32] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_firebreak_v1_system_proto_init() }
@@ -2513,19 +2640,19 @@ func file_firebreak_v1_system_proto_init() {
 	}
 	file_firebreak_v1_options_proto_init()
 	file_firebreak_v1_sandbox_proto_init()
-	file_firebreak_v1_system_proto_msgTypes[18].OneofWrappers = []any{}
-	file_firebreak_v1_system_proto_msgTypes[20].OneofWrappers = []any{
+	file_firebreak_v1_system_proto_msgTypes[19].OneofWrappers = []any{}
+	file_firebreak_v1_system_proto_msgTypes[21].OneofWrappers = []any{
 		(*BuildTemplateEvent_Progress)(nil),
 		(*BuildTemplateEvent_Template)(nil),
 	}
-	file_firebreak_v1_system_proto_msgTypes[26].OneofWrappers = []any{}
+	file_firebreak_v1_system_proto_msgTypes[27].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_firebreak_v1_system_proto_rawDesc), len(file_firebreak_v1_system_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   38,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
