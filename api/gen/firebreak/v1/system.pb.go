@@ -123,14 +123,16 @@ type Backend struct {
 	Reason    string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
 	Hint      string                 `protobuf:"bytes,6,opt,name=hint,proto3" json:"hint,omitempty"`
 	// memory, cpu, pids, disk.
-	Limits        []string `protobuf:"bytes,7,rep,name=limits,proto3" json:"limits,omitempty"`
-	ReadonlyRoot  bool     `protobuf:"varint,8,opt,name=readonly_root,json=readonlyRoot,proto3" json:"readonly_root,omitempty"`
-	Network       bool     `protobuf:"varint,9,opt,name=network,proto3" json:"network,omitempty"`
-	Snapshot      bool     `protobuf:"varint,10,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
-	Pause         bool     `protobuf:"varint,11,opt,name=pause,proto3" json:"pause,omitempty"`
-	Fork          bool     `protobuf:"varint,12,opt,name=fork,proto3" json:"fork,omitempty"`
-	Attest        bool     `protobuf:"varint,13,opt,name=attest,proto3" json:"attest,omitempty"`
-	Notes         []string `protobuf:"bytes,14,rep,name=notes,proto3" json:"notes,omitempty"`
+	Limits       []string `protobuf:"bytes,7,rep,name=limits,proto3" json:"limits,omitempty"`
+	ReadonlyRoot bool     `protobuf:"varint,8,opt,name=readonly_root,json=readonlyRoot,proto3" json:"readonly_root,omitempty"`
+	Network      bool     `protobuf:"varint,9,opt,name=network,proto3" json:"network,omitempty"`
+	Snapshot     bool     `protobuf:"varint,10,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	Pause        bool     `protobuf:"varint,11,opt,name=pause,proto3" json:"pause,omitempty"`
+	Fork         bool     `protobuf:"varint,12,opt,name=fork,proto3" json:"fork,omitempty"`
+	Attest       bool     `protobuf:"varint,13,opt,name=attest,proto3" json:"attest,omitempty"`
+	Notes        []string `protobuf:"bytes,14,rep,name=notes,proto3" json:"notes,omitempty"`
+	// A processor is imitated in software: as strong, and many times slower.
+	Emulated      bool `protobuf:"varint,15,opt,name=emulated,proto3" json:"emulated,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -261,6 +263,13 @@ func (x *Backend) GetNotes() []string {
 		return x.Notes
 	}
 	return nil
+}
+
+func (x *Backend) GetEmulated() bool {
+	if x != nil {
+		return x.Emulated
+	}
+	return false
 }
 
 type GetPoolRequest struct {
@@ -2310,7 +2319,7 @@ const file_firebreak_v1_system_proto_rawDesc = "" +
 	"\x13ListBackendsRequest\"]\n" +
 	"\x14ListBackendsResponse\x121\n" +
 	"\bbackends\x18\x01 \x03(\v2\x15.firebreak.v1.BackendR\bbackends\x12\x12\n" +
-	"\x04auto\x18\x02 \x01(\tR\x04auto\"\xea\x02\n" +
+	"\x04auto\x18\x02 \x01(\tR\x04auto\"\x86\x03\n" +
 	"\aBackend\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tisolation\x18\x02 \x01(\tR\tisolation\x12\x18\n" +
@@ -2326,7 +2335,8 @@ const file_firebreak_v1_system_proto_rawDesc = "" +
 	"\x05pause\x18\v \x01(\bR\x05pause\x12\x12\n" +
 	"\x04fork\x18\f \x01(\bR\x04fork\x12\x16\n" +
 	"\x06attest\x18\r \x01(\bR\x06attest\x12\x14\n" +
-	"\x05notes\x18\x0e \x03(\tR\x05notes\"\x10\n" +
+	"\x05notes\x18\x0e \x03(\tR\x05notes\x12\x1a\n" +
+	"\bemulated\x18\x0f \x01(\bR\bemulated\"\x10\n" +
 	"\x0eGetPoolRequest\"\x90\x01\n" +
 	"\x0fGetPoolResponse\x12\x18\n" +
 	"\aenabled\x18\x01 \x01(\bR\aenabled\x121\n" +
