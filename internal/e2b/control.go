@@ -142,7 +142,7 @@ type handle struct {
 // handle makes the answer of create and connect.
 func (s *Server) handle(r *http.Request, sb *v1.Sandbox) (handle, error) {
 	t, err := s.api.SandboxTokens(r.Context(), sb.GetId())
-	return handle{TemplateID: templateID(sb), SandboxID: sb.GetId(), ClientID: clientID, EnvdVersion: envdVersion,
+	return handle{TemplateID: s.templateID(sb), SandboxID: sb.GetId(), ClientID: clientID, EnvdVersion: envdVersion,
 		EnvdAccessToken: t.Inside, TrafficAccessToken: t.Traffic, Domain: s.toldDomain()}, err
 }
 
@@ -155,11 +155,11 @@ func (s *Server) toldDomain() *string {
 }
 
 // templateID is a template's name to E2B's clients. A snapshot is one, too.
-func templateID(sb *v1.Sandbox) string {
+func (s *Server) templateID(sb *v1.Sandbox) string {
 	if sb.GetSnapshot() != "" {
 		return sb.GetSnapshot()
 	}
-	if sb.GetTemplate() == "host" {
+	if sb.GetTemplate() == s.template {
 		return "base"
 	}
 	return sb.GetTemplate()
@@ -247,8 +247,8 @@ func (s *Server) moved(w http.ResponseWriter, r *http.Request, seconds int64, ex
 	if err != nil {
 		return err
 	}
-	if sb.GetState() == "paused" {
-		return sandbox.Errorf("timeout", sandbox.KindConflict, "the sandbox is paused, and its time stands still").WithID(sb.GetId()).
+	if sb.GetState() == "paused" { // E2B looks for it among those that run, and its clients expect no other answer
+		return sandbox.Errorf("timeout", sandbox.KindNotFound, "the sandbox does not run: it is paused, and its time stands still").WithID(sb.GetId()).
 			WithHint("connect resumes it and takes a timeout")
 	}
 	if _, err := s.extend(r, seconds, extendOnly); err != nil {

@@ -53,9 +53,9 @@ type lifecycleDetail struct {
 // never is when a sandbox without an end ends, to clients that want a time.
 var never = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
 
-func toListed(sb *v1.Sandbox) listed {
+func (s *Server) toListed(sb *v1.Sandbox) listed {
 	l := sb.GetLimits()
-	out := listed{TemplateID: templateID(sb), Alias: sb.GetName(), SandboxID: sb.GetId(), ClientID: clientID,
+	out := listed{TemplateID: s.templateID(sb), Alias: sb.GetName(), SandboxID: sb.GetId(), ClientID: clientID,
 		StartedAt: sb.GetCreatedAt().AsTime(), EndAt: never, Metadata: sb.GetMetadata(), State: "running", EnvdVersion: envdVersion,
 		CPUCount: max(1, int(l.GetCpus().GetValue())), MemoryMB: int(l.GetMemoryBytes().GetValue()) >> 20, DiskSizeMB: int(l.GetDiskBytes().GetValue()) >> 20,
 		VolumeMounts: []struct{}{}}
@@ -80,7 +80,7 @@ func (s *Server) info(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	network, open := toNetwork(sb.GetNetwork())
-	answer(w, http.StatusOK, detailed{listed: toListed(sb), Domain: s.toldDomain(), AllowInternetAccess: open,
+	answer(w, http.StatusOK, detailed{listed: s.toListed(sb), Domain: s.toldDomain(), AllowInternetAccess: open,
 		Network: network, Lifecycle: toLifecycle(sb)})
 	return nil
 }
@@ -159,7 +159,7 @@ func (s *Server) list(w http.ResponseWriter, r *http.Request) error {
 			if sb.GetState() != "running" && sb.GetState() != "paused" {
 				continue
 			}
-			if l := toListed(sb); q.takes(l) {
+			if l := s.toListed(sb); q.takes(l) {
 				all = append(all, l)
 			}
 		}

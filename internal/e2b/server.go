@@ -1,6 +1,7 @@
 package e2b
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -142,22 +143,26 @@ type Config struct {
 	// Domain is what the operator's wildcard DNS resolves to this listener:
 	// PORT-ID.Domain is that port of that sandbox. Empty: headers alone tell.
 	Domain string
+	// Template is what sandboxes start from by default, which clients know as base;
+	// empty: host.
+	Template string
 	// Hosts are names callers may use besides loopback ones and those in Domain.
 	Hosts []string
 }
 
 // Server is E2B's wire. It is safe for concurrent use.
 type Server struct {
-	api     API
-	auth    Keys
-	door    Door
-	log     *slog.Logger
-	domain  string // without its port, for telling hosts; empty: none
-	shown   string // as clients are told it
-	hosts   map[string]bool
-	rules   *service.Rules
-	control http.Handler
-	inside  map[string]http.Handler // by port
+	api      API
+	auth     Keys
+	door     Door
+	log      *slog.Logger
+	domain   string // without its port, for telling hosts; empty: none
+	shown    string // as clients are told it
+	hosts    map[string]bool
+	template string
+	rules    *service.Rules
+	control  http.Handler
+	inside   map[string]http.Handler // by port
 
 	making sync.Mutex // held while a secret is made
 }
@@ -171,7 +176,7 @@ func New(c Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{rules: rules, api: c.API, auth: c.Auth, door: c.Door, log: c.Log, shown: c.Domain, domain: strings.ToLower(hostOnly(c.Domain)), hosts: map[string]bool{}}
+	s := &Server{rules: rules, api: c.API, auth: c.Auth, door: c.Door, log: c.Log, shown: c.Domain, template: cmp.Or(c.Template, "host"), domain: strings.ToLower(hostOnly(c.Domain)), hosts: map[string]bool{}}
 	for _, h := range c.Hosts {
 		s.hosts[strings.ToLower(h)] = true
 	}

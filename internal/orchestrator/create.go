@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/firebreak-dev/firebreak/internal/failpoint"
+	"github.com/firebreak-dev/firebreak/internal/policy"
 	"github.com/firebreak-dev/firebreak/internal/pool"
 	"github.com/firebreak-dev/firebreak/internal/store"
 	"github.com/firebreak-dev/firebreak/internal/template"
@@ -111,8 +112,11 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 	if err != nil {
 		return nil, err
 	}
-	req.MinIsolation = max(req.MinIsolation, d.MinIsolation)
-	backend, info, notes, err := o.choose(ctx, pick(req.Backend, d.Backend), req.MinIsolation)
+	need := o.demanded(&req)
+	backend, info, notes, err := o.choose(ctx, pick(req.Backend, d.Backend), need)
+	if err == nil {
+		err = o.enough(ctx, "create", info, need)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -144,7 +148,7 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 	}
 	spec := sandbox.Spec{Instance: sandbox.NewInstanceID(), Sandbox: req.ID, Tenant: who.Tenant, Hostname: pick(req.Hostname, string(req.ID)),
 		Root: t.Root, ReadonlyRoot: req.ReadonlyRoot, Limits: limits, Explicit: req.explicit(),
-		AcceptWeaker: req.AcceptWeaker, MinIsolation: req.MinIsolation}
+		AcceptWeaker: req.AcceptWeaker, MinIsolation: need.Isolation}
 	req.bound()
 	urls, err := o.checkBindings(ctx, who.Tenant, &req, info)
 	if err == nil {
@@ -165,7 +169,7 @@ func (o *Orchestrator) plan(ctx context.Context, who Caller, req CreateRequest) 
 			IdleTimeout: idle, MaxLife: given(req.Timeout, d.Timeout),
 			Principal: who.Principal, Created: o.Clock().UTC()},
 		Details: Details{Pack: pick(req.Pack, t.Default), Packs: slices.Clone(t.Packs), Env: merged(t.Env, req.inherited, req.trustEnv(), urls, req.Env), Hostname: spec.Hostname, WorkDir: t.WorkDir(), Notes: notes, Run: req.run, IdleAction: req.IdleAction,
-			ExpireAction: req.ExpireAction, Wake: req.Wake, Network: req.state()},
+			ExpireAction: req.ExpireAction, Wake: req.Wake, Network: req.state(), Demand: need},
 	}
 	if sb.MaxLife > 0 {
 		sb.ExpiresAt = sb.Created.Add(sb.MaxLife)
@@ -269,8 +273,9 @@ func checkEnv(env map[string]string) error {
 
 // choose returns the backend called name, or for Auto the strongest that works
 // here. Auto never takes one that isolates nothing, and one that is emulated only
-// where nothing else isolates as well as need demands.
-func (o *Orchestrator) choose(ctx context.Context, name string, need sandbox.Isolation) (sandbox.Backend, sandbox.Info, []string, error) {
+// where nothing else isolates as well as is needed. What it takes may be weaker than
+// need; see enough.
+func (o *Orchestrator) choose(ctx context.Context, name string, need policy.Demand) (sandbox.Backend, sandbox.Info, []string, error) {
 	var best, slow sandbox.Backend
 	var info, slowInfo sandbox.Info
 	var names, why []string
@@ -301,8 +306,8 @@ func (o *Orchestrator) choose(ctx context.Context, name string, need sandbox.Iso
 		return nil, info, nil, sandbox.Errorf("create", sandbox.KindInvalid, "unknown backend %.64q", name).
 			WithHint("one of %s, or auto", strings.Join(names, ", "))
 	}
-	if slow != nil && need > info.Isolation && slowInfo.Isolation >= need {
-		note := fmt.Sprintf("backend %s chosen: nothing faster isolates by %s here", slowInfo.Name, need)
+	if slow != nil && need.Isolation > info.Isolation && slowInfo.Isolation >= need.Isolation {
+		note := fmt.Sprintf("backend %s chosen: %s demands %s, and nothing faster isolates so here", slowInfo.Name, need.By, need.Isolation)
 		return slow, slowInfo, append([]string{note}, slowInfo.Notes...), nil
 	}
 	if best == nil {
@@ -310,6 +315,9 @@ func (o *Orchestrator) choose(ctx context.Context, name string, need sandbox.Iso
 			WithHint("`firebreak doctor` says what is missing and how to mend it")
 	}
 	note := fmt.Sprintf("backend %s chosen: %s is the strongest isolation that works here", info.Name, info.Isolation)
+	if need.Isolation > sandbox.IsolationNone && need.Isolation <= info.Isolation {
+		note += fmt.Sprintf(", and %s demands %s", need.By, need.Isolation)
+	}
 	if slow != nil && slowInfo.Isolation > info.Isolation {
 		note += fmt.Sprintf(" at full speed; %s, which isolates by %s, is emulated, so it must be named, or its class demanded", slowInfo.Name, slowInfo.Isolation)
 	}
@@ -326,7 +334,7 @@ func (o *Orchestrator) Infos(ctx context.Context) (infos []sandbox.Info, auto st
 		}
 		infos = append(infos, i)
 	}
-	if _, best, _, err := o.choose(ctx, Auto, o.Defaults.MinIsolation); err == nil {
+	if _, best, _, err := o.choose(ctx, Auto, o.ownDemand()); err == nil {
 		auto = best.Name
 	}
 	return infos, auto, nil
@@ -413,6 +421,9 @@ func createRecord(p *plan) sandbox.Record {
 			d["bindings"] = clip(strings.Join(n.Bindings, " "))
 		}
 		r.Policy, r.Digest = n.Generation, n.Digest()
+	}
+	if need := p.sb.Details.Demand; need.Isolation > sandbox.IsolationNone {
+		d["min_isolation"], d["demanded_by"] = need.Isolation.String(), clip(need.By)
 	}
 	return r
 }

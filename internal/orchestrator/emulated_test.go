@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/firebreak-dev/firebreak/internal/policy"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -35,13 +36,13 @@ func TestEmulated(t *testing.T) {
 		{"auto", []sandbox.Backend{fast, slow}, Auto, sandbox.IsolationNone, "fast"},
 		{"whatever the order", []sandbox.Backend{slow, fast}, Auto, sandbox.IsolationUserKernel, "fast"},
 		{"a class only it has", []sandbox.Backend{fast, slow}, Auto, sandbox.IsolationHypervisor, "slow"},
-		{"a class nobody has", []sandbox.Backend{fast, slow}, Auto, sandbox.IsolationConfidential, "fast"}, // which Check refuses
+		{"a class nobody has", []sandbox.Backend{fast, slow}, Auto, sandbox.IsolationConfidential, "fast"}, // which enough refuses
 		{"by name", []sandbox.Backend{fast, slow}, "slow", sandbox.IsolationNone, "slow"},
 		{"nothing else", []sandbox.Backend{slow}, Auto, sandbox.IsolationNone, ""},
 		{"it does not work", []sandbox.Backend{fast, absent}, Auto, sandbox.IsolationHypervisor, "fast"},
 	} {
 		o.Backends = c.backends
-		_, info, notes, err := o.choose(t.Context(), c.ask, c.need)
+		_, info, notes, err := o.choose(t.Context(), c.ask, policy.Demand{Isolation: c.need, By: "policy strong"})
 		if c.want == "" {
 			if sandbox.KindOf(err) != sandbox.KindUnavailable || !strings.Contains(err.Error(), "emulated") {
 				t.Errorf("%s: %v", c.name, err)

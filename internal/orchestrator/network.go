@@ -76,6 +76,9 @@ type NetworkPolicy struct {
 	Documents []PolicyDocument `json:"documents"`
 	// Transforms set headers of requests that the documents let pass.
 	Transforms []Transform `json:"transforms,omitempty"`
+	// Demand is the strongest boundary that the documents demand, and that those may have
+	// demanded which have nothing to say about connections and are not among them.
+	Demand policy.Demand `json:"demand,omitzero"`
 }
 
 // PolicyDocument is a part of a NetworkPolicy. It includes nothing.
@@ -166,6 +169,9 @@ func (p *NetworkPolicy) about() map[string]string {
 	}
 	if len(hosts) > 0 {
 		about["transforms"] = clip(strings.Join(hosts, " "))
+	}
+	if p.Demand.Isolation > sandbox.IsolationNone {
+		about["min_isolation"], about["demanded_by"] = p.Demand.Isolation.String(), clip(p.Demand.By)
 	}
 	return about
 }
@@ -311,10 +317,10 @@ func (l *live) dead() bool {
 // journalNetwork writes a sandbox's policy down, and makes it the one that this
 // process knows.
 func (l *live) journalNetwork(ctx context.Context, n *NetworkState) error {
-	err := l.editDetails(ctx, func(d *Details) { d.Network = n })
+	err := l.editDetails(ctx, func(d *Details) { d.Network, d.Demand = n, d.Demand.Stronger(n.Demand) })
 	if err == nil {
 		l.mu.Lock()
-		l.sb.Details.Network = n
+		l.sb.Details.Network, l.sb.Details.Demand = n, l.sb.Details.Demand.Stronger(n.Demand)
 		l.mu.Unlock()
 	}
 	return err
@@ -340,7 +346,7 @@ func (l *live) editDetails(ctx context.Context, edit func(*Details)) error {
 // stays so, and begins with p when it is resumed.
 //
 // Errors: KindNotFound, KindGone, KindTooLarge; KindUnsupported for a sandbox that
-// began without a network, unless p allows nothing; those of Network, and what was
+// began without a network, unless p allows nothing, and for one whose boundary is weaker than p demands; those of Network, and what was
 // allowed before still is, or the sandbox's report says that it is cut off.
 func (o *Orchestrator) UpdateNetwork(ctx context.Context, who Caller, ref string, p NetworkPolicy) (sb Sandbox, closed int, err error) {
 	if err := p.check("update network"); err != nil {
@@ -353,10 +359,12 @@ func (o *Orchestrator) UpdateNetwork(ctx context.Context, who Caller, ref string
 	defer done()
 	l.wiring.Lock()
 	defer l.wiring.Unlock()
-	old := l.network()
+	old, unmet := l.network(), l.meets(ctx, p.Demand)
 	switch {
 	case l.dead():
 		return Sandbox{}, 0, l.gone()
+	case unmet != nil:
+		return Sandbox{}, 0, unmet
 	case old == nil && len(p.Documents)+len(p.Transforms) > 0:
 		return Sandbox{}, 0, sandbox.Errorf("update network", sandbox.KindUnsupported, "the sandbox began without a network device, and gets none").
 			WithID(string(l.id)).WithHint("make one with network rules; a policy that says `allow: []` allows nothing until it is updated")
@@ -377,6 +385,8 @@ func (o *Orchestrator) UpdateNetwork(ctx context.Context, who Caller, ref string
 	defer cancel()
 	if old != nil {
 		closed, err = l.rewire(ctx, old, next)
+	} else {
+		err = l.heldTo(ctx, p.Demand)
 	}
 	r.Class, r.Outcome, r.Detail = sandbox.Flow, sandbox.OutcomeDone, map[string]string{"closed": strconv.Itoa(closed)}
 	if err != nil {

@@ -21,7 +21,7 @@ func (o *Orchestrator) places(ctx context.Context, name string) *pool.Places {
 // digest only.
 func (sb *Sandbox) incarnation() sandbox.Spec {
 	return sandbox.Spec{Sandbox: sb.ID, Tenant: sb.Tenant, Hostname: sb.Details.Hostname, Root: sandbox.Root{Digest: sb.TemplateDigest}, ReadonlyRoot: sb.ReadonlyRoot,
-		Limits: sb.Limits, Explicit: sb.Explicit, AcceptWeaker: sb.AcceptWeaker}
+		Limits: sb.Limits, Explicit: sb.Explicit, AcceptWeaker: sb.AcceptWeaker, MinIsolation: sb.Details.Demand.Isolation}
 }
 
 // expect has a place made for a sandbox that was just paused: it is likely that

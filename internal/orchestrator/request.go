@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/firebreak-dev/firebreak/internal/policy"
 	"github.com/firebreak-dev/firebreak/internal/store"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -39,8 +40,10 @@ type CreateRequest struct {
 	// left out here, or the same.
 	From    string
 	Backend string // "auto": the strongest that works here
-	// MinIsolation refuses anything weaker.
+	// MinIsolation refuses anything weaker, as Demand does, which is what its policies
+	// demand.
 	MinIsolation sandbox.Isolation
+	Demand       policy.Demand
 	// Limits that are not zero were asked for, and are refused where they
 	// cannot be enforced; zero ones get the default.
 	Limits       sandbox.Limits
@@ -116,6 +119,9 @@ type Details struct {
 	Life time.Duration `json:"life,omitempty"`
 	// Network is its policy; nil: it has no network device.
 	Network *NetworkState `json:"network,omitempty"`
+	// Demand is the strongest boundary that was demanded of it, and who did. What is made
+	// of it is held to it, too.
+	Demand policy.Demand `json:"demand,omitzero"`
 	// From is the snapshot it was made of.
 	From string `json:"from,omitempty"`
 	// Parent is the sandbox it was forked from.

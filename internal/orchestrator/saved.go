@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/firebreak-dev/firebreak/internal/failpoint"
+	"github.com/firebreak-dev/firebreak/internal/policy"
 	"github.com/firebreak-dev/firebreak/internal/store"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -54,6 +55,8 @@ type savedState struct {
 	Processes      []savedProcess    `json:"processes,omitempty"`
 	// Network is what the one that was saved might reach; nil: it had no network device.
 	Network *NetworkState `json:"network,omitempty"`
+	// Demand is what was demanded of its boundary.
+	Demand policy.Demand `json:"demand,omitzero"`
 }
 
 // savedProcess is one that goes on in whatever is made of a snapshot.
@@ -139,6 +142,9 @@ func (r *SnapshotRequest) detail() map[string]string {
 // savable is what can save the sandbox or, of one that is paused, what it is restored
 // from. Preconditions: the caller is alone. Errors: those of saver.
 func (l *live) savable(ctx context.Context, op string) (sandbox.Snapshotter, *PauseState, error) {
+	if err := l.strong(ctx, op); err != nil {
+		return nil, nil, err
+	}
 	asleep := l.image()
 	if asleep == nil {
 		saver, err := l.saver(ctx, op)
@@ -178,7 +184,7 @@ func (l *live) saveAs(ctx context.Context, saver sandbox.Snapshotter, asleep *Pa
 	sb := l.snapshotWithEnv()
 	state.Backend, state.Template, state.TemplateDigest = sb.Backend, sb.Template, sb.TemplateDigest
 	state.Limits, state.ReadonlyRoot = sb.Limits, sb.ReadonlyRoot
-	state.Network = sb.Details.Network.saved()
+	state.Network, state.Demand = sb.Details.Network.saved(), sb.Details.Demand
 	state.Pack, state.Env, state.WorkDir = sb.Details.Pack, sb.ownEnv(), sb.Details.WorkDir
 	if state.Processes, err = l.saveProcesses(name); err != nil {
 		err = errors.Join(sandbox.Wrap("snapshot", string(l.id), err), l.o.images.remove(name))
@@ -366,6 +372,7 @@ func (s *savedState) inherit(req *CreateRequest, ref string) error {
 			req.Network, req.Bindings = &p, slices.Clone(s.Network.Bindings)
 		}
 	}
+	req.Demand = req.Demand.Stronger(s.Demand)
 	req.Backend, req.Template = s.Backend, s.TemplateDigest
 	req.Limits, req.ReadonlyRoot = s.Limits, s.ReadonlyRoot
 	req.Pack = pick(req.Pack, s.Pack)

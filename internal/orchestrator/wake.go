@@ -27,6 +27,9 @@ func (l *live) resume(who Caller, req ResumeRequest, why string) error {
 	if err := o.room.check("resume"); err != nil {
 		return err
 	}
+	if err := l.strong(ctx, "resume"); err != nil {
+		return err
+	}
 	if err := o.ledger.unpark(l.promised, true); err != nil {
 		return err
 	}

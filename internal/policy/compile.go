@@ -58,6 +58,7 @@ type Table struct {
 	judge       Judge // nil: no document has Rego
 	modules     []Module
 	warnings    []string
+	demand      Demand
 	generation  uint64 // set by Live
 }
 
@@ -95,6 +96,9 @@ func (t *Table) Modules() []Module { return t.modules }
 // Observes reports whether what no rule allows passes and is told of.
 func (t *Table) Observes() bool { return t.observe }
 
+// Demand is the strongest of what the documents demand of a sandbox's boundary.
+func (t *Table) Demand() Demand { return t.demand }
+
 // Warnings are sentences about rules that cannot have the effect they seem to
 // have here.
 func (t *Table) Warnings() []string { return t.warnings }
@@ -105,7 +109,7 @@ func (t *Table) Generation() uint64 { return t.generation }
 // Compile merges documents into a table: whatever one of them allows, unless
 // one of them denies it, and as long as the Rego of all of them agrees. It
 // observes only if each of docs does; the mode of included documents does not
-// count. Errors: KindInvalid with FILE:LINE, KindTooLarge, KindUnsupported, those
+// count. What any of them demands is demanded. Errors: KindInvalid with FILE:LINE, KindTooLarge, KindUnsupported, those
 // of Named and Judge.
 func Compile(o Options, docs ...*Document) (*Table, error) {
 	t := &Table{private: o.Private, own: o.Own, observe: len(docs) > 0}
@@ -161,6 +165,7 @@ type compiler struct {
 }
 
 func (c *compiler) add(d *Document) error {
+	c.table.demand = c.table.demand.Stronger(d.demand())
 	for i := range d.Deny {
 		if err := c.rule(d, &d.Deny[i], true); err != nil {
 			return err

@@ -34,6 +34,10 @@
 // permits the network and an allow rule names it: a prefix that lies within
 // both. A rule for 0.0.0.0/0 opens nothing private, nor does a host's name.
 //
+// A document may also demand how strong the boundary of a sandbox has to be
+// (Demand); of several the strongest holds. One that says nothing else is not about
+// connections, and alone gives no network device (Document.Unconnected).
+//
 // What the bytes claim (the SNI of TLS, the Host of HTTP) must be the name the
 // connection was made to.
 //

@@ -73,14 +73,47 @@ const usualProtocols = protocols(1<<ProtocolTLS | 1<<ProtocolHTTP)
 type Document struct {
 	Name    string   // for ids of rules; may be empty
 	Mode    Mode     // default ModeEnforce
-	Include []string // names of other documents, whose rules and modules are added
-	Allow   []Rule
-	Deny    []Rule
+	Include []string // names of other documents, whose rules, modules and demands are added
+	// MinIsolation is the weakest boundary that a sandbox with this policy may have.
+	MinIsolation sandbox.Isolation
+	Allow        []Rule
+	Deny         []Rule
 	// Rego is a module that has to agree with every allowed connection; see
 	// package rego. RegoLine is where it begins in File.
 	Rego     string
 	RegoLine int
 	File     string // where it was read, for messages
+
+	connects bool // it has a key that is about connections, and be it an empty list
+}
+
+// Demand is the weakest boundary that is good enough, and who says so. The zero value
+// demands nothing.
+type Demand struct {
+	Isolation sandbox.Isolation `json:"isolation,omitempty"`
+	By        string            `json:"by,omitempty"` // such as "policy build"; for people
+}
+
+// Stronger is whichever demands more; d, if both do as much.
+func (d Demand) Stronger(e Demand) Demand {
+	if e.Isolation > d.Isolation {
+		return e
+	}
+	return d
+}
+
+// demand is what the document itself demands.
+func (d *Document) demand() Demand {
+	if d.MinIsolation == sandbox.IsolationNone {
+		return Demand{}
+	}
+	return Demand{d.MinIsolation, d.File}
+}
+
+// Unconnected reports whether the document demands a boundary and has nothing to say
+// about connections: by itself it is no reason for a network device.
+func (d *Document) Unconnected() bool {
+	return d.MinIsolation > sandbox.IsolationNone && !d.connects && len(d.Allow)+len(d.Deny) == 0 && d.Rego == ""
 }
 
 // Rule allows or denies hosts or networks.

@@ -140,7 +140,16 @@ func (r *reader) document(n *yaml.Node, d *Document) error {
 			}
 			return err
 		},
+		"min_isolation": func(n *yaml.Node) error {
+			class, err := sandbox.ParseIsolation(n.Value)
+			if err != nil || class == sandbox.IsolationNone || n.Kind != yaml.ScalarNode {
+				return r.errorf(n.Line, "%.40q is no isolation class to demand", n.Value).WithHint("shared-kernel, user-kernel, hypervisor or confidential")
+			}
+			d.MinIsolation = class
+			return nil
+		},
 		"mode": func(n *yaml.Node) error {
+			d.connects = true
 			d.Mode = Mode(n.Value)
 			if d.Mode != ModeEnforce && d.Mode != ModeObserve {
 				return r.errorf(n.Line, "%.40q is not a mode: enforce or observe", n.Value)
@@ -150,8 +159,8 @@ func (r *reader) document(n *yaml.Node, d *Document) error {
 		"include": func(n *yaml.Node) error {
 			return r.texts(n, func(s string) error { d.Include = append(d.Include, s); return nil })
 		},
-		"allow": func(n *yaml.Node) (err error) { d.Allow, err = r.rules(n, "allow"); return err },
-		"deny":  func(n *yaml.Node) (err error) { d.Deny, err = r.rules(n, "deny"); return err },
+		"allow": func(n *yaml.Node) (err error) { d.connects = true; d.Allow, err = r.rules(n, "allow"); return err },
+		"deny":  func(n *yaml.Node) (err error) { d.connects = true; d.Deny, err = r.rules(n, "deny"); return err },
 		"rego": func(n *yaml.Node) (err error) {
 			d.RegoLine = n.Line
 			if n.Style&(yaml.LiteralStyle|yaml.FoldedStyle) != 0 {

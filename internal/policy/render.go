@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
 // YAML is the document as Parse reads it, without what are defaults.
@@ -22,12 +24,18 @@ func (d *Document) YAML() []byte {
 	if d.Mode == ModeObserve {
 		scalar("mode", string(d.Mode))
 	}
+	if d.MinIsolation > sandbox.IsolationNone {
+		scalar("min_isolation", d.MinIsolation.String())
+	}
 	if len(d.Include) > 0 {
 		text, _ := yaml.Marshal(map[string][]string{"include": d.Include})
 		b.Write(text)
 	}
 	if d.Rego != "" {
 		scalar("rego", d.Rego)
+	}
+	if d.Unconnected() {
+		return b.Bytes()
 	}
 	b.WriteString("allow:")
 	writeRules(&b, d.Allow, false)

@@ -170,7 +170,11 @@ func (p *Pool) make(e *entry) (err error) {
 	e.release = st.Release
 	spec := sandbox.Spec{Instance: e.claimed.Instance, Sandbox: e.claimed.Sandbox, Tenant: e.shape.Tenant, Hostname: string(e.claimed.Sandbox),
 		Root: st.Root, ReadonlyRoot: e.shape.ReadonlyRoot, Limits: e.shape.Limits}
-	e.claimed.Inst, err = p.Backend.Create(ctx, spec)
+	info, err := p.Backend.Info(ctx) // before: what is made after it is no weaker
+	if err == nil {
+		e.strong = info.Isolation
+		e.claimed.Inst, err = p.Backend.Create(ctx, spec)
+	}
 	if err == nil {
 		if e.claimed.Session, err = prepare(ctx, e.claimed.Inst, st); err != nil {
 			_, left := e.claimed.Inst.Destroy(context.WithoutCancel(ctx))

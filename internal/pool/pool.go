@@ -84,8 +84,9 @@ type entry struct {
 	shape   Shape
 	claimed Claimed
 	release func()
-	cost    int64 // bytes it may come to use
-	leaving bool  // guarded by Pool.mu; it is being destroyed
+	cost    int64             // bytes it may come to use
+	strong  sandbox.Isolation // what its boundary was called when it was made
+	leaving bool              // guarded by Pool.mu; it is being destroyed
 	gone    context.CancelFunc
 }
 
@@ -144,7 +145,7 @@ func New(b sandbox.Backend, o Options) *Pool {
 }
 
 // Claim reserves an entry that can serve spec, for one Create or Return. Not ok:
-// there is none, which is noted as demand. It takes microseconds and touches no
+// there is none, which is noted as demand; one whose boundary is weaker than spec demands is none. It takes microseconds and touches no
 // disk.
 func (p *Pool) Claim(spec sandbox.Spec) (c Claimed, ok bool) {
 	shape, ok := ShapeOf(spec)
@@ -162,12 +163,13 @@ func (p *Pool) Claim(spec sandbox.Spec) (c Claimed, ok bool) {
 	}
 	s.demand.note(time.Now())
 	p.poke()
-	if len(s.ready) == 0 {
+	i := slices.IndexFunc(s.ready, func(e *entry) bool { return e.strong >= spec.MinIsolation })
+	if i < 0 {
 		s.misses++
 		return c, false
 	}
-	e := s.ready[0]
-	s.ready = s.ready[1:]
+	e := s.ready[i]
+	s.ready = slices.Delete(s.ready, i, i+1)
 	s.hits++
 	p.claimed = time.Now()
 	p.taken[e.claimed.Instance] = e

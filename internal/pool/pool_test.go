@@ -431,3 +431,27 @@ func TestPrewarmAndDrainOfTenant(t *testing.T) {
 	}
 	p.ready(t, one, 1) // asked for again, and no more than others
 }
+
+// TestWeaker: an entry whose boundary is weaker than a spec demands is none, and stays
+// for others.
+func TestWeaker(t *testing.T) {
+	p, b, _ := open(t, Options{Size: 1, Max: 2})
+	info, err := b.Info(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := spec()
+	shape, _ := ShapeOf(s)
+	p.Pin(shape, true)
+	p.ready(t, s, 1)
+	s.MinIsolation = info.Isolation + 1
+	if c, ok := p.Claim(s); ok {
+		t.Errorf("%s is handed to who demands more than it is", c.Instance)
+	}
+	s.MinIsolation = info.Isolation
+	c, ok := p.Claim(s)
+	if !ok {
+		t.Error("it is not there for those whom it is good enough")
+	}
+	p.Return(c.Instance)
+}

@@ -39,6 +39,9 @@ func toSandbox(sb orchestrator.Sandbox) *v1.Sandbox {
 	if sb.IdleTimeout > 0 {
 		out.IdleAction = string(cmp.Or(sb.Details.IdleAction, orchestrator.IdleDestroy))
 	}
+	if d := sb.Details.Demand; d.Isolation > sandbox.IsolationNone {
+		out.MinIsolation, out.DemandedBy = d.Isolation.String(), text(d.By)
+	}
 	out.Snapshot, out.ForkedFrom = sb.Details.From, string(sb.Details.Parent)
 	out.ExpireAction = string(cmp.Or(sb.Details.ExpireAction, orchestrator.ExpireDestroy))
 	out.Wake = string(cmp.Or(sb.Details.Wake, orchestrator.WakeUse))

@@ -17,19 +17,20 @@ import (
 
 // UpdateNetwork replaces what a sandbox may reach. Errors: KindInvalid with
 // FILE:LINE, KindTooLarge, KindNotFound (the sandbox, or a policy), KindGone,
-// KindUnsupported for a sandbox without a network device.
+// KindUnsupported for a sandbox without a network device, or with a weaker boundary than
+// a policy demands.
 func (s *Service) UpdateNetwork(ctx context.Context, req *v1.UpdateNetworkRequest) (*v1.UpdateNetworkResponse, error) {
 	const method = "SandboxService.UpdateNetwork"
 	who, principal, err := s.allow(ctx, method)
 	if err != nil {
 		return nil, err
 	}
-	p, err := s.network(ctx, method, principal, req)
+	p, demand, err := s.network(ctx, method, principal, req)
 	if err != nil {
 		return nil, err
 	}
 	if p == nil {
-		p = &orchestrator.NetworkPolicy{Mode: string(policy.ModeEnforce)}
+		p = &orchestrator.NetworkPolicy{Mode: string(policy.ModeEnforce), Demand: demand}
 	}
 	sb, closed, err := s.Orchestrator.UpdateNetwork(ctx, who, req.GetId(), *p)
 	if err != nil {
@@ -48,18 +49,18 @@ type networkRules interface {
 	GetTransforms() []*v1.HeaderTransform
 }
 
-// network is what a request says about a sandbox's network; nil where it says
-// nothing.
-func (s *Service) network(ctx context.Context, method string, p auth.Principal, rules networkRules) (*orchestrator.NetworkPolicy, error) {
-	n, err := s.networkPolicy(ctx, p.Tenant, rules)
+// network is what a request says about a sandbox's network, nil where it says
+// nothing, and what its policies demand of the boundary.
+func (s *Service) network(ctx context.Context, method string, p auth.Principal, rules networkRules) (*orchestrator.NetworkPolicy, policy.Demand, error) {
+	n, demand, err := s.networkPolicy(ctx, p.Tenant, rules)
 	if err != nil || len(rules.GetTransforms()) == 0 {
-		return n, err
+		return n, demand, err
 	}
 	if n == nil { // headers of requests that are allowed later
-		n = &orchestrator.NetworkPolicy{Mode: string(policy.ModeEnforce)}
+		n = &orchestrator.NetworkPolicy{Mode: string(policy.ModeEnforce), Demand: demand}
 	}
 	n.Transforms, err = s.transforms(ctx, method, p, rules.GetTransforms())
-	return n, err
+	return n, demand, err
 }
 
 // maxSandboxRules bounds the rules of one sandbox: the router holds them for each.
@@ -77,37 +78,39 @@ const (
 	filePolicy   = "policy"
 )
 
-// networkPolicy makes a sandbox's policy of what a request says; nil where it says
-// nothing. What it returns is all that its table is made of: a policy that is
+// networkPolicy makes a sandbox's policy of what a request says; nil where that says
+// nothing of connections. What it returns is all that its table is made of: a policy that is
 // stored anew, or a newer version of this program, does not change it.
-func (s *Service) networkPolicy(ctx context.Context, tenant sandbox.TenantID, rules networkRules) (*orchestrator.NetworkPolicy, error) {
+func (s *Service) networkPolicy(ctx context.Context, tenant sandbox.TenantID, rules networkRules) (*orchestrator.NetworkPolicy, policy.Demand, error) {
 	if len(rules.GetAllow())+len(rules.GetPolicy()) == 0 && rules.GetDocument() == "" {
 		if len(rules.GetDocuments()) > 0 {
-			return nil, sandbox.Errorf("policy", sandbox.KindInvalid, "documents are given, and nothing refers to them").WithHint("name them in policy")
+			return nil, policy.Demand{}, sandbox.Errorf("policy", sandbox.KindInvalid, "documents are given, and nothing refers to them").WithHint("name them in policy")
 		}
-		return nil, nil
+		return nil, policy.Demand{}, nil
 	}
 	lib := &library{s: s, ctx: ctx, tenant: tenant, texts: rules.GetDocuments(), found: map[string]*policy.Document{}, sources: map[string]string{}}
 	docs, err := lib.documents(rules)
 	if err != nil {
-		return nil, err
+		return nil, policy.Demand{}, err
 	}
 	table, err := s.compile(ctx, tenant, policy.Options{Named: lib.named}, docs...)
 	if err != nil {
-		return nil, err
+		return nil, policy.Demand{}, err
 	}
 	if n := len(table.Rules()); n > maxSandboxRules {
-		return nil, sandbox.Errorf("policy", sandbox.KindTooLarge, "the sandbox's policy has %d rules", n).WithHint("at most %d; one rule may name many hosts", maxSandboxRules)
+		return nil, policy.Demand{}, sandbox.Errorf("policy", sandbox.KindTooLarge, "the sandbox's policy has %d rules", n).WithHint("at most %d; one rule may name many hosts", maxSandboxRules)
 	}
 	flat, err := policy.Flatten(lib.named, docs...)
 	if err != nil {
-		return nil, err
+		return nil, policy.Demand{}, err
 	}
-	out := &orchestrator.NetworkPolicy{Mode: string(docs[0].Mode)}
+	out := &orchestrator.NetworkPolicy{Mode: string(docs[0].Mode), Demand: table.Demand()}
+	connects := false
 	for _, d := range flat {
 		if d.File == filePolicy { // it only held names
 			continue
 		}
+		connects = connects || !d.Unconnected()
 		text := d.YAML()
 		source, ok := lib.sources[d.File]
 		if !ok {
@@ -115,7 +118,10 @@ func (s *Service) networkPolicy(ctx context.Context, tenant sandbox.TenantID, ru
 		}
 		out.Documents = append(out.Documents, orchestrator.PolicyDocument{Name: d.Name, Source: source, Digest: digest(text), Text: string(text)})
 	}
-	return out, nil
+	if !connects { // nothing in it is a reason for a device
+		return nil, table.Demand(), nil
+	}
+	return out, table.Demand(), nil
 }
 
 func digest(text []byte) string {
@@ -284,7 +290,16 @@ func (s *Service) ListPolicies(ctx context.Context, req *v1.ListPoliciesRequest)
 }
 
 func toPolicy(p store.Policy) *v1.Policy {
-	return &v1.Policy{Name: p.Name, Text: p.Text, Digest: p.Digest, Version: p.Version, CreatedAt: stamp(p.Created), UpdatedAt: stamp(p.Updated), Principal: p.Principal}
+	return &v1.Policy{MinIsolation: minIsolation(p.Name, p.Text), Name: p.Name, Text: p.Text, Digest: p.Digest, Version: p.Version, CreatedAt: stamp(p.Created), UpdatedAt: stamp(p.Updated), Principal: p.Principal}
+}
+
+// minIsolation is what a policy's own text demands; empty: nothing, or it is not here.
+func minIsolation(name, text string) string {
+	d, err := policy.Parse(name, []byte(text))
+	if err != nil || d.MinIsolation == sandbox.IsolationNone {
+		return ""
+	}
+	return d.MinIsolation.String()
 }
 
 func builtIn(name string) (*v1.Policy, error) {

@@ -282,6 +282,82 @@ func TestNetworkRefusals(t *testing.T) {
 	}
 }
 
+// TestDemandedIsolation: what policies demand of a boundary, stored, given or included,
+// is held against it in every request that makes one or changes its policy, and told.
+func TestDemandedIsolation(t *testing.T) {
+	r, n := newWiredRig(t) // whose boundary is none
+	ctx := as(t.Context(), "default", auth.Owner)
+	p, err := r.SetPolicy(ctx, &v1.SetPolicyRequest{Name: "strong", Text: "min_isolation: hypervisor\n"})
+	if err != nil || p.MinIsolation != "hypervisor" {
+		t.Fatalf("%+v, %v", p, err)
+	}
+	if p, err = r.GetPolicy(ctx, &v1.GetPolicyRequest{Name: "strong"}); err != nil || p.MinIsolation != "hypervisor" {
+		t.Errorf("%+v, %v", p, err)
+	}
+	sb, err := r.CreateSandbox(ctx, &v1.CreateSandboxRequest{Network: &v1.NetworkRules{Document: "allow: []"}})
+	if err != nil || sb.MinIsolation != "" {
+		t.Fatalf("%+v, %v", sb, err)
+	}
+	wires := len(n.tables)
+	for name, c := range map[string]struct {
+		rules *v1.NetworkRules
+		by    string
+	}{
+		"stored":          {&v1.NetworkRules{Policy: []string{"strong"}}, "policy strong demands hypervisor"},
+		"with others":     {&v1.NetworkRules{Policy: []string{"pypi", "strong"}, Allow: []string{"a.example.com"}}, "policy strong demands hypervisor"},
+		"included":        {&v1.NetworkRules{Document: "include: [strong]\nmin_isolation: shared-kernel"}, "policy strong demands hypervisor"},
+		"given":           {&v1.NetworkRules{Document: "min_isolation: confidential\ninclude: [strong]"}, "document demands confidential"},
+		"given by name":   {&v1.NetworkRules{Policy: []string{"a"}, Documents: map[string]string{"a": "min_isolation: shared-kernel"}}, "documents.a demands shared-kernel"},
+		"while observing": {&v1.NetworkRules{Document: "mode: observe\nmin_isolation: shared-kernel"}, "document demands shared-kernel"},
+	} {
+		_, err := r.CreateSandbox(ctx, &v1.CreateSandboxRequest{Network: c.rules, AcceptWeaker: true})
+		if sandbox.KindOf(err) != sandbox.KindUnsupported || !strings.Contains(err.Error(), c.by) {
+			t.Errorf("%s: %v", name, err)
+		}
+		_, err = r.CreateRun(ctx, &v1.CreateRunRequest{Sandbox: &v1.CreateSandboxRequest{Network: c.rules}, Program: &v1.RunProgram{Code: new("1")}})
+		if sandbox.KindOf(err) != sandbox.KindUnsupported {
+			t.Errorf("%s, run: %v", name, err)
+		}
+		_, err = r.UpdateNetwork(ctx, &v1.UpdateNetworkRequest{Id: sb.Id, Allow: c.rules.Allow, Policy: c.rules.Policy, Document: c.rules.Document, Documents: c.rules.Documents})
+		if sandbox.KindOf(err) != sandbox.KindUnsupported || !strings.Contains(err.Error(), c.by) {
+			t.Errorf("%s, update: %v", name, err)
+		}
+	}
+	if got, err := r.GetSandbox(ctx, &v1.GetSandboxRequest{Id: sb.Id}); err != nil || got.Network.Generation != 1 || len(n.tables) != wires {
+		t.Errorf("%+v, %v, %d wires", got.GetNetwork(), err, len(n.tables))
+	}
+}
+
+// TestDemandWithoutRules: a policy that demands a boundary and says nothing else gives no
+// network device.
+func TestDemandWithoutRules(t *testing.T) {
+	n := &switchboard{tables: map[sandbox.InstanceID]*policy.Table{}}
+	b := sim.New(sim.Config{})
+	r := newRigWith(t, b, func(c *orchestrator.Config) {
+		c.Network, c.Backends = n, []sandbox.Backend{walled{socketed{b}}}
+	})
+	ctx := as(t.Context(), "default", auth.Owner)
+	for doc, connected := range map[string]bool{"min_isolation: hypervisor": false, "min_isolation: hypervisor\nallow: []": true} {
+		sb, err := r.CreateSandbox(ctx, &v1.CreateSandboxRequest{Network: &v1.NetworkRules{Document: doc}})
+		if err != nil || sb.MinIsolation != "hypervisor" || sb.DemandedBy != "document" || (sb.Network != nil) != connected {
+			t.Errorf("%q: %+v, %v", doc, sb, err)
+		}
+	}
+}
+
+// walled is a backend as if its boundary were a virtual machine.
+type walled struct{ socketed }
+
+func (b walled) Info(ctx context.Context) (sandbox.Info, error) {
+	i, err := b.socketed.Info(ctx)
+	i.Isolation = sandbox.IsolationHypervisor
+	return i, err
+}
+func (b walled) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Instance, error) {
+	spec.MinIsolation = sandbox.IsolationNone
+	return b.socketed.Create(ctx, spec)
+}
+
 // TestPolicies: who may, what is refused, and what is left as evidence.
 func TestPolicies(t *testing.T) {
 	r := newRig(t)

@@ -115,7 +115,7 @@ func (s *Service) createRequest(ctx context.Context, method string, p auth.Princ
 	if c.Limits, err = limits(req.GetLimits()); err != nil {
 		return c, err
 	}
-	c.Network, err = s.network(ctx, method, p, req.GetNetwork())
+	c.Network, c.Demand, err = s.network(ctx, method, p, req.GetNetwork())
 	if err == nil && c.From != "" && c.Network == nil && len(c.Bindings) == 0 {
 		err = s.mayInherit(ctx, method, p, c.From)
 	}

@@ -28,7 +28,7 @@ func (s *Service) ListBackends(ctx context.Context, req *v1.ListBackendsRequest)
 		c := i.Capabilities
 		resp.Backends = append(resp.Backends, &v1.Backend{Name: i.Name, Isolation: i.Isolation.String(), Version: i.Version,
 			Available: i.Available, Reason: i.Reason, Hint: i.Hint, Limits: c.Limits.Names(), ReadonlyRoot: c.ReadonlyRoot,
-			Network: c.Wire, Snapshot: c.Snapshot, Pause: c.Pause, Fork: c.Snapshot, Attest: c.Attest, Boot: c.Boot, Notes: i.Notes})
+			Network: c.Wire, Snapshot: c.Snapshot, Pause: c.Pause, Fork: c.Snapshot, Attest: c.Attest, Boot: c.Boot, Notes: i.Notes, Emulated: i.Emulated})
 	}
 	return resp, nil
 }

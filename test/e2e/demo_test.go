@@ -15,10 +15,11 @@ import (
 var demoScenes = []struct {
 	name     string
 	controls []string
-	limit    bool // refused for a user without cgroups
+	limit    bool // refused, or absent, for a user without cgroups
 }{
 	{"metadata", []string{"no network device", "no route", "nobody answers"}, false},
 	{"exfiltration", []string{"no host secrets", "no DNS", "no connection", "the listener"}, false},
+	{"door-ajar", []string{"one wire", "the allowed name", "no other name", "no other place", "nothing heard", "on record"}, true},
 	{"fork-bomb", []string{"task limit"}, true},
 	{"memory-balloon", []string{"memory limit"}, true},
 	{"infinite-loop", []string{"wall clock"}, false},
@@ -35,8 +36,8 @@ type demoJSON struct {
 		Name, Title string
 		Findings    []struct{ Control, Outcome, Measured string }
 	}
-	Held, Failed, Refused int
-	DurationMs            int64 `json:"duration_ms"`
+	Held, Failed, Refused, Absent int
+	DurationMs                    int64 `json:"duration_ms"`
 }
 
 // checkDemo compares the findings with what must be among them.
@@ -57,7 +58,7 @@ func checkDemo(t *testing.T, r result, enforced bool) {
 			}
 		}
 		if want.limit && !enforced {
-			if got[want.controls[0]] != "refused" {
+			if o := got[want.controls[0]]; o != "refused" && o != "absent" {
 				t.Errorf("%s: %v, want a refusal", want.name, got)
 			}
 			continue

@@ -139,10 +139,47 @@ func TestMicroVM(t *testing.T) {
 		t.Errorf("left: %v", left)
 	}
 
-	// One whole run, its writes thrown away, in a process of its own.
-	r = w.run("", "run", "--backend", "microvm", "--template", "small", "--readonly-root", "-c", "import os; print(6 * 7)\ntry: open('/usr/x', 'w')\nexcept OSError as e: print(e.strerror)")
+	// One whole run, its writes thrown away, in a process of its own, since a policy demands it.
+	strong := filepath.Join(t.TempDir(), "strong.yaml")
+	if err := os.WriteFile(strong, []byte("name: strong\nmin_isolation: hypervisor\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r := w.run("", "run", "--backend", "gvisor", "--policy", strong, "-c", "1"); r.code != 125 || !strings.Contains(r.stderr, "demands hypervisor") || !strings.Contains(r.stderr, "microvm") {
+		t.Errorf("a weaker backend than the policy demands: %+v", r)
+	}
+	r = w.run("", "run", "--policy", strong, "--template", "small", "--readonly-root", "-c", "import os; print(6 * 7)\ntry: open('/usr/x', 'w')\nexcept OSError as e: print(e.strerror)")
 	if r.code != 0 || r.stdout != "42\nRead-only file system\n" {
 		t.Errorf("run: %+v", r)
 	}
 	t.Logf("a run took %s", r.took.Round(time.Millisecond))
+	w.demoOfMachines(t)
+}
+
+// demoOfMachines plays a part of the demo in machines: what holds is measured, and what
+// this backend does not have is not told as held.
+func (w *world) demoOfMachines(t *testing.T) {
+	t.Helper()
+	r := w.run("", "demo", "--backend", "microvm", "--template", "small", "--json", "door-ajar", "memory-balloon", "escape")
+	var d demoJSON
+	if err := json.Unmarshal([]byte(r.stdout), &d); err != nil || r.code != 0 || d.Failed != 0 || d.Refused != 0 {
+		t.Fatalf("demo: %v, %+v", err, r)
+	}
+	got := map[string]string{}
+	for _, s := range d.Scenes {
+		for _, f := range s.Findings {
+			got[f.Control] = f.Outcome
+			if f.Outcome == "absent" && !strings.Contains(f.Measured, "not on this backend: microvm") {
+				t.Errorf("%s: it does not say why: %q", f.Control, f.Measured)
+			}
+		}
+	}
+	for _, c := range []string{"memory limit", "no host sockets", "own file system", "the bait", "own /proc, /sys", "own processes", "no mounts", "no devices",
+		"own kernel", "another kernel", "no privilege", "verified teardown", "a second look", "audit log", "signature", "a changed byte"} {
+		if got[c] != "held" {
+			t.Errorf("%s is %q", c, got[c])
+		}
+	}
+	if wire := got["one wire"]; wire != "absent" && wire != "held" {
+		t.Errorf("the network is told as %q", wire)
+	}
 }

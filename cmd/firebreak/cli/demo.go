@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,39 +19,58 @@ import (
 )
 
 func (a *App) demoCommand() *cobra.Command {
-	var asJSON bool
+	var f demoFlags
 	cmd := &cobra.Command{
-		Use:   "demo",
+		Use:   "demo [SCENE...]",
 		Short: "Let hostile programs try everything, here and now, and show what stopped them",
-		Long: `Demo runs eight programs that nobody reviewed, each in a real sandbox of its own:
-seven attacks and a job. They steal credentials, send secrets out, fork without
-bound, eat memory, never end, fill the disk and break out. Each line names a
-control and what was measured just now on this machine. Then it counts what the
-receipts list, verifies the audit log, and changes copies of it to see them
-rejected.
+		Long: `Demo runs nine programs that nobody reviewed, each in a real sandbox of its own:
+eight attacks and a job. They steal credentials, send secrets out, push at a door
+that is ajar, fork without bound, eat memory, never end, fill the disk and break
+out. Each line names a control and what was measured just now on this machine.
+Then it counts what the receipts list, verifies the audit log, and changes copies
+of it to see them rejected.
+
+--backend names what makes the sandboxes, such as microvm, a kernel for each. What
+that does not have is told as such, never as held. An emulated machine takes
+seconds to boot, and the first one longer: its image is made of the template.
+SCENE is one of ` + strings.Join(sceneNames(), ", ") + `;
+without any all are played.
 
 It needs no network and no server, and no root beyond what run needs: a limit
 that cannot be enforced for this user is refused, and demo says so. It works in
 the data directory, where only the evidence stays. Exit code 1 if a control did
 not hold.`,
-		Example: "  firebreak demo\n  firebreak demo --json | jq .failed",
-		Args:    cobra.NoArgs,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return a.demo(cmd.Context(), asJSON) },
+		Example: "  firebreak demo\n  firebreak demo --backend microvm --template python\n  firebreak demo escape job --json | jq .failed",
+		RunE:    func(cmd *cobra.Command, scenes []string) error { return a.demo(cmd.Context(), scenes, f) },
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object with every finding instead of the story")
+	cmd.Flags().BoolVar(&f.json, "json", false, "print one JSON object with every finding instead of the story")
+	cmd.Flags().StringVar(&f.backend, "backend", "", "what makes the sandboxes (default: as for run)")
+	cmd.Flags().StringVarP(&f.template, "template", "t", "", "what they start from; it has to have Python (default: as for run)")
 	return cmd
 }
 
-func (a *App) demo(ctx context.Context, asJSON bool) error {
-	d := &demo{start: time.Now(), Scenes: []*scene{}}
-	if !asJSON {
+// demoFlags say where the demo is played.
+type demoFlags struct {
+	json              bool
+	backend, template string
+}
+
+func (a *App) demo(ctx context.Context, scenes []string, f demoFlags) error {
+	names := sceneNames()
+	for _, s := range scenes {
+		if !slices.Contains(names, s) {
+			return sandbox.Errorf("", sandbox.KindInvalid, "%q is no scene of the demo", s).WithHint("there are %s", strings.Join(names, ", "))
+		}
+	}
+	d := &demo{start: time.Now(), Scenes: []*scene{}, flags: f, only: scenes}
+	if !f.json {
 		d.story = a.story()
 	}
 	err := d.play(ctx, a)
 	if err != nil {
 		return err
 	}
-	if d.Millis = time.Since(d.start).Milliseconds(); asJSON {
+	if d.Millis = time.Since(d.start).Milliseconds(); f.json {
 		err = a.printJSON(d)
 	} else {
 		d.story.end(d)
@@ -67,9 +87,13 @@ type demo struct {
 	Held    int      `json:"held"`
 	Failed  int      `json:"failed"`
 	Refused int      `json:"refused"` // cannot be enforced here, and was refused for it
+	Absent  int      `json:"absent"`  // is nothing that this backend has
 	Millis  int64    `json:"duration_ms"`
 
-	story    *story // nil without anybody to tell it to
+	flags    demoFlags
+	only     []string    // scenes; none: all
+	backend  *v1.Backend // what makes the sandboxes
+	story    *story      // nil without anybody to tell it to
 	start    time.Time
 	receipts []*v1.Receipt
 	aside    witnessed
@@ -96,6 +120,7 @@ const (
 	held    = "held"
 	failed  = "failed"
 	refused = "refused"
+	absent  = "absent"
 )
 
 func found(ok bool, control, format string, args ...any) finding {
@@ -122,6 +147,7 @@ type sceneRun struct {
 type act struct {
 	name, title string
 	limit       string // the control that may be refused, where it can
+	networked   bool   // it needs a backend that attaches networks
 	options     client.RunOptions
 	// verify says what happened. Nothing to say means that the program told
 	// nothing that could be read.
@@ -146,12 +172,22 @@ func (d *demo) play(ctx context.Context, a *App) (err error) {
 			err = errors.Join(err, s.close())
 		}
 	}()
-	d.story.begin(bait)
-	for i, act := range acts(bait) {
+	if err := d.cast(ctx, a, s); err != nil {
+		return err
+	}
+	d.story.begin(bait, d.backend)
+	if err := d.rehearse(ctx, s); err != nil {
+		return err
+	}
+	played := 0
+	for _, act := range acts(bait) {
+		if len(d.only) > 0 && !slices.Contains(d.only, act.name) {
+			continue
+		}
 		if err := d.perform(ctx, s, act); err != nil {
 			return err
 		}
-		if i == 1 { // there is something to sign, and more is to come
+		if played++; d.aside.dir == "" && (played == 2 || len(d.only) == 1) { // there is something to sign, and more is to come
 			if err := d.putAside(s.local.Evidence()); err != nil {
 				return err
 			}
@@ -166,14 +202,69 @@ func (d *demo) play(ctx context.Context, a *App) (err error) {
 	return d.checkLog(s.local.Evidence())
 }
 
+// cast finds out what will make the sandboxes.
+func (d *demo) cast(ctx context.Context, a *App, s *session) error {
+	c, err := a.config()
+	if err != nil {
+		return err
+	}
+	all, auto, err := s.Backends(ctx)
+	if err != nil {
+		return err
+	}
+	name := cmp.Or(d.flags.backend, c.Backend)
+	if name == "auto" {
+		name = auto
+	}
+	for _, b := range all {
+		if b.GetName() == name {
+			d.backend = b
+			return nil
+		}
+	}
+	return nil // the first sandbox says what is wrong
+}
+
+// rehearsals bounds how often a sandbox is tried that nobody waits for.
+const rehearsals = 8
+
+// rehearse has an emulated machine's image made, which may take longer than a sandbox
+// may take to start, so that no scene has to wait for it.
+func (d *demo) rehearse(ctx context.Context, s *session) error {
+	if !d.backend.GetEmulated() {
+		return nil
+	}
+	d.story.note("The first machine of a template takes longer: its image is made.")
+	for n := 1; ; n++ {
+		run, err := s.Run(ctx, client.RunOptions{Sandbox: client.CreateOptions{Backend: d.flags.backend, Template: d.flags.template}, Program: client.Command{Language: "python", Code: "pass"}})
+		if err == nil {
+			err = client.RunError(run)
+		}
+		switch {
+		case err == nil:
+			d.receipts = append(d.receipts, run.GetReceipt())
+			return nil
+		case n == rehearsals || ctx.Err() != nil || sandbox.KindOf(err) != sandbox.KindTimeout && sandbox.KindOf(err) != sandbox.KindUnavailable:
+			return err
+		}
+	}
+}
+
 // perform runs one act and tells of it.
 func (d *demo) perform(ctx context.Context, s *session, act act) error {
 	sc := d.open(act.name, act.title)
-	act.options.Sandbox.MinIsolation = "user-kernel"
+	if act.networked && !d.backend.GetNetwork() {
+		d.note(sc, finding{cmp.Or(act.limit, "network"), absent, fmt.Sprintf("not on this backend: %s attaches no network to its sandboxes here", d.backend.GetName())})
+		return nil
+	}
+	act.options.Sandbox.MinIsolation, act.options.Sandbox.Backend, act.options.Sandbox.Template = "user-kernel", d.flags.backend, d.flags.template
 	var out, errs bytes.Buffer
 	act.options.Stdout, act.options.Stderr = &out, &errs
 	if act.options.Program.Timeout == 0 {
 		act.options.Program.Timeout = 20 * time.Second
+		if d.backend.GetEmulated() {
+			act.options.Program.Timeout = 2 * time.Minute
+		}
 	}
 	run, err := s.Run(ctx, act.options)
 	if err == nil {
@@ -219,6 +310,8 @@ func (d *demo) note(sc *scene, findings ...finding) {
 			d.Failed++
 		case refused:
 			d.Refused++
+		case absent:
+			d.Absent++
 		}
 		d.story.finding(f)
 	}

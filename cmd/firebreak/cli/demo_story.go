@@ -6,6 +6,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -46,12 +47,22 @@ func (s *story) paint(colour, text string) string {
 	return "\x1b[" + colour + "m" + text + "\x1b[0m"
 }
 
-func (s *story) begin(b *bait) {
+func (s *story) begin(b *bait, backend *v1.Backend) {
 	if s == nil {
 		return
 	}
-	fmt.Fprintln(s.w, s.paint(bold, "Eight programs that nobody reviewed, each in a sandbox of its own, here and now."))
+	fmt.Fprintln(s.w, s.paint(bold, "Programs that nobody reviewed, each in a sandbox of its own, here and now."))
+	if backend.GetEmulated() {
+		s.note(fmt.Sprintf("Made by %s, emulated: as strong as with KVM, and many times slower.", backend.GetName()))
+	}
 	fmt.Fprintf(s.w, "Bait: a made-up secret lies in a file that everybody may read (mode 0666) and in\nthe environment of this process. It begins with %s.\n", b.secret[:11])
+}
+
+// note is a line for whoever waits.
+func (s *story) note(text string) {
+	if s != nil {
+		fmt.Fprintln(s.w, s.paint(dim, text))
+	}
 }
 
 func (s *story) scene(n int, sc *scene) {
@@ -71,6 +82,8 @@ func (s *story) finding(f finding) {
 		mark, colour = "FAILED", red
 	case refused:
 		mark, colour = "refused", yellow
+	case absent:
+		mark, colour = "absent", yellow
 	}
 	lines := wrap(visible(f.Measured), storyWidth-findingAt)
 	fmt.Fprintf(s.w, "    %s %-18s %s\n", s.paint(colour, fmt.Sprintf("%-8s", mark)), f.Control, lines[0])
@@ -104,6 +117,9 @@ func (s *story) end(d *demo) {
 	fmt.Fprintf(s.w, "\n%s", s.paint(colour, fmt.Sprintf("%d controls held, %d did not; %.1f s.", d.Held, d.Failed, float64(d.Millis)/1000)))
 	if d.Refused > 0 {
 		fmt.Fprintf(s.w, "\n%d cannot be enforced here and %s refused; `firebreak doctor` says why.", d.Refused, map[bool]string{true: "was", false: "were"}[d.Refused == 1])
+	}
+	if d.Absent > 0 {
+		fmt.Fprintf(s.w, "\n%d cannot be shown on this backend, which is said above.", d.Absent)
 	}
 	if d.Failed == 0 {
 		fmt.Fprint(s.w, "\nYour turn: firebreak run -c 'print(6*7)', firebreak audit verify")

@@ -29,6 +29,8 @@ func TestDemoNotices(t *testing.T) {
 	quiet := `"dns":{"a":"x","b":"x","c":"x","d":"x"},"raw":{"a":"x","b":"x","c":"x","d":"x"},"sink":{"a":"x"}`
 	metadata := `"a":"x","b":"x","c":"x","d":"x","e":"x","f":"x","g":"x","h":"x","i":"x"`
 	groups := `"sockets":1,"files":1,"/proc and /sys":1,"mounts":1,"devices":1,"kernel":1`
+	door := `"devices":["eth0","lo"],"known":["198.18.0.1"],"names":{"a":"x","b":"x","c":"x","d":"x"},"places":{"a":"x","b":"x","c":"x","d":"x"}`
+	denials := []*v1.EgressFlow{{Decision: "deny"}, {Decision: "deny"}}
 	self := `"uid":1000,"capabilities":"00","processes":2,"kernel":"Linux version 4.19.0-gvisor"`
 	for _, c := range []struct{ act, result, fails string }{
 		{"metadata", `{"devices":["lo"],"routes":[],"answers":{` + metadata + `,"j":"x"}}`, ""},
@@ -42,6 +44,11 @@ func TestDemoNotices(t *testing.T) {
 		{"exfiltration", `{"own":true,"bait":[],"files":2,"processes":2,` + strings.Replace(quiet, `"dns":{"a":"x"`, `"dns":{"a":"sent"`, 1) + `}`, "no DNS"},
 		{"exfiltration", `{"own":true,"bait":[],"files":2,"processes":2,` + strings.Replace(quiet, `"raw":{"a":"x"`, `"raw":{"a":"sent"`, 1) + `}`, "no connection"},
 		{"exfiltration", `not JSON`, "*"},
+		{"door-ajar", `{` + door + `}`, ""},
+		{"door-ajar", `{` + strings.Replace(door, `"lo"]`, `"lo","eth1"]`, 1) + `}`, "one wire"},
+		{"door-ajar", `{` + strings.Replace(door, `["198.18.0.1"]`, `[]`, 1) + `}`, "the allowed name"},
+		{"door-ajar", `{` + strings.Replace(door, `"names":{"a":"x"`, `"names":{"a":"connected"`, 1) + `}`, "no other name"},
+		{"door-ajar", `{` + strings.Replace(door, `"places":{"a":"x"`, `"places":{"a":"connected"`, 1) + `}`, "no other place"},
 		{"disk-fill", `{"bytes":33554432,"why":"ENOSPC"}`, ""},
 		{"disk-fill", `{"bytes":33554433,"why":"ENOSPC"}`, "disk limit"},
 		{"disk-fill", `{"bytes":100,"why":""}`, "disk limit"},
@@ -52,7 +59,7 @@ func TestDemoNotices(t *testing.T) {
 		{"escape", `{"tried":{` + groups + `},"through":{},` + strings.Replace(self, `"00"`, `"10"`, 1) + `}`, "no privilege"},
 		{"job", `{"count":1229,"largest":9972}`, "structured result"},
 	} {
-		findings := byName[c.act].verify(context.Background(), nil, &v1.Run{ResultJson: c.result, Reason: "done"})
+		findings := byName[c.act].verify(context.Background(), nil, &v1.Run{ResultJson: c.result, Reason: "done", Egress: denials})
 		if c.fails == "*" && len(findings) != 0 {
 			t.Errorf("%s %s: %v", c.act, c.result, findings)
 		}
@@ -69,9 +76,33 @@ func TestDemoNotices(t *testing.T) {
 			}
 		}
 	}
+	for _, flows := range [][]*v1.EgressFlow{nil, {{Decision: "deny"}, {Decision: "deny"}, {Decision: "allow"}}} {
+		for _, f := range byName["door-ajar"].verify(context.Background(), nil, &v1.Run{ResultJson: "{" + door + "}", Reason: "done", Egress: flows}) {
+			if f.Control == "on record" && f.Outcome != failed {
+				t.Errorf("%v: %v", flows, f)
+			}
+		}
+	}
 	for _, name := range []string{"fork-bomb", "memory-balloon", "infinite-loop"} {
 		if f := byName[name].verify(context.Background(), nil, &v1.Run{Reason: "done"}); f[0].Outcome != failed {
 			t.Errorf("%s ended by itself, and is told as held: %v", name, f)
+		}
+	}
+}
+
+// TestDemoKernels: a kernel of the same release is another one if it was booted by itself.
+func TestDemoKernels(t *testing.T) {
+	version, err := os.ReadFile("/proc/version")
+	boot, err2 := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil || err2 != nil {
+		t.Skip("not run: this machine does not say which kernel it has")
+	}
+	same, own := strings.TrimSpace(string(version)), strings.TrimSpace(string(boot))
+	for _, c := range []struct{ version, boot, want string }{
+		{same, own, failed}, {same, "", failed}, {same, "another", held}, {"Linux version 4.19.0-gvisor", "", held}, {"", "another", failed},
+	} {
+		if f := anotherKernel(c.version, c.boot); f.Outcome != c.want {
+			t.Errorf("%q, %q: %+v", c.version, c.boot, f)
 		}
 	}
 }
@@ -109,13 +140,15 @@ func TestDemoStory(t *testing.T) {
 	var plain, coloured bytes.Buffer
 	d := &demo{Held: 1, Failed: 1, Refused: 1}
 	for _, s := range []*story{{&plain, false}, {&coloured, true}} {
-		s.begin(&bait{secret: "fbbait-0123456789"})
+		s.begin(&bait{secret: "fbbait-0123456789"}, &v1.Backend{Name: "microvm", Emulated: true})
 		s.scene(10, &scene{Title: "A title"})
 		s.finding(found(true, "a control", "%s", strings.Repeat("measured and found to hold ", 9)))
 		s.finding(found(false, "another", "\x1b[2J%s", strings.Repeat("x", 200)))
 		s.finding(finding{"refusal", refused, "cannot be enforced"})
+		s.finding(finding{"one wire", absent, "not on this backend"})
 		s.ran(&sceneRun{Create: 12345, Execute: 12345, Destroy: 12345, CPU: 12345, MemoryPeak: 12345678})
 		s.end(d)
+		s.end(&demo{Absent: 1})
 		s.end(&demo{Held: 99, Millis: 30_000})
 	}
 	if strings.Contains(plain.String(), "\x1b") || strings.Contains(coloured.String(), "[2J\x1b") || !strings.Contains(coloured.String(), "\x1b[1;31mFAILED") {
@@ -141,7 +174,7 @@ func TestDemoStory(t *testing.T) {
 // TestDemoPrograms: the programs are the ones that are embedded and used.
 func TestDemoPrograms(t *testing.T) {
 	files, err := filepath.Glob("demo/*.py")
-	if err != nil || len(files) != 8 {
+	if err != nil || len(files) != 9 {
 		t.Fatal(files, err)
 	}
 	b := &bait{sink: &sink{}}

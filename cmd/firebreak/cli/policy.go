@@ -97,6 +97,16 @@ type checkOut struct {
 	Deny     int      `json:"deny"`
 	Rego     int      `json:"rego"`
 	Warnings []string `json:"warnings"`
+	// MinIsolation is the weakest boundary that it demands; empty: it demands none.
+	MinIsolation string `json:"min_isolation,omitempty"`
+}
+
+// demanded is a class as a policy's readers are told of it; empty for none.
+func demanded(d policy.Demand) string {
+	if d.Isolation == sandbox.IsolationNone {
+		return ""
+	}
+	return d.Isolation.String()
 }
 
 func (a *App) policyCheck() *cobra.Command {
@@ -128,7 +138,7 @@ Exit code: 0 it is a policy, 1 it is not, 2 wrong usage.`,
 				a.report(e)
 				return exitError{exitFailed}
 			}
-			o := checkOut{OK: true, Mode: string(policy.ModeEnforce), Rego: len(t.Modules()), Warnings: append([]string{}, t.Warnings()...)}
+			o := checkOut{OK: true, Mode: string(policy.ModeEnforce), MinIsolation: demanded(t.Demand()), Rego: len(t.Modules()), Warnings: append([]string{}, t.Warnings()...)}
 			if t.Observes() {
 				o.Mode = string(policy.ModeObserve)
 			}
@@ -145,7 +155,11 @@ Exit code: 0 it is a policy, 1 it is not, 2 wrong usage.`,
 			for _, w := range o.Warnings {
 				a.say("warning: %s", w)
 			}
-			_, err = fmt.Fprintf(a.Out, "%s: %s; %s; %s; mode %s\n", visible(args[0]), count(o.Allow, "allow rule"), count(o.Deny, "deny rule"), count(o.Rego, "Rego module"), o.Mode)
+			class := ""
+			if o.MinIsolation != "" {
+				class = "; at least " + o.MinIsolation
+			}
+			_, err = fmt.Fprintf(a.Out, "%s: %s; %s; %s; mode %s%s\n", visible(args[0]), count(o.Allow, "allow rule"), count(o.Deny, "deny rule"), count(o.Rego, "Rego module"), o.Mode, class)
 			return sandbox.Wrap("print", "", err)
 		},
 	}
@@ -238,6 +252,10 @@ type explainOut struct {
 	Unread   bool      `json:"unread,omitempty"` // the connection passes, and nobody looks at its requests
 	Rego     string    `json:"rego,omitempty"`   // "not asked" where it would be
 	Steps    []stepOut `json:"steps"`
+	// MinIsolation is the weakest boundary that the policy demands of the sandbox, and
+	// DemandedBy where it does.
+	MinIsolation string `json:"min_isolation,omitempty"`
+	DemandedBy   string `json:"demanded_by,omitempty"`
 }
 
 type stepOut struct {
@@ -268,6 +286,7 @@ func explained(x policy.Explanation, t *policy.Table, all bool) explainOut {
 	if d.Rule != nil {
 		o.Rule = d.Rule.ID
 	}
+	o.MinIsolation, o.DemandedBy = demanded(t.Demand()), t.Demand().By
 	for _, s := range x.Steps {
 		if all || s.About {
 			o.Steps = append(o.Steps, stepOut{s.Rule.ID, fmt.Sprintf("%s:%d", s.Rule.File, s.Rule.Line), s.Rule.Deny, s.Match, s.Why})
@@ -340,6 +359,9 @@ func (a *App) printExplanation(o explainOut, rules int) error {
 	}
 	if o.Unread {
 		text += "  it passes unread: nothing is known of its requests, and no secret put into them\n"
+	}
+	if o.MinIsolation != "" {
+		text += fmt.Sprintf("  in a sandbox isolated by %s or better, as %s demands\n", o.MinIsolation, visible(o.DemandedBy))
 	}
 	if o.Rego != "" {
 		text += "  Rego was not asked: give --address\n"

@@ -39,6 +39,7 @@ type Config struct {
 	E2BDomain     string
 	Socket        string
 	Backend       string
+	Template      string
 	MinIsolation  sandbox.Isolation
 	Machine       Machine
 	LogFormat     string

@@ -74,6 +74,12 @@ var Keys = slices.Concat([]Key{
 		set:     func(c *Config, v string) error { c.Backend = v; return nil },
 		get:     func(c *Config) string { return c.Backend },
 	}, {
+		Name: "template", Env: "FIREBREAK_TEMPLATE",
+		Doc:     "what sandboxes start from where a request names nothing, and to E2B's SDKs base: host, which is this machine's own programs, or a template",
+		Default: func(Source) string { return "host" },
+		set:     func(c *Config, v string) error { c.Template = v; return nil },
+		get:     func(c *Config) string { return c.Template },
+	}, {
 		Name: "min_isolation", Env: "FIREBREAK_MIN_ISOLATION",
 		Doc:     "the weakest isolation any sandbox may have, whatever a request says: none, shared-kernel, user-kernel, hypervisor, confidential",
 		Default: func(Source) string { return sandbox.IsolationNone.String() },

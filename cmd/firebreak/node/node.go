@@ -162,7 +162,7 @@ func (w Wiring) open(ctx context.Context, o options) (n *node, err error) {
 		Backends: n.backends, Store: st, Recorder: record, Events: events, Templates: templates, Log: o.log,
 		Runs:           filepath.Join(o.dir, "runs"),
 		Snapshots:      filepath.Join(o.dir, "snapshots"),
-		Defaults:       orchestrator.Defaults{Backend: o.config.Backend, MinIsolation: o.config.MinIsolation},
+		Defaults:       orchestrator.Defaults{Backend: o.config.Backend, Template: o.config.Template, MinIsolation: o.config.MinIsolation},
 		Quota:          o.quota(),
 		AllowRoot:      o.config.AllowRoot,
 		Retain:         o.config.Retain,

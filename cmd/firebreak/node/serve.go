@@ -91,7 +91,7 @@ func (w Wiring) Serve(ctx context.Context, o cli.ServeOptions) (err error) {
 		return err
 	}
 	if forE2B != nil {
-		h, err := e2b.New(e2b.Config{API: n.service, Auth: n.auth, Door: n.server, Log: log, Domain: c.E2BDomain})
+		h, err := e2b.New(e2b.Config{API: n.service, Auth: n.auth, Door: n.server, Log: log, Domain: c.E2BDomain, Template: c.Template})
 		if err != nil {
 			return err
 		}

@@ -79,8 +79,8 @@ func TestLifecycleWire(t *testing.T) {
 	}
 	has(call(200, "GET", "/v2/sandboxes?state=paused", ``), a.SandboxID)
 	has(call(200, "GET", "/v2/sandboxes", ``), a.SandboxID)
-	call(409, "POST", path+"/timeout", `{"timeout":60}`)
-	call(409, "POST", path+"/refreshes", `{"duration":60}`)
+	has(call(404, "POST", path+"/timeout", `{"timeout":60}`), "paused")
+	has(call(404, "POST", path+"/refreshes", `{"duration":60}`), "paused")
 	inside := []string{"E2b-Sandbox-Id", a.SandboxID, "X-Access-Token", a.EnvdAccessToken, "Content-Type", "application/json"}
 	for _, port := range []string{"49983", "49999", "8000"} {
 		head := append([]string{"E2b-Sandbox-Port", port, "E2B-Traffic-Access-Token", a.TrafficAccessToken}, inside...)

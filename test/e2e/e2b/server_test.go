@@ -3,6 +3,7 @@ package e2b
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -60,12 +61,13 @@ func serveIn(t testing.TB, p place, args ...string) *server {
 	s.env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "TMPDIR=" + dir,
 		"FIREBREAK_DATA=" + filepath.Join(dir, "data"), "FIREBREAK_SOCKET=" + filepath.Join(dir, "s.sock")}
 	s.env = append(s.env, p.env...)
-	for _, d := range []string{"data/run", "data/instances", "data/processes"} {
+	for _, d := range []string{"data/run", "data/instances", "data/machines", "data/processes"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
-	before, err := residue.Take(residue.Scope{Dirs: []string{filepath.Join(dir, "data/run"), filepath.Join(dir, "data/instances"), filepath.Join(dir, "data/processes")}})
+	s.env = append(s.env, elsewhere(t, dir)...)
+	before, err := residue.Take(residue.Scope{Dirs: []string{filepath.Join(dir, "data/run"), filepath.Join(dir, "data/instances"), filepath.Join(dir, "data/machines"), filepath.Join(dir, "data/processes")}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,6 +102,36 @@ func serveIn(t testing.TB, p place, args ...string) *server {
 	}
 	s.key = s.newKey()
 	return s
+}
+
+// elsewhere is the environment of a server whose sandboxes are made by another backend
+// than it would choose itself: FIREBREAK_TEST_BACKEND names it, and FIREBREAK_TEST_IMAGES,
+// if it is given, the directory where servers one after another keep what machines boot,
+// since this machine's own programs make a large image. With an emulated machine:
+//
+//	FIREBREAK_TEST_BACKEND=microvm FIREBREAK_TEST_IMAGES=/var/tmp/images go test ./test/e2e/e2b -timeout 2h
+func elsewhere(t testing.TB, dir string) (env []string) {
+	t.Helper()
+	if b := os.Getenv("FIREBREAK_TEST_BACKEND"); b != "" {
+		env = append(env, "FIREBREAK_BACKEND="+b)
+	}
+	if images := os.Getenv("FIREBREAK_TEST_IMAGES"); images != "" {
+		if err := os.MkdirAll(images, 0o711); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(images, filepath.Join(dir, "data", "machine-images")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return env
+}
+
+// slowly is how many times longer things may take.
+func slowly() time.Duration {
+	if os.Getenv("FIREBREAK_TEST_BACKEND") == "microvm" {
+		return 10
+	}
+	return 1
 }
 
 // start starts a program where the server is.
@@ -138,7 +170,8 @@ func (s *server) newKey(args ...string) string {
 // clientEnv is the environment of E2B's clients, and nothing else of ours.
 func (s *server) clientEnv() []string {
 	return append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.dir, "NO_COLOR=1", "PYTHONDONTWRITEBYTECODE=1",
-		"E2B_API_URL=" + s.url, "E2B_SANDBOX_URL=" + s.url, "E2B_API_KEY=" + s.key, "FIREBREAK_API=" + s.api}, s.also...)
+		"E2B_API_URL=" + s.url, "E2B_SANDBOX_URL=" + s.url, "E2B_API_KEY=" + s.key, "FIREBREAK_API=" + s.api,
+		fmt.Sprint("SLOWLY=", int(slowly()))}, s.also...)
 }
 
 // run runs a command that has to succeed and returns what it printed.
@@ -151,10 +184,10 @@ func (s *server) run(env []string, argv ...string) string {
 	return out
 }
 
-// try runs a command; it has three minutes.
+// try runs a command; it has three minutes, or more where everything is slow.
 func (s *server) try(env []string, argv ...string) (stdout, stderr string, err error) {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), slowly()*3*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Env, cmd.Dir = env, s.dir

@@ -25,7 +25,8 @@ const (
 )
 
 // NetworkRules say where a sandbox may connect: to whatever one of the parts
-// allows, unless one of them denies it. Without any there is no network device.
+// allows, unless one of them denies it. Without any there is no network device, nor
+// where all that the policies say is the isolation that they demand.
 type NetworkRules struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// HOST[:PORT]: a name, *.NAME (one label in front), **.NAME (one or more), an
@@ -523,7 +524,10 @@ type Policy struct {
 	// Who set it last.
 	Principal string `protobuf:"bytes,8,opt,name=principal,proto3" json:"principal,omitempty"`
 	// What in it has no effect here. Only where it was set just now.
-	Warnings      []string `protobuf:"bytes,9,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Warnings []string `protobuf:"bytes,9,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	// The weakest isolation that its text demands; empty: it demands none, or policies
+	// are listed. What it includes may demand more.
+	MinIsolation  string `protobuf:"bytes,10,opt,name=min_isolation,json=minIsolation,proto3" json:"min_isolation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -619,6 +623,13 @@ func (x *Policy) GetWarnings() []string {
 		return x.Warnings
 	}
 	return nil
+}
+
+func (x *Policy) GetMinIsolation() string {
+	if x != nil {
+		return x.MinIsolation
+	}
+	return ""
 }
 
 type ListPoliciesRequest struct {
@@ -947,7 +958,7 @@ const file_firebreak_v1_policy_proto_rawDesc = "" +
 	"generation\x18\r \x01(\x03R\n" +
 	"generation\x12\x18\n" +
 	"\abinding\x18\x0e \x01(\tR\abinding\x12\x16\n" +
-	"\x06method\x18\x0f \x01(\tR\x06method\"\xad\x02\n" +
+	"\x06method\x18\x0f \x01(\tR\x06method\"\xd2\x02\n" +
 	"\x06Policy\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
 	"\bbuilt_in\x18\x02 \x01(\bR\abuiltIn\x12\x12\n" +
@@ -959,7 +970,9 @@ const file_firebreak_v1_policy_proto_rawDesc = "" +
 	"\n" +
 	"updated_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x12\x1c\n" +
 	"\tprincipal\x18\b \x01(\tR\tprincipal\x12\x1a\n" +
-	"\bwarnings\x18\t \x03(\tR\bwarnings\"\x15\n" +
+	"\bwarnings\x18\t \x03(\tR\bwarnings\x12#\n" +
+	"\rmin_isolation\x18\n" +
+	" \x01(\tR\fminIsolation\"\x15\n" +
 	"\x13ListPoliciesRequest\"H\n" +
 	"\x14ListPoliciesResponse\x120\n" +
 	"\bpolicies\x18\x01 \x03(\v2\x14.firebreak.v1.PolicyR\bpolicies\"1\n" +

@@ -518,7 +518,12 @@ type Sandbox struct {
 	// destroy or pause.
 	ExpireAction string `protobuf:"bytes,35,opt,name=expire_action,json=expireAction,proto3" json:"expire_action,omitempty"`
 	// use or resume.
-	Wake          string `protobuf:"bytes,36,opt,name=wake,proto3" json:"wake,omitempty"`
+	Wake string `protobuf:"bytes,36,opt,name=wake,proto3" json:"wake,omitempty"`
+	// The weakest isolation that was demanded of it, by its request, a policy, what it
+	// was made of or the server; empty: none was.
+	MinIsolation string `protobuf:"bytes,37,opt,name=min_isolation,json=minIsolation,proto3" json:"min_isolation,omitempty"`
+	// Whoever demanded that: "policy NAME", for one.
+	DemandedBy    string `protobuf:"bytes,38,opt,name=demanded_by,json=demandedBy,proto3" json:"demanded_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -801,6 +806,20 @@ func (x *Sandbox) GetExpireAction() string {
 func (x *Sandbox) GetWake() string {
 	if x != nil {
 		return x.Wake
+	}
+	return ""
+}
+
+func (x *Sandbox) GetMinIsolation() string {
+	if x != nil {
+		return x.MinIsolation
+	}
+	return ""
+}
+
+func (x *Sandbox) GetDemandedBy() string {
+	if x != nil {
+		return x.DemandedBy
 	}
 	return ""
 }
@@ -2765,8 +2784,7 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x12\n" +
 	"\x10_idle_timeout_msB\r\n" +
-	"\v_timeout_ms\"\xf9\n" +
-	"\n" +
+	"\v_timeout_ms\"\xbf\v\n" +
 	"\aSandbox\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -2811,7 +2829,10 @@ const file_firebreak_v1_sandbox_proto_rawDesc = "" +
 	"\vforked_from\x18\" \x01(\tR\n" +
 	"forkedFrom\x12#\n" +
 	"\rexpire_action\x18# \x01(\tR\fexpireAction\x12\x12\n" +
-	"\x04wake\x18$ \x01(\tR\x04wake\x1a;\n" +
+	"\x04wake\x18$ \x01(\tR\x04wake\x12#\n" +
+	"\rmin_isolation\x18% \x01(\tR\fminIsolation\x12\x1f\n" +
+	"\vdemanded_by\x18& \x01(\tR\n" +
+	"demandedBy\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe4\x01\n" +

@@ -131,6 +131,8 @@ type Backend struct {
 	Fork         bool     `protobuf:"varint,12,opt,name=fork,proto3" json:"fork,omitempty"`
 	Attest       bool     `protobuf:"varint,13,opt,name=attest,proto3" json:"attest,omitempty"`
 	Notes        []string `protobuf:"bytes,14,rep,name=notes,proto3" json:"notes,omitempty"`
+	// A processor is imitated in software: as strong, and many times slower.
+	Emulated bool `protobuf:"varint,15,opt,name=emulated,proto3" json:"emulated,omitempty"`
 	// Templates may bring a kernel and a root file system of their own.
 	Boot          bool `protobuf:"varint,18,opt,name=boot,proto3" json:"boot,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -265,6 +267,13 @@ func (x *Backend) GetNotes() []string {
 	return nil
 }
 
+func (x *Backend) GetEmulated() bool {
+	if x != nil {
+		return x.Emulated
+	}
+	return false
+}
+
 func (x *Backend) GetBoot() bool {
 	if x != nil {
 		return x.Boot
@@ -311,8 +320,10 @@ func (*GetPoolRequest) Descriptor() ([]byte, []int) {
 type GetPoolResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// False where the server keeps nothing ready (pool_size is 0).
-	Enabled       bool         `protobuf:"varint,1,opt,name=enabled,proto3" json:"enabled,omitempty"`
-	Shelves       []*PoolShelf `protobuf:"bytes,2,rep,name=shelves,proto3" json:"shelves,omitempty"`
+	Enabled bool         `protobuf:"varint,1,opt,name=enabled,proto3" json:"enabled,omitempty"`
+	Shelves []*PoolShelf `protobuf:"bytes,2,rep,name=shelves,proto3" json:"shelves,omitempty"`
+	// Where sandboxes that are paused, or are to be forked, can go on at once.
+	Places        []*PoolPlaces `protobuf:"bytes,3,rep,name=places,proto3" json:"places,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -357,6 +368,13 @@ func (x *GetPoolResponse) GetEnabled() bool {
 func (x *GetPoolResponse) GetShelves() []*PoolShelf {
 	if x != nil {
 		return x.Shelves
+	}
+	return nil
+}
+
+func (x *GetPoolResponse) GetPlaces() []*PoolPlaces {
+	if x != nil {
+		return x.Places
 	}
 	return nil
 }
@@ -687,6 +705,110 @@ func (x *PoolShelf) GetPinned() bool {
 	return false
 }
 
+// PoolPlaces are boundaries without a guest, made ahead for the caller's paused and
+// forked sandboxes of one template and limits.
+type PoolPlaces struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Backend        string                 `protobuf:"bytes,1,opt,name=backend,proto3" json:"backend,omitempty"`
+	TemplateDigest string                 `protobuf:"bytes,2,opt,name=template_digest,json=templateDigest,proto3" json:"template_digest,omitempty"`
+	MemoryBytes    int64                  `protobuf:"varint,3,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	Cpus           float64                `protobuf:"fixed64,4,opt,name=cpus,proto3" json:"cpus,omitempty"`
+	Ready          int32                  `protobuf:"varint,5,opt,name=ready,proto3" json:"ready,omitempty"`
+	Making         int32                  `protobuf:"varint,6,opt,name=making,proto3" json:"making,omitempty"`
+	// How many there should be, as long as others need no place more.
+	Wanted int32 `protobuf:"varint,7,opt,name=wanted,proto3" json:"wanted,omitempty"`
+	// What the ready ones use now, as far as the backend can measure it.
+	UsedBytes     int64 `protobuf:"varint,8,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoolPlaces) Reset() {
+	*x = PoolPlaces{}
+	mi := &file_firebreak_v1_system_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoolPlaces) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoolPlaces) ProtoMessage() {}
+
+func (x *PoolPlaces) ProtoReflect() protoreflect.Message {
+	mi := &file_firebreak_v1_system_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoolPlaces.ProtoReflect.Descriptor instead.
+func (*PoolPlaces) Descriptor() ([]byte, []int) {
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *PoolPlaces) GetBackend() string {
+	if x != nil {
+		return x.Backend
+	}
+	return ""
+}
+
+func (x *PoolPlaces) GetTemplateDigest() string {
+	if x != nil {
+		return x.TemplateDigest
+	}
+	return ""
+}
+
+func (x *PoolPlaces) GetMemoryBytes() int64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *PoolPlaces) GetCpus() float64 {
+	if x != nil {
+		return x.Cpus
+	}
+	return 0
+}
+
+func (x *PoolPlaces) GetReady() int32 {
+	if x != nil {
+		return x.Ready
+	}
+	return 0
+}
+
+func (x *PoolPlaces) GetMaking() int32 {
+	if x != nil {
+		return x.Making
+	}
+	return 0
+}
+
+func (x *PoolPlaces) GetWanted() int32 {
+	if x != nil {
+		return x.Wanted
+	}
+	return 0
+}
+
+func (x *PoolPlaces) GetUsedBytes() int64 {
+	if x != nil {
+		return x.UsedBytes
+	}
+	return 0
+}
+
 type ListTemplatesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -695,7 +817,7 @@ type ListTemplatesRequest struct {
 
 func (x *ListTemplatesRequest) Reset() {
 	*x = ListTemplatesRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[10]
+	mi := &file_firebreak_v1_system_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -707,7 +829,7 @@ func (x *ListTemplatesRequest) String() string {
 func (*ListTemplatesRequest) ProtoMessage() {}
 
 func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[10]
+	mi := &file_firebreak_v1_system_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -720,7 +842,7 @@ func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesRequest.ProtoReflect.Descriptor instead.
 func (*ListTemplatesRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{10}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{11}
 }
 
 type ListTemplatesResponse struct {
@@ -732,7 +854,7 @@ type ListTemplatesResponse struct {
 
 func (x *ListTemplatesResponse) Reset() {
 	*x = ListTemplatesResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[11]
+	mi := &file_firebreak_v1_system_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -744,7 +866,7 @@ func (x *ListTemplatesResponse) String() string {
 func (*ListTemplatesResponse) ProtoMessage() {}
 
 func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[11]
+	mi := &file_firebreak_v1_system_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -757,7 +879,7 @@ func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesResponse.ProtoReflect.Descriptor instead.
 func (*ListTemplatesResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{11}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListTemplatesResponse) GetTemplates() []*Template {
@@ -794,7 +916,7 @@ type Template struct {
 
 func (x *Template) Reset() {
 	*x = Template{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[12]
+	mi := &file_firebreak_v1_system_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -806,7 +928,7 @@ func (x *Template) String() string {
 func (*Template) ProtoMessage() {}
 
 func (x *Template) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[12]
+	mi := &file_firebreak_v1_system_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -819,7 +941,7 @@ func (x *Template) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Template.ProtoReflect.Descriptor instead.
 func (*Template) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{12}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Template) GetName() string {
@@ -927,7 +1049,7 @@ type BootFile struct {
 
 func (x *BootFile) Reset() {
 	*x = BootFile{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[13]
+	mi := &file_firebreak_v1_system_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -939,7 +1061,7 @@ func (x *BootFile) String() string {
 func (*BootFile) ProtoMessage() {}
 
 func (x *BootFile) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[13]
+	mi := &file_firebreak_v1_system_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -952,7 +1074,7 @@ func (x *BootFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BootFile.ProtoReflect.Descriptor instead.
 func (*BootFile) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{13}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *BootFile) GetDigest() string {
@@ -999,7 +1121,7 @@ type TemplateSource struct {
 
 func (x *TemplateSource) Reset() {
 	*x = TemplateSource{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[14]
+	mi := &file_firebreak_v1_system_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1011,7 +1133,7 @@ func (x *TemplateSource) String() string {
 func (*TemplateSource) ProtoMessage() {}
 
 func (x *TemplateSource) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[14]
+	mi := &file_firebreak_v1_system_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1024,7 +1146,7 @@ func (x *TemplateSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TemplateSource.ProtoReflect.Descriptor instead.
 func (*TemplateSource) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{14}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TemplateSource) GetKind() string {
@@ -1071,7 +1193,7 @@ type ImageConfig struct {
 
 func (x *ImageConfig) Reset() {
 	*x = ImageConfig{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[15]
+	mi := &file_firebreak_v1_system_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1083,7 +1205,7 @@ func (x *ImageConfig) String() string {
 func (*ImageConfig) ProtoMessage() {}
 
 func (x *ImageConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[15]
+	mi := &file_firebreak_v1_system_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1096,7 +1218,7 @@ func (x *ImageConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageConfig.ProtoReflect.Descriptor instead.
 func (*ImageConfig) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{15}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ImageConfig) GetEntrypoint() []string {
@@ -1163,7 +1285,7 @@ type BuildTemplateRequest struct {
 
 func (x *BuildTemplateRequest) Reset() {
 	*x = BuildTemplateRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[16]
+	mi := &file_firebreak_v1_system_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1175,7 +1297,7 @@ func (x *BuildTemplateRequest) String() string {
 func (*BuildTemplateRequest) ProtoMessage() {}
 
 func (x *BuildTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[16]
+	mi := &file_firebreak_v1_system_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1188,7 +1310,7 @@ func (x *BuildTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildTemplateRequest.ProtoReflect.Descriptor instead.
 func (*BuildTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{16}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *BuildTemplateRequest) GetName() string {
@@ -1263,7 +1385,7 @@ type UploadArchiveRequest struct {
 
 func (x *UploadArchiveRequest) Reset() {
 	*x = UploadArchiveRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[17]
+	mi := &file_firebreak_v1_system_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1275,7 +1397,7 @@ func (x *UploadArchiveRequest) String() string {
 func (*UploadArchiveRequest) ProtoMessage() {}
 
 func (x *UploadArchiveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[17]
+	mi := &file_firebreak_v1_system_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1288,7 +1410,7 @@ func (x *UploadArchiveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadArchiveRequest.ProtoReflect.Descriptor instead.
 func (*UploadArchiveRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{17}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *UploadArchiveRequest) GetData() []byte {
@@ -1308,7 +1430,7 @@ type UploadArchiveResponse struct {
 
 func (x *UploadArchiveResponse) Reset() {
 	*x = UploadArchiveResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[18]
+	mi := &file_firebreak_v1_system_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1320,7 +1442,7 @@ func (x *UploadArchiveResponse) String() string {
 func (*UploadArchiveResponse) ProtoMessage() {}
 
 func (x *UploadArchiveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[18]
+	mi := &file_firebreak_v1_system_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1333,7 +1455,7 @@ func (x *UploadArchiveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadArchiveResponse.ProtoReflect.Descriptor instead.
 func (*UploadArchiveResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{18}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *UploadArchiveResponse) GetId() string {
@@ -1365,7 +1487,7 @@ type CollectTemplatesRequest struct {
 
 func (x *CollectTemplatesRequest) Reset() {
 	*x = CollectTemplatesRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[19]
+	mi := &file_firebreak_v1_system_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1377,7 +1499,7 @@ func (x *CollectTemplatesRequest) String() string {
 func (*CollectTemplatesRequest) ProtoMessage() {}
 
 func (x *CollectTemplatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[19]
+	mi := &file_firebreak_v1_system_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1390,7 +1512,7 @@ func (x *CollectTemplatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectTemplatesRequest.ProtoReflect.Descriptor instead.
 func (*CollectTemplatesRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{19}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CollectTemplatesRequest) GetUnusedMs() int64 {
@@ -1426,7 +1548,7 @@ type CollectTemplatesResponse struct {
 
 func (x *CollectTemplatesResponse) Reset() {
 	*x = CollectTemplatesResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[20]
+	mi := &file_firebreak_v1_system_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1438,7 +1560,7 @@ func (x *CollectTemplatesResponse) String() string {
 func (*CollectTemplatesResponse) ProtoMessage() {}
 
 func (x *CollectTemplatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[20]
+	mi := &file_firebreak_v1_system_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1451,7 +1573,7 @@ func (x *CollectTemplatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectTemplatesResponse.ProtoReflect.Descriptor instead.
 func (*CollectTemplatesResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{20}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CollectTemplatesResponse) GetTemplates() []string {
@@ -1488,7 +1610,7 @@ type BuildTemplateEvent struct {
 
 func (x *BuildTemplateEvent) Reset() {
 	*x = BuildTemplateEvent{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[21]
+	mi := &file_firebreak_v1_system_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1500,7 +1622,7 @@ func (x *BuildTemplateEvent) String() string {
 func (*BuildTemplateEvent) ProtoMessage() {}
 
 func (x *BuildTemplateEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[21]
+	mi := &file_firebreak_v1_system_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1513,7 +1635,7 @@ func (x *BuildTemplateEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildTemplateEvent.ProtoReflect.Descriptor instead.
 func (*BuildTemplateEvent) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{21}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *BuildTemplateEvent) GetEvent() isBuildTemplateEvent_Event {
@@ -1569,7 +1691,7 @@ type BuildProgress struct {
 
 func (x *BuildProgress) Reset() {
 	*x = BuildProgress{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[22]
+	mi := &file_firebreak_v1_system_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1581,7 +1703,7 @@ func (x *BuildProgress) String() string {
 func (*BuildProgress) ProtoMessage() {}
 
 func (x *BuildProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[22]
+	mi := &file_firebreak_v1_system_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1594,7 +1716,7 @@ func (x *BuildProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildProgress.ProtoReflect.Descriptor instead.
 func (*BuildProgress) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{22}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *BuildProgress) GetStage() string {
@@ -1627,7 +1749,7 @@ type RemoveTemplateRequest struct {
 
 func (x *RemoveTemplateRequest) Reset() {
 	*x = RemoveTemplateRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[23]
+	mi := &file_firebreak_v1_system_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1639,7 +1761,7 @@ func (x *RemoveTemplateRequest) String() string {
 func (*RemoveTemplateRequest) ProtoMessage() {}
 
 func (x *RemoveTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[23]
+	mi := &file_firebreak_v1_system_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1652,7 +1774,7 @@ func (x *RemoveTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveTemplateRequest.ProtoReflect.Descriptor instead.
 func (*RemoveTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{23}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RemoveTemplateRequest) GetName() string {
@@ -1670,7 +1792,7 @@ type RemoveTemplateResponse struct {
 
 func (x *RemoveTemplateResponse) Reset() {
 	*x = RemoveTemplateResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[24]
+	mi := &file_firebreak_v1_system_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1682,7 +1804,7 @@ func (x *RemoveTemplateResponse) String() string {
 func (*RemoveTemplateResponse) ProtoMessage() {}
 
 func (x *RemoveTemplateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[24]
+	mi := &file_firebreak_v1_system_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1695,7 +1817,7 @@ func (x *RemoveTemplateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveTemplateResponse.ProtoReflect.Descriptor instead.
 func (*RemoveTemplateResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{24}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{25}
 }
 
 type GetQuotaRequest struct {
@@ -1706,7 +1828,7 @@ type GetQuotaRequest struct {
 
 func (x *GetQuotaRequest) Reset() {
 	*x = GetQuotaRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[25]
+	mi := &file_firebreak_v1_system_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1718,7 +1840,7 @@ func (x *GetQuotaRequest) String() string {
 func (*GetQuotaRequest) ProtoMessage() {}
 
 func (x *GetQuotaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[25]
+	mi := &file_firebreak_v1_system_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1731,7 +1853,7 @@ func (x *GetQuotaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQuotaRequest.ProtoReflect.Descriptor instead.
 func (*GetQuotaRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{25}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{26}
 }
 
 type GetQuotaResponse struct {
@@ -1744,7 +1866,7 @@ type GetQuotaResponse struct {
 
 func (x *GetQuotaResponse) Reset() {
 	*x = GetQuotaResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[26]
+	mi := &file_firebreak_v1_system_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1756,7 +1878,7 @@ func (x *GetQuotaResponse) String() string {
 func (*GetQuotaResponse) ProtoMessage() {}
 
 func (x *GetQuotaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[26]
+	mi := &file_firebreak_v1_system_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1769,7 +1891,7 @@ func (x *GetQuotaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQuotaResponse.ProtoReflect.Descriptor instead.
 func (*GetQuotaResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{26}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetQuotaResponse) GetTenant() string {
@@ -1806,7 +1928,7 @@ type Quota struct {
 
 func (x *Quota) Reset() {
 	*x = Quota{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[27]
+	mi := &file_firebreak_v1_system_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1818,7 +1940,7 @@ func (x *Quota) String() string {
 func (*Quota) ProtoMessage() {}
 
 func (x *Quota) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[27]
+	mi := &file_firebreak_v1_system_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1831,7 +1953,7 @@ func (x *Quota) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quota.ProtoReflect.Descriptor instead.
 func (*Quota) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{27}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Quota) GetName() string {
@@ -1877,7 +1999,7 @@ type GetVersionRequest struct {
 
 func (x *GetVersionRequest) Reset() {
 	*x = GetVersionRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[28]
+	mi := &file_firebreak_v1_system_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1889,7 +2011,7 @@ func (x *GetVersionRequest) String() string {
 func (*GetVersionRequest) ProtoMessage() {}
 
 func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[28]
+	mi := &file_firebreak_v1_system_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1902,7 +2024,7 @@ func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionRequest.ProtoReflect.Descriptor instead.
 func (*GetVersionRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{28}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{29}
 }
 
 type GetVersionResponse struct {
@@ -1917,7 +2039,7 @@ type GetVersionResponse struct {
 
 func (x *GetVersionResponse) Reset() {
 	*x = GetVersionResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[29]
+	mi := &file_firebreak_v1_system_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1929,7 +2051,7 @@ func (x *GetVersionResponse) String() string {
 func (*GetVersionResponse) ProtoMessage() {}
 
 func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[29]
+	mi := &file_firebreak_v1_system_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1942,7 +2064,7 @@ func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionResponse.ProtoReflect.Descriptor instead.
 func (*GetVersionResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{29}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GetVersionResponse) GetVersion() string {
@@ -1988,7 +2110,7 @@ type CreateKeyRequest struct {
 
 func (x *CreateKeyRequest) Reset() {
 	*x = CreateKeyRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[30]
+	mi := &file_firebreak_v1_system_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2000,7 +2122,7 @@ func (x *CreateKeyRequest) String() string {
 func (*CreateKeyRequest) ProtoMessage() {}
 
 func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[30]
+	mi := &file_firebreak_v1_system_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2013,7 +2135,7 @@ func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyRequest.ProtoReflect.Descriptor instead.
 func (*CreateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{30}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CreateKeyRequest) GetName() string {
@@ -2058,7 +2180,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[31]
+	mi := &file_firebreak_v1_system_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2070,7 +2192,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[31]
+	mi := &file_firebreak_v1_system_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2083,7 +2205,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{31}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Key) GetId() string {
@@ -2139,7 +2261,7 @@ type CreateKeyResponse struct {
 
 func (x *CreateKeyResponse) Reset() {
 	*x = CreateKeyResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[32]
+	mi := &file_firebreak_v1_system_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2151,7 +2273,7 @@ func (x *CreateKeyResponse) String() string {
 func (*CreateKeyResponse) ProtoMessage() {}
 
 func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[32]
+	mi := &file_firebreak_v1_system_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2164,7 +2286,7 @@ func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyResponse.ProtoReflect.Descriptor instead.
 func (*CreateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{32}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CreateKeyResponse) GetKey() *Key {
@@ -2189,7 +2311,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[33]
+	mi := &file_firebreak_v1_system_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2201,7 +2323,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[33]
+	mi := &file_firebreak_v1_system_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2214,7 +2336,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{33}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{34}
 }
 
 type ListKeysResponse struct {
@@ -2226,7 +2348,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[34]
+	mi := &file_firebreak_v1_system_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2238,7 +2360,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[34]
+	mi := &file_firebreak_v1_system_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2251,7 +2373,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{34}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListKeysResponse) GetKeys() []*Key {
@@ -2270,7 +2392,7 @@ type DeleteKeyRequest struct {
 
 func (x *DeleteKeyRequest) Reset() {
 	*x = DeleteKeyRequest{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[35]
+	mi := &file_firebreak_v1_system_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2282,7 +2404,7 @@ func (x *DeleteKeyRequest) String() string {
 func (*DeleteKeyRequest) ProtoMessage() {}
 
 func (x *DeleteKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[35]
+	mi := &file_firebreak_v1_system_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2295,7 +2417,7 @@ func (x *DeleteKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteKeyRequest.ProtoReflect.Descriptor instead.
 func (*DeleteKeyRequest) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{35}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *DeleteKeyRequest) GetId() string {
@@ -2313,7 +2435,7 @@ type DeleteKeyResponse struct {
 
 func (x *DeleteKeyResponse) Reset() {
 	*x = DeleteKeyResponse{}
-	mi := &file_firebreak_v1_system_proto_msgTypes[36]
+	mi := &file_firebreak_v1_system_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2325,7 +2447,7 @@ func (x *DeleteKeyResponse) String() string {
 func (*DeleteKeyResponse) ProtoMessage() {}
 
 func (x *DeleteKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_firebreak_v1_system_proto_msgTypes[36]
+	mi := &file_firebreak_v1_system_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2338,7 +2460,7 @@ func (x *DeleteKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteKeyResponse.ProtoReflect.Descriptor instead.
 func (*DeleteKeyResponse) Descriptor() ([]byte, []int) {
-	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{36}
+	return file_firebreak_v1_system_proto_rawDescGZIP(), []int{37}
 }
 
 var File_firebreak_v1_system_proto protoreflect.FileDescriptor
@@ -2349,7 +2471,7 @@ const file_firebreak_v1_system_proto_rawDesc = "" +
 	"\x13ListBackendsRequest\"]\n" +
 	"\x14ListBackendsResponse\x121\n" +
 	"\bbackends\x18\x01 \x03(\v2\x15.firebreak.v1.BackendR\bbackends\x12\x12\n" +
-	"\x04auto\x18\x02 \x01(\tR\x04auto\"\xfe\x02\n" +
+	"\x04auto\x18\x02 \x01(\tR\x04auto\"\x9a\x03\n" +
 	"\aBackend\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tisolation\x18\x02 \x01(\tR\tisolation\x12\x18\n" +
@@ -2365,12 +2487,14 @@ const file_firebreak_v1_system_proto_rawDesc = "" +
 	"\x05pause\x18\v \x01(\bR\x05pause\x12\x12\n" +
 	"\x04fork\x18\f \x01(\bR\x04fork\x12\x16\n" +
 	"\x06attest\x18\r \x01(\bR\x06attest\x12\x14\n" +
-	"\x05notes\x18\x0e \x03(\tR\x05notes\x12\x12\n" +
+	"\x05notes\x18\x0e \x03(\tR\x05notes\x12\x1a\n" +
+	"\bemulated\x18\x0f \x01(\bR\bemulated\x12\x12\n" +
 	"\x04boot\x18\x12 \x01(\bR\x04boot\"\x10\n" +
-	"\x0eGetPoolRequest\"^\n" +
+	"\x0eGetPoolRequest\"\x90\x01\n" +
 	"\x0fGetPoolResponse\x12\x18\n" +
 	"\aenabled\x18\x01 \x01(\bR\aenabled\x121\n" +
-	"\ashelves\x18\x02 \x03(\v2\x17.firebreak.v1.PoolShelfR\ashelves\"t\n" +
+	"\ashelves\x18\x02 \x03(\v2\x17.firebreak.v1.PoolShelfR\ashelves\x120\n" +
+	"\x06places\x18\x03 \x03(\v2\x18.firebreak.v1.PoolPlacesR\x06places\"t\n" +
 	"\x12PrewarmPoolRequest\x12 \n" +
 	"\x05count\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xe8\a(\x01R\x05count\x12<\n" +
@@ -2395,7 +2519,18 @@ const file_firebreak_v1_system_proto_rawDesc = "" +
 	"\x04hits\x18\v \x01(\x03R\x04hits\x12\x16\n" +
 	"\x06misses\x18\f \x01(\x03R\x06misses\x12\x16\n" +
 	"\x06failed\x18\r \x01(\x03R\x06failed\x12\x16\n" +
-	"\x06pinned\x18\x0e \x01(\bR\x06pinned\"\x16\n" +
+	"\x06pinned\x18\x0e \x01(\bR\x06pinned\"\xeb\x01\n" +
+	"\n" +
+	"PoolPlaces\x12\x18\n" +
+	"\abackend\x18\x01 \x01(\tR\abackend\x12'\n" +
+	"\x0ftemplate_digest\x18\x02 \x01(\tR\x0etemplateDigest\x12!\n" +
+	"\fmemory_bytes\x18\x03 \x01(\x03R\vmemoryBytes\x12\x12\n" +
+	"\x04cpus\x18\x04 \x01(\x01R\x04cpus\x12\x14\n" +
+	"\x05ready\x18\x05 \x01(\x05R\x05ready\x12\x16\n" +
+	"\x06making\x18\x06 \x01(\x05R\x06making\x12\x16\n" +
+	"\x06wanted\x18\a \x01(\x05R\x06wanted\x12\x1d\n" +
+	"\n" +
+	"used_bytes\x18\b \x01(\x03R\tusedBytes\"\x16\n" +
 	"\x14ListTemplatesRequest\"M\n" +
 	"\x15ListTemplatesResponse\x124\n" +
 	"\ttemplates\x18\x01 \x03(\v2\x16.firebreak.v1.TemplateR\ttemplates\"\xbb\x04\n" +
@@ -2577,7 +2712,7 @@ func file_firebreak_v1_system_proto_rawDescGZIP() []byte {
 	return file_firebreak_v1_system_proto_rawDescData
 }
 
-var file_firebreak_v1_system_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_firebreak_v1_system_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_firebreak_v1_system_proto_goTypes = []any{
 	(*ListBackendsRequest)(nil),      // 0: firebreak.v1.ListBackendsRequest
 	(*ListBackendsResponse)(nil),     // 1: firebreak.v1.ListBackendsResponse
@@ -2589,91 +2724,93 @@ var file_firebreak_v1_system_proto_goTypes = []any{
 	(*DrainPoolRequest)(nil),         // 7: firebreak.v1.DrainPoolRequest
 	(*DrainPoolResponse)(nil),        // 8: firebreak.v1.DrainPoolResponse
 	(*PoolShelf)(nil),                // 9: firebreak.v1.PoolShelf
-	(*ListTemplatesRequest)(nil),     // 10: firebreak.v1.ListTemplatesRequest
-	(*ListTemplatesResponse)(nil),    // 11: firebreak.v1.ListTemplatesResponse
-	(*Template)(nil),                 // 12: firebreak.v1.Template
-	(*BootFile)(nil),                 // 13: firebreak.v1.BootFile
-	(*TemplateSource)(nil),           // 14: firebreak.v1.TemplateSource
-	(*ImageConfig)(nil),              // 15: firebreak.v1.ImageConfig
-	(*BuildTemplateRequest)(nil),     // 16: firebreak.v1.BuildTemplateRequest
-	(*UploadArchiveRequest)(nil),     // 17: firebreak.v1.UploadArchiveRequest
-	(*UploadArchiveResponse)(nil),    // 18: firebreak.v1.UploadArchiveResponse
-	(*CollectTemplatesRequest)(nil),  // 19: firebreak.v1.CollectTemplatesRequest
-	(*CollectTemplatesResponse)(nil), // 20: firebreak.v1.CollectTemplatesResponse
-	(*BuildTemplateEvent)(nil),       // 21: firebreak.v1.BuildTemplateEvent
-	(*BuildProgress)(nil),            // 22: firebreak.v1.BuildProgress
-	(*RemoveTemplateRequest)(nil),    // 23: firebreak.v1.RemoveTemplateRequest
-	(*RemoveTemplateResponse)(nil),   // 24: firebreak.v1.RemoveTemplateResponse
-	(*GetQuotaRequest)(nil),          // 25: firebreak.v1.GetQuotaRequest
-	(*GetQuotaResponse)(nil),         // 26: firebreak.v1.GetQuotaResponse
-	(*Quota)(nil),                    // 27: firebreak.v1.Quota
-	(*GetVersionRequest)(nil),        // 28: firebreak.v1.GetVersionRequest
-	(*GetVersionResponse)(nil),       // 29: firebreak.v1.GetVersionResponse
-	(*CreateKeyRequest)(nil),         // 30: firebreak.v1.CreateKeyRequest
-	(*Key)(nil),                      // 31: firebreak.v1.Key
-	(*CreateKeyResponse)(nil),        // 32: firebreak.v1.CreateKeyResponse
-	(*ListKeysRequest)(nil),          // 33: firebreak.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),         // 34: firebreak.v1.ListKeysResponse
-	(*DeleteKeyRequest)(nil),         // 35: firebreak.v1.DeleteKeyRequest
-	(*DeleteKeyResponse)(nil),        // 36: firebreak.v1.DeleteKeyResponse
-	nil,                              // 37: firebreak.v1.Template.EnvEntry
-	nil,                              // 38: firebreak.v1.ImageConfig.LabelsEntry
-	(*CreateSandboxRequest)(nil),     // 39: firebreak.v1.CreateSandboxRequest
-	(*timestamppb.Timestamp)(nil),    // 40: google.protobuf.Timestamp
+	(*PoolPlaces)(nil),               // 10: firebreak.v1.PoolPlaces
+	(*ListTemplatesRequest)(nil),     // 11: firebreak.v1.ListTemplatesRequest
+	(*ListTemplatesResponse)(nil),    // 12: firebreak.v1.ListTemplatesResponse
+	(*Template)(nil),                 // 13: firebreak.v1.Template
+	(*BootFile)(nil),                 // 14: firebreak.v1.BootFile
+	(*TemplateSource)(nil),           // 15: firebreak.v1.TemplateSource
+	(*ImageConfig)(nil),              // 16: firebreak.v1.ImageConfig
+	(*BuildTemplateRequest)(nil),     // 17: firebreak.v1.BuildTemplateRequest
+	(*UploadArchiveRequest)(nil),     // 18: firebreak.v1.UploadArchiveRequest
+	(*UploadArchiveResponse)(nil),    // 19: firebreak.v1.UploadArchiveResponse
+	(*CollectTemplatesRequest)(nil),  // 20: firebreak.v1.CollectTemplatesRequest
+	(*CollectTemplatesResponse)(nil), // 21: firebreak.v1.CollectTemplatesResponse
+	(*BuildTemplateEvent)(nil),       // 22: firebreak.v1.BuildTemplateEvent
+	(*BuildProgress)(nil),            // 23: firebreak.v1.BuildProgress
+	(*RemoveTemplateRequest)(nil),    // 24: firebreak.v1.RemoveTemplateRequest
+	(*RemoveTemplateResponse)(nil),   // 25: firebreak.v1.RemoveTemplateResponse
+	(*GetQuotaRequest)(nil),          // 26: firebreak.v1.GetQuotaRequest
+	(*GetQuotaResponse)(nil),         // 27: firebreak.v1.GetQuotaResponse
+	(*Quota)(nil),                    // 28: firebreak.v1.Quota
+	(*GetVersionRequest)(nil),        // 29: firebreak.v1.GetVersionRequest
+	(*GetVersionResponse)(nil),       // 30: firebreak.v1.GetVersionResponse
+	(*CreateKeyRequest)(nil),         // 31: firebreak.v1.CreateKeyRequest
+	(*Key)(nil),                      // 32: firebreak.v1.Key
+	(*CreateKeyResponse)(nil),        // 33: firebreak.v1.CreateKeyResponse
+	(*ListKeysRequest)(nil),          // 34: firebreak.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),         // 35: firebreak.v1.ListKeysResponse
+	(*DeleteKeyRequest)(nil),         // 36: firebreak.v1.DeleteKeyRequest
+	(*DeleteKeyResponse)(nil),        // 37: firebreak.v1.DeleteKeyResponse
+	nil,                              // 38: firebreak.v1.Template.EnvEntry
+	nil,                              // 39: firebreak.v1.ImageConfig.LabelsEntry
+	(*CreateSandboxRequest)(nil),     // 40: firebreak.v1.CreateSandboxRequest
+	(*timestamppb.Timestamp)(nil),    // 41: google.protobuf.Timestamp
 }
 var file_firebreak_v1_system_proto_depIdxs = []int32{
 	2,  // 0: firebreak.v1.ListBackendsResponse.backends:type_name -> firebreak.v1.Backend
 	9,  // 1: firebreak.v1.GetPoolResponse.shelves:type_name -> firebreak.v1.PoolShelf
-	39, // 2: firebreak.v1.PrewarmPoolRequest.sandbox:type_name -> firebreak.v1.CreateSandboxRequest
-	12, // 3: firebreak.v1.ListTemplatesResponse.templates:type_name -> firebreak.v1.Template
-	40, // 4: firebreak.v1.Template.created_at:type_name -> google.protobuf.Timestamp
-	14, // 5: firebreak.v1.Template.source:type_name -> firebreak.v1.TemplateSource
-	15, // 6: firebreak.v1.Template.image:type_name -> firebreak.v1.ImageConfig
-	37, // 7: firebreak.v1.Template.env:type_name -> firebreak.v1.Template.EnvEntry
-	13, // 8: firebreak.v1.Template.kernel:type_name -> firebreak.v1.BootFile
-	13, // 9: firebreak.v1.Template.rootfs:type_name -> firebreak.v1.BootFile
-	38, // 10: firebreak.v1.ImageConfig.labels:type_name -> firebreak.v1.ImageConfig.LabelsEntry
-	22, // 11: firebreak.v1.BuildTemplateEvent.progress:type_name -> firebreak.v1.BuildProgress
-	12, // 12: firebreak.v1.BuildTemplateEvent.template:type_name -> firebreak.v1.Template
-	27, // 13: firebreak.v1.GetQuotaResponse.quotas:type_name -> firebreak.v1.Quota
-	40, // 14: firebreak.v1.Key.created_at:type_name -> google.protobuf.Timestamp
-	40, // 15: firebreak.v1.Key.last_used_at:type_name -> google.protobuf.Timestamp
-	40, // 16: firebreak.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
-	31, // 17: firebreak.v1.CreateKeyResponse.key:type_name -> firebreak.v1.Key
-	31, // 18: firebreak.v1.ListKeysResponse.keys:type_name -> firebreak.v1.Key
-	0,  // 19: firebreak.v1.SystemService.ListBackends:input_type -> firebreak.v1.ListBackendsRequest
-	10, // 20: firebreak.v1.SystemService.ListTemplates:input_type -> firebreak.v1.ListTemplatesRequest
-	16, // 21: firebreak.v1.SystemService.BuildTemplate:input_type -> firebreak.v1.BuildTemplateRequest
-	17, // 22: firebreak.v1.SystemService.UploadArchive:input_type -> firebreak.v1.UploadArchiveRequest
-	23, // 23: firebreak.v1.SystemService.RemoveTemplate:input_type -> firebreak.v1.RemoveTemplateRequest
-	25, // 24: firebreak.v1.SystemService.GetQuota:input_type -> firebreak.v1.GetQuotaRequest
-	19, // 25: firebreak.v1.SystemService.CollectTemplates:input_type -> firebreak.v1.CollectTemplatesRequest
-	3,  // 26: firebreak.v1.SystemService.GetPool:input_type -> firebreak.v1.GetPoolRequest
-	5,  // 27: firebreak.v1.SystemService.PrewarmPool:input_type -> firebreak.v1.PrewarmPoolRequest
-	7,  // 28: firebreak.v1.SystemService.DrainPool:input_type -> firebreak.v1.DrainPoolRequest
-	28, // 29: firebreak.v1.SystemService.GetVersion:input_type -> firebreak.v1.GetVersionRequest
-	30, // 30: firebreak.v1.KeyService.CreateKey:input_type -> firebreak.v1.CreateKeyRequest
-	33, // 31: firebreak.v1.KeyService.ListKeys:input_type -> firebreak.v1.ListKeysRequest
-	35, // 32: firebreak.v1.KeyService.DeleteKey:input_type -> firebreak.v1.DeleteKeyRequest
-	1,  // 33: firebreak.v1.SystemService.ListBackends:output_type -> firebreak.v1.ListBackendsResponse
-	11, // 34: firebreak.v1.SystemService.ListTemplates:output_type -> firebreak.v1.ListTemplatesResponse
-	21, // 35: firebreak.v1.SystemService.BuildTemplate:output_type -> firebreak.v1.BuildTemplateEvent
-	18, // 36: firebreak.v1.SystemService.UploadArchive:output_type -> firebreak.v1.UploadArchiveResponse
-	24, // 37: firebreak.v1.SystemService.RemoveTemplate:output_type -> firebreak.v1.RemoveTemplateResponse
-	26, // 38: firebreak.v1.SystemService.GetQuota:output_type -> firebreak.v1.GetQuotaResponse
-	20, // 39: firebreak.v1.SystemService.CollectTemplates:output_type -> firebreak.v1.CollectTemplatesResponse
-	4,  // 40: firebreak.v1.SystemService.GetPool:output_type -> firebreak.v1.GetPoolResponse
-	6,  // 41: firebreak.v1.SystemService.PrewarmPool:output_type -> firebreak.v1.PrewarmPoolResponse
-	8,  // 42: firebreak.v1.SystemService.DrainPool:output_type -> firebreak.v1.DrainPoolResponse
-	29, // 43: firebreak.v1.SystemService.GetVersion:output_type -> firebreak.v1.GetVersionResponse
-	32, // 44: firebreak.v1.KeyService.CreateKey:output_type -> firebreak.v1.CreateKeyResponse
-	34, // 45: firebreak.v1.KeyService.ListKeys:output_type -> firebreak.v1.ListKeysResponse
-	36, // 46: firebreak.v1.KeyService.DeleteKey:output_type -> firebreak.v1.DeleteKeyResponse
-	33, // [33:47] is the sub-list for method output_type
-	19, // [19:33] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	10, // 2: firebreak.v1.GetPoolResponse.places:type_name -> firebreak.v1.PoolPlaces
+	40, // 3: firebreak.v1.PrewarmPoolRequest.sandbox:type_name -> firebreak.v1.CreateSandboxRequest
+	13, // 4: firebreak.v1.ListTemplatesResponse.templates:type_name -> firebreak.v1.Template
+	41, // 5: firebreak.v1.Template.created_at:type_name -> google.protobuf.Timestamp
+	15, // 6: firebreak.v1.Template.source:type_name -> firebreak.v1.TemplateSource
+	16, // 7: firebreak.v1.Template.image:type_name -> firebreak.v1.ImageConfig
+	38, // 8: firebreak.v1.Template.env:type_name -> firebreak.v1.Template.EnvEntry
+	14, // 9: firebreak.v1.Template.kernel:type_name -> firebreak.v1.BootFile
+	14, // 10: firebreak.v1.Template.rootfs:type_name -> firebreak.v1.BootFile
+	39, // 11: firebreak.v1.ImageConfig.labels:type_name -> firebreak.v1.ImageConfig.LabelsEntry
+	23, // 12: firebreak.v1.BuildTemplateEvent.progress:type_name -> firebreak.v1.BuildProgress
+	13, // 13: firebreak.v1.BuildTemplateEvent.template:type_name -> firebreak.v1.Template
+	28, // 14: firebreak.v1.GetQuotaResponse.quotas:type_name -> firebreak.v1.Quota
+	41, // 15: firebreak.v1.Key.created_at:type_name -> google.protobuf.Timestamp
+	41, // 16: firebreak.v1.Key.last_used_at:type_name -> google.protobuf.Timestamp
+	41, // 17: firebreak.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
+	32, // 18: firebreak.v1.CreateKeyResponse.key:type_name -> firebreak.v1.Key
+	32, // 19: firebreak.v1.ListKeysResponse.keys:type_name -> firebreak.v1.Key
+	0,  // 20: firebreak.v1.SystemService.ListBackends:input_type -> firebreak.v1.ListBackendsRequest
+	11, // 21: firebreak.v1.SystemService.ListTemplates:input_type -> firebreak.v1.ListTemplatesRequest
+	17, // 22: firebreak.v1.SystemService.BuildTemplate:input_type -> firebreak.v1.BuildTemplateRequest
+	18, // 23: firebreak.v1.SystemService.UploadArchive:input_type -> firebreak.v1.UploadArchiveRequest
+	24, // 24: firebreak.v1.SystemService.RemoveTemplate:input_type -> firebreak.v1.RemoveTemplateRequest
+	26, // 25: firebreak.v1.SystemService.GetQuota:input_type -> firebreak.v1.GetQuotaRequest
+	20, // 26: firebreak.v1.SystemService.CollectTemplates:input_type -> firebreak.v1.CollectTemplatesRequest
+	3,  // 27: firebreak.v1.SystemService.GetPool:input_type -> firebreak.v1.GetPoolRequest
+	5,  // 28: firebreak.v1.SystemService.PrewarmPool:input_type -> firebreak.v1.PrewarmPoolRequest
+	7,  // 29: firebreak.v1.SystemService.DrainPool:input_type -> firebreak.v1.DrainPoolRequest
+	29, // 30: firebreak.v1.SystemService.GetVersion:input_type -> firebreak.v1.GetVersionRequest
+	31, // 31: firebreak.v1.KeyService.CreateKey:input_type -> firebreak.v1.CreateKeyRequest
+	34, // 32: firebreak.v1.KeyService.ListKeys:input_type -> firebreak.v1.ListKeysRequest
+	36, // 33: firebreak.v1.KeyService.DeleteKey:input_type -> firebreak.v1.DeleteKeyRequest
+	1,  // 34: firebreak.v1.SystemService.ListBackends:output_type -> firebreak.v1.ListBackendsResponse
+	12, // 35: firebreak.v1.SystemService.ListTemplates:output_type -> firebreak.v1.ListTemplatesResponse
+	22, // 36: firebreak.v1.SystemService.BuildTemplate:output_type -> firebreak.v1.BuildTemplateEvent
+	19, // 37: firebreak.v1.SystemService.UploadArchive:output_type -> firebreak.v1.UploadArchiveResponse
+	25, // 38: firebreak.v1.SystemService.RemoveTemplate:output_type -> firebreak.v1.RemoveTemplateResponse
+	27, // 39: firebreak.v1.SystemService.GetQuota:output_type -> firebreak.v1.GetQuotaResponse
+	21, // 40: firebreak.v1.SystemService.CollectTemplates:output_type -> firebreak.v1.CollectTemplatesResponse
+	4,  // 41: firebreak.v1.SystemService.GetPool:output_type -> firebreak.v1.GetPoolResponse
+	6,  // 42: firebreak.v1.SystemService.PrewarmPool:output_type -> firebreak.v1.PrewarmPoolResponse
+	8,  // 43: firebreak.v1.SystemService.DrainPool:output_type -> firebreak.v1.DrainPoolResponse
+	30, // 44: firebreak.v1.SystemService.GetVersion:output_type -> firebreak.v1.GetVersionResponse
+	33, // 45: firebreak.v1.KeyService.CreateKey:output_type -> firebreak.v1.CreateKeyResponse
+	35, // 46: firebreak.v1.KeyService.ListKeys:output_type -> firebreak.v1.ListKeysResponse
+	37, // 47: firebreak.v1.KeyService.DeleteKey:output_type -> firebreak.v1.DeleteKeyResponse
+	34, // [34:48] is the sub-list for method output_type
+	20, // [20:34] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_firebreak_v1_system_proto_init() }
@@ -2683,19 +2820,19 @@ func file_firebreak_v1_system_proto_init() {
 	}
 	file_firebreak_v1_options_proto_init()
 	file_firebreak_v1_sandbox_proto_init()
-	file_firebreak_v1_system_proto_msgTypes[19].OneofWrappers = []any{}
-	file_firebreak_v1_system_proto_msgTypes[21].OneofWrappers = []any{
+	file_firebreak_v1_system_proto_msgTypes[20].OneofWrappers = []any{}
+	file_firebreak_v1_system_proto_msgTypes[22].OneofWrappers = []any{
 		(*BuildTemplateEvent_Progress)(nil),
 		(*BuildTemplateEvent_Template)(nil),
 	}
-	file_firebreak_v1_system_proto_msgTypes[27].OneofWrappers = []any{}
+	file_firebreak_v1_system_proto_msgTypes[28].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_firebreak_v1_system_proto_rawDesc), len(file_firebreak_v1_system_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   39,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

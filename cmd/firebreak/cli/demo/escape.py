@@ -75,8 +75,13 @@ attempt("kernel", "open_by_handle_at", lambda: libc.syscall(
 attempt("kernel", "reboot", lambda: libc.syscall(169, 0xfee1dead, 672274793, 0x89abcdef, 0) == 0)
 attempt("kernel", "iopl", lambda: libc.syscall(172, 3) == 0)
 
+try:
+    boot = open("/proc/sys/kernel/random/boot_id").read().strip()
+except OSError:
+    boot = ""
 status = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
 firebreak.result({
     "tried": tried, "through": through, "uid": os.getuid(), "capabilities": status["CapEff"].strip(),
     "processes": sum(p.isdigit() for p in os.listdir("/proc")), "kernel": open("/proc/version").read().strip(),
+    "boot": boot,
 })

@@ -2,9 +2,12 @@
 import assert from 'node:assert/strict'
 export { assert }
 
+// slowly is how many times longer things may take here.
+export const slowly = Number(process.env.SLOWLY || 1)
+
 export async function step(name, fn) {
   const begun = Date.now()
-  const late = setTimeout(() => { console.log(`failed ${name}\tno answer in two minutes`); process.exit(1) }, 120000)
+  const late = setTimeout(() => { console.log(`failed ${name}\tno answer in ${2 * slowly} minutes`); process.exit(1) }, 120000 * slowly)
   try {
     await fn()
     console.log(`ok ${name}\t${Date.now() - begun} ms`)
@@ -34,8 +37,8 @@ export function end() {
 
 export const sleep = (ms) => new Promise((r) => setTimeout(r, ms))
 
-// until waits for a condition, a minute at most.
+// until waits for a condition, a minute at most, or longer where things are slow.
 export async function until(what, cond) {
-  for (const give = Date.now() + 60000; Date.now() < give; await sleep(50)) if (await cond()) return
+  for (const give = Date.now() + 60000 * slowly; Date.now() < give; await sleep(50)) if (await cond()) return
   assert.fail(`never: ${what}`)
 }

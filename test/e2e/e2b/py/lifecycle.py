@@ -66,6 +66,7 @@ for turn in range(1, 6):
         assert s.sandbox_id in listed(SandboxState.PAUSED, SandboxState.RUNNING)
         same(s.is_running(), False)
         raises(e2b.TimeoutException, "", s.files.read, "kept/file")
+        raises(e2b.NotFoundException, "", s.set_timeout, 60)
         same(s.get_info().state, SandboxState.PAUSED)
         again = Sandbox.connect(s.sandbox_id, timeout=100) if turn % 2 else s.connect(timeout=100)
         assert 50 < left(s) <= 101, left(s)

@@ -6,11 +6,15 @@ import traceback
 import os
 
 
+# How many times longer things may take here.
+SLOWLY = int(os.environ.get("SLOWLY", "1"))
+
+
 def step(name):
     """Runs the decorated function at once, as a step."""
 
     def run(fn):
-        late = threading.Timer(120, lambda: (print(f"failed {name}\tno answer in two minutes", flush=True), os._exit(1)))
+        late = threading.Timer(120 * SLOWLY, lambda: (print(f"failed {name}\tno answer in {2 * SLOWLY} minutes", flush=True), os._exit(1)))
         late.daemon = True
         late.start()
         begun = time.time()
@@ -38,7 +42,7 @@ def raises(cls, text, fn, *args, **kwargs):
 
 
 def until(what, cond):
-    give = time.time() + 60
+    give = time.time() + 60 * SLOWLY
     while time.time() < give:
         if cond():
             return
