@@ -11,17 +11,20 @@
 package main
 
 import (
+	"os"
+
 	"github.com/google/subcommands"
 	"gvisor.dev/gvisor/runsc/cli"
 	"gvisor.dev/gvisor/runsc/cmd"
 	"gvisor.dev/gvisor/runsc/cmd/sentry/sentrycmd"
 	"gvisor.dev/gvisor/runsc/cmd/util"
 
-	_ "github.com/firebreak-dev/firebreak/cmd/firebreak-runsc/umount"
+	"github.com/firebreak-dev/firebreak/cmd/firebreak-runsc/first"
 	_ "github.com/firebreak-dev/firebreak/internal/sysmon"
 )
 
 func main() {
+	first.Started(os.Args)
 	haveFiles()
 	useFilters()
 	describeNoPoints()

@@ -1,4 +1,4 @@
-package umount
+package first
 
 import (
 	"errors"

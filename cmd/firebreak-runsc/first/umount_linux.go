@@ -1,17 +1,16 @@
-// Package umount is the process that takes /proc away from a sentry, which by then has
-// no privilege to do it. Importing it is enough: where the program was started for
-// that, it is all that the program does.
-//
-// gVisor starts its own program for it, by a command line that sentrycmd.Umount
-// understands. This package is initialised before gVisor's: some milliseconds of
-// processor time, of every start of a sandbox, are not spent on setting up what one
-// system call needs nothing of.
-package umount
+package first
 
 import (
 	"os"
+	"runtime"
 	"syscall"
 )
+
+// A sentry that is about to give up its privileges starts a process that takes /proc
+// away from it later. gVisor starts its own program for it, by a command line that
+// sentrycmd.Umount understands. Here it is all that the program does: some milliseconds
+// of processor time, of every start of a sandbox, are not spent on setting up what one
+// system call needs nothing of.
 
 // descriptor is the pipe's end that says when. sandboxsetup.ExecProcUmounter hands it
 // down as the first after the standard ones.
@@ -25,6 +24,7 @@ func init() {
 	if asked(os.Args) {
 		syscall.Exit(wait(descriptor, arguments[2], syscall.Unmount))
 	}
+	procs = runtime.GOMAXPROCS(1)
 }
 
 func asked(args []string) bool {
