@@ -29,6 +29,7 @@ type boot struct{ sentrycmd.Boot }
 func (b *boot) Execute(ctx context.Context, f *flag.FlagSet, args ...any) subcommands.ExitStatus {
 	keepFloor()
 	keepProcs()
+	settleClocks()
 	a := annotations(f)
 	for flagName, annotation := range map[string]string{"total-memory": annotationMemory, "cpu-num": annotationCPUs} {
 		if v, err := strconv.ParseUint(a[annotation], 10, 63); err == nil && v > 0 {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/firebreak-dev/firebreak/cmd/firebreak/cli"
 	"github.com/firebreak-dev/firebreak/cmd/firebreak/node"
+	_ "github.com/firebreak-dev/firebreak/internal/sysmon"
 )
 
 // Set by the linker; see the Makefile.

@@ -29,6 +29,7 @@ var ranks = []struct {
 	{"images", 0},
 	{"api/gen/firebreak/v1/firebreakv1connect", 1},
 	{"internal/failpoint", 0},
+	{"internal/sysmon", 0},
 	{"internal/portproxy", 0},
 	{"internal/guest/runtime", 0},
 	{"internal/netaddr", 0},

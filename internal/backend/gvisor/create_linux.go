@@ -403,6 +403,9 @@ func runtimeArgs(i *Instance, s sandbox.Spec, p probed, command ...string) []str
 	// template, and of the host's own files a sandbox may keep what it began
 	// with. Otherwise every path of every start is looked up on the host again.
 	args = append(args, "--file-access-mounts=exclusive")
+	// A sentry that spins until its guest's next system call spends what the guest's
+	// share of the CPUs has, and so does the guest that spins for the answer.
+	args = append(args, "--systrap-disable-fast-path")
 	if !p.root {
 		args = append(args, "--rootless")
 	}
