@@ -32,12 +32,8 @@ type log struct {
 // append writes one encoded event. After a short write the file is cut back, so
 // that a full disk damages nothing.
 func (l *log) append(b []byte) error {
-	if l.f == nil {
-		f, err := os.OpenFile(l.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-		if err != nil {
-			return err
-		}
-		l.f = f
+	if err := l.open(); err != nil {
+		return err
 	}
 	failpoint.Hit("event/before-append")
 	n, err := l.f.Write(b)
@@ -49,6 +45,19 @@ func (l *log) append(b []byte) error {
 	}
 	failpoint.Hit("event/after-append")
 	l.size += int64(n)
+	return nil
+}
+
+// open opens the file, unless it is, and makes it where there is none.
+func (l *log) open() error {
+	if l.f != nil {
+		return nil
+	}
+	f, err := os.OpenFile(l.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	l.f = f
 	return nil
 }
 

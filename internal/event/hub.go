@@ -128,6 +128,22 @@ func (h *Hub) Publish(id sandbox.ID, e Event) (uint64, error) {
 	return e.ID, nil
 }
 
+// Prepare makes ready what the first event of a new sandbox needs, its file: who calls
+// it beside something else that takes its time does not wait for that in Publish. A
+// file without events is removed by Expire, if none ever come.
+func (h *Hub) Prepare(id sandbox.ID) error {
+	s, err := h.stream("publish", id, true)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended || s.removed {
+		return nil
+	}
+	return sandbox.Wrap("publish", string(id), s.state.open())
+}
+
 // Printed returns what has been published of a process. What was dropped for
 // want of space counts as published.
 //

@@ -105,10 +105,7 @@ func (o *Orchestrator) take(ctx context.Context, who Caller, p *plan, a *admissi
 	l := o.newLive(p.sb, p.release, func() {})
 	close(l.booted)
 	l.inst, l.sess = p.ready.Inst, p.ready.Session
-	st, err := l.inst.Status(ctx)
-	if err == nil && !st.Alive {
-		err = sandbox.Errorf("create", sandbox.KindGone, "it has ended: %s", st.Exit.Reason).WithID(string(p.ready.Instance))
-	}
+	st, err := p.ready.Status, lives(ctx, l.inst)
 	if err = cmp.Or(<-checked, err, l.sess.Err()); err != nil {
 		b.Return(p.ready.Instance)
 		o.Log.Warn("a sandbox that was ready cannot be used", "instance", p.ready.Instance, "error", err)
@@ -118,14 +115,19 @@ func (o *Orchestrator) take(ctx context.Context, who Caller, p *plan, a *admissi
 	p.sb.started(st, begun)
 	failpoint.Hit("create/before-intent")
 	q := store.Quota{Tenant: int(o.Quota.Of(who.Tenant).Sandboxes), Host: o.Quota.Host}
-	recorded := make(chan error, 1)
-	go func() { recorded <- o.record(ctx, who, &p.sb, createRecord(p)) }()
-	rec, err := o.Store.Tenant(who.Tenant).CreateSandbox(ctx, p.sb.Sandbox, q)
-	evidence := <-recorded
+	told := make(chan struct{})
+	go func() { defer close(told); o.tellSoon(p.sb.ID) }()
+	var evidence error
+	recorded := false
+	rec, err := o.Store.Tenant(who.Tenant).CreateBeside(ctx, p.sb.Sandbox, q, func() {
+		evidence = o.record(ctx, who, &p.sb, createRecord(p))
+		recorded = true
+	})
+	<-told
 	if err != nil {
 		b.Return(p.ready.Instance)
 		p.release()
-		if evidence == nil {
+		if recorded && evidence == nil {
 			err = o.unmade(ctx, who, p, err)
 		}
 		return Sandbox{}, true, err
@@ -140,12 +142,36 @@ func (o *Orchestrator) take(ctx context.Context, who Caller, p *plan, a *admissi
 			l.publishState(store.Creating, "", "", false)
 		}
 		err = l.run(ctx, l.inst, st, p.sb)
+		l.mu.Lock()
+		l.sampled = time.Time{} // its use is as of when it was made: who asks has it measured
+		l.mu.Unlock()
 	}
 	if err != nil {
 		return Sandbox{}, true, l.failed(who, failure(ctx, err), err)
 	}
 	failpoint.Hit("create/before-answer")
 	return l.snapshot(), true, nil
+}
+
+// tellSoon has the events of a sandbox prepared. What goes wrong the first of them
+// meets again.
+func (o *Orchestrator) tellSoon(id sandbox.ID) {
+	if e, ok := o.Events.(interface{ Prepare(sandbox.ID) error }); ok {
+		_ = e.Prepare(id)
+	}
+}
+
+// lives is an error if an instance has ended. One that can tell without more is not asked
+// for all that its Status says.
+func lives(ctx context.Context, inst sandbox.Instance) error {
+	if i, ok := inst.(interface{ Alive() bool }); ok && i.Alive() {
+		return nil
+	}
+	st, err := inst.Status(ctx)
+	if err == nil && !st.Alive {
+		err = sandbox.Errorf("create", sandbox.KindGone, "it has ended: %s", st.Exit.Reason).WithID(string(inst.ID()))
+	}
+	return err
 }
 
 // Shelf is what a backend has ready of one shape.
@@ -189,6 +215,16 @@ func (o *Orchestrator) Stock(ctx context.Context, s pool.Shape) (pool.Stock, err
 		st.Pack, st.Env = t.Default, environment(t.Env, r.env, nil)
 	}
 	return st, nil
+}
+
+// Look looks at what creates are decided by and what changes by itself, as if one came
+// now: the host's template, and what the host has left. One that comes within a second
+// does not look again. The pool calls it while something is ready.
+func (o *Orchestrator) Look() {
+	o.room.look()
+	if t, ok := o.Templates.(interface{ Look() }); ok {
+		t.Look()
+	}
 }
 
 // Shape is what a tenant's sandbox that is asked for by req has in common with

@@ -176,7 +176,7 @@ func (p *Pool) make(e *entry) (err error) {
 		e.claimed.Inst, err = p.Backend.Create(ctx, spec)
 	}
 	if err == nil {
-		if e.claimed.Session, err = prepare(ctx, e.claimed.Inst, st); err != nil {
+		if err = prepare(ctx, &e.claimed, st); err != nil {
 			_, left := e.claimed.Inst.Destroy(context.WithoutCancel(ctx))
 			err = errors.Join(err, left)
 		}
@@ -230,5 +230,30 @@ func (p *Pool) watch(ctx context.Context, e *entry) {
 	if mine { // who has claimed it will see
 		p.o.Log.Warn("an entry of the pool has ended", "instance", e.claimed.Instance, "reason", exit.Reason, "detail", exit.Detail, "err", err)
 		p.discard(e, "it has ended")
+	}
+}
+
+// LookEvery is how often Options.Look is called.
+const LookEvery = 400 * time.Millisecond
+
+// look calls Options.Look while something is ready.
+func (p *Pool) look() {
+	t := time.NewTicker(LookEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+		case <-p.ctx.Done():
+			return
+		}
+		p.mu.Lock()
+		ready := false
+		for _, s := range p.shelves {
+			ready = ready || len(s.ready) > 0
+		}
+		p.mu.Unlock()
+		if ready {
+			p.o.Look()
+		}
 	}
 }

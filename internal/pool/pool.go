@@ -44,6 +44,9 @@ type Options struct {
 	// Stock finds what is to be kept of a shape, anew for each entry. Errors: it cannot
 	// be kept now.
 	Stock func(ctx context.Context, s Shape) (Stock, error)
+	// Look, unless nil, is called every LookEvery while something is ready: what a claim
+	// is decided by is looked at before it comes.
+	Look  func()
 	Size  int   // entries kept of a shape that is wanted, at least
 	Max   int   // entries at once, of all shapes
 	Limit int64 // bytes of memory that all entries together may come to use; 0: no bound
@@ -65,6 +68,7 @@ type Claimed struct {
 	Inst     sandbox.Instance
 	// Session is with its agent, idle, and the taker's from Create on.
 	Session *guest.Session
+	Status  sandbox.Status // as of when it was made
 }
 
 // Stat is what there is of a shape.
@@ -141,6 +145,9 @@ func New(b sandbox.Backend, o Options) *Pool {
 	p := &Pool{Backend: b, o: o, wake: make(chan struct{}, 1), shelves: map[Shape]*shelf{}, taken: map[sandbox.InstanceID]*entry{}}
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	p.work.Go(p.fill)
+	if o.Look != nil {
+		p.work.Go(p.look)
+	}
 	return p
 }
 
@@ -423,14 +430,14 @@ func (p *Pool) Close() error {
 
 // prepare makes a started instance ready: its agent has answered, an interpreter
 // waits in it, and what its backend looks up once has been looked up.
-func prepare(ctx context.Context, inst sandbox.Instance, st Stock) (*guest.Session, error) {
-	conn, err := inst.Dial(ctx)
+func prepare(ctx context.Context, c *Claimed, st Stock) error {
+	conn, err := c.Inst.Dial(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	s, err := guest.Open(ctx, conn, guest.Config{PIDs: st.Shape.Limits.PIDs, Memory: st.Shape.Limits.Memory})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if st.Pack != "" {
 		if err = s.Standby(ctx, st.Env, ""); sandbox.KindOf(err) == sandbox.KindUnsupported {
@@ -438,13 +445,14 @@ func prepare(ctx context.Context, inst sandbox.Instance, st Stock) (*guest.Sessi
 		}
 	}
 	if err == nil {
-		_, err = inst.Status(ctx)
+		c.Status, err = c.Inst.Status(ctx)
 	}
 	if err != nil {
 		s.Close()
-		return nil, err
+		return err
 	}
-	return s, nil
+	c.Session = s
+	return nil
 }
 
 // Restore implements sandbox.Restorer, where the backend does.

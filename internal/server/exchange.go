@@ -145,6 +145,9 @@ func (x *exchange) answer(res proto.Message) error {
 	b := answerBuffers.Get().(*[]byte)
 	*b = append(appendMessage((*b)[:0], res), '\n')
 	writeJSON(x, x.op.success, *b) // copies or sends before it returns
+	if x.r.ProtoMajor == 1 {
+		x.Flush() // it is complete: nobody waits for the log's line
+	}
 	if cap(*b) <= 64<<10 {
 		answerBuffers.Put(b)
 	}

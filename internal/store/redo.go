@@ -136,7 +136,9 @@ func (r *redo) begin() {
 // flush makes room.
 func (r *redo) ready() bool { return r.f != nil && r.off < redoSize/2 }
 
-// note makes rows durable. More than there is room for makes the file longer.
+// note writes rows, which flush makes durable: between the two there is something else
+// to flush, and of two flushes side by side one waits for the other. More than there
+// is room for makes the file longer.
 func (r *redo) note(rows []redoRow) error {
 	var b []byte
 	next := r.next
@@ -154,15 +156,33 @@ func (r *redo) note(rows []redoRow) error {
 		binary.BigEndian.PutUint32(b[at+4:], crc32.Checksum(b[at+8:], castagnoli))
 		next++
 	}
-	_, err := r.f.WriteAt(b, r.off)
+	if _, err := r.f.WriteAt(b, r.off); err != nil {
+		return fmt.Errorf("%w: %w", errNotNoted, err)
+	}
+	beginFlush(r.f, r.off, int64(len(b)))
+	r.next, r.off = next, r.off+int64(len(b))
+	return nil
+}
+
+// flush makes durable what was noted.
+func (r *redo) flush() error {
 	failpoint.Hit("store/before-redo-flush")
+	if err := flushData(r.f); err != nil {
+		return fmt.Errorf("%w: %w", errNotNoted, err)
+	}
+	return nil
+}
+
+// revoke forgets durably what was noted last, as entries from number next on at off.
+func (r *redo) revoke(next uint32, off int64) error {
+	_, err := r.f.WriteAt(make([]byte, redoHead), off)
 	if err == nil {
 		err = flushData(r.f)
 	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", errNotNoted, err)
 	}
-	r.next, r.off = next, r.off+int64(len(b))
+	r.next, r.off = next, off
 	return nil
 }
 

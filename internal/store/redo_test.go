@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -257,5 +259,73 @@ func TestRedoTorn(t *testing.T) {
 	}
 	if rows, err := parseRedo(b); err != nil || len(rows) != 1 {
 		t.Errorf("of a new epoch: %v, %v", rows, err)
+	}
+}
+
+// What was noted and could not be committed is not there after the machine has failed,
+// and what is written next is.
+func TestRedoRevoked(t *testing.T) {
+	ctx := context.Background()
+	s := openTemp(t)
+	tn := s.Tenant("acme")
+	before := flushed(t, s)
+	first := mustCreate(t, tn, Sandbox{})
+	lost := Sandbox{ID: sandbox.NewID(), Tenant: "acme", State: Running, Version: 1}
+	err := s.writer.note(ctx, true, func(x *txn) error {
+		if err := x.insertSandbox(&lost); err != nil {
+			return err
+		}
+		_, err := x.exec("ROLLBACK") // so that there is nothing to commit
+		return err
+	})
+	if err == nil {
+		t.Fatal("what was rolled back was committed")
+	}
+	check := func(want ...Sandbox) {
+		t.Helper()
+		next := open(t, failed(t, before, s))
+		defer next.Close()
+		if n, err := next.Tenant("acme").CountSandboxes(ctx); err != nil || n != len(want) {
+			t.Error(n, err)
+		}
+		for _, sb := range want {
+			if _, err := next.Tenant("acme").Sandbox(ctx, sb.ID); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	check(first)
+	check(first, mustCreate(t, tn, Sandbox{}))
+}
+
+// What is to be done beside a record is done when that is certain, once, before whoever
+// waits for it goes on; and not for one that cannot be there.
+func TestCreateBeside(t *testing.T) {
+	ctx := context.Background()
+	s := openTemp(t)
+	for _, prepare := range []func(){func() {}, func() { s.writer.loose = true }} { // with a redo file, and by SQLite
+		if err := s.writer.do(ctx, false, func(*txn) error { prepare(); return nil }); err != nil {
+			t.Fatal(err)
+		}
+		var done atomic.Int32
+		sb := Sandbox{ID: sandbox.NewID()}
+		beside := func() { done.Add(1) }
+		if _, err := s.Tenant("acme").CreateBeside(ctx, sb, Quota{}, beside); err != nil || done.Load() != 1 {
+			t.Fatal(done.Load(), err)
+		}
+		if _, err := s.Tenant("acme").CreateBeside(ctx, sb, Quota{}, beside); sandbox.KindOf(err) != sandbox.KindExists || done.Load() != 1 {
+			t.Fatal(done.Load(), err)
+		}
+		var all sync.WaitGroup
+		for range 20 { // several share a batch
+			all.Go(func() {
+				if _, err := s.Tenant("acme").CreateBeside(ctx, Sandbox{ID: sandbox.NewID()}, Quota{}, func() { done.Add(1) }); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		if all.Wait(); done.Load() != 21 {
+			t.Errorf("done %d times", done.Load())
+		}
 	}
 }

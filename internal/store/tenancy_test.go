@@ -112,6 +112,23 @@ func TestCrossTenantDenial(t *testing.T) {
 			}
 			return err
 		},
+		"CreateBeside": func(tn *Tenant, x ids) error {
+			tn = s.Tenant(tn.ID() + "-create") // leaves the thief empty for the other cases
+			got, err := tn.CreateBeside(ctx, Sandbox{ID: x.sb, Tenant: owner.ID()}, Quota{Tenant: 1}, func() {})
+			if err == nil && (got.Tenant != tn.ID() || got.Name != "") {
+				return errors.New("it got the owner's row")
+			}
+			if n, _ := tn.CountSandboxes(ctx); err == nil && n != 1 {
+				return errors.New("its own row is missing")
+			}
+			if err == nil {
+				_, err = tn.EditSandbox(ctx, x.sb, func(sb *Sandbox) error { sb.State = Ended; return nil })
+			}
+			if _, perr := s.writer.conn.ExecContext(ctx, `DELETE FROM sandboxes WHERE tenant = ?`, string(tn.ID())); perr != nil {
+				return perr
+			}
+			return err
+		},
 		"Run": func(tn *Tenant, x ids) error { _, err := tn.Run(ctx, x.run); return err },
 		"EditRun": func(tn *Tenant, x ids) error {
 			_, err := tn.EditRun(ctx, x.run, func(r *Run) error { r.Detail = "stolen"; return nil })

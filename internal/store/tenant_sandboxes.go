@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -19,6 +20,15 @@ import (
 //
 // Cost: one disk flush, shared with whoever writes at the same time.
 func (t *Tenant) CreateSandbox(ctx context.Context, sb Sandbox, q Quota) (Sandbox, error) {
+	return t.CreateBeside(ctx, sb, q, nil)
+}
+
+// CreateBeside is CreateSandbox with something that is done, by another goroutine, once
+// it is certain that the record can be there and before it is durable: to flush
+// something else. It must not call the store, and not be long, for others wait, too. It
+// is not done where the record cannot be there; where it was done, the record can still
+// fail to be written.
+func (t *Tenant) CreateBeside(ctx context.Context, sb Sandbox, q Quota, beside func()) (Sandbox, error) {
 	const op = "create"
 	sb = sb.clone().normal()
 	sb.Tenant, sb.Version = t.id, 1
@@ -31,11 +41,8 @@ func (t *Tenant) CreateSandbox(ctx context.Context, sb Sandbox, q Quota) (Sandbo
 	if err := sb.check(op); err != nil {
 		return Sandbox{}, err
 	}
-	err := t.s.writer.note(ctx, true, func(x *txn) error {
-		if err := x.quota(&sb, q); err != nil {
-			return err
-		}
-		if err := x.unique(&sb); err != nil {
+	err := t.s.writer.noteBeside(ctx, beside, func(x *txn) error {
+		if err := x.mayCreate(&sb, q); err != nil {
 			return err
 		}
 		return x.insertSandbox(&sb)
@@ -192,63 +199,68 @@ func mayFollow(op string, old, sb Sandbox) error {
 	return nil
 }
 
-// quota refuses sb when it would be one too many.
-func (x *txn) quota(sb *Sandbox, q Quota) error {
-	count := func(limit int, what, query string, args ...any) error {
-		if limit <= 0 || !sb.Live() {
-			return nil
-		}
-		var n int
-		if err := x.row([]any{&n}, query, args...); err != nil {
-			return err
-		}
-		if n >= limit {
-			return sandbox.Errorf("create", sandbox.KindCapacity, "%s has %d live sandboxes, the limit is %d", what, n, limit).
-				WithHint("end a sandbox, or retry when one has ended")
-		}
-		return nil
-	}
-	if err := count(q.Tenant, "the tenant",
-		`SELECT COUNT(*) FROM sandboxes WHERE tenant = ? AND state <> 'ended'`, string(sb.Tenant)); err != nil {
-		return err
-	}
-	return count(q.Host, "this host", `SELECT COUNT(*) FROM sandboxes WHERE state <> 'ended'`)
-}
-
-// unique refuses an id, name or instance that is taken.
-func (x *txn) unique(sb *Sandbox) error {
-	taken, err := x.exists(`SELECT 1 FROM sandboxes WHERE tenant = ? AND id = ?`, string(sb.Tenant), string(sb.ID))
+// mayCreate refuses sb when it would be one too many, and an id, name or instance that
+// is taken. What can be is asked at once: each statement costs more than what it looks
+// up.
+func (x *txn) mayCreate(sb *Sandbox, q Quota) error {
+	var tenant, host int
+	var id, instance bool
+	counted := sb.Live()
+	err := x.row([]any{&tenant, &host, &id, &instance}, `SELECT
+		CASE WHEN ?1 THEN (SELECT COUNT(*) FROM sandboxes WHERE tenant = ?3 AND state <> 'ended') ELSE 0 END,
+		CASE WHEN ?2 THEN (SELECT COUNT(*) FROM sandboxes WHERE state <> 'ended') ELSE 0 END,
+		EXISTS (SELECT 1 FROM sandboxes WHERE tenant = ?3 AND id = ?4),
+		EXISTS (SELECT 1 FROM sandboxes WHERE instance = ?5 AND instance <> '')`,
+		counted && q.Tenant > 0, counted && q.Host > 0, string(sb.Tenant), string(sb.ID), string(sb.Instance))
 	if err != nil {
 		return err
 	}
-	if taken {
+	full := func(limit int, what string, n int) error {
+		if limit <= 0 || !counted || n < limit {
+			return nil
+		}
+		return sandbox.Errorf("create", sandbox.KindCapacity, "%s has %d live sandboxes, the limit is %d", what, n, limit).
+			WithHint("end a sandbox, or retry when one has ended")
+	}
+	if err := cmp.Or(full(q.Tenant, "the tenant", tenant), full(q.Host, "this host", host)); err != nil {
+		return err
+	}
+	if id {
 		return sandbox.Errorf("create", sandbox.KindExists, "the id is taken").WithID(string(sb.ID))
 	}
-	return x.uniqueAfter(sb, &Sandbox{State: Ended})
+	if err := x.uniqueName(sb, &Sandbox{State: Ended}); err != nil || !instance {
+		return err
+	}
+	return instanceTaken(sb)
 }
 
 // uniqueAfter refuses a name or instance that sb takes up over old and that
 // another row holds.
 func (x *txn) uniqueAfter(sb, old *Sandbox) error {
-	if sb.Name != "" && sb.Live() && (sb.Name != old.Name || !old.Live()) {
-		taken, err := x.exists(`SELECT 1 FROM sandboxes WHERE tenant = ? AND name = ? AND name <> '' AND state <> 'ended'`,
-			string(sb.Tenant), sb.Name)
-		if err != nil {
-			return err
-		}
-		if taken {
-			return sandbox.Errorf("create", sandbox.KindExists, "the name %q is taken by a live sandbox", sb.Name).
-				WithID(string(sb.ID)).WithHint("choose another name, or end the sandbox that has it")
-		}
+	if err := x.uniqueName(sb, old); err != nil || sb.Instance == "" || sb.Instance == old.Instance {
+		return err
 	}
-	if sb.Instance != "" && sb.Instance != old.Instance {
-		taken, err := x.exists(`SELECT 1 FROM sandboxes WHERE instance = ? AND instance <> ''`, string(sb.Instance))
-		if err != nil {
-			return err
-		}
-		if taken {
-			return sandbox.Errorf("create", sandbox.KindExists, "the instance id is taken").WithID(string(sb.ID))
-		}
+	taken, err := x.exists(`SELECT 1 FROM sandboxes WHERE instance = ? AND instance <> ''`, string(sb.Instance))
+	if err == nil && taken {
+		err = instanceTaken(sb)
 	}
-	return nil
+	return err
+}
+
+func instanceTaken(sb *Sandbox) error {
+	return sandbox.Errorf("create", sandbox.KindExists, "the instance id is taken").WithID(string(sb.ID))
+}
+
+// uniqueName is uniqueAfter for the name.
+func (x *txn) uniqueName(sb, old *Sandbox) error {
+	if sb.Name == "" || !sb.Live() || sb.Name == old.Name && old.Live() {
+		return nil
+	}
+	taken, err := x.exists(`SELECT 1 FROM sandboxes WHERE tenant = ? AND name = ? AND name <> '' AND state <> 'ended'`,
+		string(sb.Tenant), sb.Name)
+	if err == nil && taken {
+		err = sandbox.Errorf("create", sandbox.KindExists, "the name %q is taken by a live sandbox", sb.Name).
+			WithID(string(sb.ID)).WithHint("choose another name, or end the sandbox that has it")
+	}
+	return err
 }

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -44,6 +45,7 @@ type job struct {
 	noted    bool // what it writes are sandboxes, which redo can make durable
 	removes  bool // it removes sandboxes
 	fn       func(*txn) error
+	beside   func()       // nil, or called once fn has succeeded, before what it wrote is durable
 	canceled func() error // the caller's ctx.Err
 	result   chan error   // buffered, gets exactly one value
 	err      error
@@ -78,6 +80,12 @@ func (w *writer) do(ctx context.Context, durable bool, fn func(*txn) error) erro
 // note is do for what writes sandboxes and nothing else.
 func (w *writer) note(ctx context.Context, durable bool, fn func(*txn) error) error {
 	return w.queue(ctx, &job{durable: durable, noted: true, fn: fn})
+}
+
+// noteBeside is note that has beside called when fn has succeeded. It must not call
+// the store.
+func (w *writer) noteBeside(ctx context.Context, beside func(), fn func(*txn) error) error {
+	return w.queue(ctx, &job{durable: true, noted: true, fn: fn, beside: beside})
 }
 
 // remove is do for what removes sandboxes.
@@ -203,10 +211,14 @@ func (w *writer) transact(batch []*job) (err error) {
 		w.cache.hold(j.dirty)
 	}
 	failpoint.Hit("store/before-commit")
-	err = w.exec("COMMIT")
-	failpoint.Hit("store/after-commit")
-	if err == nil {
-		err = w.keep(batch, durable, noted)
+	if noted {
+		err = w.noteAndCommit(batch)
+	} else {
+		beside(batch)
+		if err = w.exec("COMMIT"); err == nil {
+			failpoint.Hit("store/after-commit")
+			w.keep(batch, durable)
+		}
 	}
 	for _, j := range batch {
 		w.cache.release(j.dirty)
@@ -217,26 +229,72 @@ func (w *writer) transact(batch []*job) (err error) {
 // maxLater bounds the rows that wait for a durable one.
 const maxLater = 64
 
-// keep makes a transaction durable that SQLite has not flushed, where it is to be, and
-// with it all before, as SQLite's flush would.
-func (w *writer) keep(batch []*job, durable, noted bool) error {
-	if durable && !noted {
+// keep remembers what a transaction wrote that is committed and not noted: if SQLite
+// has not flushed it, the next one that is flushed has to note it, too.
+func (w *writer) keep(batch []*job, durable bool) {
+	if durable {
 		w.flushed()
-		return nil
+		return
 	}
+	w.gather(batch)
+	w.loose = w.loose || len(w.later) > maxLater
+}
+
+// gather adds the rows of a batch to those that are to be noted, and notices what
+// cannot be.
+func (w *writer) gather(batch []*job) {
 	for _, j := range batch {
 		if j.err == nil {
 			w.later = append(w.later, j.rows...)
 			w.loose = w.loose || !j.noted
 		}
 	}
-	if !noted {
-		w.loose = w.loose || len(w.later) > maxLater
-		return nil
-	}
+}
+
+// noteAndCommit commits a transaction that SQLite does not flush, and notes it, with
+// all before, which makes it durable as SQLite's flush would. Neither waits for the
+// other: what was noted and then not committed is revoked, and what a kill leaves
+// noted only is committed when the database is opened next.
+func (w *writer) noteAndCommit(batch []*job) error {
+	before, next, off := len(w.later), w.redo.next, w.redo.off
+	w.gather(batch)
 	err := w.redo.note(w.later)
+	committed := make(chan error, 1)
+	go func() { committed <- w.exec("COMMIT") }()
+	beside(batch)
+	if err == nil {
+		err = w.redo.flush()
+	}
+	if failed := <-committed; failed != nil {
+		w.later = w.later[:before]
+		if err == nil {
+			err = w.redo.revoke(next, off)
+		}
+		return cmp.Or(err, failed)
+	}
+	failpoint.Hit("store/after-commit")
 	w.later = w.later[:0]
 	return err
+}
+
+// beside does what jobs have to have done by the time they are durable. What one of
+// them waits for, as a flush of another file, is waited for here and by nobody else.
+func beside(batch []*job) {
+	var all sync.WaitGroup
+	var last func()
+	for _, j := range batch {
+		if j.err != nil || j.beside == nil {
+			continue
+		}
+		if last != nil {
+			all.Go(last)
+		}
+		last = j.beside
+	}
+	if last != nil {
+		last() // here: mostly it is the only one
+	}
+	all.Wait()
 }
 
 // flushed notes that SQLite has flushed all that was written.

@@ -61,6 +61,7 @@ type options struct {
 	progress func(string)
 	hosts    []string
 	stock    func(context.Context, pool.Shape) (pool.Stock, error) // set by open
+	look     func()                                                // ditto
 	// authenticate wraps the authenticator, if not nil.
 	authenticate func(*auth.Authenticator) server.Authenticator
 }
@@ -106,6 +107,7 @@ type node struct {
 func (w Wiring) open(ctx context.Context, o options) (n *node, err error) {
 	n = &node{}
 	o.stock = func(ctx context.Context, s pool.Shape) (pool.Stock, error) { return n.orch.Stock(ctx, s) }
+	o.look = func() { n.orch.Look() }
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.closeParts())

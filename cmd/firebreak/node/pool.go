@@ -23,7 +23,7 @@ func (o *options) pooled(b sandbox.Backend) sandbox.Backend {
 	if most == 0 {
 		most = 4 * c.PoolSize
 	}
-	return pool.New(b, pool.Options{Stock: o.stock, Size: c.PoolSize, Max: max(most, c.PoolSize),
+	return pool.New(b, pool.Options{Stock: o.stock, Look: o.look, Size: c.PoolSize, Max: max(most, c.PoolSize),
 		Limit: c.PoolMemory, Share: float64(c.PoolShare) / 100, Log: o.log})
 }
 

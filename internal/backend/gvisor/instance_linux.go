@@ -124,11 +124,15 @@ func waitExit(f *os.File) bool {
 	if err != nil {
 		return false
 	}
-	return c.Read(func(fd uintptr) bool {
-		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, _ := unix.Poll(fds, 0)
-		return n > 0
-	}) == nil
+	return c.Read(readable) == nil
+}
+
+// readable reports whether a descriptor is, which a pidfd is once its process has
+// ended.
+func readable(fd uintptr) bool {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	n, _ := unix.Poll(fds, 0)
+	return n > 0
 }
 
 // over records the end, once. otherwise is the reason of one that nothing else
@@ -239,6 +243,27 @@ func (i *Instance) status() sandbox.Status {
 		st.Usage.Disk = i.diskLocked()
 	}
 	return st
+}
+
+// Alive reports whether the boundary has not ended. It reads no file: the sentry's
+// pidfd says so, before whoever watches that has noticed.
+func (i *Instance) Alive() bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	select {
+	case <-i.ended:
+		return false
+	default:
+	}
+	if len(i.monitors) == 0 {
+		return i.running.Sentry.PID != 0 && !i.running.Sentry.gone()
+	}
+	c, err := i.monitors[0].SyscallConn()
+	alive := false
+	if err == nil {
+		err = c.Control(func(fd uintptr) { alive = !readable(fd) })
+	}
+	return alive && err == nil // it is closed once the sentry has ended
 }
 
 // diskLocked measures the writable layer: unlinked files that only the
