@@ -14,6 +14,7 @@ import (
 
 	sdk "github.com/firebreak-dev/firebreak/client"
 	"github.com/firebreak-dev/firebreak/internal/vmimage"
+	"github.com/firebreak-dev/firebreak/test/roots"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -34,7 +35,7 @@ func brought(t *testing.T) (dir, kernel, rootfs string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	root := pythonRoot(t)
+	root := roots.Python(t)
 	if _, err := exec.LookPath("mksquashfs"); err == nil {
 		if out, err := exec.Command("mksquashfs", root, rootfs, "-quiet", "-no-progress", "-all-root").CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
