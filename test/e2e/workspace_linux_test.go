@@ -14,8 +14,8 @@ import (
 
 	sdk "github.com/firebreak-dev/firebreak/client"
 	"github.com/firebreak-dev/firebreak/internal/vmimage"
-	"github.com/firebreak-dev/firebreak/test/roots"
 	"github.com/firebreak-dev/firebreak/sandbox"
+	"github.com/firebreak-dev/firebreak/test/roots"
 )
 
 // brought is a directory of an operator's images: a kernel and a root file system, a
