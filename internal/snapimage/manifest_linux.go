@@ -2,7 +2,6 @@ package snapimage
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -17,8 +16,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -37,7 +34,7 @@ type Manifest struct {
 	Template     string           `json:"template"`
 	ReadonlyRoot bool             `json:"readonly_root"`
 	// Wired says whether the guest has a network device, which it was started with and
-	// keeps.
+	// which its programs have seen: one is neither taken from it nor added.
 	Wired  bool           `json:"wired,omitempty"`
 	Limits sandbox.Limits `json:"limits"`
 	Builds []Build        `json:"builds"`
@@ -72,20 +69,32 @@ func Seal(ctx context.Context, dir string, m Manifest) (sandbox.Snapshot, error)
 	if err != nil {
 		return s, err
 	}
-	m.Files = nil
+	var names []string
 	for _, e := range entries {
-		if err := ctx.Err(); err != nil {
-			return s, err
-		}
 		name := filepath.Join(dir, e.Name())
-		if err := errors.Join(os.Chmod(name, 0o600), flush(name)); err != nil {
+		if err := os.Chmod(name, 0o600); err != nil {
 			return s, err
 		}
-		f, err := Measure(name)
+		names = append(names, name)
+	}
+	flushed := make(chan error, 1) // while they are read
+	go func() {
+		var errs []error
+		for _, name := range names {
+			errs = append(errs, flush(name))
+		}
+		flushed <- errors.Join(errs...)
+	}()
+	m.Files = nil
+	for _, name := range names {
+		f, err := Measure(ctx, name)
 		if err != nil {
-			return s, err
+			return s, errors.Join(err, <-flushed)
 		}
 		m.Files, s.Size = append(m.Files, f), s.Size+f.Size
+	}
+	if err := <-flushed; err != nil {
+		return s, err
 	}
 	b, err := json.MarshalIndent(m, "", "\t")
 	if err != nil {
@@ -111,32 +120,6 @@ func flush(name string) error {
 func digest(b []byte) string {
 	sum := sha256.Sum256(b)
 	return "sha256:" + hex.EncodeToString(sum[:])
-}
-
-// open opens a regular file, which must not be a link.
-func open(name string) (*os.File, int64, error) {
-	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, 0, err
-	}
-	fi, err := f.Stat()
-	if err != nil || !fi.Mode().IsRegular() {
-		f.Close()
-		return nil, 0, cmp.Or(err, error(&fs.PathError{Op: "open", Path: name, Err: fs.ErrInvalid}))
-	}
-	return f, fi.Size(), nil
-}
-
-// Measure reads one regular file, which must not be a link.
-func Measure(name string) (File, error) {
-	f, _, err := open(name)
-	if err != nil {
-		return File{}, err
-	}
-	defer f.Close()
-	h := sha256.New()
-	n, err := io.Copy(h, f)
-	return File{Name: filepath.Base(name), Size: n, SHA256: hex.EncodeToString(h.Sum(nil))}, err
 }
 
 // refuse is the error of an image that is not what was written.
@@ -286,7 +269,7 @@ func (img *Image) with(ctx context.Context, name string, f func(io.Reader) error
 		return img.changed(name)
 	}
 	defer file.Close()
-	h := sha256.New()
+	h := newMeter()
 	r := io.TeeReader(contextReader{ctx, io.LimitReader(file, want.Size+1)}, h)
 	err = f(r)
 	if ctx.Err() != nil {
@@ -295,11 +278,44 @@ func (img *Image) with(ctx context.Context, name string, f func(io.Reader) error
 	if err != nil && !errors.Is(err, errPacked) {
 		return sandbox.Wrap("restore", "", bare(err))
 	}
-	if err != nil || hex.EncodeToString(h.Sum(nil)) != want.SHA256 {
+	if err != nil || h.sum() != want.SHA256 {
 		return img.changed(name)
 	}
 	return nil
 }
+
+// Verify compares every byte of the image with its manifest, and returns the files
+// that it has read, by name and open: what becomes of their names meanwhile is all the
+// same. The caller closes them.
+//
+// Errors: KindConflict; ctx's.
+func (img *Image) Verify(ctx context.Context) (map[string]*os.File, error) {
+	files := map[string]*os.File{}
+	for _, want := range img.Files {
+		f, _, err := open(filepath.Join(img.dir, want.Name))
+		if err == nil {
+			files[want.Name] = f
+			var got File
+			if got, err = measure(ctx, f); err == nil && got != want {
+				err = fs.ErrInvalid
+			}
+		}
+		if err == nil {
+			continue
+		}
+		for _, f := range files {
+			f.Close()
+		}
+		if cause := ctx.Err(); cause != nil {
+			return nil, sandbox.Wrap("restore", "", cause)
+		}
+		return nil, img.changed(want.Name)
+	}
+	return files, nil
+}
+
+// Dir is where the image is; none of one that was not opened.
+func (img *Image) Dir() string { return img.dir }
 
 // Read returns a file of at most limit bytes.
 func (img *Image) Read(ctx context.Context, name string, limit int64) (b []byte, err error) {
