@@ -82,6 +82,16 @@ func TestMicroVMNetwork(t *testing.T) {
 	if said := s.fetches(t, id, allowed, denied, "https://api.vault.example/v1/paused"); !strings.Contains(said, "reached") || !strings.Contains(said, "welcome") || strings.Count(said, "fails:") != 1 {
 		t.Errorf("after a pause the sandbox fetches: %s", said)
 	}
+	// A copy has its rules, on a wire of its own, and another placeholder.
+	s.must(t, "POST", "/v1/sandboxes/"+id+"/snapshots", `{"name":"wired"}`)
+	copied := s.made(t, "/v1/sandboxes", `{"snapshot":"wired"}`)
+	for _, each := range []string{copied, id} {
+		if said := s.fetches(t, each, allowed, denied, "https://api.vault.example/v1/copied"); !strings.Contains(said, "reached") || !strings.Contains(said, "welcome") || strings.Count(said, "fails:") != 1 {
+			t.Errorf("a copy, or the first, fetches: %s", said)
+		}
+	}
+	s.must(t, "DELETE", "/v1/sandboxes/"+copied, "")
+	s.must(t, "DELETE", "/v1/snapshots/wired", "")
 	status, body, _ := s.do("DELETE", "/v1/sandboxes/"+id, "")
 	if status != http.StatusOK || !strings.Contains(body, `"clean":true`) || !strings.Contains(body, `"vm0 in net:[`) {
 		t.Errorf("destroy: %d %s", status, body)

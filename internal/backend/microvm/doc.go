@@ -29,12 +29,19 @@
 //
 // A read-only disk with the template's root file system, one with the runtime, one
 // to write to; a channel to the agent; a serial console whose last 64 KiB are kept
-// in the monitor's memory. No network device, no host directory, no clock, no
-// balloon, no keyboard, no graphics. Its RAM is Limits.Memory plus what its kernel
+// in the monitor's memory; and with Spec.Wire one network device, and without none.
+// No host directory, no clock, no balloon, no keyboard, no graphics. Its RAM is Limits.Memory plus what its kernel
 // needs, so no guest can use more; its disk is as large as Limits.Disk.
 //
 // The images are files this package makes and nobody mounts on the host, see
 // package vmimage. Their digest is checked before the first boot from them.
+//
+// # Its network
+//
+// A wire's namespace gets another TAP, the monitor's, which the kernel joins to the
+// wire's own: see package wire and ADR 45. QEMU is given its descriptor and stays in
+// an empty network namespace; Firecracker's jailer enters the wire's. The link is
+// removed with the instance, the wire is not.
 //
 // # How it is saved
 //

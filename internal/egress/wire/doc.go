@@ -41,5 +41,15 @@
 //
 // The chain towards the guest guards the namespace's kernel. A guest that reads
 // the device with a packet socket, as gVisor does, sees frames before any hook of
-// the kernel; it has a stack of its own to refuse them with.
+// the kernel; it has a stack of its own to refuse them with. A machine gets no
+// frame that the chain drops.
+//
+// # Machines
+//
+//	tap, err := wire.Machines{}.Plug(link.Wire, id, 0) // for its monitor
+//	err = wire.Machines{}.Connect(link.Wire)           // now frames pass
+//	objects, err := wire.Machines{}.Unplug(link.Wire.NetNS)
+//
+// The monitor of a virtual machine has a TAP of its own in the namespace, and the
+// kernel hands frames over between the two, behind the filter: see Plug.
 package wire

@@ -209,7 +209,9 @@ func join(eth, vm int) error {
 // unjoin takes it out again, if it is there. That has the kernel wait for all who may
 // still see it.
 func unjoin() error {
-	err := put(func(c *nftables.Conn) { c.DelTable(&nftables.Table{Name: plugTable, Family: nftables.TableFamilyNetdev}) })
+	err := put(func(c *nftables.Conn) {
+		c.DelTable(&nftables.Table{Name: plugTable, Family: nftables.TableFamilyNetdev})
+	})
 	if errors.Is(err, unix.ENOENT) {
 		return nil
 	}
@@ -252,6 +254,9 @@ func (Machines) Probe() error {
 			return err
 		}
 		defer fd.Close()
+		if err := outlive(fd); err != nil {
+			return err
+		}
 		vm, err := netlink.LinkByName(MachineLink)
 		if err == nil {
 			err = netlink.LinkSetUp(vm)
@@ -264,6 +269,19 @@ func (Machines) Probe() error {
 		}
 		return err
 	})
+}
+
+// outlive has a TAP go with its namespace, which the kernel sees to by itself: with its
+// descriptor everybody would have to wait for it.
+func outlive(tap *os.File) error {
+	rc, err := tap.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if e := rc.Control(func(fd uintptr) { err = unix.IoctlSetInt(int(fd), unix.TUNSETPERSIST, 1) }); e != nil { // Fd would make it wait for frames
+		return e
+	}
+	return err
 }
 
 // probeFrame is an empty datagram of DNS between two ends.
@@ -291,8 +309,11 @@ func crosses(in, out *os.File, good []byte) error {
 	if e := rc.Control(func(fd uintptr) { n, err = unix.Read(int(fd), got) }); e != nil { // what was written has arrived
 		return e
 	}
-	if err != nil || !slices.Equal(got[headerSize:n], good[headerSize:]) {
-		return fmt.Errorf("%w: what must arrive does not, or does not first: %w", errNoForward, err)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%w: nothing arrives: %w", errNoForward, err)
+	case n < headerSize || !slices.Equal(got[headerSize:n], good[headerSize:]):
+		return fmt.Errorf("%w: what must not arrive does", errNoForward)
 	}
 	return nil
 }

@@ -4,11 +4,15 @@ package wire
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
+	"maps"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -281,5 +285,69 @@ func BenchmarkPlug(b *testing.B) {
 	l.Tap.Close()
 	if _, err := Remove(dir, id); err != nil {
 		b.Error(err)
+	}
+}
+
+// TestPlugNoise: whatever a machine puts into its frames and their virtio-net headers,
+// what comes out is between the two ends, and what is right still passes.
+func TestPlugNoise(t *testing.T) {
+	l, machine := plugged(t)
+	random := rand.New(rand.NewPCG(1, 2))
+	good, bad := fromGuest()
+	var seeds [][]byte
+	for _, all := range []map[string][]byte{good, bad} {
+		for _, name := range slices.Sorted(maps.Keys(all)) {
+			seeds = append(seeds, all[name])
+		}
+	}
+	seeds = append(seeds, ether(GatewayMAC, GuestMAC, unix.ETH_P_IP, ip4(unix.IPPROTO_TCP, guest, world, append(tcp(1, 443), make([]byte, 20000)...))),
+		ether(GatewayMAC, GuestMAC, unix.ETH_P_IP, ip4(unix.IPPROTO_UDP, guest, world, udp(1, DNSPort, strings.Repeat("x", 20000)))))
+	rc, err := l.Tap.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	buf, out, taken := make([]byte, 1<<17), 0, 0
+	look := func(fd uintptr) {
+		for {
+			n, err := unix.Read(int(fd), buf)
+			if err != nil {
+				return
+			}
+			f := buf[headerSize:n]
+			out++
+			arp := len(f) >= 42 && binary.BigEndian.Uint16(f[atEtherType:]) == unix.ETH_P_ARP
+			if ip := len(f) >= 34 && bytes.Equal(f[:14], good["syn"][:14]) && bytes.Equal(f[atIPSource:atIPTarget], guest[:]); !ip && !(arp && bytes.Equal(f[atSource:atEtherType], GuestMAC)) {
+				t.Errorf("there comes % x", f[:min(len(f), 64)])
+			}
+		}
+	}
+	for range 20000 {
+		f := slices.Concat(make([]byte, headerSize), seeds[random.IntN(len(seeds))])
+		for range random.IntN(4) {
+			f[random.IntN(min(len(f), 80))] = byte(random.Uint32())
+		}
+		if random.IntN(2) == 0 { // one that is nearly right
+			f[0], f[1] = byte(random.IntN(2)), []byte{0, 1, 3, 4, 5, 0x81}[random.IntN(6)]
+			binary.NativeEndian.PutUint16(f[2:], uint16(34+random.IntN(40)))
+			binary.NativeEndian.PutUint16(f[4:], uint16(random.IntN(1500)))
+			binary.NativeEndian.PutUint16(f[6:], uint16(random.IntN(60)))
+			binary.NativeEndian.PutUint16(f[8:], uint16(random.IntN(20)))
+		}
+		if _, err := machine.Write(f); err == nil {
+			taken++
+		}
+		if err := rc.Control(look); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("the kernel took %d of 20000 frames, %d came out", taken, out)
+	if taken < 1000 || out < 100 {
+		t.Error("too few to show anything")
+	}
+	if err := write(t, machine, good["query"]); err != nil {
+		t.Fatal(err)
+	}
+	if f := frame(t, l.Tap); !bytes.Equal(f, good["query"]) {
+		t.Errorf("afterwards there comes % x", f)
 	}
 }
