@@ -133,6 +133,16 @@ func (s *suite) testUnsupported(t *testing.T) {
 			hinted(t, s.refused(t, spec, sandbox.KindUnsupported))
 		})
 	}
+	s.sub(t, "Boot", func(t *testing.T) { // a kernel of one's own, which is not there: never waived, and never another
+		spec := s.spec(t)
+		spec.AcceptWeaker = true
+		spec.Root.Boot = &sandbox.Boot{Kernel: sandbox.File{Path: "/nonexistent/kernel", Digest: "sha256:" + strings.Repeat("0", 64)}}
+		want := sandbox.KindUnsupported
+		if s.info.Capabilities.Boot {
+			want = sandbox.KindUnavailable
+		}
+		hinted(t, s.refused(t, spec, want))
+	})
 	miss := sandbox.AllLimits &^ s.info.Capabilities.Limits
 	if miss == 0 {
 		return

@@ -62,10 +62,10 @@ func (i *Instance) explain(ctx context.Context, err error) error {
 	return sandbox.Errorf("create", kind, "%w", err).WithID(id)
 }
 
-// listen keeps what the console says of a machine that did not answer, before it is
-// removed.
+// listen keeps what the console says of a machine of a template's own files that did
+// not answer, before it is removed.
 func (i *Instance) listen(ctx context.Context) {
-	if t, ok := i.monitor.(talker); ok && i.launched != nil && i.stop.console == "" {
+	if t, ok := i.monitor.(talker); ok && i.given && i.launched != nil && i.stop.console == "" {
 		i.stop.console = t.console(ctx, i.dir)
 	}
 }
