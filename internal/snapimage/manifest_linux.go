@@ -48,11 +48,13 @@ type Build struct {
 	Is   string `json:"is"`
 }
 
-// File is one file of an image.
+// File is one file of an image. That of a sparse one is the digest of what Pack would
+// make of it: holes are not read.
 type File struct {
 	Name   string `json:"name"`
 	Size   int64  `json:"size"`
 	SHA256 string `json:"sha256"`
+	Sparse bool   `json:"sparse,omitempty"`
 }
 
 // Image is one whose manifest has been checked.
@@ -62,8 +64,9 @@ type Image struct {
 }
 
 // Seal measures the files in dir, writes their manifest, and returns when all of it
-// is on stable storage. m says what they are of; its Files are Seal's.
-func Seal(ctx context.Context, dir string, m Manifest) (sandbox.Snapshot, error) {
+// is on stable storage. m says what they are of; its Files are Seal's. Those named
+// sparse are Sparse's: others may read them, who is let into dir.
+func Seal(ctx context.Context, dir string, m Manifest, sparse ...string) (sandbox.Snapshot, error) {
 	s := sandbox.Snapshot{Dir: dir, Created: m.Created, Limits: m.Limits, ReadonlyRoot: m.ReadonlyRoot}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -74,15 +77,18 @@ func Seal(ctx context.Context, dir string, m Manifest) (sandbox.Snapshot, error)
 		if err := ctx.Err(); err != nil {
 			return s, err
 		}
-		name := filepath.Join(dir, e.Name())
-		if err := errors.Join(os.Chmod(name, 0o600), flush(name)); err != nil {
+		name, mode, measure := filepath.Join(dir, e.Name()), fs.FileMode(0o600), measureWhole
+		if slices.Contains(sparse, e.Name()) {
+			mode, measure = 0o444, measureSparse
+		}
+		if err := errors.Join(os.Chmod(name, mode), flush(name)); err != nil {
 			return s, err
 		}
-		f, err := Measure(name)
+		f, used, err := measure(ctx, name)
 		if err != nil {
 			return s, err
 		}
-		m.Files, s.Size = append(m.Files, f), s.Size+f.Size
+		m.Files, s.Size = append(m.Files, f), s.Size+used
 	}
 	b, err := json.MarshalIndent(m, "", "\t")
 	if err != nil {
@@ -124,16 +130,28 @@ func open(name string) (*os.File, int64, error) {
 	return f, fi.Size(), nil
 }
 
-// Measure reads one regular file, which must not be a link.
-func Measure(name string) (File, error) {
+// measureWhole reads one regular file, which must not be a link. used is the room it
+// takes.
+func measureWhole(_ context.Context, name string) (file File, used int64, err error) {
 	f, _, err := open(name)
 	if err != nil {
-		return File{}, err
+		return File{}, 0, err
 	}
 	defer f.Close()
 	h := sha256.New()
 	n, err := io.Copy(h, f)
-	return File{Name: filepath.Base(name), Size: n, SHA256: hex.EncodeToString(h.Sum(nil))}, err
+	return File{Name: filepath.Base(name), Size: n, SHA256: hex.EncodeToString(h.Sum(nil))}, n, err
+}
+
+// measureSparse is measureWhole for a file with holes.
+func measureSparse(ctx context.Context, name string) (file File, used int64, err error) {
+	f, size, err := open(name)
+	if err != nil {
+		return File{}, 0, err
+	}
+	defer f.Close()
+	sum, used, err := sparseSum(ctx, f, size)
+	return File{Name: filepath.Base(name), Size: size, SHA256: sum, Sparse: true}, used, err
 }
 
 // refuse is the error of an image that is not what was written.
@@ -263,20 +281,30 @@ func Processor() string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// with has f read a file of the image, of which it must leave nothing, and measures
-// it meanwhile.
-func (img *Image) with(ctx context.Context, name string, f func(io.Reader) error) error {
-	k := slices.IndexFunc(img.Files, func(f File) bool { return f.Name == name })
+// open opens a file of the image that has its size.
+func (img *Image) open(name string, sparse bool) (*os.File, File, error) {
+	k := slices.IndexFunc(img.Files, func(f File) bool { return f.Name == name && f.Sparse == sparse })
 	if k < 0 {
-		return img.changed(name)
+		return nil, File{}, img.changed(name)
 	}
-	want := img.Files[k]
 	file, size, err := open(filepath.Join(img.dir, name))
 	switch {
 	case sandbox.KindOf(err) == sandbox.KindCapacity:
-		return sandbox.Wrap("restore", "", bare(err))
-	case err != nil || size != want.Size:
-		return img.changed(name)
+		return nil, File{}, sandbox.Wrap("restore", "", bare(err))
+	case err == nil && size == img.Files[k].Size:
+		return file, img.Files[k], nil
+	case err == nil:
+		file.Close()
+	}
+	return nil, File{}, img.changed(name)
+}
+
+// with has f read a file of the image, of which it must leave nothing, and measures
+// it meanwhile.
+func (img *Image) with(ctx context.Context, name string, f func(io.Reader) error) error {
+	file, want, err := img.open(name, false)
+	if err != nil {
+		return err
 	}
 	defer file.Close()
 	h := sha256.New()
