@@ -32,6 +32,9 @@ type Settings struct {
 	// VSock is the port the agent is served at; without one it is the virtio port
 	// called PortName.
 	VSock uint32 `json:"v,omitempty"`
+	// Orders is the port of the vsock that Boot itself is given orders at; see Order.
+	// Without VSock it is the virtio port called OrdersName.
+	Orders uint32 `json:"o,omitempty"`
 	// Probe says hello on the channel and no more: no image is needed.
 	Probe bool `json:"t,omitempty"`
 	// Test asks for what tests need: TestFreeze, TestKeys.
