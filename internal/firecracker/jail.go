@@ -14,7 +14,8 @@ type Jail struct {
 	Base        string // directory for the jail, of this instance alone
 	Firecracker string // its program, statically linked, which the jailer copies
 	ID          string
-	User        int // uid and gid
+	User        int   // uid and gid
+	FileSize    int64 // of the largest file it may write
 }
 
 // Names inside a jail.
@@ -34,6 +35,8 @@ func (j Jail) Validate() error {
 		return errors.New("jail: the id is not letters, digits and dashes, at most 64")
 	case j.User <= 0:
 		return errors.New("jail: the process must have a user of its own")
+	case j.FileSize <= 0:
+		return errors.New("jail: files without a bound")
 	}
 	return nil
 }
@@ -50,7 +53,7 @@ func (j Jail) Args() []string {
 	user := strconv.Itoa(j.User)
 	return []string{
 		"--id", j.ID, "--exec-file", j.Firecracker, "--uid", user, "--gid", user, "--chroot-base-dir", j.Base,
-		"--resource-limit", "no-file=256",
+		"--resource-limit", "no-file=256", "--resource-limit", "fsize=" + strconv.FormatInt(j.FileSize, 10),
 		"--", "--api-sock", APISocket, "--level", "Error",
 	}
 }

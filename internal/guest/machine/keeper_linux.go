@@ -43,10 +43,10 @@ func newKeeper() (*keeper, error) {
 // given all of the host's.
 func (k *keeper) do(o Order) (sent int64, err error) {
 	if o.Freeze {
-		all := o.Sent == nil || k.relay == nil || k.relay.settle(*o.Sent) // before the agent stands still
+		all := o.Sent == nil || k.relay == nil || k.relay.Settle(*o.Sent) // before the agent stands still
 		err = k.freeze(true)
 		if k.relay != nil {
-			sent = k.relay.park()
+			sent = k.relay.Park()
 		}
 		if !all {
 			sent = -1

@@ -154,9 +154,9 @@ func (r *Relay) pass(buf []byte) (n int, err error) {
 	return n, nil
 }
 
-// settle waits until the agent was given all of n bytes that the host has sent over the
+// Settle waits until the agent was given all of n bytes that the host has sent over the
 // latest connection, and reports whether it was.
-func (r *Relay) settle(n int64) bool {
+func (r *Relay) Settle(n int64) bool {
 	for end := time.Now().Add(freezePatience); ; time.Sleep(time.Millisecond) {
 		r.mu.Lock()
 		in, conn := r.in, r.conn
@@ -167,9 +167,9 @@ func (r *Relay) settle(n int64) bool {
 	}
 }
 
-// park gives the host what the agent, which stands still, has said, and returns how
+// Park gives the host what the agent, which stands still, has said, and returns how
 // much it was given over this connection. It is given no more.
-func (r *Relay) park() int64 {
+func (r *Relay) Park() int64 {
 	for buf := make([]byte, 64<<10); ; {
 		if n, err := r.pass(buf); n == 0 || err != nil {
 			break

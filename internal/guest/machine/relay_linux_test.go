@@ -93,7 +93,7 @@ func TestRelay(t *testing.T) {
 			t.Fatal(err)
 		}
 		got = append(got, buf[:n]...)
-		if !r.settle(int64(part)) {
+		if !r.Settle(int64(part)) {
 			t.Fatalf("the agent was not given the %d bytes of turn %d", part, turn)
 		}
 		pumped := make(chan []byte)
@@ -102,7 +102,7 @@ func TestRelay(t *testing.T) {
 			pumped <- b
 		}()
 		frozen.Lock()
-		count := r.park()
+		count := r.Park()
 		time.Sleep(time.Millisecond)
 		host.(*net.UnixConn).CloseRead() // cut, with nothing on the way
 		got = append(got, <-pumped...)
@@ -131,20 +131,20 @@ func TestRelay(t *testing.T) {
 // the connection before.
 func TestRelaySettles(t *testing.T) {
 	r, _, dial := relayed(t)
-	if r.settle(0) {
+	if r.Settle(0) {
 		t.Error("settled with nobody")
 	}
 	first := dial()
 	io.WriteString(first, "abc")
-	for end := time.Now().Add(time.Minute); !r.settle(3); {
+	for end := time.Now().Add(time.Minute); !r.Settle(3); {
 		if time.Now().After(end) {
 			t.Fatal("three bytes do not come")
 		}
 	}
-	if r.settle(2) {
+	if r.Settle(2) {
 		t.Error("more came than was sent, and it is settled")
 	}
-	if r.settle(4) {
+	if r.Settle(4) {
 		t.Error("a byte that was never sent has come")
 	}
 	dial()
