@@ -242,6 +242,23 @@ func (c *Client) Configure(ctx context.Context, m Machine) error {
 	return nil
 }
 
+// Configured is what the process was configured with.
+func (c *Client) Configured(ctx context.Context) (m Machine, err error) {
+	var all struct {
+		Machine machineConfig `json:"machine-config"`
+		Boot    bootSource    `json:"boot-source"`
+		Drives  []drive       `json:"drives"`
+		VSock   vsock         `json:"vsock"`
+	}
+	err = c.call(ctx, http.MethodGet, "/vm/config", nil, &all)
+	m = Machine{CPUs: all.Machine.CPUs, MemoryMiB: all.Machine.Memory, Kernel: all.Boot.Kernel, Initial: all.Boot.Initial, Arguments: all.Boot.Arguments,
+		CID: all.VSock.CID, VSock: all.VSock.Path}
+	for _, d := range all.Drives {
+		m.Drives = append(m.Drives, Drive{d.ID, d.Path, d.Readonly})
+	}
+	return m, err
+}
+
 // Start runs the configured machine.
 func (c *Client) Start(ctx context.Context) error {
 	return c.call(ctx, http.MethodPut, "/actions", struct {

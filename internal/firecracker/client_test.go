@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -70,8 +71,11 @@ func TestLife(t *testing.T) {
 	if i, err := c.Instance(ctx); err != nil || i.State != "Running" {
 		t.Errorf("after a resume: %+v, %v", i, err)
 	}
+	if m, err := c.Configured(ctx); err != nil || !reflect.DeepEqual(m, ordinary) {
+		t.Errorf("configured as %+v, not %+v (%v)", m, ordinary, err)
+	}
 	want := []string{"GET /version", "PUT /machine-config", "PUT /boot-source", "PUT /drives/{drive_id}", "PUT /drives/{drive_id}",
-		"PUT /drives/{drive_id}", "PUT /vsock", "PUT /actions", "PATCH /vm", "PATCH /vm", "PUT /snapshot/create", "PATCH /vm", "GET /"}
+		"PUT /drives/{drive_id}", "PUT /vsock", "PUT /actions", "PATCH /vm", "PATCH /vm", "PUT /snapshot/create", "PATCH /vm", "GET /", "GET /vm/config"}
 	if got := f.Calls(); !slices.Equal(got, want) {
 		t.Errorf("calls\n%q, want\n%q", got, want)
 	}

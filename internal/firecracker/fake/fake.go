@@ -98,6 +98,7 @@ type operation struct {
 var operations = map[string]operation{
 	"GET /":                  {"", "any"},
 	"GET /version":           {"", "any"},
+	"GET /vm/config":         {"", "any"},
 	"PUT /machine-config":    {"MachineConfiguration", "pre"},
 	"PUT /boot-source":       {"BootSource", "pre"},
 	"PUT /drives/{drive_id}": {"Drive", "pre"},
@@ -170,16 +171,17 @@ type Process struct {
 	minor   int
 	root    string
 
-	mu    sync.Mutex
-	wake  *sync.Cond           // state or deaf changed
-	state string               // guarded by mu: "Not started", "Running", "Paused"
-	calls []string             // guarded by mu: those that were granted
-	have  Configuration        // guarded by mu
-	saved bool                 // guarded by mu: since it was paused
-	deaf  bool                 // guarded by mu: its guest takes no connections
-	dead  bool                 // guarded by mu
-	ports uint32               // guarded by mu: of the host's, given away
-	open  map[*connection]bool // guarded by mu
+	mu     sync.Mutex
+	wake   *sync.Cond           // state or deaf changed
+	state  string               // guarded by mu: "Not started", "Running", "Paused"
+	calls  []string             // guarded by mu: those that were granted
+	have   Configuration        // guarded by mu
+	drives []string             // guarded by mu: their routes, in order
+	saved  bool                 // guarded by mu: since it was paused
+	deaf   bool                 // guarded by mu: its guest takes no connections
+	dead   bool                 // guarded by mu
+	ports  uint32               // guarded by mu: of the host's, given away
+	open   map[*connection]bool // guarded by mu
 }
 
 // Configuration is what was configured: bodies by route, with a drive's id in it.
@@ -215,8 +217,10 @@ func (f *Process) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		why = f.act(w, route, id, body)
 	}
 	if why != "" {
+		b, _ := json.Marshal(map[string]string{"fault_message": why})
+		w.Header().Set("Content-Length", strconv.Itoa(len(b)))
 		w.WriteHeader(http.StatusBadRequest)
-		_ = json.NewEncoder(w).Encode(map[string]string{"fault_message": why})
+		_, _ = w.Write(b)
 	} else {
 		f.calls = append(f.calls, route)
 	}
@@ -236,6 +240,8 @@ func (f *Process) admit(r *http.Request) (route, id string, body map[string]any,
 	id, isDrive := strings.CutPrefix(r.URL.Path, "/drives/")
 	if isDrive {
 		route = r.Method + " /drives/{drive_id}"
+	} else {
+		id = ""
 	}
 	op, ok := operations[route]
 	if !ok {
@@ -276,6 +282,9 @@ func (f *Process) act(w http.ResponseWriter, route, id string, body map[string]a
 	case "GET /version":
 		_ = json.NewEncoder(w).Encode(map[string]string{"firecracker_version": f.version})
 		return ""
+	case "GET /vm/config":
+		_ = json.NewEncoder(w).Encode(f.config())
+		return ""
 	case "PUT /actions":
 		if f.have["PUT /boot-source"] == nil {
 			return "Start microvm error: Cannot start microvm without kernel configuration."
@@ -304,9 +313,21 @@ func (f *Process) act(w http.ResponseWriter, route, id string, body map[string]a
 			route = "PUT /drives/" + id
 		}
 		f.have[route] = body
+		if id != "" {
+			f.drives = append(f.drives, route)
+		}
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return ""
+}
+
+// config is what GET /vm/config says. f.mu is held.
+func (f *Process) config() map[string]any {
+	drives := []any{}
+	for _, d := range f.drives {
+		drives = append(drives, f.have[d])
+	}
+	return map[string]any{"machine-config": f.have["PUT /machine-config"], "boot-source": f.have["PUT /boot-source"], "vsock": f.have["PUT /vsock"], "drives": drives}
 }
 
 // enter changes the state. f.mu is held.
