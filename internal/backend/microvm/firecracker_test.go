@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -310,34 +309,5 @@ func TestFirecrackerFound(t *testing.T) {
 	}
 	if checkUncompressed(junk) == nil {
 		t.Error("a compressed kernel was taken")
-	}
-}
-
-// TestRealFirecracker boots, where there is what it takes.
-func TestRealFirecracker(t *testing.T) {
-	if _, err := exec.LookPath("firecracker"); err != nil {
-		t.Skip("not run: there is no firecracker on the PATH")
-	}
-	kernel := os.Getenv("FIREBREAK_MACHINE_KERNEL")
-	if kernel == "" {
-		t.Skip("not run: FIREBREAK_MACHINE_KERNEL names no uncompressed kernel")
-	}
-	cfg := open(t, t.TempDir()).cfg
-	cfg.VMM, cfg.Kernel = vmmFirecracker, kernel
-	b, err := New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer b.Close()
-	if info, err := b.Info(patient(t)); err != nil || !info.Available {
-		t.Skipf("not run: %s (%v)", info.Reason, err)
-	}
-	inst, s := boot(t, b)
-	if out := probeAs(t, s, "", "echo", "hello"); out != "hello\n" {
-		t.Errorf("echo: %q", out)
-	}
-	probeAs(t, s, "root", "write", "/proc/sysrq-trigger", "c")
-	if exit, err := inst.Wait(patient(t)); err != nil || exit.Reason != sandbox.ReasonCrashed {
-		t.Errorf("%+v, %v", exit, err)
 	}
 }
