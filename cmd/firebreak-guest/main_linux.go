@@ -1,7 +1,6 @@
 // Command firebreak-guest is what runs inside a sandbox: PID 1 and agent.
 //
 //	firebreak-guest init [-freeze]      serve the host on standard input and output
-//	firebreak-guest init -vsock PORT    or on a port of the machine's vsock
 //	/init                               PID 1 of a virtual machine, which starts the agent by
 //	firebreak-guest enter ARG...        entering namespaces of its own, then init ARG...
 //	firebreak-guest probe VERB ARG...   a verb of the conformance suite
@@ -16,7 +15,6 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
-	"strconv"
 	"syscall"
 	"time"
 
@@ -50,7 +48,7 @@ func main() {
 }
 
 func usage() {
-	os.Stderr.WriteString("usage: firebreak-guest init [-freeze | -vsock PORT] | enter ARG... | probe VERB ARG... | version\n")
+	os.Stderr.WriteString("usage: firebreak-guest init [-freeze] | enter ARG... | probe VERB ARG... | version\n")
 	os.Exit(2)
 }
 
@@ -61,12 +59,6 @@ func initialise(args []string) int {
 		for { // select {} would be found out as a deadlock
 			time.Sleep(time.Hour)
 		}
-	case len(args) == 2 && args[0] == "-vsock":
-		port, err := strconv.ParseUint(args[1], 10, 32)
-		if err != nil {
-			usage()
-		}
-		return serve(func(srv *agent.Server) error { return machine.ServeVSock(srv.Serve, uint32(port)) })
 	case len(args) > 0:
 		usage()
 	}

@@ -24,7 +24,7 @@ const maxAnswer = 64 << 10
 // New returns a client whose connections dial makes. It connects when it is used.
 func New(dial func(context.Context) (net.Conn, error)) *Client {
 	return &Client{http.Client{
-		Timeout: time.Minute, // a snapshot writes all memory
+		Timeout: 10 * time.Minute, // a snapshot writes all memory, and waits until it is on the disk
 		Transport: &http.Transport{
 			DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
 			DisableKeepAlives:      true,
@@ -105,10 +105,13 @@ func faultMessage(b []byte) string {
 	return text[:min(len(text), 500)]
 }
 
+// Paused is the state of a machine that was.
+const Paused = "Paused"
+
 // Instance is what a Firecracker process says of itself.
 type Instance struct {
 	ID      string `json:"id"`
-	State   string `json:"state"` // "Not started", "Running" or "Paused"
+	State   string `json:"state"` // "Not started", "Running" or Paused
 	Version string `json:"vmm_version"`
 }
 
@@ -127,28 +130,52 @@ func (c *Client) Version(ctx context.Context) (string, error) {
 }
 
 // The releases that are supported: from the first whose machines describe
-// themselves by ACPI, which distributions' kernels need, to the next major one.
+// themselves by ACPI, which distributions' kernels need, to the next major one. From
+// firstToSave on snapshots are generally available, and a machine's vsock tells the
+// guest that its connections ended with one (since 1.10).
 const (
-	minMinor = 8
-	major    = 1
+	minMinor    = 8
+	firstToSave = 13
+	major       = 1
 )
+
+// FirstToSave is the first release whose machines can be saved.
+const FirstToSave = "1.13"
 
 // Supported returns nil for a version this package was written for, such as
 // "1.13.1" or "v1.13.1".
 func Supported(version string) error {
+	x, y, err := release(version)
+	if err == nil && (x != major || y < minMinor) {
+		err = fmt.Errorf("firecracker %d.%d is not supported: %d.%d or newer, below %d.0, is", x, y, major, minMinor, major+1)
+	}
+	return err
+}
+
+// Saves reports whether machines of a version that is supported can be saved.
+func Saves(version string) bool {
+	_, y, err := release(version)
+	return err == nil && y >= firstToSave
+}
+
+// Deaf reports whether machines of a version hear nothing of the host any more when
+// they were paused, and resumed without a snapshot (their pull request 6100).
+func Deaf(version string) bool {
+	_, y, err := release(version)
+	return err == nil && y == 16
+}
+
+func release(version string) (x, y int, err error) {
 	f := strings.SplitN(strings.TrimPrefix(version, "v"), ".", 3)
 	if len(f) < 2 {
-		return fmt.Errorf("firecracker says it is version %.40q", version)
+		return 0, 0, fmt.Errorf("firecracker says it is version %.40q", version)
 	}
 	x, err1 := strconv.Atoi(f[0])
 	y, err2 := strconv.Atoi(f[1])
 	if err := errors.Join(err1, err2); err != nil {
-		return fmt.Errorf("firecracker says it is version %.40q", version)
+		return 0, 0, fmt.Errorf("firecracker says it is version %.40q", version)
 	}
-	if x != major || y < minMinor {
-		return fmt.Errorf("firecracker %d.%d is not supported: %d.%d or newer, below %d.0, is", x, y, major, minMinor, major+1)
-	}
-	return nil
+	return x, y, nil
 }
 
 // Machine is a machine's configuration.
@@ -235,6 +262,31 @@ func (c *Client) Configure(ctx context.Context, m Machine) error {
 	return nil
 }
 
+// Configured is what the process was configured with.
+func (c *Client) Configured(ctx context.Context) (m Machine, err error) {
+	var all struct {
+		Machine machineConfig      `json:"machine-config"`
+		Boot    bootSource         `json:"boot-source"`
+		Drives  []drive            `json:"drives"`
+		NICs    []networkInterface `json:"network-interfaces"`
+		VSock   vsock              `json:"vsock"`
+	}
+	err = c.call(ctx, http.MethodGet, "/vm/config", nil, &all)
+	m = Machine{CPUs: all.Machine.CPUs, MemoryMiB: all.Machine.Memory, Kernel: all.Boot.Kernel, Initial: all.Boot.Initial, Arguments: all.Boot.Arguments,
+		CID: all.VSock.CID, VSock: all.VSock.Path}
+	for _, d := range all.Drives {
+		one := Drive{ID: d.ID, Path: d.Path, Readonly: d.Readonly}
+		if d.Rate != nil {
+			one.Rate = *d.Rate
+		}
+		m.Drives = append(m.Drives, one)
+	}
+	for _, n := range all.NICs {
+		m.NICs = append(m.NICs, NIC(n))
+	}
+	return m, err
+}
+
 // Start runs the configured machine.
 func (c *Client) Start(ctx context.Context) error {
 	return c.call(ctx, http.MethodPut, "/actions", struct {
@@ -272,8 +324,12 @@ type backend struct {
 }
 
 // LoadSnapshot makes a process that was never configured the machine of a
-// snapshot, running if resume is set. The memory file is mapped, not read: it must
-// stay as it is for as long as the machine lives.
+// snapshot, running if resume is set. The memory file is mapped, privately and to be
+// read only: it must stay as it is for as long as the machine lives. Everything else
+// has to be where the machine had it that was saved: drives, and a place for the
+// vsock's socket. Nothing is asked for that not all versions know: no override of the
+// vsock (since 1.16), of network devices (1.12) or of the clock (1.16). A process
+// that refuses ends.
 func (c *Client) LoadSnapshot(ctx context.Context, statePath, memoryPath string, resume bool) error {
 	return c.call(ctx, http.MethodPut, "/snapshot/load", struct {
 		State  string  `json:"snapshot_path"`

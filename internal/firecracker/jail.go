@@ -16,6 +16,7 @@ type Jail struct {
 	ID          string
 	User        int    // uid and gid
 	NetNS       string // network namespace to enter; "": that of whoever starts the jailer
+	FileSize    int64  // of the largest file it may write
 }
 
 // Names inside a jail.
@@ -37,6 +38,8 @@ func (j Jail) Validate() error {
 		return errors.New("jail: the network namespace's path must be absolute")
 	case j.User <= 0:
 		return errors.New("jail: the process must have a user of its own")
+	case j.FileSize <= 0:
+		return errors.New("jail: files without a bound")
 	}
 	return nil
 }
@@ -53,7 +56,7 @@ func (j Jail) Args() []string {
 	user := strconv.Itoa(j.User)
 	args := []string{
 		"--id", j.ID, "--exec-file", j.Firecracker, "--uid", user, "--gid", user, "--chroot-base-dir", j.Base,
-		"--resource-limit", "no-file=256",
+		"--resource-limit", "no-file=256", "--resource-limit", "fsize=" + strconv.FormatInt(j.FileSize, 10),
 	}
 	if j.NetNS != "" {
 		args = append(args, "--netns", j.NetNS)

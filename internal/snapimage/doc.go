@@ -9,6 +9,7 @@
 //	err = img.Fits(spec)                 // and is of what is to be made
 //	err = img.Built(spec, builds)        // by the same programs
 //	err = img.Unpack(ctx, "ram", ram)    // what was read is what was written
+//	err = img.Lend(ctx, "memory", path)  // or, for a file of Sparse: to be mapped, read-only
 //
 // The manifest's digest, which is kept elsewhere, covers everything. A file is read
 // once, and measured while it is: what it was unpacked to must not be used before

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -252,5 +253,85 @@ func TestMeasure(t *testing.T) {
 	// Of one byte the first is the middle and the last.
 	if len(seen) != 1+2+4*4 || seen[strings.Repeat("0", 64)] != 0 {
 		t.Errorf("%d digests of files that differ", len(seen))
+	}
+}
+
+// TestLend: a file with holes keeps them, takes no more room in the reckoning than
+// what is in it, is lent under another name, and is refused when a byte of it differs.
+func TestLend(t *testing.T) {
+	const size = 1<<20 + 5
+	seal := func() (*Image, sandbox.Snapshot) {
+		dir := filepath.Join(t.TempDir(), "image")
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := Sparse(t.Context(), filepath.Join(dir, "memory"), sparse(t, size, map[int64]string{70000: "data", size - 1: "x"}), size); err != nil {
+			t.Fatal(err)
+		}
+		s, err := Seal(t.Context(), dir, Manifest{Version: 1}, "memory")
+		if err != nil {
+			t.Fatal(err)
+		}
+		img, err := Open(s, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return img, s
+	}
+	img, s := seal()
+	if s.Size > 3*chunk {
+		t.Errorf("it is said to take %d bytes", s.Size)
+	}
+	var lent []string
+	for _, name := range []string{"a", "b"} {
+		to := filepath.Join(t.TempDir(), name)
+		if err := img.Lend(t.Context(), "memory", to); err != nil {
+			t.Fatal(err)
+		}
+		lent = append(lent, to)
+	}
+	b, err := os.ReadFile(lent[0])
+	if err != nil || len(b) != size || string(b[70000:70004]) != "data" || b[size-1] != 'x' || bytes.Count(b, []byte{0}) != size-5 {
+		t.Errorf("what was lent has %d bytes, or others (%v)", len(b), err)
+	}
+	x, errX := os.Stat(lent[0])
+	y, errY := os.Stat(lent[1])
+	if errX != nil || errY != nil || !os.SameFile(x, y) || x.Mode().Perm() != 0o444 {
+		t.Errorf("%v and %v are not one file that nobody writes (%v, %v)", x, y, errX, errY)
+	}
+	if err := os.RemoveAll(s.Dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.ReadFile(lent[1]); err != nil {
+		t.Errorf("without its image it is gone: %v", err)
+	}
+	img, s = seal()
+	name := filepath.Join(s.Dir, "memory")
+	good, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, at := range map[string]int{"data": 70001, "a hole": size / 2, "the end": size - 1} {
+		bad := bytes.Clone(good)
+		bad[at] ^= 1
+		if err := errors.Join(os.Remove(name), os.WriteFile(name, bad, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		to := filepath.Join(t.TempDir(), "c")
+		if err := img.Lend(t.Context(), "memory", to); sandbox.KindOf(err) != sandbox.KindConflict {
+			t.Errorf("%s changed: %v", what, err)
+		}
+		if _, err := os.Lstat(to); err == nil {
+			t.Errorf("%s changed: it was lent", what)
+		}
+	}
+	if err := os.WriteFile(name, good, 0o600); err != nil { // without holes, and the same
+		t.Fatal(err)
+	}
+	if err := img.Lend(t.Context(), "memory", filepath.Join(t.TempDir(), "d")); err != nil {
+		t.Errorf("as it was: %v", err)
+	}
+	if err := img.Lend(t.Context(), "state", filepath.Join(t.TempDir(), "e")); sandbox.KindOf(err) != sandbox.KindConflict {
+		t.Errorf("one that is not there: %v", err)
 	}
 }

@@ -48,11 +48,13 @@ type Build struct {
 	Is   string `json:"is"`
 }
 
-// File is one file of an image.
+// File is one file of an image. That of a sparse one is the digest of what Pack would
+// make of it: holes are not read.
 type File struct {
 	Name   string `json:"name"`
 	Size   int64  `json:"size"`
 	SHA256 string `json:"sha256"`
+	Sparse bool   `json:"sparse,omitempty"`
 }
 
 // Image is one whose manifest has been checked.
@@ -62,8 +64,9 @@ type Image struct {
 }
 
 // Seal measures the files in dir, writes their manifest, and returns when all of it
-// is on stable storage. m says what they are of; its Files are Seal's.
-func Seal(ctx context.Context, dir string, m Manifest) (sandbox.Snapshot, error) {
+// is on stable storage. m says what they are of; its Files are Seal's. Those named
+// sparse are Sparse's: others may read them, who is let into dir.
+func Seal(ctx context.Context, dir string, m Manifest, sparse ...string) (sandbox.Snapshot, error) {
 	s := sandbox.Snapshot{Dir: dir, Created: m.Created, Limits: m.Limits, ReadonlyRoot: m.ReadonlyRoot}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -71,8 +74,11 @@ func Seal(ctx context.Context, dir string, m Manifest) (sandbox.Snapshot, error)
 	}
 	var names []string
 	for _, e := range entries {
-		name := filepath.Join(dir, e.Name())
-		if err := os.Chmod(name, 0o600); err != nil {
+		name, mode := filepath.Join(dir, e.Name()), fs.FileMode(0o600)
+		if slices.Contains(sparse, e.Name()) {
+			mode = 0o444
+		}
+		if err := os.Chmod(name, mode); err != nil {
 			return s, err
 		}
 		names = append(names, name)
@@ -87,11 +93,18 @@ func Seal(ctx context.Context, dir string, m Manifest) (sandbox.Snapshot, error)
 	}()
 	m.Files = nil
 	for _, name := range names {
-		f, err := Measure(ctx, name)
+		var f File
+		var used int64
+		if slices.Contains(sparse, filepath.Base(name)) {
+			f, used, err = measureSparse(ctx, name)
+		} else {
+			f, err = Measure(ctx, name)
+			used = f.Size
+		}
 		if err != nil {
 			return s, errors.Join(err, <-flushed)
 		}
-		m.Files, s.Size = append(m.Files, f), s.Size+f.Size
+		m.Files, s.Size = append(m.Files, f), s.Size+used
 	}
 	if err := <-flushed; err != nil {
 		return s, err
@@ -120,6 +133,17 @@ func flush(name string) error {
 func digest(b []byte) string {
 	sum := sha256.Sum256(b)
 	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+// measureSparse is Measure for a file with holes. used is the room that it takes.
+func measureSparse(ctx context.Context, name string) (file File, used int64, err error) {
+	f, size, err := open(name)
+	if err != nil {
+		return File{}, 0, err
+	}
+	defer f.Close()
+	sum, used, err := sparseSum(ctx, f, size)
+	return File{Name: filepath.Base(name), Size: size, SHA256: sum, Sparse: true}, used, err
 }
 
 // refuse is the error of an image that is not what was written.
@@ -253,20 +277,30 @@ func Processor() string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// with has f read a file of the image, of which it must leave nothing, and measures
-// it meanwhile.
-func (img *Image) with(ctx context.Context, name string, f func(io.Reader) error) error {
-	k := slices.IndexFunc(img.Files, func(f File) bool { return f.Name == name })
+// open opens a file of the image that has its size.
+func (img *Image) open(name string, sparse bool) (*os.File, File, error) {
+	k := slices.IndexFunc(img.Files, func(f File) bool { return f.Name == name && f.Sparse == sparse })
 	if k < 0 {
-		return img.changed(name)
+		return nil, File{}, img.changed(name)
 	}
-	want := img.Files[k]
 	file, size, err := open(filepath.Join(img.dir, name))
 	switch {
 	case sandbox.KindOf(err) == sandbox.KindCapacity:
-		return sandbox.Wrap("restore", "", bare(err))
-	case err != nil || size != want.Size:
-		return img.changed(name)
+		return nil, File{}, sandbox.Wrap("restore", "", bare(err))
+	case err == nil && size == img.Files[k].Size:
+		return file, img.Files[k], nil
+	case err == nil:
+		file.Close()
+	}
+	return nil, File{}, img.changed(name)
+}
+
+// with has f read a file of the image, of which it must leave nothing, and measures
+// it meanwhile.
+func (img *Image) with(ctx context.Context, name string, f func(io.Reader) error) error {
+	file, want, err := img.open(name, false)
+	if err != nil {
+		return err
 	}
 	defer file.Close()
 	h := newMeter()
@@ -284,7 +318,7 @@ func (img *Image) with(ctx context.Context, name string, f func(io.Reader) error
 	return nil
 }
 
-// Verify compares every byte of the image with its manifest, and returns the files
+// Verify compares every byte of an image without sparse files with its manifest, and returns the files
 // that it has read, by name and open: what becomes of their names meanwhile is all the
 // same. The caller closes them.
 //

@@ -33,6 +33,15 @@ func Pack(ctx context.Context, name string, from *os.File, size int64) error {
 }
 
 func pack(ctx context.Context, w io.Writer, from *os.File, size int64) error {
+	return chunks(ctx, from, size, func(_ int64, packed []byte) error {
+		_, err := w.Write(packed)
+		return err
+	})
+}
+
+// chunks calls each for every chunk of the first size bytes of from that is not zero,
+// with where it begins and how it is packed.
+func chunks(ctx context.Context, from *os.File, size int64, each func(at int64, packed []byte) error) error {
 	buf := make([]byte, 8+chunk)
 	for at := int64(0); at < size; at += chunk {
 		if err := ctx.Err(); err != nil {
@@ -56,7 +65,7 @@ func pack(ctx context.Context, w io.Writer, from *os.File, size int64) error {
 			continue
 		}
 		binary.BigEndian.PutUint64(buf, uint64(at/chunk))
-		if _, err := w.Write(buf[:8+len(part)]); err != nil {
+		if err := each(at, buf[:8+len(part)]); err != nil {
 			return err
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -55,8 +56,16 @@ func (s *suite) skip(t *testing.T) {
 	}
 }
 
+// asked reports whether a subtest of t is one of Config.Tests.
+func (s *suite) asked(t *testing.T, name string) bool {
+	return len(s.Tests) == 0 || slices.Contains(s.Tests, strings.TrimPrefix(t.Name()+"/"+name, s.root))
+}
+
 // sub runs a subtest, unless it is to be skipped.
 func (s *suite) sub(t *testing.T, name string, f func(t *testing.T)) {
+	if !s.asked(t, name) {
+		return
+	}
 	t.Run(name, func(t *testing.T) {
 		s.skip(t)
 		f(t)
@@ -65,6 +74,9 @@ func (s *suite) sub(t *testing.T, name string, f func(t *testing.T)) {
 
 // par is sub for tests that may run beside others.
 func (s *suite) par(t *testing.T, name string, f func(t *testing.T)) {
+	if !s.asked(t, name) {
+		return
+	}
 	t.Run(name, func(t *testing.T) {
 		s.skip(t)
 		t.Parallel()

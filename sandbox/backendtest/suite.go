@@ -66,6 +66,9 @@ type Config struct {
 	// Exec, Output, Limits, Files, Isolation, Wire, Lifecycle, Snapshot, Destroy. All by
 	// default.
 	Groups []string
+	// Tests restricts the run to subtests with these names below Run's, such as
+	// "Snapshot/Tampered". All by default.
+	Tests []string
 	// Skip maps a subtest's name below Run's, such as "Limits/CPU", to why it
 	// is not run.
 	Skip map[string]string

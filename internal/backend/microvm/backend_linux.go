@@ -105,7 +105,11 @@ func (b *Backend) Attach(ctx context.Context, id sandbox.InstanceID) (sandbox.In
 		return nil, cannotLook("attach", id, err)
 	}
 	i.watch()
-	b.watchers.Go(i.recover)
+	i.recovering.Add(1)
+	b.watchers.Go(func() {
+		defer i.recovering.Done()
+		i.recover()
+	})
 	b.instances[id] = i
 	return i, nil
 }

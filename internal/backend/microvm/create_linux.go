@@ -171,6 +171,9 @@ func vcpus(share float64) int {
 // when it fails is Destroy's to remove.
 func (i *Instance) boot(ctx context.Context, s sandbox.Spec, p probed, img *snapimage.Image) error {
 	settings := machine.Settings{Hostname: s.Hostname, Readonly: s.ReadonlyRoot, PIDs: s.Limits.PIDs, VSock: p.vsock, Network: i.b.networkOf(s), Test: i.b.test}
+	if p.vsock != 0 {
+		settings.Orders = ordersPort
+	}
 	m, err := i.machine(ctx, s, p, settings)
 	if err != nil {
 		return err
@@ -304,7 +307,7 @@ func (i *Instance) start(ctx context.Context, m vm) error {
 	if err != nil {
 		return err
 	}
-	if _, ok := i.monitor.(keeper); ok {
+	if _, ok := i.monitor.(*qemu); ok {
 		if m.ram, err = newRAM(m.ramSize()); err != nil {
 			return err
 		}

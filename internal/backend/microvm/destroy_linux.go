@@ -45,6 +45,7 @@ func (i *Instance) Destroy(ctx context.Context) (sandbox.Receipt, error) {
 		i.launched.log.Close()
 	}
 	i.over(sandbox.ReasonOperator)
+	i.recovering.Wait() // it ends with the instance, and leaves nothing in its directory afterwards
 	failpoint.Hit("microvm.destroy/after-kill")
 	objects := i.inventory(killed, namespaces) // before what it lists goes
 	unplugged, err := i.unplug()

@@ -22,25 +22,31 @@ import (
 // dirJail is where the jailer makes its directories.
 const dirJail = "jail"
 
-// What is in a jail, besides the sockets and Firecracker itself.
+// What is in a jail, besides the sockets and Firecracker itself. A machine that goes on
+// from an image has the last two in place of a kernel, and what it was saved with where
+// that had it.
 const (
 	jailKernel  = "/kernel"
 	jailInitial = "/initial"
 	jailRoot    = "/root.img"
 	jailRuntime = "/runtime.img"
 	jailDisk    = "/disk"
+	jailState   = "/state"
+	jailMemory  = "/memory"
 )
 
-// agentPort is the port of the guest's vsock the agent is served at, and guestCID
-// the guest's address, which is its own: no two guests share a network.
+// The ports of the guest's vsock that the agent and the machine's first process are
+// reached at, and the guest's address, which is its own: no two guests share a network.
 const (
-	agentPort = 1024
-	guestCID  = 3
+	agentPort  = 1024
+	ordersPort = 1025
+	guestCID   = 3
 )
 
 // fireVMM runs machines with Firecracker, in a jail each.
 type fireVMM struct {
 	Program, Jailer string
+	Version         string
 }
 
 // findFirecracker looks for the programs, which must be of one version, and for
@@ -77,8 +83,10 @@ func (b *Backend) findFirecracker(ctx context.Context, p *probed) error {
 	if err := firecracker.Supported(versions["firecracker"]); err != nil {
 		return err
 	}
+	f.Version = versions["firecracker"]
 	p.monitor, p.program, p.vmm, p.vsock = f, f.Program, vmmFirecracker, agentPort
-	p.info.Version = "Firecracker " + versions["firecracker"]
+	p.info.Version = "Firecracker " + f.Version
+	p.info.Capabilities.Snapshot = firecracker.Saves(f.Version)
 	return nil
 }
 
@@ -106,8 +114,12 @@ func checkUncompressed(kernel string) error {
 	return nil
 }
 
+// jail is m's. No file in it becomes larger than the machine's memory or disk.
 func (f *fireVMM) jail(m vm) firecracker.Jail {
-	j := firecracker.Jail{Base: filepath.Join(m.dir, dirJail), Firecracker: f.Program, ID: string(m.id), User: m.uid}
+	j := firecracker.Jail{Base: filepath.Join(m.dir, dirJail), Firecracker: f.Program, ID: string(m.id), User: m.uid, FileSize: m.ramSize()}
+	if fi, err := os.Stat(m.disk); err == nil {
+		j.FileSize = max(j.FileSize, fi.Size())
+	}
 	if m.nic != nil { // where its TAP is, and nothing else
 		j.NetNS = m.nic.netns
 	}
@@ -129,7 +141,10 @@ func (*fireVMM) furnish(j firecracker.Jail, m vm) error {
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return err
 	}
-	files := map[string]string{jailKernel: m.kernel, jailInitial: m.initial}
+	files := map[string]string{}
+	if m.saved == nil {
+		files[jailKernel], files[jailInitial] = m.kernel, m.initial
+	}
 	if !m.probe {
 		files[jailRoot], files[jailRuntime] = m.root, m.runtime
 	}
@@ -194,6 +209,11 @@ func jailRootOf(dir string) string {
 
 // begin waits for the API and makes the machine run.
 func (f *fireVMM) begin(ctx context.Context, m vm) error {
+	if m.saved != nil { // while the process starts
+		if err := f.place(ctx, m); err != nil {
+			return err
+		}
+	}
 	c := client(m.dir)
 	version := ""
 	for {
@@ -217,6 +237,14 @@ func (f *fireVMM) begin(ctx context.Context, m vm) error {
 	if err := firecracker.Supported(version); err != nil {
 		return err
 	}
+	if m.saved != nil {
+		return f.load(ctx, c)
+	}
+	return f.boot(ctx, c, m)
+}
+
+// boot configures a machine and starts it.
+func (f *fireVMM) boot(ctx context.Context, c *firecracker.Client, m vm) error {
 	fm := firecracker.Machine{
 		CPUs: evenly(m.cpus), MemoryMiB: (m.memory + 1<<20 - 1) >> 20, Kernel: jailKernel, Initial: jailInitial,
 		// Without a serial port: what a guest writes to one would go nowhere.
@@ -256,6 +284,19 @@ func evenly(n int) int {
 }
 
 func (f *fireVMM) dial(ctx context.Context, dir string) (net.Conn, error) {
+	l, err := newLine(ctx, func(ctx context.Context) (net.Conn, error) { return f.connect(ctx, dir, agentPort) })
+	if err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+func (f *fireVMM) orders(ctx context.Context, dir string) (net.Conn, error) {
+	return f.connect(ctx, dir, ordersPort)
+}
+
+// connect connects to a port of the guest.
+func (f *fireVMM) connect(ctx context.Context, dir string, port uint32) (net.Conn, error) {
 	conn, err := dialJail(dir, firecracker.VSockSocket)
 	switch {
 	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ENOENT):
@@ -263,13 +304,17 @@ func (f *fireVMM) dial(ctx context.Context, dir string) (net.Conn, error) {
 	case err != nil:
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, connectPatience)
 	defer cancel()
-	if err := firecracker.Connect(ctx, conn, agentPort); err != nil {
+	if err := firecracker.Connect(ctx, conn, port); err != nil {
 		return nil, err
 	}
 	return conn, nil
 }
+
+// connectPatience is how long a guest may take to accept a connection. One that was
+// saved meanwhile never does.
+const connectPatience = 4 * time.Second
 
 // ended never returns before ctx does: Firecracker's process ends with its machine.
 func (f *fireVMM) ended(ctx context.Context, _ string) (ending, error) {

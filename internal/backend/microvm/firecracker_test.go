@@ -3,15 +3,12 @@
 package microvm
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -24,31 +21,36 @@ import (
 
 	"github.com/firebreak-dev/firebreak/internal/egress/wire"
 	"github.com/firebreak-dev/firebreak/internal/failpoint"
+	"github.com/firebreak-dev/firebreak/internal/firecracker"
 	"github.com/firebreak-dev/firebreak/internal/firecracker/fake"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
 // What stands in for jailer and Firecracker here is this test binary: it takes the
 // jailer's arguments, looks at the jail as Firecracker would, serves the API held
-// against its definition, and a vsock with something behind it. What a real one
+// against its definition, and a vsock with a toy of a guest behind it. What a real one
 // does with a machine is TestRealFirecracker's.
 
-// jailerEnv makes the test binary the stand-in.
-const jailerEnv = "FIREBREAK_TEST_JAILER"
+// jailerEnv makes the test binary the stand-in, of the version that versionEnv says.
+const (
+	jailerEnv  = "FIREBREAK_TEST_JAILER"
+	versionEnv = "FIREBREAK_TEST_FIRECRACKER"
+)
 
 // stub writes the stand-in's programs and a kernel that looks like one.
-func stub(t *testing.T) (f *fireVMM, kernel string) {
+func stub(t *testing.T, version string) (f *fireVMM, kernel string) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("not run: a jail needs root")
 	}
 	dir := t.TempDir()
-	f = &fireVMM{Program: filepath.Join(dir, "firecracker-v1.13.1"), Jailer: filepath.Join(dir, "jailer")}
+	f = &fireVMM{Program: filepath.Join(dir, "firecracker-v"+version), Jailer: filepath.Join(dir, "jailer"), Version: version}
 	kernel = filepath.Join(dir, "vmlinux")
 	for name, text := range map[string]string{
-		f.Program: "#!/bin/sh\necho 'Firecracker v1.13.1'\n",
-		f.Jailer:  "#!/bin/sh\n[ \"$1\" = --version ] && { echo 'Jailer v1.13.1'; exit; }\nexport " + jailerEnv + "=1\nexec " + os.Args[0] + " \"$@\"\n",
-		kernel:    "\x7fELF…",
+		f.Program: "#!/bin/sh\necho 'Firecracker v" + version + "'\n",
+		f.Jailer: "#!/bin/sh\n[ \"$1\" = --version ] && { echo 'Jailer v" + version + "'; exit; }\nexport " + jailerEnv + "=1 " + versionEnv + "=" + version +
+			"\nexec " + os.Args[0] + " \"$@\"\n",
+		kernel: "\x7fELF…",
 	} {
 		if err := os.WriteFile(name, []byte(text), 0o755); err != nil {
 			t.Fatal(err)
@@ -62,6 +64,7 @@ func pretend(b *Backend, f *fireVMM, kernel string) func() probed {
 	p := probed{monitor: f, vmm: vmmFirecracker, accel: accelKVM, kernel: kernel, vsock: agentPort, patience: kvmPatience * 6}
 	p.info = sandbox.Info{Name: "microvm", Isolation: sandbox.IsolationHypervisor, Available: true}
 	p.info.Capabilities.Wire = true
+	p.info.Capabilities.Snapshot, p.info.Capabilities.ReadonlyRoot = firecracker.Saves(f.Version), true
 	if err := b.probeCgroups(&p); err == nil {
 		p.info.Capabilities.Limits = sandbox.AllLimits
 	}
@@ -80,7 +83,12 @@ func fakeJailer(args []string) {
 func jailed(args []string) error {
 	flags := map[string]string{}
 	for len(args) > 1 && args[0] != "--" {
-		flags[args[0]], args = args[1], args[2:]
+		k, v := args[0], args[1]
+		if k == "--resource-limit" {
+			name, value, _ := strings.Cut(v, "=")
+			k, v = k+" "+name, value
+		}
+		flags[k], args = v, args[2:]
 	}
 	if len(args) != 5 || args[0] != "--" || args[1] != "--api-sock" || args[3] != "--level" {
 		return fmt.Errorf("arguments for firecracker: %q", args)
@@ -93,25 +101,38 @@ func jailed(args []string) error {
 	if err := unix.Stat(".", &st); err != nil || fmt.Sprint(st.Uid) != flags["--uid"] || flags["--uid"] != flags["--gid"] {
 		return fmt.Errorf("the jail belongs to %d: %w", st.Uid, err)
 	}
+	// No file becomes larger than said, as the jailer has it.
+	size, err := strconv.ParseUint(flags["--resource-limit fsize"], 10, 63)
+	if err == nil {
+		err = unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: size, Max: size})
+	}
+	if err != nil {
+		return fmt.Errorf("the limit of a file: %w", err)
+	}
 	api, err := net.Listen("unix", "."+args[2])
 	if err != nil {
 		return err
 	}
-	p := fake.New("1.13.1")
-	p.Started = func(configured map[string]map[string]any) {
-		err := look(configured, flags["--uid"])
+	p := fake.New(orDefault(os.Getenv(versionEnv), "1.13.1"), ".")
+	g := newToy()
+	p.Memory, p.Loaded = g.memory, g.remember
+	p.Ended = func() { os.Exit(1) }
+	p.Started = func(configured fake.Configuration) {
+		err := look(configured, flags["--uid"], g.restored)
 		if err == nil {
 			err = attach(configured["PUT /network-interfaces/wire"], flags["--netns"], flags["--uid"])
+		}
+		var l net.Listener
+		if err == nil {
+			l, err = net.Listen("unix", "."+configured["PUT /vsock"]["uds_path"].(string))
+		}
+		if err == nil {
+			err = g.boot(l, p)
 		}
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "fake:", err)
 			os.Exit(1)
 		}
-		l, err := net.Listen("unix", "."+configured["PUT /vsock"]["uds_path"].(string))
-		if err != nil {
-			os.Exit(1)
-		}
-		go answer(l)
 	}
 	return http.Serve(api, p)
 }
@@ -119,13 +140,17 @@ func jailed(args []string) error {
 // wantRate is testRate as Firecracker is told it.
 const wantRate = "map[bandwidth:map[refill_time:100 size:5.3687091e+07] ops:map[refill_time:100 size:5000]]"
 
-// look checks that the configured files are in the jail, and whose they are.
-func look(configured map[string]map[string]any, user string) error {
+// look checks that the configured files are in the jail, and whose they are. A machine
+// that was restored has its kernel in its memory, which nobody writes.
+func look(configured fake.Configuration, user string, restored bool) error {
 	boot := configured["PUT /boot-source"]
 	if !strings.Contains(boot["boot_args"].(string), " firebreak=") {
 		return errors.New("no settings on the command line")
 	}
 	files := map[string]bool{boot["kernel_image_path"].(string): true, boot["initrd_path"].(string): true}
+	if restored {
+		files = map[string]bool{jailState: true, jailMemory: true}
+	}
 	for _, d := range []string{"root", "runtime", "disk"} {
 		c := configured["PUT /drives/"+d]
 		files[c["path_on_host"].(string)] = c["is_read_only"].(bool)
@@ -145,7 +170,13 @@ func look(configured map[string]map[string]any, user string) error {
 			return fmt.Errorf("%s: read-only %t, but of user %d, mode %o", f, readonly, st.Uid, st.Mode)
 		}
 	}
-	return nil
+	list, err := os.ReadDir(".")
+	for _, e := range list {
+		if name := "/" + e.Name(); err == nil && e.Type().IsRegular() && !files[name] && name != jailDisk {
+			err = fmt.Errorf("%s is in the jail", name)
+		}
+	}
+	return err
 }
 
 // attach takes the TAP that is configured, as Firecracker does after it was jailed:
@@ -195,29 +226,10 @@ func attach(c map[string]any, netns, user string) error {
 	return <-done
 }
 
-// answer is a guest that sends back what it gets.
-func answer(l net.Listener) {
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		go func() {
-			in := bufio.NewReader(c)
-			if line, err := in.ReadString('\n'); err != nil || line != fmt.Sprintf("CONNECT %d\n", agentPort) {
-				c.Close()
-				return
-			}
-			io.WriteString(c, "OK 1073741824\n")
-			io.Copy(c, in)
-		}()
-	}
-}
-
 // TestFirecrackerLife: created, reached, taken over, destroyed, with the right
 // files in the jail and nothing left of it.
 func TestFirecrackerLife(t *testing.T) {
-	f, kernel := stub(t)
+	f, kernel := stub(t, "1.13.1")
 	b := open(t, t.TempDir())
 	b.look = pretend(b, f, kernel)
 	inst, err := b.Create(patient(t), sandbox.Spec{Instance: sandbox.NewInstanceID(), Root: minimalRoot(t)})
@@ -264,7 +276,7 @@ func reach(t *testing.T, inst sandbox.Instance) {
 // TestFirecrackerWire: a machine's TAP is there by its name, for its user, in the
 // namespace it enters, and goes with it; the wire stays.
 func TestFirecrackerWire(t *testing.T) {
-	f, kernel := stub(t)
+	f, kernel := stub(t, "1.13.1")
 	l, _ := openWire(t)
 	b := open(t, t.TempDir())
 	b.look = pretend(b, f, kernel)
@@ -293,7 +305,7 @@ func TestFirecrackerWire(t *testing.T) {
 
 // TestFirecrackerCrashes kills the creator at each step of the lifecycle.
 func TestFirecrackerCrashes(t *testing.T) {
-	f, kernel := stub(t)
+	f, kernel := stub(t, "1.13.1")
 	root := minimalRoot(t)
 	for _, point := range []string{"microvm.create/after-intent", "microvm.create/after-cgroup", "microvm.create/after-files", "microvm.create/after-start",
 		"wire.plug/after-tap", "wire.plug/after-join", "wire.plug/after-persist", "microvm.create/after-plug",
@@ -330,7 +342,7 @@ func TestFirecrackerCrashes(t *testing.T) {
 // TestFirecrackerRefused: what is wrong with it is an error that says so, and
 // leaves nothing.
 func TestFirecrackerRefused(t *testing.T) {
-	f, kernel := stub(t)
+	f, kernel := stub(t, "1.13.1")
 	for what, spoil := range map[string]func() *fireVMM{
 		"no jailer":      func() *fireVMM { return &fireVMM{Program: f.Program, Jailer: "/nonexistent/jailer"} },
 		"one that fails": func() *fireVMM { return &fireVMM{Program: f.Program, Jailer: "/bin/false"} },
@@ -368,7 +380,7 @@ func TestFirecrackerRefused(t *testing.T) {
 
 // TestFirecrackerFound: the programs must be of one version, and supported.
 func TestFirecrackerFound(t *testing.T) {
-	f, _ := stub(t)
+	f, _ := stub(t, "1.13.1")
 	find := func() (probed, error) {
 		b := open(t, t.TempDir())
 		b.cfg.Firecracker, b.cfg.Jailer = f.Program, f.Jailer
@@ -392,34 +404,5 @@ func TestFirecrackerFound(t *testing.T) {
 	}
 	if checkUncompressed(junk) == nil {
 		t.Error("a compressed kernel was taken")
-	}
-}
-
-// TestRealFirecracker boots, where there is what it takes.
-func TestRealFirecracker(t *testing.T) {
-	if _, err := exec.LookPath("firecracker"); err != nil {
-		t.Skip("not run: there is no firecracker on the PATH")
-	}
-	kernel := os.Getenv("FIREBREAK_MACHINE_KERNEL")
-	if kernel == "" {
-		t.Skip("not run: FIREBREAK_MACHINE_KERNEL names no uncompressed kernel")
-	}
-	cfg := open(t, t.TempDir()).cfg
-	cfg.VMM, cfg.Kernel = vmmFirecracker, kernel
-	b, err := New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer b.Close()
-	if info, err := b.Info(patient(t)); err != nil || !info.Available {
-		t.Skipf("not run: %s (%v)", info.Reason, err)
-	}
-	inst, s := boot(t, b)
-	if out := probeAs(t, s, "", "echo", "hello"); out != "hello\n" {
-		t.Errorf("echo: %q", out)
-	}
-	probeAs(t, s, "root", "write", "/proc/sysrq-trigger", "c")
-	if exit, err := inst.Wait(patient(t)); err != nil || exit.Reason != sandbox.ReasonCrashed {
-		t.Errorf("%+v, %v", exit, err)
 	}
 }

@@ -44,7 +44,8 @@ type Instance struct {
 	stop     ending         // guarded by mu: of a machine whose monitor lived to tell
 	overDone sync.Once
 
-	saving sync.Mutex // held by who saves it, or gives its first process orders
+	saving     sync.Mutex     // held by who saves it, or gives its first process orders
+	recovering sync.WaitGroup // who lets a machine go on that was taken over
 
 	destroying sync.Mutex
 	receipt    sandbox.Receipt // guarded by destroying

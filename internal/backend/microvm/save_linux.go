@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,12 +19,13 @@ import (
 
 var _ keeper = (*qemu)(nil)
 
-// The files of an image: QEMU's state of processors and devices, and the two that
-// are packed.
+// The files of an image: the monitor's state of processors and devices, the disk,
+// which is packed, and the memory: packed, or as it is for a monitor that maps it.
 const (
-	imageState = "state"
-	imageRAM   = "ram"
-	imageDisk  = "disk"
+	imageState  = "state"
+	imageRAM    = "ram"
+	imageMemory = "memory"
+	imageDisk   = "disk"
 )
 
 // ramDescriptor is the machine's memory in QEMU: a file without a name, its size
@@ -119,7 +121,24 @@ func (q *qemu) wake(ctx context.Context, dir string) error {
 	return c.goOn()
 }
 
-func (q *qemu) save(ctx context.Context, m vm, to string) (err error) {
+func (q *qemu) builds(*images) ([]snapimage.Build, error) {
+	v, err := q.version()
+	return []snapimage.Build{{What: "monitor", Is: v.line}}, err
+}
+
+func (q *qemu) orders(_ context.Context, dir string) (net.Conn, error) {
+	s, err := dialFIFOs(dir, fileOrders)
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (q *qemu) save(ctx context.Context, m vm, to string) ([]string, error) {
+	return nil, q.copy(ctx, m, to)
+}
+
+func (q *qemu) copy(ctx context.Context, m vm, to string) (err error) {
 	c, err := controlOf(ctx, m.dir, control)
 	if err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/firebreak-dev/firebreak/internal/failpoint"
+	"github.com/firebreak-dev/firebreak/internal/firecracker"
 	"github.com/firebreak-dev/firebreak/internal/guest/machine"
 	"github.com/firebreak-dev/firebreak/internal/snapimage"
 	"github.com/firebreak-dev/firebreak/sandbox"
@@ -23,7 +24,7 @@ var (
 
 // imageVersion is that of what this package saves: the devices of a machine and how
 // they are ordered, what runs in it before the agent, its memory's size.
-const imageVersion = 1
+const imageVersion = 2
 
 // fileOrigin says what an instance was booted from, for a snapshot of it.
 const fileOrigin = "origin.json"
@@ -35,14 +36,14 @@ type origin struct {
 	Builds       []snapimage.Build `json:"builds"`
 }
 
-// builds is what a machine's memory fits one of only.
-func (c *images) builds(m vm, monitor string) ([]snapimage.Build, error) {
+// builds is what a machine's memory fits one of only, in addition to the monitor's.
+func (c *images) builds(m vm, monitor []snapimage.Build) ([]snapimage.Build, error) {
 	processor := "emulated"
 	if m.accel != accelTCG {
 		processor = snapimage.Processor()
 	}
-	list := []snapimage.Build{{What: "monitor", Is: monitor}, {What: "accelerator", Is: m.accel}, {What: "kind of processor", Is: processor},
-		{What: "number of processors", Is: fmt.Sprint(m.cpus)}, {What: "size of memory", Is: fmt.Sprint(m.ramSize())}}
+	list := append(monitor, snapimage.Build{What: "accelerator", Is: m.accel}, snapimage.Build{What: "kind of processor", Is: processor},
+		snapimage.Build{What: "number of processors", Is: fmt.Sprint(m.cpus)}, snapimage.Build{What: "size of memory", Is: fmt.Sprint(m.ramSize())})
 	for _, f := range []struct{ what, path string }{{"kernel", m.kernel}, {"build of the agent", m.initial},
 		{"build of the agent's files", m.runtime}, {"image of its template", m.root}} {
 		sum, err := c.digestOf(f.path)
@@ -56,15 +57,14 @@ func (c *images) builds(m vm, monitor string) ([]snapimage.Build, error) {
 
 // trace notes what m is made from, for a snapshot of it, and holds img against that.
 func (i *Instance) trace(s sandbox.Spec, m *vm, img *snapimage.Image) error {
-	q, ok := i.monitor.(*qemu)
-	if !ok {
+	k, ok := i.monitor.(keeper)
+	if !ok || !i.b.look().info.Capabilities.Snapshot {
 		return nil
 	}
-	version, err := q.version()
-	if err != nil {
-		return err
+	builds, err := k.builds(i.b.images)
+	if err == nil {
+		builds, err = i.b.images.builds(*m, builds)
 	}
-	builds, err := i.b.images.builds(*m, version.line)
 	if err != nil {
 		return err
 	}
@@ -113,10 +113,11 @@ func (i *Instance) Snapshot(ctx context.Context, dir string) (sandbox.Snapshot, 
 	failpoint.Hit("microvm.snapshot/after-mkdir")
 	meta := snapimage.Manifest{Version: imageVersion, Created: time.Now().UTC(), Tenant: i.intent.Tenant, Template: from.Template,
 		ReadonlyRoot: from.ReadonlyRoot, Wired: i.intent.NetNS != "", Limits: i.intent.Limits, Builds: from.Builds}
-	s, err := sandbox.Snapshot{}, i.saveFrozen(ctx, k, m, dir)
+	var s sandbox.Snapshot
+	sparse, err := i.saveFrozen(ctx, k, m, dir)
 	if err == nil {
 		failpoint.Hit("microvm.snapshot/after-save")
-		s, err = snapimage.Seal(ctx, dir, meta)
+		s, err = snapimage.Seal(ctx, dir, meta, sparse...)
 	}
 	if err != nil {
 		return sandbox.Snapshot{}, errors.Join(i.unsaved(ctx, err), bare(os.RemoveAll(dir)))
@@ -126,17 +127,23 @@ func (i *Instance) Snapshot(ctx context.Context, dir string) (sandbox.Snapshot, 
 }
 
 // saveFrozen saves the machine with nothing of the sandbox running, and lets it go
-// on, also when ctx has ended.
-func (i *Instance) saveFrozen(ctx context.Context, k keeper, m vm, dir string) (err error) {
+// on, also when ctx has ended. A stream to the agent that would be cut by it is held.
+func (i *Instance) saveFrozen(ctx context.Context, k keeper, m vm, dir string) (sparse []string, err error) {
+	i.mu.Lock()
+	l, _ := i.conn.(*line)
+	i.mu.Unlock()
 	defer func() {
 		if thawed := i.thaw(i.life); err == nil {
 			err = thawed
 		}
+		l.release(i.life)
 	}()
-	if _, err := i.order(ctx, machine.Order{Freeze: true}); err != nil {
-		return err
+	r, err := i.order(ctx, machine.Order{Freeze: true, Sent: l.hold()})
+	if err != nil {
+		return nil, err
 	}
 	failpoint.Hit("microvm.snapshot/after-freeze")
+	l.settle(ctx, r.sent)
 	return k.save(ctx, m, dir)
 }
 
@@ -156,10 +163,11 @@ func (i *Instance) savable() (keeper, vm, error) {
 	}
 	k, ok := i.monitor.(keeper)
 	if !ok {
-		return refuse(sandbox.KindUnsupported, "use QEMU, or another backend", "machines of %s are not saved yet", i.intent.VMM)
+		return refuse(sandbox.KindUnsupported, "use another backend", "machines of %s are not saved", i.intent.VMM)
 	}
 	if o, err := i.readOrigin(); err != nil || len(o.Builds) == 0 {
-		return refuse(sandbox.KindUnsupported, "create another one", "the sandbox was made by another version")
+		return refuse(sandbox.KindUnsupported, "create another one; of Firecracker's machines those of "+firecracker.FirstToSave+" and newer are saved",
+			"the sandbox was made by a version that saves none")
 	}
 	l, p := i.intent.Limits, i.processes[0]
 	return k, vm{id: i.id, dir: i.dir, pid: p.PID, started: p.Start, disk: filepath.Join(i.dir, fileDisk), memory: l.Memory + guestOverhead(l.Memory)}, nil
@@ -203,8 +211,8 @@ func (i *Instance) hold(ctx context.Context) (release func(), err error) {
 // recover lets a machine go on whose last server was saving it when it died.
 func (i *Instance) recover() {
 	k, ok := i.monitor.(keeper)
-	if o, err := i.readOrigin(); !ok || err != nil || len(o.Builds) == 0 {
-		return // never saved: another monitor's, or another version's
+	if o, err := i.readOrigin(); !ok || err != nil || len(o.Builds) == 0 || i.life.Err() != nil {
+		return // never saved, or it has ended
 	}
 	release, err := i.hold(i.life)
 	if err != nil {
@@ -220,7 +228,7 @@ func (i *Instance) recover() {
 }
 
 // Restore implements sandbox.Restorer. The image is read once, into memory and a disk
-// of the instance's own: no monitor has a file of an image.
+// of the instance's own; Firecracker maps its memory's file, see ADR 47.
 func (b *Backend) Restore(ctx context.Context, s sandbox.Spec, from sandbox.Snapshot) (sandbox.Instance, error) {
 	return b.make(ctx, s, &from)
 }
@@ -229,8 +237,8 @@ func (b *Backend) Restore(ctx context.Context, s sandbox.Spec, from sandbox.Snap
 func (b *Backend) admitImage(s sandbox.Spec, p probed, from sandbox.Snapshot) (*snapimage.Image, error) {
 	switch {
 	case !p.info.Capabilities.Snapshot:
-		return nil, sandbox.Errorf("restore", sandbox.KindUnsupported, "machines of %s are not saved yet", p.vmm).WithID(string(s.Sandbox)).
-			WithHint("use QEMU, or another backend")
+		return nil, sandbox.Errorf("restore", sandbox.KindUnsupported, "machines of this %s are not saved", p.vmm).WithID(string(s.Sandbox)).
+			WithHint("use QEMU, Firecracker %s or newer, or another backend", firecracker.FirstToSave)
 	case strings.TrimSpace(from.Dir) == "":
 		return nil, sandbox.Errorf("restore", sandbox.KindNotFound, "the snapshot's files are not there")
 	}

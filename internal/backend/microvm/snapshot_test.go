@@ -88,8 +88,10 @@ func saved(t *testing.T, inst *Instance) sandbox.Snapshot {
 
 // TestCopies: a machine that was made of another's memory is another: its random
 // numbers, its names, and the time it is. Its memory is its own control group's.
-func TestCopies(t *testing.T) {
-	b := machines(t)
+func TestCopies(t *testing.T) { testCopies(t, machines(t)) }
+
+func testCopies(t *testing.T, b *Backend) {
+	t.Helper()
 	root := minimalRoot(t)
 	if err := os.WriteFile(filepath.Join(root.Dir, "etc/machine-id"), []byte(strings.Repeat("0", 32)+"\n"), 0o644); err != nil {
 		t.Fatal(err)

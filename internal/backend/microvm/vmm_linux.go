@@ -55,9 +55,16 @@ type monitor interface {
 
 // keeper is a monitor that can save a machine, and begin one from that.
 type keeper interface {
+	// builds is what of the monitor and its host a saved machine fits one of only, the
+	// monitor first.
+	builds(c *images) ([]snapimage.Build, error)
+	// orders returns a stream to the machine's first process, which does as it is told
+	// there.
+	orders(ctx context.Context, dir string) (net.Conn, error)
 	// save has the machine stand still, writes what it is into the directory to, and
-	// lets it go on, whatever comes.
-	save(ctx context.Context, m vm, to string) error
+	// lets it go on, whatever comes. Of the files there it names those that are
+	// snapimage's Sparse. Connections to the machine may end.
+	save(ctx context.Context, m vm, to string) (sparse []string, err error)
 	// wake lets a machine go on whose saver has died meanwhile. It waits for one that
 	// lives.
 	wake(ctx context.Context, dir string) error

@@ -3,10 +3,16 @@
 // calls are granted in the order Firecracker allows, refusals have its status and
 // its body.
 //
-//	p := fake.New("1.17.0")
+//	p := fake.New("1.17.0", root)   // whose paths are below root
 //	server := httptest.NewServer(p) // or on a unix socket
+//	go p.ServeVSock(listener, fake.Ports{1024: serve})
 //	…
 //	p.Calls() // those that were granted
+//
+// A snapshot is two files of the sizes of real ones, of which another Process goes on
+// if both are what was written. The wording of refusals is that of the sources at the
+// commit below: src/vmm/src/rpc_interface.rs, persist.rs, snapshot/mod.rs, builder.rs and
+// src/firecracker/src/api_server/parsed_request.rs.
 package fake
 
 import (
@@ -15,6 +21,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 )
@@ -27,9 +34,16 @@ const schemaDigest = "47cd2801deb84b4fc38b9dcc85fce494b1f93074caf377dfc59cb7d410
 
 // property is one of a definition's.
 type property struct {
-	kind     string // string, integer, boolean; or the name of a definition
+	kind     string // string, integer, boolean, array; or the name of a definition
 	enum     []string
 	min, max float64 // of an integer; max 0 is none
+}
+
+// since is the minor version of release 1 that first knew a property; those before
+// refuse it, as they do every field they do not know.
+var since = map[string]int{
+	"SnapshotLoadParams.network_overrides": 12, "SnapshotLoadParams.track_dirty_pages": 13,
+	"SnapshotLoadParams.vsock_override": 16, "SnapshotLoadParams.clock_realtime": 16, "SnapshotLoadParams.huge_pages": 17,
 }
 
 type definition struct {
@@ -92,6 +106,7 @@ type operation struct {
 var operations = map[string]operation{
 	"GET /":                              {"", "any"},
 	"GET /version":                       {"", "any"},
+	"GET /vm/config":                     {"", "any"},
 	"PUT /machine-config":                {"MachineConfiguration", "pre"},
 	"PUT /boot-source":                   {"BootSource", "pre"},
 	"PUT /drives/{drive_id}":             {"Drive", "pre"},
@@ -103,8 +118,8 @@ var operations = map[string]operation{
 	"PUT /snapshot/load":                 {"SnapshotLoadParams", "pre"},
 }
 
-// check returns what is wrong with a body.
-func check(name string, body map[string]any) error {
+// check returns what is wrong with a body, for a minor version.
+func check(name string, minor int, body map[string]any) error {
 	d, ok := definitions[name]
 	if !ok {
 		return fmt.Errorf("there is no definition %s", name)
@@ -116,17 +131,17 @@ func check(name string, body map[string]any) error {
 	}
 	for k, v := range body {
 		p, ok := d.properties[k]
-		if !ok {
+		if !ok || minor < since[name+"."+k] {
 			return fmt.Errorf("unknown field `%s`", k)
 		}
-		if err := p.check(k, v); err != nil {
+		if err := p.check(k, minor, v); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (p property) check(k string, v any) error {
+func (p property) check(k string, minor int, v any) error {
 	switch v := v.(type) {
 	case string:
 		if p.kind != "string" || p.enum != nil && !slices.Contains(p.enum, v) {
@@ -141,7 +156,7 @@ func (p property) check(k string, v any) error {
 			return fmt.Errorf("%s cannot be %v", k, v)
 		}
 	case map[string]any:
-		return check(p.kind, v)
+		return check(p.kind, minor, v)
 	default:
 		return fmt.Errorf("%s cannot be %T", k, v)
 	}
@@ -150,31 +165,46 @@ func (p property) check(k string, v any) error {
 
 // Process is one Firecracker process. It is safe for concurrent use.
 type Process struct {
-	// Started, if set, is called when the machine starts, with what was configured:
-	// bodies by route.
-	Started func(configured map[string]map[string]any)
+	// Started, if set, is called when the machine starts or goes on from a snapshot,
+	// with what was configured: bodies by route.
+	Started func(configured Configuration)
+	// Memory, if set, is asked for what the machine's memory holds when it is saved, and
+	// Loaded given it in a process that goes on from that.
+	Memory func() []byte
+	Loaded func(memory []byte)
+	// Ended, if set, is called when the process ends, as one does that was not able to
+	// load a snapshot.
+	Ended func()
 
 	version string
+	minor   int
+	root    string
 
-	mu    sync.Mutex
-	state string                    // guarded by mu: "Not started", "Running", "Paused"
-	calls []string                  // guarded by mu: those that were granted
-	have  map[string]map[string]any // guarded by mu: what is configured
-	files map[string]string         // guarded by mu: snapshots, state → memory
+	mu      sync.Mutex
+	wake    *sync.Cond           // state or deaf changed
+	state   string               // guarded by mu: "Not started", "Running", "Paused"
+	calls   []string             // guarded by mu: those that were granted
+	have    Configuration        // guarded by mu
+	devices []string             // guarded by mu: their routes, in order
+	saved   bool                 // guarded by mu: since it was paused
+	deaf    bool                 // guarded by mu: its guest takes no connections
+	dead    bool                 // guarded by mu
+	ports   uint32               // guarded by mu: of the host's, given away
+	open    map[*connection]bool // guarded by mu
 }
 
-// New returns a process that was not configured and says it is of a version.
-func New(version string) *Process {
-	return &Process{version: version, state: "Not started", have: map[string]map[string]any{}, files: map[string]string{}}
-}
+// Configuration is what was configured: bodies by route, with a drive's id in it.
+type Configuration map[string]map[string]any
 
-// Successor is a fresh process that finds the files of p's snapshots.
-func (f *Process) Successor() *Process {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	g := New(f.version)
-	g.files = f.files
-	return g
+// New returns a process that was not configured, says it is of a version, and has
+// root for its root directory.
+func New(version, root string) *Process {
+	f := &Process{version: version, root: root, state: "Not started", have: Configuration{}, open: map[*connection]bool{}}
+	f.wake = sync.NewCond(&f.mu)
+	if parts := strings.Split(strings.TrimPrefix(version, "v"), "."); len(parts) > 1 {
+		f.minor, _ = strconv.Atoi(parts[1]) // 0 for what is no version
+	}
+	return f
 }
 
 // Calls lists the calls that were granted, as the definition names them.
@@ -188,12 +218,35 @@ func (f *Process) Calls() []string {
 func (f *Process) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	refuse := func(format string, args ...any) {
-		w.WriteHeader(http.StatusBadRequest)
-		_ = json.NewEncoder(w).Encode(map[string]string{"fault_message": fmt.Sprintf(format, args...)})
+	if f.dead {
+		panic(http.ErrAbortHandler)
 	}
-	route := r.Method + " " + r.URL.Path
-	id, named := "", ""
+	route, id, body, why := f.admit(r)
+	if why == "" {
+		why = f.act(w, route, id, body)
+	}
+	if why != "" {
+		b, _ := json.Marshal(map[string]string{"fault_message": why})
+		w.Header().Set("Content-Length", strconv.Itoa(len(b)))
+		w.WriteHeader(http.StatusBadRequest)
+		_, _ = w.Write(b)
+	} else {
+		f.calls = append(f.calls, route)
+	}
+	if f.dead && f.Ended != nil {
+		if fl, ok := w.(http.Flusher); ok {
+			fl.Flush() // the answer gets out
+		}
+		f.Ended()
+	}
+}
+
+const malformed = "An error occurred when deserializing the json body of a request: "
+
+// admit reads a call and checks its form and when it comes. f.mu is held.
+func (f *Process) admit(r *http.Request) (route, id string, body map[string]any, refusal string) {
+	route = r.Method + " " + r.URL.Path
+	named := "" // by what in the body
 	for _, of := range []struct{ path, key string }{{"/drives/", "drive_id"}, {"/network-interfaces/", "iface_id"}} {
 		if rest, ok := strings.CutPrefix(r.URL.Path, of.path); ok {
 			id, named, route = rest, of.key, r.Method+" "+of.path+"{"+of.key+"}"
@@ -201,45 +254,32 @@ func (f *Process) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	op, ok := operations[route]
 	if !ok {
-		refuse("Invalid request method and/or path: %s %s", r.Method, r.URL.Path)
-		return
+		return route, id, nil, fmt.Sprintf("Invalid request method and/or path: %s %s.", r.Method, r.URL.Path)
 	}
 	b, err := io.ReadAll(io.LimitReader(r.Body, 1<<20))
-	if err != nil {
-		refuse("%v", err)
-		return
-	}
-	var body map[string]any
-	if op.body != "" {
-		if r.Header.Get("Content-Type") != "application/json" || json.Unmarshal(b, &body) != nil {
-			refuse("An error occurred when deserializing the json body of a request")
-			return
+	switch {
+	case err != nil:
+		return route, id, nil, err.Error()
+	case op.body == "" && len(b) > 0:
+		return route, id, nil, "GET request cannot have a body."
+	case op.body != "" && len(b) == 0 && r.Method == http.MethodPut:
+		return route, id, nil, "Empty PUT request."
+	case op.body != "" && (r.Header.Get("Content-Type") != "application/json" || json.Unmarshal(b, &body) != nil):
+		return route, id, nil, malformed + "expected value at line 1 column 1."
+	case op.body != "":
+		if err := check(op.body, f.minor, body); err != nil {
+			return route, id, nil, malformed + err.Error() + "."
 		}
-		if err := check(op.body, body); err != nil {
-			refuse("An error occurred when deserializing the json body of a request: %v.", err)
-			return
-		}
-	} else if len(b) > 0 {
-		refuse("A GET request cannot have a body.")
-		return
-	}
-	if named != "" && body[named] != id {
-		refuse("The id from the path [%s] does not match the id from the body [%v]!", id, body[named])
-		return
 	}
 	switch {
+	case named != "" && body[named] != id:
+		return route, id, nil, fmt.Sprintf("The id from the path [%s] does not match the id from the body [%v]!", id, body[named])
 	case op.when == "pre" && f.state != "Not started":
-		refuse("The requested operation is not supported after starting the microVM.")
-		return
+		return route, id, nil, "The requested operation is not supported after starting the microVM."
 	case op.when == "post" && f.state == "Not started":
-		refuse("The requested operation is not supported before starting the microVM.")
-		return
+		return route, id, nil, "The requested operation is not supported before starting the microVM."
 	}
-	if why := f.act(w, route, id, body); why != "" {
-		refuse("%s", why)
-		return
-	}
-	f.calls = append(f.calls, route)
+	return route, id, body, ""
 }
 
 // act does what an admitted call asks for. f.mu is held.
@@ -251,43 +291,104 @@ func (f *Process) act(w http.ResponseWriter, route, id string, body map[string]a
 	case "GET /version":
 		_ = json.NewEncoder(w).Encode(map[string]string{"firecracker_version": f.version})
 		return ""
+	case "GET /vm/config":
+		_ = json.NewEncoder(w).Encode(f.config())
+		return ""
 	case "PUT /actions":
 		if f.have["PUT /boot-source"] == nil {
 			return "Start microvm error: Cannot start microvm without kernel configuration."
 		}
-		f.state = "Running"
+		f.enter("Running")
 		if f.Started != nil {
 			f.Started(f.have)
 		}
 	case "PATCH /vm":
-		f.state = map[string]string{"Paused": "Paused", "Resumed": "Running"}[body["state"].(string)]
+		f.pause(body["state"] == "Paused")
 	case "PUT /snapshot/create":
 		if f.state != "Paused" {
-			return "Create snapshot error: Cannot save the microVM state: Operation not allowed: Invalid microVM state: Running"
+			return "Create snapshot error: Cannot save the microVM state: Operation not allowed: save/restore unavailable while running"
 		}
-		f.files[body["snapshot_path"].(string)] = body["mem_file_path"].(string)
+		f.saved = true // the devices are saved before anything is written
+		f.reset()
+		if err := f.save(body["snapshot_path"].(string), body["mem_file_path"].(string)); err != nil {
+			return "Create snapshot error: " + err.Error()
+		}
 	case "PUT /snapshot/load":
-		if len(f.have) > 0 {
-			return "Load snapshot error: Loading a microVM snapshot not allowed after configuring boot-specific resources."
-		}
-		m, ok := f.files[body["snapshot_path"].(string)]
-		backend, _ := body["mem_backend"].(map[string]any)
-		switch path, old := body["mem_file_path"]; {
-		case old == (backend != nil), path != nil:
-			return "too many fields: either `mem_backend` or `mem_file_path` exclusively is required"
-		case !ok || m != backend["backend_path"]:
-			return "Load snapshot error: Failed to load guest memory: No such file or directory (os error 2)"
-		}
-		f.state = "Paused"
-		if body["resume_vm"] == true {
-			f.state = "Running"
+		if why := f.load(body); why != "" {
+			return why
 		}
 	default:
 		if before, _, ok := strings.Cut(route, "{"); ok && id != "" {
 			route = before + id
 		}
 		f.have[route] = body
+		if id != "" {
+			f.devices = append(f.devices, route)
+		}
 	}
 	w.WriteHeader(http.StatusNoContent)
+	return ""
+}
+
+// config is what GET /vm/config says. f.mu is held.
+func (f *Process) config() map[string]any {
+	devices := map[string][]any{"drives": {}, "network-interfaces": {}}
+	for _, d := range f.devices {
+		kind := strings.Split(d, "/")[1]
+		devices[kind] = append(devices[kind], f.have[d])
+	}
+	return map[string]any{"machine-config": f.have["PUT /machine-config"], "boot-source": f.have["PUT /boot-source"], "vsock": f.have["PUT /vsock"],
+		"drives": devices["drives"], "network-interfaces": devices["network-interfaces"]}
+}
+
+// enter changes the state. f.mu is held.
+func (f *Process) enter(state string) {
+	f.state = state
+	f.wake.Broadcast()
+}
+
+// pause stops the machine or lets it go on. Version 1.16 forgets its guest when that
+// was not saved meanwhile, see their pull request 6100. f.mu is held.
+func (f *Process) pause(stop bool) {
+	switch {
+	case stop && f.state == "Running":
+		f.saved = false
+		f.enter("Paused")
+	case !stop && f.state == "Paused":
+		f.deaf = f.minor == 16 && !f.saved
+		f.enter("Running")
+	}
+}
+
+// load makes the process the machine of a snapshot. f.mu is held.
+func (f *Process) load(body map[string]any) (refusal string) {
+	backend, _ := body["mem_backend"].(map[string]any)
+	switch path := body["mem_file_path"]; {
+	case path == nil && backend == nil:
+		return malformed + "missing field: either `mem_backend` or `mem_file_path` is required."
+	case path != nil && backend != nil:
+		return malformed + "too many fields: either `mem_backend` or `mem_file_path` exclusively is required."
+	case path != nil:
+		backend = map[string]any{"backend_type": "File", "backend_path": path}
+	}
+	if len(f.have) > 0 {
+		return "Load snapshot error: Loading a microVM snapshot not allowed after configuring boot-specific resources."
+	}
+	have, memory, err := f.restore(body["snapshot_path"].(string), backend["backend_path"].(string))
+	if err != nil {
+		f.dead = true // a process that failed to is too dirty to go on
+		return "Load snapshot error: Failed to restore from snapshot: " + err.Error()
+	}
+	f.have, f.saved = have, true
+	f.enter("Paused")
+	if f.Loaded != nil {
+		f.Loaded(memory)
+	}
+	if f.Started != nil {
+		f.Started(f.have)
+	}
+	if body["resume_vm"] == true {
+		f.enter("Running")
+	}
 	return ""
 }

@@ -1,7 +1,6 @@
 package machine
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -57,20 +56,16 @@ func boot() error {
 	if err := lacking(s, "/proc/filesystems", "/sys/bus/virtio"); err != nil {
 		return err
 	}
-	var port *os.File
-	if s.VSock == 0 {
-		if port, err = openPort(PortName); err != nil {
-			return err
-		}
-	}
 	if s.Probe {
-		return hello(s, port)
+		return hello(s)
 	}
-	var k *keeper
-	if s.VSock == 0 {
-		if k, err = newKeeper(); err != nil {
-			return err
-		}
+	k, err := newKeeper()
+	if err != nil {
+		return err
+	}
+	port, err := k.channels(s)
+	if err != nil {
+		return err
 	}
 	if err := mountRoot(s); err != nil {
 		return err
@@ -84,9 +79,7 @@ func boot() error {
 		if err != nil {
 			return err
 		}
-		if k != nil {
-			k.network, k.hosts = s.Network, hosts
-		}
+		k.network, k.hosts = s.Network, hosts
 	}
 	tune()
 	group := limitTasks(s.PIDs)
@@ -96,14 +89,58 @@ func boot() error {
 	return runAgent(s, port, group, k)
 }
 
+// channels opens what the host reaches the agent and k through, and returns the
+// agent's end. Both are there before anything of the sandbox is.
+func (k *keeper) channels(s Settings) (agent *os.File, err error) {
+	do := func(o Order) (int64, error) {
+		sent, err := k.do(o)
+		if err != nil {
+			say("an order of the host's: %v", err)
+		}
+		return sent, err
+	}
+	if s.VSock == 0 {
+		orders, err := openPort(OrdersName)
+		if err != nil {
+			return nil, err
+		}
+		k.begin = func() { obey(orders, do) }
+		return openPort(PortName)
+	}
+	if k.relay, agent, err = NewRelay(); err != nil {
+		return nil, err
+	}
+	to, err := listenVSock(s.VSock)
+	if err != nil {
+		return nil, err
+	}
+	orders, err := listenVSock(s.Orders)
+	if err != nil {
+		return nil, err
+	}
+	k.begin = func() {
+		go func() { say("the agent's port: %v", k.relay.Serve(to)) }()
+		say("the port for orders: %v", Obey(orders, do))
+	}
+	return agent, nil
+}
+
 // hello answers the host and then waits for its end: a machine that switched itself
 // off could be gone before it was heard.
-func hello(s Settings, port *os.File) error {
-	if port == nil {
-		return ServeVSock(func(_ context.Context, c net.Conn) error {
-			_, err := c.Write([]byte(Hello))
-			return err
-		}, s.VSock)
+func hello(s Settings) error {
+	if s.VSock != 0 {
+		l, err := listenVSock(s.VSock)
+		for err == nil {
+			var c net.Conn
+			if c, err = l.Accept(); err == nil {
+				_, _ = c.Write([]byte(Hello)) // the host comes again, or has what it wanted
+			}
+		}
+		return err
+	}
+	port, err := openPort(PortName)
+	if err != nil {
+		return err
 	}
 	if _, err := port.WriteString(Hello); err != nil {
 		return err
@@ -380,15 +417,10 @@ func runAgent(s Settings, port, group *os.File, k *keeper) error {
 		argv = append(argv, "-keys")
 	case s.Test == TestFreeze:
 		argv = append(argv, "-freeze")
-	case s.VSock != 0:
-		argv = append(argv, "-vsock", strconv.FormatUint(uint64(s.VSock), 10))
 	}
 	cmd := exec.Command(guest.AgentPath, argv...)
 	cmd.Env = []string{"PATH=" + guest.DefaultPath}
-	cmd.Stderr = os.Stderr
-	if port != nil {
-		cmd.Stdin, cmd.Stdout = port, port
-	}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = port, port, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true,
 		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP}
 	if group != nil {
@@ -397,13 +429,9 @@ func runAgent(s Settings, port, group *os.File, k *keeper) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start the agent: %w", err)
 	}
-	if port != nil {
-		port.Close()
-	}
-	if k != nil {
-		k.agent, k.group = cmd.Process.Pid, group
-		go k.obey()
-	}
+	port.Close()
+	k.agent, k.group = cmd.Process.Pid, group
+	go k.begin()
 	err := cmd.Wait()
 	return fmt.Errorf("the agent has ended: %w", errors.Join(err, errEnded))
 }

@@ -1,7 +1,6 @@
 package machine
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/binary"
 	"encoding/hex"
@@ -19,53 +18,42 @@ import (
 // root was switched: nothing it opens later by name is where user code can put
 // something else.
 type keeper struct {
-	orders *os.File
 	random *os.File // /dev/urandom
 	proc   *os.File // /proc, of all processes
 
-	// Set before obey runs.
+	begin func() // serves the host
+
+	// Set before begin runs.
 	agent int      // pid of the first process in the agent's namespaces
 	group *os.File // its control group; nil without one
+	relay *Relay   // what the agent is reached through; nil where that is a virtio port
 
 	network *Network // nil without one
 	hosts   *os.File // the file that names the machine
 }
 
 func newKeeper() (*keeper, error) {
-	orders, err := openPort(OrdersName)
-	if err != nil {
-		return nil, err
-	}
 	random, err := os.OpenFile("/dev/urandom", os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
 	proc, err := os.Open("/proc")
-	return &keeper{orders: orders, random: random, proc: proc}, err
+	return &keeper{random: random, proc: proc}, err
 }
 
-// obey does what the host says for as long as it says something.
-func (k *keeper) obey() {
-	r := bufio.NewReaderSize(k.orders, maxOrder)
-	for {
-		o, err := readOrder(r)
-		if err != nil {
-			time.Sleep(10 * time.Millisecond) // nobody is at the other end, yet
-			continue
-		}
-		answer := byte(Done)
-		if err := k.do(o); err != nil {
-			say("an order of the host's: %v", err)
-			answer = Failed
-		}
-		_, _ = k.orders.Write(append([]byte(o.Nonce), answer)) // who asked notices that it has no answer
-	}
-}
-
-// do does all that an order says, whatever fails of it.
-func (k *keeper) do(o Order) (err error) {
+// do does all that an order says, whatever fails of it. sent is how much of what the
+// agent has said the host was given over its connection; -1 when the agent was not
+// given all of the host's.
+func (k *keeper) do(o Order) (sent int64, err error) {
 	if o.Freeze {
+		all := o.Sent == nil || k.relay == nil || k.relay.Settle(*o.Sent) // before the agent stands still
 		err = k.freeze(true)
+		if k.relay != nil {
+			sent = k.relay.Park()
+		}
+		if !all {
+			sent = -1
+		}
 	}
 	if o.Time != 0 {
 		ts := unix.NsecToTimespec(o.Time)
@@ -77,7 +65,7 @@ func (k *keeper) do(o Order) (err error) {
 	if o.Thaw {
 		err = errors.Join(err, k.freeze(false))
 	}
-	return err
+	return sent, err
 }
 
 // freezePatience bounds the wait for tasks that cannot be stopped at once. One that

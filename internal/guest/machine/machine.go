@@ -36,6 +36,9 @@ type Settings struct {
 	// Given is the kind of file system of a root image that somebody else made: it
 	// is furnished with what a sandbox needs. "" is one of package vmimage.
 	Given string `json:"f,omitempty"`
+	// Orders is the port of the vsock that Boot itself is given orders at; see Order.
+	// Without VSock it is the virtio port called OrdersName.
+	Orders uint32 `json:"o,omitempty"`
 	// Probe says hello on the channel and no more: no image is needed.
 	Probe bool `json:"t,omitempty"`
 	// Network is that of a machine with a network device; nil: there is none.

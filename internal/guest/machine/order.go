@@ -4,19 +4,27 @@ import (
 	"bufio"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"net"
+	"time"
 )
 
 // Order is what the host tells a machine's first process around a snapshot, a line
-// of JSON on the port called OrdersName. What it asks for is done in the order of
-// its fields. The answer is the nonce and Done or Failed: the host compares it and
-// parses nothing.
+// of JSON on the port called OrdersName, or over a connection to the port of the vsock
+// that is Settings.Orders. What it asks for is done in the order of its fields. The
+// answer is the nonce, Done or Failed, and a number of AnswerDigits hexadecimal
+// digits: how many bytes of the agent's the host was given over its connection to it,
+// or -1 when not all that it has sent has come.
 //
-// User code has no way to the port: it has no devices.
+// User code has no way to the port: it has no devices, and is not the host.
 type Order struct {
 	Nonce string `json:"n"`
 	// Freeze stops everything in the sandbox, the agent too, until Thaw.
 	Freeze bool `json:"f,omitempty"`
+	// Sent is how many bytes the host has sent over its connection to the agent, which
+	// the agent is given before it is frozen; nil where nobody is connected.
+	Sent *int64 `json:"c,omitempty"`
 	// Time sets the clock, to nanoseconds since 1970. 0 leaves it.
 	Time int64 `json:"t,omitempty"`
 	// Renew makes a restored machine another than the one it was.
@@ -40,6 +48,18 @@ const (
 	Done   = '+'
 	Failed = '-'
 )
+
+// AnswerDigits is how many digits come behind them.
+const AnswerDigits = 16
+
+// Answer is what is said about an order.
+func (o Order) Answer(err error, sent int64) []byte {
+	verdict := byte(Done)
+	if err != nil {
+		verdict = Failed
+	}
+	return fmt.Appendf(nil, "%s%c%0*x", o.Nonce, verdict, AnswerDigits, sent)
+}
 
 // maxOrder bounds a line.
 const maxOrder = 4 << 10
@@ -71,4 +91,52 @@ func readOrder(r *bufio.Reader) (o Order, err error) {
 			return o, nil
 		}
 	}
+}
+
+// obey has do do what the host says on a port, which never ends: while nobody is at
+// the other end there is nothing to read.
+func obey(port io.ReadWriter, do func(Order) (int64, error)) {
+	r := bufio.NewReaderSize(port, maxOrder)
+	for {
+		if answer(port, r, do) != nil {
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+}
+
+// Obey has do do what the host says over connections. Orders are done one at a time,
+// in the order in which they came: who connects ends the connection before, of which
+// the order in progress is waited for and no other is begun. It returns when l fails.
+func Obey(l net.Listener, do func(Order) (int64, error)) error {
+	var before net.Conn
+	over := make(chan struct{})
+	close(over)
+	for {
+		conn, err := l.Accept()
+		if before != nil {
+			before.Close()
+		}
+		<-over
+		if err != nil {
+			return err
+		}
+		before, over = conn, make(chan struct{})
+		go func(over chan<- struct{}) {
+			defer close(over)
+			defer conn.Close()
+			for r := bufio.NewReaderSize(conn, maxOrder); answer(conn, r, do) == nil; {
+			}
+		}(over)
+	}
+}
+
+// answer does the next order. Who gave one and is gone notices that it has no answer.
+func answer(w io.Writer, r *bufio.Reader, do func(Order) (int64, error)) error {
+	o, err := readOrder(r)
+	if err != nil {
+		return err
+	}
+	sent, err := do(o)
+	_, _ = w.Write(o.Answer(err, sent))
+	return nil
 }

@@ -1,7 +1,6 @@
 package machine
 
 import (
-	"context"
 	"errors"
 	"net"
 	"os"
@@ -10,35 +9,41 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ServeVSock serves whoever connects to the port, the latest only: serve must
-// give way to a later call of itself, as the agent's does. Connections that are
-// not the host's are closed. It returns when the socket fails.
-func ServeVSock(serve func(context.Context, net.Conn) error, port uint32) error {
+// vsockListener is the port of a machine's vsock the host connects to.
+type vsockListener struct{ f *os.File }
+
+// listenVSock listens at a port. Whoever comes from elsewhere than the host is
+// turned away: user code can reach the port over the machine's own loopback.
+func listenVSock(port uint32) (*vsockListener, error) {
 	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
-		return os.NewSyscallError("vsock", err)
+		return nil, os.NewSyscallError("vsock", err)
 	}
-	l := os.NewFile(uintptr(fd), "vsock")
-	defer l.Close()
-	if err := unix.Bind(fd, &unix.SockaddrVM{CID: unix.VMADDR_CID_ANY, Port: port}); err != nil {
-		return os.NewSyscallError("bind", err)
+	l := &vsockListener{os.NewFile(uintptr(fd), "vsock")}
+	err = os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrVM{CID: unix.VMADDR_CID_ANY, Port: port}))
+	if err == nil {
+		err = os.NewSyscallError("listen", unix.Listen(fd, 4))
 	}
-	if err := unix.Listen(fd, 4); err != nil {
-		return os.NewSyscallError("listen", err)
+	if err != nil {
+		l.Close()
+		return nil, err
 	}
+	return l, nil
+}
+
+func (l *vsockListener) Close() error   { return l.f.Close() }
+func (l *vsockListener) Addr() net.Addr { return vsockAddr{} }
+
+// Accept waits for the host. It fails when the socket does.
+func (l *vsockListener) Accept() (net.Conn, error) {
 	for {
-		conn, err := accept(l)
-		if err != nil {
-			return err
-		}
-		if conn != nil {
-			go func() { _ = serve(context.Background(), conn) }() // its end is the stream's: the host comes again
+		if c, err := accept(l.f); c != nil || err != nil {
+			return c, err
 		}
 	}
 }
 
-// accept waits for a connection. One that is not the host's is nil: user code can
-// reach the port over the machine's own loopback.
+// accept waits for a connection. One that is not the host's is nil.
 func accept(l *os.File) (net.Conn, error) {
 	raw, err := l.SyscallConn()
 	if err != nil {
