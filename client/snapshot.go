@@ -117,6 +117,8 @@ type ForkOptions struct {
 	// Timeout and IdleTimeout: 0 is the parent's, Never for ever.
 	Timeout, IdleTimeout time.Duration
 	Env, Metadata        map[string]string // beside the parent's
+	// IdempotencyKey makes a repeated Fork return the first one's children.
+	IdempotencyKey string
 }
 
 // Child is what became of one child of a fork.
@@ -129,10 +131,15 @@ type Child struct {
 // Fork makes sandboxes that go on where this one is now, with its memory, files,
 // programs and interpreters, and with an identity and randomness of their own. This
 // one goes on. Of each child there is an outcome: some may fail, with KindCapacity for
-// the quota, and the others stand. Errors, when there are none: those of Snapshot.
+// the quota, and the others stand. Errors, when there are none: those of Snapshot, and
+// KindConflict for an idempotency key that was used for something else.
 func (s *Sandbox) Fork(ctx context.Context, o ForkOptions) ([]Child, error) {
-	res, err := message(s.c.snapshots.ForkSandbox(ctx, connect.NewRequest(&v1.ForkSandboxRequest{Id: s.id, Count: int32(o.Count), Names: o.Names,
-		TimeoutMs: millis(o.Timeout), IdleTimeoutMs: millis(o.IdleTimeout), Env: o.Env, Metadata: o.Metadata})))
+	req := connect.NewRequest(&v1.ForkSandboxRequest{Id: s.id, Count: int32(o.Count), Names: o.Names,
+		TimeoutMs: millis(o.Timeout), IdleTimeoutMs: millis(o.IdleTimeout), Env: o.Env, Metadata: o.Metadata})
+	if o.IdempotencyKey != "" {
+		req.Header().Set("Idempotency-Key", o.IdempotencyKey)
+	}
+	res, err := message(s.c.snapshots.ForkSandbox(ctx, req))
 	if err != nil {
 		return nil, err
 	}

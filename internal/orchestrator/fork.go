@@ -31,6 +31,18 @@ type ForkRequest struct {
 	// Env is what programs that are started in a child have beside the parent's, and
 	// Metadata what labels it has.
 	Env, Metadata map[string]string
+	// IDs are those of the children, where somebody had to know them before; nil: new
+	// ones. Whoever brings some gets no boundary that was made ahead: those have ids.
+	IDs []sandbox.ID
+}
+
+// ForkIDs are ids for the children of a fork.
+func (r *ForkRequest) ForkIDs() []sandbox.ID {
+	ids := make([]sandbox.ID, min(max(1, r.Count, len(r.Names)), MaxForks))
+	for i := range ids {
+		ids[i] = sandbox.NewID()
+	}
+	return ids
 }
 
 // Child is what became of one: a sandbox, or why there is none.
@@ -108,6 +120,8 @@ func (r *ForkRequest) check() error {
 	switch {
 	case r.Count < 1 || r.Count > MaxForks:
 		return sandbox.Errorf("fork", sandbox.KindInvalid, "%d children", r.Count).WithHint("1 to %d at once", MaxForks)
+	case r.IDs != nil && len(r.IDs) != r.Count:
+		return bad("%d ids for %d children", len(r.IDs), r.Count)
 	case len(r.Names) > r.Count:
 		return bad("%d names for %d children", len(r.Names), r.Count)
 	}
@@ -193,6 +207,9 @@ func (f *fork) request(i int) CreateRequest {
 	maps.Copy(req.Metadata, f.asked.Metadata)
 	if i < len(f.asked.Names) {
 		req.Name = f.asked.Names[i]
+	}
+	if f.asked.IDs != nil {
+		req.ID = f.asked.IDs[i]
 	}
 	return req
 }

@@ -28,7 +28,7 @@ func register(g *registry, api API) {
 	unary(g, rpc.SandboxServiceUpdateNetworkProcedure, api.UpdateNetwork)
 	unary(g, rpc.SnapshotServicePauseSandboxProcedure, api.PauseSandbox, deadline(5*time.Minute))
 	unary(g, rpc.SnapshotServiceResumeSandboxProcedure, api.ResumeSandbox, deadline(5*time.Minute))
-	unary(g, rpc.SnapshotServiceForkSandboxProcedure, api.ForkSandbox, created, deadline(10*time.Minute))
+	unary(g, rpc.SnapshotServiceForkSandboxProcedure, api.ForkSandbox, created, once, deadline(10*time.Minute))
 	unary(g, rpc.SnapshotServiceCreateSnapshotProcedure, api.CreateSnapshot, created, deadline(5*time.Minute))
 	unary(g, rpc.SnapshotServiceListSnapshotsProcedure, api.ListSnapshots)
 	unary(g, rpc.SnapshotServiceRemoveSnapshotProcedure, api.RemoveSnapshot)

@@ -41,7 +41,7 @@ func TestGoldenJSON(t *testing.T) {
 			`"idle_timeout_ms":0,"timeout_ms":9007199254740993,"created_at":"2026-03-04T05:06:07.89Z","ended_at":"1970-01-01T00:00:00Z",` +
 			`"usage":{"cpu_ms":12.5,"memory_bytes":0,"memory_peak_bytes":1099511627776,"overhead_bytes":0,"disk_bytes":0,"pids":0,"oom_kills":0},` +
 			`"receipt":{"objects":[{"kind":"mount","name":"/x","gone":true,"detail":"","check":""}],"clean":true,"time":"2026-03-04T05:06:07.89Z","instance":""},` +
-			`"readonly_root":false,"create_ms":1e-07,"principal":"","notes":[],"idle_action":"","egress":[],"egress_more":0,"bindings":[],"snapshot":"","paused_bytes":0,"forked_from":"","expire_action":"","wake":""}`},
+			`"readonly_root":false,"create_ms":1e-07,"principal":"","notes":[],"idle_action":"","egress":[],"egress_more":0,"bindings":[],"snapshot":"","paused_bytes":0,"forked_from":"","expire_action":"","wake":"","min_isolation":"","demanded_by":""}`},
 		{"GET", "/v1/sandboxes", "", `{"sandboxes":[],"next_page_token":""}`},
 		{"POST", "/v1/sandboxes/x/exec", `{"code":"print(6*7)"}`, `{"stdout":"42\n","stderr":"","exit_code":0,"duration_ms":13,"reason":"done","detail":"",` +
 			`"stdout_truncated":false,"stderr_truncated":false,"stdout_data":"","stderr_data":"","result":{"ok":1}}`},

@@ -3,8 +3,11 @@ package service
 import (
 	"context"
 	"errors"
+	"slices"
+	"strings"
 
 	v1 "github.com/firebreak-dev/firebreak/api/gen/firebreak/v1"
+	"github.com/firebreak-dev/firebreak/internal/auth"
 	"github.com/firebreak-dev/firebreak/internal/orchestrator"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -46,22 +49,16 @@ func (s *Service) ResumeSandbox(ctx context.Context, req *v1.ResumeSandboxReques
 	return toSandbox(sb), nil
 }
 
-// ForkSandbox makes sandboxes that go on where one is now. Errors: KindInvalid, and
-// those of PauseSandbox; what fails for one child is in the answer.
+// ForkSandbox makes sandboxes that go on where one is now. Under an idempotency key it
+// does so once, whoever goes away meanwhile, and asking again shows the same children; a
+// fork of which no child came is as if it had not been asked for. Errors: KindInvalid,
+// KindConflict (idempotency key), and those of PauseSandbox; what fails for one child is
+// in the answer.
 func (s *Service) ForkSandbox(ctx context.Context, req *v1.ForkSandboxRequest) (*v1.ForkSandboxResponse, error) {
 	const method = "SnapshotService.ForkSandbox"
 	who, p, err := s.allow(ctx, method)
 	if err != nil {
 		return nil, err
-	}
-	parent, err := s.Orchestrator.Get(ctx, who.Tenant, req.GetId())
-	if err != nil {
-		return nil, err
-	}
-	if n := parent.Details.Network; n != nil {
-		if err := s.maySet(ctx, method, p, n.Transforms); err != nil {
-			return nil, err
-		}
 	}
 	f := orchestrator.ForkRequest{Count: int(req.GetCount()), Names: req.GetNames(), Env: req.GetEnv(), Metadata: req.GetMetadata()}
 	if f.Timeout, err = optionalMillis("fork", "timeout_ms", req.TimeoutMs); err != nil {
@@ -70,19 +67,88 @@ func (s *Service) ForkSandbox(ctx context.Context, req *v1.ForkSandboxRequest) (
 	if f.IdleTimeout, err = optionalMillis("fork", "idle_timeout_ms", req.IdleTimeoutMs); err != nil {
 		return nil, err
 	}
-	children, err := s.Orchestrator.Fork(ctx, who, req.GetId(), f)
+	if keyFrom(ctx) != "" {
+		return s.forkOnce(ctx, method, p, who, req, f)
+	}
+	children, err := s.fork(ctx, method, p, who, req.GetId(), f)
 	if err != nil {
 		return nil, err
 	}
+	return s.toChildren(req.GetId(), children), nil
+}
+
+// fork makes children, unless they would have what their caller could not ask for.
+func (s *Service) fork(ctx context.Context, method string, p auth.Principal, who orchestrator.Caller, id string, f orchestrator.ForkRequest) ([]orchestrator.Child, error) {
+	parent, err := s.Orchestrator.Get(ctx, who.Tenant, id)
+	if err != nil {
+		return nil, err
+	}
+	if n := parent.Details.Network; n != nil {
+		if err := s.maySet(ctx, method, p, n.Transforms); err != nil {
+			return nil, err
+		}
+	}
+	return s.Orchestrator.Fork(ctx, who, id, f)
+}
+
+// errChildless says that no child came of a fork, each for a reason of its own.
+var errChildless = errors.New("no child could be made")
+
+// forkOnce is fork under an idempotency key, whose result is the ids of the children,
+// made or not, as they were chosen before.
+func (s *Service) forkOnce(ctx context.Context, method string, p auth.Principal, who orchestrator.Caller, req *v1.ForkSandboxRequest, f orchestrator.ForkRequest) (*v1.ForkSandboxResponse, error) {
+	f.IDs = f.ForkIDs()
+	var ids []string
+	for _, id := range f.IDs {
+		ids = append(ids, string(id))
+	}
+	undo := func(ctx context.Context, abandoned string) error { // nobody learned of them
+		var errs []error
+		for _, id := range strings.Fields(abandoned) {
+			if _, err := s.Orchestrator.Destroy(ctx, who, id); sandbox.KindOf(err) != sandbox.KindNotFound {
+				errs = append(errs, err)
+			}
+		}
+		return errors.Join(errs...)
+	}
+	var children []orchestrator.Child
+	result, err := s.once(ctx, who, "fork", req, strings.Join(ids, " "), func(ctx context.Context) (err error) {
+		children, err = s.fork(ctx, method, p, who, req.GetId(), f)
+		if err != nil { // perhaps only its evidence is missing
+			return errors.Join(err, undo(ctx, strings.Join(ids, " ")))
+		}
+		if !slices.ContainsFunc(children, func(c orchestrator.Child) bool { return c.Err == nil }) {
+			err = errChildless
+		}
+		return err
+	}, undo)
+	switch {
+	case err != nil && !errors.Is(err, errChildless):
+		return nil, err
+	case children != nil:
+		return s.toChildren(req.GetId(), children), nil
+	}
+	for _, id := range strings.Fields(result) {
+		c := orchestrator.Child{}
+		if c.Sandbox, c.Err = s.Orchestrator.Get(context.WithoutCancel(ctx), who.Tenant, id); sandbox.KindOf(c.Err) == sandbox.KindNotFound {
+			c.Err = sandbox.Errorf("fork", sandbox.KindNotFound, "this child could not be made when the request was carried out, and the answer then said why; or its record is gone").WithID(id)
+		}
+		children = append(children, c)
+	}
+	return s.toChildren(req.GetId(), children), nil
+}
+
+// toChildren is what a caller is told of the children of a parent.
+func (s *Service) toChildren(parent string, children []orchestrator.Child) *v1.ForkSandboxResponse {
 	resp := &v1.ForkSandboxResponse{Children: make([]*v1.ForkedSandbox, len(children))}
 	for i, c := range children {
 		if c.Err == nil {
 			resp.Children[i] = &v1.ForkedSandbox{Outcome: &v1.ForkedSandbox_Sandbox{Sandbox: toSandbox(c.Sandbox)}}
 		} else {
-			resp.Children[i] = &v1.ForkedSandbox{Outcome: &v1.ForkedSandbox_Error{Error: s.childError(req.GetId(), c.Err)}}
+			resp.Children[i] = &v1.ForkedSandbox{Outcome: &v1.ForkedSandbox_Error{Error: s.childError(parent, c.Err)}}
 		}
 	}
-	return resp, nil
+	return resp
 }
 
 // childError is what a caller is told of a child that there is not: what a call of its

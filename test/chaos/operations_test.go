@@ -57,6 +57,7 @@ var operations = []struct {
 	{"snapshot", snapshots, false},
 	{"create of a snapshot", forks, false},
 	{"fork", splits, false},
+	{"fork once", splitsOnce, false},
 	{"create of a snapshot with a network", forksWired, false},
 	{"destroy", destroys, true},
 	{"timeout", timesOut, false},

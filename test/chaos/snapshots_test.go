@@ -1,8 +1,10 @@
 package chaos
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/firebreak-dev/firebreak/client"
@@ -282,6 +284,52 @@ func splits(tr *trial) scenario {
 			}
 			if err := tr.remembered(sb.ID()); err != nil {
 				tr.errorf("%v", err)
+			}
+		},
+	}
+}
+
+// splitsOnce forks a sandbox under an idempotency key, which the caller, not knowing what
+// became of it, uses again.
+func splitsOnce(tr *trial) scenario {
+	var sb *client.Sandbox
+	o := client.ForkOptions{Names: []string{tr.label + "-left", tr.label + "-right"}, IdempotencyKey: tr.label}
+	again := func() (ids []string, err error) {
+		children, err := sb.Fork(tr.ctx, o)
+		for _, c := range children {
+			if err = errors.Join(err, c.Err); err == nil {
+				ids = append(ids, c.ID())
+				err = tr.remembered(c.ID())
+			}
+		}
+		return ids, err
+	}
+	return scenario{
+		before: func() {
+			sb = tr.newSandbox(client.CreateOptions{})
+			tr.remembers(sb)
+		},
+		act: func() {
+			if ids, err := again(); err == nil {
+				tr.promise("idempotency key", func() error {
+					if now, err := again(); err != nil || !slices.Equal(now, ids) {
+						return fmt.Errorf("it answers %v, %v, not %v", now, err, ids)
+					}
+					return nil
+				})
+			}
+		},
+		after: func() {
+			first, err := again()
+			second, err2 := again()
+			if err != nil || err2 != nil || len(first) != 2 || !slices.Equal(first, second) {
+				tr.errorf("the key answers %v, %v, then %v, %v", first, err, second, err2)
+				return
+			}
+			for i, name := range o.Names {
+				if id := tr.named(name); id != first[i] {
+					tr.errorf("%q is %s, and the key answers %v", name, id, first)
+				}
 			}
 		},
 	}

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -263,6 +265,68 @@ func TestForkAgain(t *testing.T) {
 		}
 	}
 	s.must(t, "DELETE", "/v1/snapshots/warm", "")
+}
+
+// TestForkOnce: a fork that is repeated under its key, at once, later, or at the next
+// server, answers with the children that it made first, what has become of them since; the
+// key is for no other.
+func TestForkOnce(t *testing.T) {
+	enforcing(t)
+	w := newWorld(t)
+	s := w.serve()
+	id := s.made(t, "/v1/sandboxes", `{"name":"parent"}`)
+	s.stdout(t, id, "open('kept', 'w').write('kept')")
+	const body = `{"count":2,"names":["one"]}`
+	ask := func(body string) (status int, ids []string, answer string) {
+		t.Helper()
+		status, answer, _ = s.do("POST", "/v1/sandboxes/parent/fork", body, "Idempotency-Key", "twins")
+		var r struct{ Children []forkedChild }
+		if status == http.StatusCreated {
+			if err := json.Unmarshal([]byte(answer), &r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, c := range r.Children {
+			ids = append(ids, c.Sandbox.ID)
+		}
+		return status, ids, answer
+	}
+	var all sync.WaitGroup
+	var answers [3][]string
+	for i := range answers {
+		all.Go(func() { _, answers[i], _ = ask(body) })
+	}
+	all.Wait()
+	first := answers[0]
+	if len(first) != 2 || first[0] == "" || first[0] == first[1] || !slices.Equal(first, answers[1]) || !slices.Equal(first, answers[2]) {
+		t.Fatalf("asked three times at once: %v", answers)
+	}
+	for _, child := range first {
+		if got := s.stdout(t, child, "print(open('kept').read(), end='')"); got != "kept" {
+			t.Errorf("%s has %q", child, got)
+		}
+	}
+	if status, _, answer := ask(`{"count":3,"names":["one"]}`); status != http.StatusConflict {
+		t.Errorf("another request under the key: %d %s", status, answer)
+	}
+	if status, answer, _ := s.do("POST", "/v1/sandboxes", "{}", "Idempotency-Key", "twins"); status != http.StatusConflict {
+		t.Errorf("a create under the key: %d %s", status, answer)
+	}
+	s.must(t, "DELETE", "/v1/sandboxes/"+first[1], "")
+	s.must(t, "DELETE", "/v1/sandboxes/"+id, "") // by name there is no such sandbox any more
+	s.cmd.Process.Kill()
+	s.cmd.Wait()
+	s = w.serve()
+	status, again, answer := ask(body)
+	if status != http.StatusCreated || !slices.Equal(first, again) || !strings.Contains(answer, `"state":"running"`) || !strings.Contains(answer, `"state":"ended"`) {
+		t.Errorf("at the next server: %d %v %s", status, again, answer)
+	}
+	if got := s.stdout(t, first[0], "print(open('kept').read(), end='')"); got != "kept" {
+		t.Errorf("the child has %q", got)
+	}
+	if status, answer, _ := s.do("GET", "/v1/sandboxes?state=all", ""); status != 200 || strings.Count(answer, `"id":"sb`) != 3 {
+		t.Errorf("there are others: %s", answer)
+	}
 }
 
 // TestForkShort: some children find no room, and say so; the others stand, and the

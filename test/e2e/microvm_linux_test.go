@@ -84,7 +84,8 @@ func TestMicroVM(t *testing.T) {
 		Auto     string
 		Backends []struct {
 			Name, Isolation, Version string
-			Available                bool
+			Available, Emulated      bool
+			Snapshot, Pause          bool
 			Notes                    []string
 		}
 	}
@@ -96,6 +97,9 @@ func TestMicroVM(t *testing.T) {
 		if b.Name == "microvm" {
 			t.Logf("%+v", b)
 			emulated = strings.Contains(b.Version, "accel tcg")
+			if b.Emulated != emulated || b.Snapshot != b.Pause { // what is saved is paused, too, by a create that asks for it
+				t.Errorf("microvm: %+v", b)
+			}
 			if !b.Available || b.Isolation != "hypervisor" || emulated != strings.Contains(strings.Join(b.Notes, " "), "accel: tcg") {
 				t.Fatalf("microvm: %+v", b)
 			}

@@ -157,7 +157,7 @@ func (b *Backend) find(ctx context.Context, p *probed) error {
 			return lack("apt-get install qemu-system-x86", "%w", err)
 		}
 		p.monitor, p.program = q, q.program
-		p.info.Capabilities.Snapshot = true
+		p.info.Capabilities.Snapshot, p.info.Capabilities.Pause = true, true
 		p.info.Version = "QEMU"
 	}
 	kernel, modules, err := findKernel("/", b.cfg.Kernel, b.cfg.Modules)

@@ -31,7 +31,7 @@ func TestNetwork(t *testing.T) {
 			n.Names.Set("*.tunnel.example", "198.51.100.7")
 			tr := n.Transport()
 			defer tr.CloseIdleConnections()
-			s := serveIn(t, place{n.Start, tr, []string{"SSL_CERT_FILE=" + n.Authority.File}})
+			s := serveIn(t, place{begin: n.Start, transport: tr, env: []string{"SSL_CERT_FILE=" + n.Authority.File}})
 			s.steps(t, client(s, t)...)
 			if slow.Ended() != 1 {
 				t.Errorf("%d answers without an end have ended, not one", slow.Ended())

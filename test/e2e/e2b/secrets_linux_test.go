@@ -45,7 +45,7 @@ func TestSecrets(t *testing.T) {
 			n.Site("second.example", site)
 			tr := n.Transport()
 			defer tr.CloseIdleConnections()
-			s := serveIn(t, place{n.Start, tr, []string{"SSL_CERT_FILE=" + n.Authority.File}})
+			s := serveIn(t, place{begin: n.Start, transport: tr, env: []string{"SSL_CERT_FILE=" + n.Authority.File}})
 			s.also = []string{"DEVELOPER_KEY=" + s.key}
 			s.key = s.newKey("--role", "admin")
 			s.steps(t, client(s, t)...)

@@ -2,6 +2,7 @@ package e2b
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -34,6 +35,7 @@ type place struct {
 	begin     func(*exec.Cmd) error // starts a program there
 	transport *http.Transport       // reaches it
 	env       []string              // of a server there
+	backend   string                // what makes its sandboxes; empty: FIREBREAK_TEST_BACKEND, or its own choice
 }
 
 // serve starts a server in a directory of its own. When the test ends it is
@@ -66,7 +68,8 @@ func serveIn(t testing.TB, p place, args ...string) *server {
 			t.Fatal(err)
 		}
 	}
-	s.env = append(s.env, elsewhere(t, dir)...)
+	s.backend = cmp.Or(s.backend, os.Getenv("FIREBREAK_TEST_BACKEND"))
+	s.env = append(s.env, elsewhere(s.backend)...)
 	before, err := residue.Take(residue.Scope{Dirs: []string{filepath.Join(dir, "data/run"), filepath.Join(dir, "data/instances"), filepath.Join(dir, "data/machines"), filepath.Join(dir, "data/processes")}})
 	if err != nil {
 		t.Fatal(err)
@@ -101,37 +104,8 @@ func serveIn(t testing.TB, p place, args ...string) *server {
 		}
 	}
 	s.key = s.newKey()
+	s.furnish()
 	return s
-}
-
-// elsewhere is the environment of a server whose sandboxes are made by another backend
-// than it would choose itself: FIREBREAK_TEST_BACKEND names it, and FIREBREAK_TEST_IMAGES,
-// if it is given, the directory where servers one after another keep what machines boot,
-// since this machine's own programs make a large image. With an emulated machine:
-//
-//	FIREBREAK_TEST_BACKEND=microvm FIREBREAK_TEST_IMAGES=/var/tmp/images go test ./test/e2e/e2b -timeout 2h
-func elsewhere(t testing.TB, dir string) (env []string) {
-	t.Helper()
-	if b := os.Getenv("FIREBREAK_TEST_BACKEND"); b != "" {
-		env = append(env, "FIREBREAK_BACKEND="+b)
-	}
-	if images := os.Getenv("FIREBREAK_TEST_IMAGES"); images != "" {
-		if err := os.MkdirAll(images, 0o711); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Symlink(images, filepath.Join(dir, "data", "machine-images")); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return env
-}
-
-// slowly is how many times longer things may take.
-func slowly() time.Duration {
-	if os.Getenv("FIREBREAK_TEST_BACKEND") == "microvm" {
-		return 10
-	}
-	return 1
 }
 
 // start starts a program where the server is.
@@ -171,7 +145,7 @@ func (s *server) newKey(args ...string) string {
 func (s *server) clientEnv() []string {
 	return append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.dir, "NO_COLOR=1", "PYTHONDONTWRITEBYTECODE=1",
 		"E2B_API_URL=" + s.url, "E2B_SANDBOX_URL=" + s.url, "E2B_API_KEY=" + s.key, "FIREBREAK_API=" + s.api,
-		fmt.Sprint("SLOWLY=", int(slowly()))}, s.also...)
+		fmt.Sprint("SLOWLY=", int(s.slowly()))}, s.also...)
 }
 
 // run runs a command that has to succeed and returns what it printed.
@@ -187,7 +161,7 @@ func (s *server) run(env []string, argv ...string) string {
 // try runs a command; it has three minutes, or more where everything is slow.
 func (s *server) try(env []string, argv ...string) (stdout, stderr string, err error) {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), slowly()*3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), s.slowly()*3*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Env, cmd.Dir = env, s.dir

@@ -70,6 +70,9 @@ type SnapshotServiceClient interface {
 	// name, machine id and randomness of its own. The one goes on, or stays paused. Each
 	// child has its own outcome: some may fail, for want of quota for instance, and the
 	// others stand. There is an error only where no child was tried.
+	// With an Idempotency-Key header, a repeated request returns the children the first
+	// one made, and one whose caller went away goes on; one of which no child came may be
+	// repeated.
 	ForkSandbox(context.Context, *connect.Request[v1.ForkSandboxRequest]) (*connect.Response[v1.ForkSandboxResponse], error)
 	// CreateSnapshot saves a sandbox, which goes on. Sandboxes are made of it with
 	// CreateSandbox's snapshot, any number of them, whatever becomes of the first. It
@@ -189,6 +192,9 @@ type SnapshotServiceHandler interface {
 	// name, machine id and randomness of its own. The one goes on, or stays paused. Each
 	// child has its own outcome: some may fail, for want of quota for instance, and the
 	// others stand. There is an error only where no child was tried.
+	// With an Idempotency-Key header, a repeated request returns the children the first
+	// one made, and one whose caller went away goes on; one of which no child came may be
+	// repeated.
 	ForkSandbox(context.Context, *connect.Request[v1.ForkSandboxRequest]) (*connect.Response[v1.ForkSandboxResponse], error)
 	// CreateSnapshot saves a sandbox, which goes on. Sandboxes are made of it with
 	// CreateSandbox's snapshot, any number of them, whatever becomes of the first. It
