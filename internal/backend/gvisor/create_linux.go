@@ -184,7 +184,8 @@ func (b *Backend) intentOf(s sandbox.Spec, p probed) intent {
 // boot makes everything and returns when the agent has answered. What it made
 // when it fails is Destroy's to remove.
 func (i *Instance) boot(ctx context.Context, s sandbox.Spec, p probed, img *image) error {
-	command, byCall := i.runCommand(img), img == nil && s.Wire == nil
+	// Without a network, and as root, runsc only has to make the processes.
+	command, byCall := i.runCommand(img), img == nil && s.Wire == nil && p.root
 	if byCall {
 		command = i.createCommand()
 	}
