@@ -23,7 +23,7 @@ func TestCalls(t *testing.T) {
 		Method string          `json:"method"`
 		Arg    json.RawMessage `json:"arg"`
 	}
-	if err := json.Unmarshal(b, &calls); err != nil || len(calls) != 3 {
+	if err := json.Unmarshal(b, &calls); err != nil || len(calls) != 4 {
 		t.Fatalf("%d calls, %v", len(calls), err)
 	}
 	decode := func(k int, method string, arg any) {
@@ -59,6 +59,10 @@ func TestCalls(t *testing.T) {
 	decode(2, runsc.ContMgrRestore, &restore)
 	if !restore.HavePagesFile || restore.HaveDeviceFile || restore.Background {
 		t.Errorf("%+v", restore)
+	}
+	var id string
+	if decode(3, runsc.ContMgrRootContainerStart, &id); id != "in" {
+		t.Errorf("%q is started", id)
 	}
 	if names := []string{checkpointfiles.StateFileName, checkpointfiles.PagesMetadataFileName, checkpointfiles.PagesFileName}; !slices.Equal(names, []string{"checkpoint.img", "pages_meta.img", "pages.img"}) {
 		t.Errorf("the files are called %v", names)

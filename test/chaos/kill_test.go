@@ -24,6 +24,7 @@ func TestServerKilled(t *testing.T) {
 		{"create/after-intent", "create", "ended"},
 		{"gvisor.create/after-intent", "create", "ended"},
 		{"gvisor.create/after-start", "create", "ended"},
+		{"gvisor.create/after-created", "create", "ended"},
 		{"create/after-session", "create", "ended"},
 		{"create/after-running", "create", "running"},
 		{"exec/after-evidence", "exec", "running"},

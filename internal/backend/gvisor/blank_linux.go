@@ -56,7 +56,7 @@ func (b *Backend) blank(ctx context.Context, s sandbox.Spec, p probed, ahead boo
 	if err == nil {
 		failpoint.Hit("gvisor.blank/after-created")
 		i.running.Blank = true
-		if err = i.call(ctx, callNetwork, alone); err == nil {
+		if err = i.call(ctx, callNetwork, alone(true)); err == nil {
 			err = i.settle(s)
 		}
 	}

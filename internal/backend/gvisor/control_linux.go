@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A sentry is told to save itself, and what to go on from, over the control socket
-// that runsc made for it in the instance's directory. No runsc is started for that:
-// it would take as long as what it asks for.
+// A sentry is told to start its guest, to save itself, and what to go on from, over the
+// control socket that runsc made for it in the instance's directory. No runsc is started,
+// or kept at work, for that: it would take as long as what it asks for.
 //
 // The calls are those of the version of gVisor in go.mod, as its package urpc sends
 // them: JSON, with descriptors beside it. TestCalls here and in cmd/firebreak-runsc
@@ -125,21 +125,25 @@ const (
 	callSave    = "containerManager.Checkpoint"
 	callNetwork = "containerManager.SetNetworkArgs"
 	callRestore = "containerManager.Restore"
+	callStart   = "containerManager.StartRoot"
 )
 
 // whole is how an image is written: uncompressed, which costs more to read back than it
 // saves, and the guest goes on.
 var whole = saveCall{map[string]string{"compression": "none"}, true, true}
 
-// alone is the network of a sandbox that has none: itself.
-var alone = networkCall{IsRestore: true, LoopbackLinks: []loopbackLink{{
-	Name:      "lo",
-	Addresses: []linkAddress{{net.IPv4(127, 0, 0, 1), 8}, {net.IPv6loopback, 128}},
-	Routes: []linkRoute{
-		{net.IPNet{IP: net.IPv4(127, 0, 0, 0), Mask: net.CIDRMask(8, 32)}},
-		{net.IPNet{IP: net.IPv6loopback, Mask: net.CIDRMask(128, 128)}},
-	},
-}}}
+// alone is the network of a sandbox that has none: itself. restored: for a guest that
+// goes on.
+func alone(restored bool) networkCall {
+	return networkCall{IsRestore: restored, LoopbackLinks: []loopbackLink{{
+		Name:      "lo",
+		Addresses: []linkAddress{{net.IPv4(127, 0, 0, 1), 8}, {net.IPv6loopback, 128}},
+		Routes: []linkRoute{
+			{net.IPNet{IP: net.IPv4(127, 0, 0, 0), Mask: net.CIDRMask(8, 32)}},
+			{net.IPNet{IP: net.IPv6loopback, Mask: net.CIDRMask(128, 128)}},
+		},
+	}}}
+}
 
 // imageNames are the files of an image, in the order in which a sentry takes them:
 // its own state, which pages of memory there are, and what is in them.
@@ -156,4 +160,14 @@ func (i *Instance) saveInto(ctx context.Context, files []*os.File) error {
 // an image, which runs from then on.
 func (i *Instance) goOnFrom(ctx context.Context, files []*os.File) error {
 	return i.call(ctx, callRestore, restoreCall{true}, files...)
+}
+
+// start has a sentry without a guest run the one of its bundle, which has no network. The
+// processes are there when it is called: what has a network is started by runsc, which
+// finds the links of its namespace.
+func (i *Instance) start(ctx context.Context) error {
+	if err := i.call(ctx, callNetwork, alone(false)); err != nil {
+		return err
+	}
+	return i.call(ctx, callStart, i.id)
 }

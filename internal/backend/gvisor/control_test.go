@@ -7,12 +7,14 @@ import (
 	"encoding/json"
 	"os"
 	"testing"
+
+	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
 // TestCalls: what is sent to a sentry is what is kept in testdata, which
 // cmd/firebreak-runsc compares with what its version of gVisor expects.
 func TestCalls(t *testing.T) {
-	got, err := json.MarshalIndent([]controlCall{{callSave, whole}, {callNetwork, alone}, {callRestore, restoreCall{true}}}, "", "\t")
+	got, err := json.MarshalIndent([]controlCall{{callSave, whole}, {callNetwork, alone(true)}, {callRestore, restoreCall{true}}, {callStart, sandbox.InstanceID("in")}}, "", "\t")
 	if err != nil {
 		t.Fatal(err)
 	}

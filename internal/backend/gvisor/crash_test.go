@@ -102,6 +102,7 @@ func TestKilledWhileCreating(t *testing.T) {
 		{"gvisor.create/after-cgroup", false},
 		{"gvisor.create/after-files", false},
 		{"gvisor.create/after-start", false},
+		{"gvisor.create/after-created", false},
 		{"gvisor.create/after-answer", false},
 		{"gvisor.destroy/after-kill", true},
 		{"gvisor.destroy/after-cgroup", true},

@@ -184,7 +184,12 @@ func (b *Backend) intentOf(s sandbox.Spec, p probed) intent {
 // boot makes everything and returns when the agent has answered. What it made
 // when it fails is Destroy's to remove.
 func (i *Instance) boot(ctx context.Context, s sandbox.Spec, p probed, img *image) error {
-	let, err := i.begin(s, p, i.runCommand(img)...)
+	// Without a network, and as root, runsc only has to make the processes.
+	command, byCall := i.runCommand(img), img == nil && s.Wire == nil && p.root
+	if byCall {
+		command = i.createCommand()
+	}
+	let, err := i.begin(s, p, command...)
 	if err != nil {
 		return err
 	}
@@ -195,6 +200,15 @@ func (i *Instance) boot(ctx context.Context, s sandbox.Spec, p probed, img *imag
 	}
 	defer conn.Close()
 	let() // from here on only the sandbox keeps the stream alive
+	if byCall {
+		if err := i.awaitRuntime(ctx); err != nil {
+			return err
+		}
+		failpoint.Hit("gvisor.create/after-created")
+		if err := i.start(ctx); err != nil {
+			return err
+		}
+	}
 	if err := i.awaitAgent(ctx, conn); err != nil {
 		return err
 	}
@@ -322,7 +336,7 @@ func setOOMScore(pid, score int) {
 	}
 }
 
-// launch is a running `firebreak-runsc run -detach`.
+// launch is a running `firebreak-runsc create`, or `run -detach`.
 type launch struct {
 	pid  int
 	done chan struct{} // closed when it has ended

@@ -17,7 +17,7 @@
 // one cgroup <parent>/<instance> per controller, and three kinds of processes:
 // the sentry (the user-space kernel), the gofer (serves the root file system)
 // and the sentry's stubs (execute guest code). All of them are started by one
-// short-lived `firebreak-runsc run -detach` and outlive this process, so
+// short-lived `firebreak-runsc create` (`run -detach`, with a wire) and outlive this process, so
 // nothing here is a parent that has to stay: another Backend over the same
 // Dir finds the instances with List and takes them over with Attach.
 //

@@ -65,8 +65,11 @@ func (p process) gone() bool {
 	if err != nil {
 		return errors.Is(err, fs.ErrNotExist)
 	}
-	return start != p.Start || state == 'Z' || state == 'X'
+	return start != p.Start || ended(state)
 }
+
+// ended is the state of a process that is a zombie or less.
+func ended(state byte) bool { return state == 'Z' || state == 'X' }
 
 // open returns a descriptor that keeps meaning p. ESRCH when p has ended.
 func (p process) open() (int, error) {
@@ -247,8 +250,9 @@ func members(g cgroup, recorded []process) ([]process, error) {
 		return nil, err
 	}
 	for _, pid := range pids {
-		p, ok := identify(pid)
-		if !ok || p.gone() || slices.ContainsFunc(all, p.same) {
+		state, _, start, err := statOf(pid)
+		p := process{PID: pid, Start: start}
+		if err != nil || ended(state) || slices.ContainsFunc(all, p.same) {
 			continue
 		}
 		p.Role = commandRole(pid)

@@ -86,6 +86,7 @@ func (i *Instance) recheck(objects []sandbox.Object, trouble error) sandbox.Rece
 	if err != nil {
 		trouble = errors.Join(trouble, err)
 	}
+	bound := boundNamespaces() // once: it is long where there are many wires
 	for k := range objects {
 		o := &objects[k]
 		switch o.Kind {
@@ -120,19 +121,20 @@ func survivors(objects []sandbox.Object) bool {
 	return slices.ContainsFunc(objects, func(o sandbox.Object) bool { return o.Kind == "process" && !o.Gone })
 }
 
-// bound reports whether a mount of this namespace holds a namespace, or whether
-// that cannot be told. Numbers of namespaces are used again, most of all by the
-// wires of other instances, which are mounts named by an instance: none of them
-// is an instance's own.
-func bound(ns string) bool {
+// boundNamespaces tells whether a mount of this process's namespace holds a namespace, or
+// whether that cannot be told. Numbers of namespaces are used again, most of all by the
+// wires of other instances, which are mounts named by an instance: none of them is an
+// instance's own.
+func boundNamespaces() func(ns string) bool {
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		return true
+		return func(string) bool { return true }
 	}
+	held := map[string]bool{}
 	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) > 4 && f[3] == ns && !sandbox.InstanceID(filepath.Base(f[4])).Valid() {
-			return true
+		if f := strings.Fields(line); len(f) > 4 && strings.Contains(f[3], ":[") && !sandbox.InstanceID(filepath.Base(f[4])).Valid() {
+			held[f[3]] = true
 		}
 	}
-	return false
+	return func(ns string) bool { return held[ns] }
 }

@@ -144,7 +144,7 @@ func TestNumbersOfNamespacesAreUsedAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if bound(number) {
+	if boundNamespaces()(number) {
 		t.Error("a wire holds another instance's namespace")
 	}
 	other := filepath.Join(t.TempDir(), "kept")
@@ -152,7 +152,7 @@ func TestNumbersOfNamespacesAreUsedAgain(t *testing.T) {
 	if err := unix.Mount(l.Wire.NetNS, other, "", unix.MS_BIND, ""); err != nil {
 		t.Fatal(err)
 	}
-	if !bound(number) {
+	if !boundNamespaces()(number) {
 		t.Error("a mount does not hold it")
 	}
 	if err := unix.Unmount(other, unix.MNT_DETACH); err != nil {
