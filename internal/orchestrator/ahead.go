@@ -116,7 +116,7 @@ func (o *Orchestrator) take(ctx context.Context, who Caller, p *plan, a *admissi
 	failpoint.Hit("create/before-intent")
 	q := store.Quota{Tenant: int(o.Quota.Of(who.Tenant).Sandboxes), Host: o.Quota.Host}
 	told := make(chan struct{})
-	go func() { defer close(told); o.tellSoon(p.sb.ID) }()
+	go func() { defer close(told); o.tellSoon(p.sb.ID, false) }()
 	var evidence error
 	recorded := false
 	rec, err := o.Store.Tenant(who.Tenant).CreateBeside(ctx, p.sb.Sandbox, q, func() {
@@ -153,11 +153,11 @@ func (o *Orchestrator) take(ctx context.Context, who Caller, p *plan, a *admissi
 	return l.snapshot(), true, nil
 }
 
-// tellSoon has the events of a sandbox prepared. What goes wrong the first of them
-// meets again.
-func (o *Orchestrator) tellSoon(id sandbox.ID) {
-	if e, ok := o.Events.(interface{ Prepare(sandbox.ID) error }); ok {
-		_ = e.Prepare(id)
+// tellSoon has the events of a sandbox prepared, or those of what is printed in it.
+// What goes wrong the first of them meets again.
+func (o *Orchestrator) tellSoon(id sandbox.ID, output bool) {
+	if e, ok := o.Events.(interface{ Prepare(sandbox.ID, bool) error }); ok {
+		_ = e.Prepare(id, output)
 	}
 }
 
