@@ -3,7 +3,10 @@ package bench
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -164,6 +167,74 @@ func (d *Daemon) ExecCode(ctx context.Context, id string) error {
 	return err
 }
 
+// ExecFirst is ExecCode by a stream, and how long it took to the first byte that is
+// printed; the rest is waited for, and checked, behind that.
+func (d *Daemon) ExecFirst(ctx context.Context, id string) (took time.Duration, err error) {
+	start, printed := time.Now(), ""
+	err = d.stream(ctx, "/v1/sandboxes/"+id+"/exec", `{"code":"print(6*7)"}`, func(item streamed) {
+		if printed += item.Stdout.Text; took == 0 && printed != "" {
+			took = time.Since(start)
+		}
+	})
+	if err == nil && printed != "42\n" {
+		err = fmt.Errorf("exec printed %q", printed)
+	}
+	return took, err
+}
+
+// EvalFirst is Eval by a stream, and how long it took to the result; the rest is waited
+// for behind that.
+func (d *Daemon) EvalFirst(ctx context.Context, id string) (took time.Duration, err error) {
+	start, result := time.Now(), ""
+	err = d.stream(ctx, "/v1/sandboxes/"+id+"/contexts/python/eval", `{"code":"6*7"}`, func(item streamed) {
+		if result += item.Result.Text; took == 0 && result != "" {
+			took = time.Since(start)
+		}
+	})
+	if err == nil && result != "42" {
+		err = fmt.Errorf("eval: %q", result)
+	}
+	return took, err
+}
+
+// streamed is an item of an answer in pieces, as far as it matters here.
+type streamed struct {
+	Stdout struct {
+		Text string `json:"text"`
+	} `json:"stdout"`
+	Result struct {
+		Text string `json:"text"`
+	} `json:"result"`
+	Error json.RawMessage `json:"error"`
+}
+
+// stream posts body and hands over the items of the answer as they come.
+func (d *Daemon) stream(ctx context.Context, path, body string, take func(streamed)) error {
+	req, err := http.NewRequestWithContext(ctx, "POST", d.URL+path, strings.NewReader(body))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Authorization", "Bearer "+d.key)
+	req.Header.Set("Accept", "application/x-ndjson")
+	resp, err := d.client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	for dec := json.NewDecoder(resp.Body); ; {
+		var item streamed
+		if err := dec.Decode(&item); err == io.EOF {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if item.Error != nil || resp.StatusCode != http.StatusOK {
+			return fmt.Errorf("POST %s: %s: %s", path, resp.Status, item.Error)
+		}
+		take(item)
+	}
+}
+
 // Receipt ends a sandbox, demands a clean receipt and returns the paths that it
 // names, for others to look for.
 func (d *Daemon) Receipt(ctx context.Context, id string) (paths []string, err error) {
@@ -225,6 +296,28 @@ func HostPython(ctx context.Context) (time.Duration, error) {
 		err = fmt.Errorf("python3 printed %q", out)
 	}
 	return took, err
+}
+
+// HostFirst is HostPython to the first byte in its pipe; its end is waited for, and what
+// it printed is checked, behind that.
+func HostFirst(ctx context.Context) (took time.Duration, err error) {
+	cmd := exec.CommandContext(ctx, python, "-c", "print(6*7)")
+	pipe, err := cmd.StdoutPipe()
+	if err != nil {
+		return 0, err
+	}
+	start := time.Now()
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	out := make([]byte, 1)
+	_, err = io.ReadFull(pipe, out)
+	took = time.Since(start)
+	rest, err2 := io.ReadAll(pipe)
+	if out = append(out, rest...); err == nil && string(out) != "42\n" {
+		err = fmt.Errorf("python3 printed %q", out)
+	}
+	return took, errors.Join(err, err2, cmd.Wait())
 }
 
 // Flush is one fdatasync of a record that was appended to a file in dir.

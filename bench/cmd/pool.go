@@ -33,7 +33,8 @@ func (s *set) pool(ctx context.Context) (err error) {
 			d.Stop()
 		}
 	}()
-	for k, name := range [][]string{{"pool: claim"}, {"pool: claim + exec code", "pool: claim + exec true"}, {"pool: eval on a context"}, {"pool: 20 claims in a row"}} {
+	for k, name := range [][]string{{"pool: claim"}, {"pool: claim + exec code", "pool: claim + exec code, whole", "pool: claim + exec true"},
+		{"pool: eval on a context", "pool: eval on a context, whole"}, {"pool: 20 claims in a row", "pool: 20 claims in a row, whole"}} {
 		if !slices.ContainsFunc(name, s.want.MatchString) {
 			continue
 		}
@@ -50,23 +51,44 @@ func (s *set) pool(ctx context.Context) (err error) {
 }
 
 // claiming is a column that claims a sandbox of a full pool, does something in it,
-// and ends it with the clock stopped.
-func claiming(name string, d *bench.Daemon, use func(context.Context, string) error) bench.Column {
+// and ends it with the clock stopped. What is done says how long it took.
+func claiming(name string, d *bench.Daemon, use timed) bench.Column {
 	return bench.Column{Name: name, Run: func(ctx context.Context) (time.Duration, error) {
 		if err := d.Filled(ctx, poolSize); err != nil {
 			return 0, err
 		}
-		start := time.Now()
-		id, err := d.Claim(ctx)
-		if err != nil {
-			return 0, err
+		id, took, err := claimed(ctx, d, use)
+		if id != "" {
+			err = firstError(err, d.Destroy(ctx, id))
 		}
-		if use != nil {
-			err = use(ctx, id)
-		}
-		took := time.Since(start)
-		return took, firstError(err, d.Destroy(ctx, id))
+		return took, err
 	}}
+}
+
+// timed does something in a sandbox and says how long it took, to wherever the clock of
+// its row stops.
+type timed func(ctx context.Context, id string) (time.Duration, error)
+
+// claimed claims a sandbox and does something in it, nil: nothing.
+func claimed(ctx context.Context, d *bench.Daemon, use timed) (id string, took time.Duration, err error) {
+	start := time.Now()
+	if id, err = d.Claim(ctx); err != nil {
+		return "", 0, err
+	}
+	if took = time.Since(start); use == nil {
+		return id, took, nil
+	}
+	more, err := use(ctx, id)
+	return id, took + more, err
+}
+
+// whole times what is over when it returns.
+func whole(f func(ctx context.Context, id string) error) timed {
+	return func(ctx context.Context, id string) (time.Duration, error) {
+		start := time.Now()
+		err := f(ctx, id)
+		return time.Since(start), err
+	}
 }
 
 // misses tells how many claims were not served from what was ready since an earlier
@@ -103,32 +125,55 @@ func (s *set) poolClaim(ctx context.Context, d *bench.Daemon) error {
 	return firstError(err, s.misses(ctx, d, name, was))
 }
 
+// clocks are where the clock of a row of code stops: at the first byte that is printed,
+// here and on the host, which is what is promised; and when either has told all, by a
+// name of its own.
+func clocks(d *bench.Daemon) []clock {
+	return []clock{
+		{"", "the host's python3 -c, first byte", bench.HostFirst, "first byte", d.ExecFirst, d.EvalFirst},
+		{", whole", "the host's python3 -c", bench.HostPython, "the answer", whole(d.ExecCode), whole(d.Eval)},
+	}
+}
+
+type clock struct {
+	name       string // behind that of the row
+	base       string
+	host       func(context.Context) (time.Duration, error)
+	until      string // of ours
+	exec, eval timed
+}
+
 // poolFirst: a create and its first exec.
 func (s *set) poolFirst(ctx context.Context, d *bench.Daemon) error {
-	was, err := d.Shelves(ctx)
-	if err != nil {
-		return err
-	}
-	const code, command = "pool: claim + exec code", "pool: claim + exec true"
-	if s.want.MatchString(code) {
-		err := s.measure(ctx, bench.Row{Name: code, Rounds: s.rounds, Ours: 1, Base: 0, Goal: 0.25, Columns: []bench.Column{
-			{Name: "base: the host's python3 -c", Run: bench.HostPython}, claiming("ours: POST sandboxes, POST exec", d, d.ExecCode)}})
-		if err := firstError(err, s.misses(ctx, d, code, was)); err != nil {
+	for _, c := range clocks(d) {
+		name := "pool: claim + exec code" + c.name
+		if !s.want.MatchString(name) {
+			continue
+		}
+		was, err := d.Shelves(ctx)
+		if err != nil {
+			return err
+		}
+		err = s.measure(ctx, bench.Row{Name: name, Rounds: s.rounds, Ours: 1, Base: 0, Goal: 0.25, Columns: []bench.Column{
+			{Name: "base: " + c.base, Run: c.host}, claiming("ours: POST sandboxes, POST exec, "+c.until, d, c.exec)}})
+		if err := firstError(err, s.misses(ctx, d, name, was)); err != nil {
 			return err
 		}
 	}
+	const command = "pool: claim + exec true"
 	if !s.want.MatchString(command) {
 		return nil
 	}
 	peer, err := s.peer(ctx)
-	if err == nil {
-		was, err = d.Shelves(ctx)
+	if err != nil {
+		return err
 	}
+	was, err := d.Shelves(ctx)
 	if err != nil {
 		return err
 	}
 	err = s.measure(ctx, bench.Row{Name: command, Rounds: s.rounds, Ours: 1, Base: 0, Goal: 0.2, Columns: []bench.Column{
-		{Name: "peer: runsc run … true", Run: peer.RunTrue}, claiming("ours: POST sandboxes, POST exec", d, d.ExecTrue)}})
+		{Name: "peer: runsc run … true", Run: peer.RunTrue}, claiming("ours: POST sandboxes, POST exec", d, whole(d.ExecTrue))}})
 	return firstError(err, s.misses(ctx, d, command, was))
 }
 
@@ -138,58 +183,71 @@ func (s *set) poolEval(ctx context.Context, d *bench.Daemon) error {
 	if err != nil {
 		return err
 	}
-	if err = d.Eval(ctx, id); err == nil { // starts the interpreter
-		err = s.measure(ctx, bench.Row{Name: "pool: eval on a context", Rounds: s.rounds, Ours: 1, Base: 0, Goal: 0.1, Columns: []bench.Column{
-			{Name: "base: the host's python3 -c", Run: bench.HostPython},
-			{Name: "ours: POST eval", Run: func(ctx context.Context) (time.Duration, error) {
-				start := time.Now()
-				err := d.Eval(ctx, id)
-				return time.Since(start), err
-			}}}})
+	err = d.Eval(ctx, id) // starts the interpreter
+	for _, c := range clocks(d) {
+		name := "pool: eval on a context" + c.name
+		if err != nil || !s.want.MatchString(name) {
+			continue
+		}
+		err = s.measure(ctx, bench.Row{Name: name, Rounds: s.rounds, Ours: 1, Base: 0, Goal: 0.1, Columns: []bench.Column{
+			{Name: "base: " + c.base, Run: c.host},
+			{Name: "ours: POST eval, " + c.until, Run: func(ctx context.Context) (time.Duration, error) { return c.eval(ctx, id) }}}})
 	}
 	return firstError(err, d.Destroy(ctx, id))
 }
 
-// poolInARow: as many claims, one after the other without a pause, as are ready.
+// poolInARow: as many claims, one after the other without a pause, as are ready. What
+// is waited for behind a first byte is within none of the clocks, and no pause: who
+// claims next has waited for it.
 func (s *set) poolInARow(ctx context.Context, d *bench.Daemon) error {
-	was, err := d.Shelves(ctx)
-	if err != nil {
-		return err
-	}
-	const name = "pool: 20 claims in a row"
-	many := func(f func() error) (time.Duration, error) {
-		start := time.Now()
-		for range poolSize {
-			if err := f(); err != nil {
+	for _, c := range clocks(d) {
+		name := "pool: 20 claims in a row" + c.name
+		if !s.want.MatchString(name) {
+			continue
+		}
+		was, err := d.Shelves(ctx)
+		if err != nil {
+			return err
+		}
+		ours := func(ctx context.Context) (time.Duration, error) {
+			if err := d.Filled(ctx, poolSize); err != nil {
 				return 0, err
 			}
+			var ids []string
+			total, err := many(func() (time.Duration, error) {
+				id, took, err := claimed(ctx, d, c.exec)
+				if id != "" {
+					ids = append(ids, id)
+				}
+				return took, err
+			})
+			for _, id := range ids {
+				err = firstError(err, d.Destroy(ctx, id))
+			}
+			return total, err
 		}
-		return time.Since(start), nil
+		err = s.measure(ctx, bench.Row{Name: name, Rounds: max(5, s.rounds/8), Ours: 1, Base: 0, Goal: 0.25, Columns: []bench.Column{
+			{Name: "base: " + c.base + ", 20 times", Run: func(ctx context.Context) (time.Duration, error) {
+				return many(func() (time.Duration, error) { return c.host(ctx) })
+			}},
+			{Name: "ours: 20 × POST sandboxes, POST exec, " + c.until, Run: ours}}})
+		if err := firstError(err, s.misses(ctx, d, name, was)); err != nil {
+			return err
+		}
 	}
-	ours := func(ctx context.Context) (time.Duration, error) {
-		if err := d.Filled(ctx, poolSize); err != nil {
+	return nil
+}
+
+// many sums what poolSize times f take.
+func many(f func() (time.Duration, error)) (total time.Duration, err error) {
+	for range poolSize {
+		took, err := f()
+		if err != nil {
 			return 0, err
 		}
-		var ids []string
-		took, err := many(func() error {
-			id, err := d.Claim(ctx)
-			if err != nil {
-				return err
-			}
-			ids = append(ids, id)
-			return d.ExecCode(ctx, id)
-		})
-		for _, id := range ids {
-			err = firstError(err, d.Destroy(ctx, id))
-		}
-		return took, err
+		total += took
 	}
-	err = s.measure(ctx, bench.Row{Name: name, Rounds: max(5, s.rounds/8), Ours: 1, Base: 0, Goal: 0.25, Columns: []bench.Column{
-		{Name: "base: the host's python3 -c, 20 times", Run: func(ctx context.Context) (time.Duration, error) {
-			return many(func() error { _, err := bench.HostPython(ctx); return err })
-		}},
-		{Name: "ours: 20 × POST sandboxes, POST exec", Run: ours}}})
-	return firstError(err, s.misses(ctx, d, name, was))
+	return total, nil
 }
 
 // poolLoad: two clients that create, exec and destroy without a pause, a burst, and

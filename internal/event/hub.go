@@ -128,10 +128,11 @@ func (h *Hub) Publish(id sandbox.ID, e Event) (uint64, error) {
 	return e.ID, nil
 }
 
-// Prepare makes ready what the first event of a new sandbox needs, its file: who calls
-// it beside something else that takes its time does not wait for that in Publish. A
-// file without events is removed by Expire, if none ever come.
-func (h *Hub) Prepare(id sandbox.ID) error {
+// Prepare makes ready what the first event of a sandbox needs, or with output the first
+// that has some, its file: who calls it beside something else that takes its time does
+// not wait for that in Publish. A file without events is removed by Expire, if none ever
+// come.
+func (h *Hub) Prepare(id sandbox.ID, output bool) error {
 	s, err := h.stream("publish", id, true)
 	if err != nil {
 		return err
@@ -141,7 +142,11 @@ func (h *Hub) Prepare(id sandbox.ID) error {
 	if s.ended || s.removed {
 		return nil
 	}
-	return sandbox.Wrap("publish", string(id), s.state.open())
+	l := &s.state
+	if output {
+		l = &s.out
+	}
+	return sandbox.Wrap("publish", string(id), l.open())
 }
 
 // Printed returns what has been published of a process. What was dropped for

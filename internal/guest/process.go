@@ -26,6 +26,10 @@ type Command struct {
 	PTY *Size
 	// Hold makes the guest keep the process for a Reattach until Release, too.
 	Hold bool
+	// Sent, unless nil, is called with the process's id once the guest is being asked,
+	// before its answer is waited for: what is done there costs no time while the guest
+	// is slower.
+	Sent func(id uint32)
 }
 
 // grace is how much longer than the guest the host waits to enforce a deadline.
@@ -95,6 +99,9 @@ func (s *Session) Exec(ctx context.Context, c Command) (*Process, error) {
 	})
 	if err != nil {
 		return nil, err
+	}
+	if c.Sent != nil {
+		c.Sent(id)
 	}
 	r, err := s.await(ctx, OpExec, id, k)
 	if err == nil && r.Process == nil {

@@ -100,13 +100,14 @@ func (o *Orchestrator) take(ctx context.Context, who Caller, p *plan, a *admissi
 	cold := *p
 	p.spec.Instance, p.spec.Sandbox, p.spec.Hostname = p.ready.Instance, p.ready.Sandbox, string(p.ready.Sandbox)
 	p.sb.ID, p.sb.Instance, p.sb.Details.Hostname = p.ready.Sandbox, p.ready.Instance, p.spec.Hostname
-	checked := make(chan error, 1)
-	go func() { checked <- o.Templates.Check(ctx, p.sb.TemplateDigest) }()
 	l := o.newLive(p.sb, p.release, func() {})
 	close(l.booted)
 	l.inst, l.sess = p.ready.Inst, p.ready.Session
 	st, err := p.ready.Status, lives(ctx, l.inst)
-	if err = cmp.Or(<-checked, err, l.sess.Err()); err != nil {
+	if err = cmp.Or(err, l.sess.Err()); err == nil {
+		err = o.Templates.Check(ctx, p.sb.TemplateDigest)
+	}
+	if err != nil {
 		b.Return(p.ready.Instance)
 		o.Log.Warn("a sandbox that was ready cannot be used", "instance", p.ready.Instance, "error", err)
 		*p = cold
@@ -116,7 +117,7 @@ func (o *Orchestrator) take(ctx context.Context, who Caller, p *plan, a *admissi
 	failpoint.Hit("create/before-intent")
 	q := store.Quota{Tenant: int(o.Quota.Of(who.Tenant).Sandboxes), Host: o.Quota.Host}
 	told := make(chan struct{})
-	go func() { defer close(told); o.tellSoon(p.sb.ID) }()
+	go func() { defer close(told); o.tellSoon(p.sb.ID, false) }()
 	var evidence error
 	recorded := false
 	rec, err := o.Store.Tenant(who.Tenant).CreateBeside(ctx, p.sb.Sandbox, q, func() {
@@ -153,11 +154,11 @@ func (o *Orchestrator) take(ctx context.Context, who Caller, p *plan, a *admissi
 	return l.snapshot(), true, nil
 }
 
-// tellSoon has the events of a sandbox prepared. What goes wrong the first of them
-// meets again.
-func (o *Orchestrator) tellSoon(id sandbox.ID) {
-	if e, ok := o.Events.(interface{ Prepare(sandbox.ID) error }); ok {
-		_ = e.Prepare(id)
+// tellSoon has the events of a sandbox prepared, or those of what is printed in it.
+// What goes wrong the first of them meets again.
+func (o *Orchestrator) tellSoon(id sandbox.ID, output bool) {
+	if e, ok := o.Events.(interface{ Prepare(sandbox.ID, bool) error }); ok {
+		_ = e.Prepare(id, output)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
 	"strconv"
 	"sync"
 	"time"
@@ -28,7 +29,8 @@ type execution struct {
 	warm    *warm // it keeps an interpreter warm; also its sink
 	stdin   io.Reader
 	entry   *entry
-	adopted bool // begun by an earlier process of this program
+	place   *os.File // for the entry, which is not written yet; nil: none
+	adopted bool     // begun by an earlier process of this program
 
 	// The rest belongs to the goroutine that runs it; at and published, by
 	// channel, to the pumps while there are any.
@@ -76,14 +78,11 @@ func (x *execution) begin(ctx context.Context, req ExecRequest, p program) error
 			return l.settle(s, err)
 		}
 	}
-	var side sync.WaitGroup
-	side.Go(func() { x.entry.OOM = l.oomKills(ctx) }) // beside the start, not before it
 	l.starting.RLock()
 	defer l.starting.RUnlock()
 	x.entry.Begun = time.Now()
 	x.proc, err = s.Exec(ctx, guest.Command{Argv: p.argv, Env: p.env, Dir: p.cwd, User: req.User, Stdin: x.stdin != nil,
-		PTY: req.PTY, Timeout: x.entry.Timeout, Hold: true})
-	side.Wait()
+		PTY: req.PTY, Timeout: x.entry.Timeout, Hold: true, Sent: func(id uint32) { x.ahead(ctx, id) }})
 	if err == nil {
 		failpoint.Hit("exec/after-start")
 		x.s, x.entry.ID, x.entry.PID = s, x.proc.ID(), x.proc.PID()
@@ -92,11 +91,22 @@ func (x *execution) begin(ctx context.Context, req ExecRequest, p program) error
 		}
 	}
 	if err != nil {
+		l.o.journal.unplace(x.entry, x.place)
 		x.tidy(s)
 		return l.startError(s, err)
 	}
 	failpoint.Hit("exec/after-journal")
 	return nil
+}
+
+// ahead does while the process starts what would else be done before the first byte of
+// its output is passed on: files are made, and its sandbox is looked at.
+func (x *execution) ahead(ctx context.Context, id uint32) {
+	x.entry.ID, x.entry.OOM = id, x.l.oomKills(ctx)
+	if !x.l.o.Alone {
+		x.place = x.l.o.journal.placeFor(x.entry)
+	}
+	x.l.o.tellSoon(x.l.id, true)
 }
 
 // enlist makes the process known: to the journal, and to whoever opens the next
@@ -125,7 +135,7 @@ func (x *execution) enlist() error {
 	// A server that is killed ends nothing, whatever it does when it is stopped: the
 	// next one has to know of this process. A process that is alone has no successor.
 	if !x.l.o.Alone {
-		if err := x.noted(x.l.o.journal.add(x.entry, kept)); err != nil {
+		if err := x.noted(x.l.o.journal.add(x.entry, x.place, kept)); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -76,9 +77,26 @@ func (j journal) path(e *entry) string {
 	return filepath.Join(j.dir, string(e.Sandbox)+"."+strconv.FormatUint(uint64(e.ID), 10))
 }
 
-// add notes a process. stdin, if not nil, is kept with it. On an error nothing
-// of it is left.
-func (j journal) add(e *entry, stdin []byte) (err error) {
+// placeFor makes the file of a process that is about to be noted by add, which has to
+// write to it only. Nil: add has to make it as well. An empty one is of no process.
+func (j journal) placeFor(e *entry) *os.File {
+	f, err := os.OpenFile(j.path(e), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil // add meets the same, and says it
+	}
+	return f
+}
+
+// unplace removes what placeFor made, if add has not taken it.
+func (j journal) unplace(e *entry, place *os.File) {
+	if place != nil && place.Close() == nil {
+		_ = os.Remove(place.Name()) // what stays goes with the sandbox
+	}
+}
+
+// add notes a process, in the file that placeFor made unless that is nil; it is closed.
+// stdin, if not nil, is kept with it. On an error nothing of it is left.
+func (j journal) add(e *entry, place *os.File, stdin []byte) (err error) {
 	path := j.path(e)
 	defer func() {
 		if err != nil {
@@ -94,7 +112,11 @@ func (j journal) add(e *entry, stdin []byte) (err error) {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(path, b, 0o600) // one write: whole, or not there
+	if place == nil {
+		return os.WriteFile(path, b, 0o600) // one write: whole, or not there
+	}
+	_, err = place.Write(b)
+	return cmp.Or(err, place.Close())
 }
 
 // input makes a standard input that grows, for a process that is about to be

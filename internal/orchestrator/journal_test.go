@@ -14,7 +14,7 @@ func TestJournalTellsNoPath(t *testing.T) {
 	j := journal{filepath.Join(t.TempDir(), "gone")}
 	id := sandbox.NewID()
 	for _, stdin := range [][]byte{nil, []byte("kept")} {
-		if err := j.add(&entry{Sandbox: id, ID: 1}, stdin); err == nil || strings.Contains(err.Error(), j.dir) {
+		if err := j.add(&entry{Sandbox: id, ID: 1}, nil, stdin); err == nil || strings.Contains(err.Error(), j.dir) {
 			t.Errorf("add: %v", err)
 		}
 	}

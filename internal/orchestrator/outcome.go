@@ -85,6 +85,9 @@ func (l *live) oomKills(ctx context.Context) int {
 	if inst == nil {
 		return -1
 	}
+	if i, ok := inst.(interface{ OOMKills() int }); ok { // it need not look at all the rest
+		return i.OOMKills()
+	}
 	st, err := inst.Status(ctx)
 	if err != nil {
 		return -1

@@ -423,7 +423,7 @@ func (l *live) inheritProcesses(s *savedState) (procs []*entry, err error) {
 				return nil, sandbox.Errorf("restore", sandbox.KindConflict, "the snapshot's process %d is not what was saved", e.PID).WithHint("take another snapshot")
 			}
 		}
-		if err := l.o.journal.add(&e, nil); err != nil {
+		if err := l.o.journal.add(&e, nil, nil); err != nil {
 			return nil, err
 		}
 		procs = append(procs, &e)

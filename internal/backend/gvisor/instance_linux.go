@@ -266,6 +266,16 @@ func (i *Instance) Alive() bool {
 	return alive && err == nil // it is closed once the sentry has ended
 }
 
+// OOMKills is Status' count of them.
+func (i *Instance) OOMKills() int {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.last != nil {
+		return i.last.OOMKills
+	}
+	return i.group.oomKills()
+}
+
 // diskLocked measures the writable layer: unlinked files that only the
 // sentry holds. i.mu is held.
 func (i *Instance) diskLocked() (bytes int64) {

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -113,6 +114,8 @@ type program struct {
 	errs   *outputPipe
 	tty    *terminal   // instead of in and errs; nil without one
 	status chan Status // capacity 1
+	// control is what a waiting program got its order by; it is closed with the program.
+	control *os.File
 
 	alone bool // guarded by reaper.mu; no other program ran in its life so far
 	first bool // set by fork; no user process existed when it started
@@ -133,6 +136,9 @@ func (s *Linux) Start(g Program) (Process, error) {
 // left there would pass for this one's, or a directory would keep it from
 // reporting any; that may be large, so it is moved away and not emptied.
 func clearResult(path string) {
+	if unix.Unlink(path) == unix.ENOENT {
+		return
+	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, unix.ENOENT) {
 		_ = os.Rename(path, path+".stale-"+rand.Text()) // else the result is reported as unreadable
 	}
@@ -257,7 +263,8 @@ const drainGrace = 200 * time.Millisecond
 type outputPipe struct {
 	f    *os.File
 	r    prompt
-	late int // bytes read after the grace
+	late int         // bytes read after the grace
+	over atomic.Bool // its end was read
 }
 
 func newOutputPipe(f *os.File) *outputPipe {
@@ -271,6 +278,9 @@ func newOutputPipe(f *os.File) *outputPipe {
 // Read implements io.Reader.
 func (o *outputPipe) Read(b []byte) (int, error) {
 	n, err := o.r.Read(b)
+	if err == io.EOF {
+		o.over.Store(true)
+	}
 	if errors.Is(err, unix.EIO) { // a terminal that nobody has any more
 		return n, io.EOF
 	}
@@ -296,7 +306,11 @@ func (o *outputPipe) Read(b []byte) (int, error) {
 // Close implements io.Closer.
 func (o *outputPipe) Close() error { return o.f.Close() }
 
-func (o *outputPipe) ended() { _ = o.f.SetReadDeadline(time.Now().Add(drainGrace)) }
+func (o *outputPipe) ended() {
+	if !o.over.Load() {
+		_ = o.f.SetReadDeadline(time.Now().Add(drainGrace))
+	}
+}
 
 // environment is the base environment and what the caller adds. Later entries
 // win, and two of ours are extended rather than replaced.

@@ -98,16 +98,16 @@ func (p *proc) run(l *link, c *guest.ExecCall) {
 		return
 	}
 	p.mu.Lock()
-	p.p, p.started = sys, time.Now()
+	p.p, p.started = sys, time.Now().UTC() // of the zone that needs no file
 	doomed := p.unknown
 	p.mu.Unlock()
+	in, out, errs := sys.Stdio()
+	p.limit(p.allowed) // before anybody can move it
+	l.reply(p.id, guest.Reply{Process: &guest.ProcessInfo{ID: p.id, PID: sys.PID(), User: p.user, Started: p.started}})
 	s.watch.add(p)
 	if doomed {
 		_ = sys.Kill()
 	}
-	in, out, errs := sys.Stdio()
-	p.limit(p.allowed) // before anybody can move it
-	l.reply(p.id, guest.Reply{Process: &guest.ProcessInfo{ID: p.id, PID: sys.PID(), User: p.user, Started: p.started}})
 
 	var streams sync.WaitGroup
 	streams.Go(func() { p.out.pump(out) })

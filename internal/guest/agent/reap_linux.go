@@ -114,6 +114,9 @@ func (r *reaper) reap(pid int) {
 
 // bury kills what is left of the session, then reports the end.
 func (p *program) bury(st Status) {
+	if p.control != nil {
+		p.control.Close()
+	}
 	if !p.s.noTasks() {
 		_ = killWhile(func(q process, _ map[int]process) bool { return q.session == p.pid }) // the boundary ends what resists
 	}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"encoding/json"
 	"slices"
 	"strings"
 	"sync"
@@ -56,6 +57,8 @@ type standby struct {
 	epoch   int                // guarded by mu; counts what makes an interpreter stale
 	timer   *time.Timer        // guarded by mu; until the next one is made
 	lying   bool               // guarded by mu; none is made until a host attaches
+	touched int                // guarded by mu; counts changes of files by the host
+	asOf    int                // guarded by mu; touched when now was begun
 	closed  bool               // guarded by mu
 }
 
@@ -68,13 +71,26 @@ func (b *standby) keep(c *guest.StandbyCall) error {
 	b.mu.Lock()
 	b.want = c
 	b.mu.Unlock()
-	return b.make()
+	err := b.make()
+	rehearse(c)
+	return err
+}
+
+// rehearse does what is done for a program with what is said of one: what the agent
+// needs for that is in memory then, and is not waited for by the first.
+func rehearse(c *guest.StandbyCall) {
+	said, _ := json.Marshal(guest.Call{Op: guest.OpExec, Exec: &guest.ExecCall{Argv: append(slices.Clone(c.Match), ""), Env: c.Env, Timeout: 1}})
+	var call guest.Call
+	_ = json.Unmarshal(said, &call)
+	for _, v := range []any{guest.Reply{Process: &guest.ProcessInfo{Started: time.Now().UTC()}}, &guest.Exit{Duration: 1}} {
+		_, _ = json.Marshal(v)
+	}
 }
 
 // make starts one, unless there is one or something runs.
 func (b *standby) make() error {
 	b.mu.Lock()
-	c, epoch := b.want, b.epoch
+	c, epoch, touched := b.want, b.epoch, b.touched
 	idle := c != nil && b.now == nil && b.running == 0 && !b.lying && !b.closed
 	b.mu.Unlock()
 	if !idle {
@@ -99,7 +115,7 @@ func (b *standby) make() error {
 		made.Kill()
 		return nil
 	}
-	b.now = made
+	b.now, b.asOf = made, touched
 	return nil
 }
 
@@ -109,6 +125,7 @@ func (b *standby) start(g Program) (p Process, used bool, err error) {
 	b.running++
 	b.epoch++
 	c, now, alone := b.want, b.now, b.running == 1
+	g.Untouched = b.touched == b.asOf
 	b.now = nil
 	if b.timer != nil {
 		b.timer.Stop()
@@ -175,11 +192,12 @@ func (b *standby) later(wait time.Duration) {
 // changed notes that the host has changed a file: an interpreter that would have
 // read it when it started is stale.
 func (b *standby) changed(path string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.touched++
 	if !startup(path) {
 		return
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	b.epoch++
 	if b.now == nil {
 		return

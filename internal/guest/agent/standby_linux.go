@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"cmp"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strconv"
@@ -20,6 +22,7 @@ import (
 // and how it is started.
 type waiter struct {
 	p       *program
+	user    string
 	account account
 	env     []string
 	control *os.File // the waiting program has the other end as descriptor 3
@@ -47,7 +50,7 @@ func (s *Linux) Stand(g Program) (Standby, error) {
 	theirs := os.NewFile(uintptr(two[1]), "control")
 	defer theirs.Close()
 	_ = unix.SetNonblock(two[0], true) // cannot fail; puts it under the poller
-	w := &waiter{control: os.NewFile(uintptr(two[0]), "control"), ready: make(chan struct{})}
+	w := &waiter{user: g.User, control: os.NewFile(uintptr(two[0]), "control"), ready: make(chan struct{})}
 	w.p = &program{s: s, id: g.ID, mark: g.ID, waits: true, status: make(chan Status, 1)}
 	if w.account, w.env, err = s.launch(w.p, g, theirs); err != nil {
 		w.control.Close()
@@ -70,7 +73,10 @@ var errOther = errors.New("it would start in another way")
 // Become implements Standby.
 func (w *waiter) Become(g Program, code string, args []string) (Process, error) {
 	s := w.p.s
-	a, err := s.users.lookup(g.User)
+	a, err := w.account, error(nil)
+	if !g.Untouched || g.User != w.user {
+		a, err = s.users.lookup(g.User)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -93,16 +99,35 @@ func (w *waiter) Become(g Program, code string, args []string) (Process, error) 
 		p.in.Close()
 		p.in = nil
 	}
-	_ = w.control.SetWriteDeadline(time.Now().Add(standWait))
-	_, err = w.control.Write(order(env, code, args))
-	w.control.Close()
-	if err != nil {
+	if err = w.tell(order(env, code, args)); err != nil {
+		w.control.Close()
 		_ = p.Kill()
 		<-p.status
 		p.closeParent()
 		return nil, err
 	}
+	p.control = w.control // it knows where the order ends, and has time
 	return p, nil
+}
+
+// tell gives the waiting program its order. What the socket takes at once, which is
+// nearly everything, needs no deadline: each timer wakes a thread of the agent.
+func (w *waiter) tell(order []byte) error {
+	c, err := w.control.SyscallConn()
+	if err != nil {
+		return err
+	}
+	n := 0
+	werr := c.Control(func(fd uintptr) { n, err = rawWrite(fd, order) })
+	if err = cmp.Or(werr, err); err != nil && !errors.Is(err, unix.EAGAIN) {
+		return err
+	}
+	if n = max(0, n); n == len(order) {
+		return nil
+	}
+	_ = w.control.SetWriteDeadline(time.Now().Add(standWait))
+	_, err = w.control.Write(order[n:])
+	return err
 }
 
 // enlist makes the waiting program one of those that run. Not ok: it has ended.
@@ -161,13 +186,15 @@ func sameStart(a, b []string) bool {
 	return slices.Equal(of(a), of(b))
 }
 
-// order is what a waiting program is told: how many arguments there are, those, the
-// environment, and the source text, each behind a NUL but the first. None of them
-// has one inside, or the kernel would not take it either.
+// order is what a waiting program is told: how long what follows is, in eight digits;
+// how many arguments there are, those, the environment, and the source text, each of
+// these behind a NUL but the first. None of them has one inside, or the kernel would
+// not take it either.
 func order(env []string, code string, args []string) []byte {
 	parts := append([]string{strconv.Itoa(len(args))}, args...)
 	parts = append(append(parts, strconv.Itoa(len(env))), env...)
-	return []byte(strings.Join(append(parts, code), "\x00"))
+	text := strings.Join(append(parts, code), "\x00")
+	return fmt.Appendf(make([]byte, 0, 8+len(text)), "%08d%s", len(text), text)
 }
 
 // launch starts p as g says, with extra descriptors from 3 on.

@@ -61,6 +61,9 @@ type Program struct {
 	// The sandbox's limits, for what a System can do beside the agent; 0: none.
 	PIDs   int   // may be backed with RLIMIT_NPROC
 	Memory int64 // bytes; Sample need not be exact far below
+	// Untouched says that the host has changed no file since the Standby was begun that
+	// is to become it.
+	Untouched bool
 }
 
 // Process is a started program: a process that leads its own session and
