@@ -343,6 +343,16 @@ func TestGivenElsewhere(t *testing.T) {
 	if err := i.boots(patient(t), &sandbox.Boot{Kernel: bz}, &qemu, &s, &m); err != nil || len(qemu.modules) != len(p.modules) {
 		t.Errorf("Debian's: %v, modules %v", err, qemu.modules)
 	}
+	bare := p
+	bare.moduleDir = t.TempDir()
+	for name, text := range map[string]string{"modules.dep": "", "modules.builtin": ""} {
+		if err := os.WriteFile(filepath.Join(bare.moduleDir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := i.boots(patient(t), &sandbox.Boot{Image: image}, &bare, &s, &m); sandbox.KindOf(err) != sandbox.KindInvalid || strings.Contains(err.Error(), bare.moduleDir) {
+		t.Errorf("without a module: %v", err)
+	}
 	if dir := modulesOf("/", ".."); dir != "" {
 		t.Errorf("modules in %s", dir)
 	}
