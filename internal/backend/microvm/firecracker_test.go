@@ -58,6 +58,7 @@ func stub(t *testing.T) (f *fireVMM, kernel string) {
 func pretend(b *Backend, f *fireVMM, kernel string) func() probed {
 	p := probed{monitor: f, vmm: vmmFirecracker, accel: accelKVM, kernel: kernel, vsock: agentPort, patience: kvmPatience * 6}
 	p.info = sandbox.Info{Name: "microvm", Isolation: sandbox.IsolationHypervisor, Available: true}
+	p.info.Capabilities.Boot = true
 	if err := b.probeCgroups(&p); err == nil {
 		p.info.Capabilities.Limits = sandbox.AllLimits
 	}
