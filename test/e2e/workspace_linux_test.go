@@ -61,7 +61,7 @@ func TestCreateWorkspace(t *testing.T) {
 	w.env = append(w.env, "FIREBREAK_IMAGE_DIRS="+dir)
 	s := w.serve()
 	c := s.connect()
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
 	defer cancel()
 	files := sdk.WorkspaceOptions{CreateOptions: sdk.CreateOptions{Language: "python", Memory: 256 << 20}, KernelImagePath: kernel, RootfsImagePath: rootfs}
 	ws, err := c.CreateWorkspace(ctx, "my-agent", files)

@@ -65,6 +65,7 @@ func pretend(b *Backend, f *fireVMM, kernel string) func() probed {
 	p.info = sandbox.Info{Name: "microvm", Isolation: sandbox.IsolationHypervisor, Available: true}
 	p.info.Capabilities.Wire = true
 	p.info.Capabilities.Snapshot, p.info.Capabilities.ReadonlyRoot = firecracker.Saves(f.Version), true
+	p.info.Capabilities.Boot = true
 	if err := b.probeCgroups(&p); err == nil {
 		p.info.Capabilities.Limits = sandbox.AllLimits
 	}

@@ -75,7 +75,7 @@ func (i *Instance) boots(ctx context.Context, b *sandbox.Boot, p *probed, s *mac
 		}
 	}
 	if b.Kernel.Path == "" {
-		return p.modulesFor(s.Given, s.Network != nil)
+		return missing(p.modulesFor(s.Given, s.Network != nil))
 	}
 	if m.kernel, err = i.b.images.given(ctx, "kernel", "kernel", b.Kernel); err != nil {
 		return err
@@ -89,7 +89,17 @@ func (i *Instance) boots(ctx context.Context, b *sandbox.Boot, p *probed, s *mac
 			WithHint("build the template with its vmlinux, or use QEMU (machine_monitor: qemu)")
 	}
 	p.moduleDir = modulesOf("/", k.Release)
-	return p.modulesFor(s.Given, s.Network != nil)
+	return missing(p.modulesFor(s.Given, s.Network != nil))
+}
+
+// missing is the error of a module that is neither built in nor on this host.
+func missing(err error) error {
+	var lacks *os.PathError
+	if errors.As(err, &lacks) && errors.Is(err, os.ErrNotExist) {
+		return sandbox.Errorf("create", sandbox.KindInvalid, "the kernel has no %s, and this host no module of it", filepath.Base(lacks.Path)).
+			WithHint("%s", hintGiven)
+	}
+	return err
 }
 
 // inspect looks into a file.

@@ -238,11 +238,11 @@ func TestGivenReadonly(t *testing.T) {
 	}
 }
 
-func must(b []byte, err error) []byte {
+func must[T any](v T, err error) T {
 	if err != nil {
 		panic(err)
 	}
-	return b
+	return v
 }
 
 // TestGivenLacks: a kernel without what a sandbox needs fails at once and says what
@@ -343,7 +343,55 @@ func TestGivenElsewhere(t *testing.T) {
 	if err := i.boots(patient(t), &sandbox.Boot{Kernel: bz}, &qemu, &s, &m); err != nil || len(qemu.modules) != len(p.modules) {
 		t.Errorf("Debian's: %v, modules %v", err, qemu.modules)
 	}
+	bare := p
+	bare.moduleDir = t.TempDir()
+	for name, text := range map[string]string{"modules.dep": "", "modules.builtin": ""} {
+		if err := os.WriteFile(filepath.Join(bare.moduleDir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := i.boots(patient(t), &sandbox.Boot{Image: image}, &bare, &s, &m); sandbox.KindOf(err) != sandbox.KindInvalid || strings.Contains(err.Error(), bare.moduleDir) {
+		t.Errorf("without a module: %v", err)
+	}
 	if dir := modulesOf("/", ".."); dir != "" {
 		t.Errorf("modules in %s", dir)
+	}
+}
+
+// TestGivenInJail: Firecracker finds in its jail what the template brought, and gets no
+// kernel that it cannot load.
+func TestGivenInJail(t *testing.T) {
+	f, kernel := stub(t)
+	b := open(t, t.TempDir())
+	b.look = pretend(b, f, kernel)
+	boot := &sandbox.Boot{Kernel: file(t, "vmlinux", halting()), Image: imageOf(t, t.TempDir())}
+	spec := sandbox.Spec{Instance: sandbox.NewInstanceID(), Root: sandbox.Root{Digest: "sha256:given", Boot: boot}}
+	spec.Limits.Disk = sandbox.MinDisk
+	inst, err := b.Create(patient(t), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reach(t, inst)
+	root := jailRootOf(inst.(*Instance).dir)
+	for name, from := range map[string]sandbox.File{jailKernel: boot.Kernel, jailRoot: boot.Image} {
+		if !bytes.Equal(must(os.ReadFile(filepath.Join(root, name))), must(os.ReadFile(from.Path))) {
+			t.Errorf("%s is another file", name)
+		}
+		if a, b := must(stampOf(filepath.Join(root, name))), must(stampOf(from.Path)); a.ino == b.ino {
+			t.Errorf("%s is the template's own file", name)
+		}
+	}
+	if r, err := inst.Destroy(patient(t)); err != nil || !r.Clean {
+		t.Errorf("Destroy: %+v, %v", r, err)
+	}
+	bz := make([]byte, 5*512)
+	copy(bz[0x202:], "HdrS")
+	bz[0x1fe], bz[0x1ff] = 0x55, 0xaa
+	spec.Instance, boot.Kernel = sandbox.NewInstanceID(), file(t, "vmlinuz", bz)
+	if _, err := b.Create(patient(t), spec); sandbox.KindOf(err) != sandbox.KindUnsupported {
+		t.Errorf("a compressed kernel: %v", err)
+	}
+	if left, _ := os.ReadDir(b.cfg.Dir); len(left) > 0 {
+		t.Errorf("left: %v", left)
 	}
 }
