@@ -104,6 +104,9 @@ func (f *fireVMM) save(ctx context.Context, m vm, to string) (sparse []string, e
 	}
 	failpoint.Hit("microvm.snapshot/after-stop")
 	if err := c.CreateSnapshot(ctx, savedState, savedMemory); err != nil {
+		if nearlyFull(m.dir) {
+			err = errors.Join(unix.ENOSPC, err)
+		}
 		return nil, err
 	}
 	saved = true
