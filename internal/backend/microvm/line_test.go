@@ -99,7 +99,11 @@ func TestLine(t *testing.T) {
 // and one whose guest says nonsense end; nobody waits for them.
 func TestLineLost(t *testing.T) {
 	for what, spoil := range map[string]func(*line){
-		"too little": func(l *line) { l.settle(t.Context(), 2) },
+		"too little": func(l *line) {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+			defer cancel()
+			l.settle(ctx, 2)
+		},
 		"too much":   func(l *line) { l.settle(t.Context(), -1) },
 		"closed":     func(l *line) { l.Close(); l.settle(t.Context(), 1) },
 		"no answer":  func(l *line) {},
