@@ -104,9 +104,9 @@ func TestLineLost(t *testing.T) {
 			defer cancel()
 			l.settle(ctx, 2)
 		},
-		"too much":   func(l *line) { l.settle(t.Context(), -1) },
-		"closed":     func(l *line) { l.Close(); l.settle(t.Context(), 1) },
-		"no answer":  func(l *line) {},
+		"too much":  func(l *line) { l.settle(t.Context(), -1) },
+		"closed":    func(l *line) { l.Close(); l.settle(t.Context(), 1) },
+		"no answer": func(l *line) {},
 	} {
 		l, others := lined(t)
 		io.WriteString(<-others, "x")
