@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -213,6 +214,44 @@ func TestTampered(t *testing.T) {
 	}
 	if err := use(sandbox.Snapshot{Dir: t.TempDir()}); sandbox.KindOf(err) != sandbox.KindNotFound {
 		t.Errorf("nothing there: %v", err)
+	}
+}
+
+// TestMeasure: each byte of a file counts, wherever its piece begins.
+func TestMeasure(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "f")
+	data := bytes.Repeat([]byte("0123456789abcdef"), (2*pieceSize+100)/16)
+	seen := map[string]int{}
+	for _, n := range []int{0, 1, pieceSize - 1, pieceSize, pieceSize + 1, len(data)} {
+		for _, flip := range []int{-1, 0, n / 2, n - 1} {
+			b := bytes.Clone(data[:n])
+			if flip >= 0 && flip < n {
+				b[flip] ^= 0x80
+			} else if flip >= 0 {
+				continue
+			}
+			if err := os.WriteFile(name, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			m, err := Measure(t.Context(), name)
+			if err != nil || m.Size != int64(n) {
+				t.Fatalf("%+v, %v", m, err)
+			}
+			seen[m.SHA256]++
+			for _, step := range []int{1<<20 + 1, pieceSize, 4099} { // read once, in whatever parts
+				meter := newMeter()
+				for part := range slices.Chunk(b, step) {
+					meter.Write(part)
+				}
+				if meter.sum() != m.SHA256 {
+					t.Errorf("%d bytes in parts of %d have another digest", n, step)
+				}
+			}
+		}
+	}
+	// Of one byte the first is the middle and the last.
+	if len(seen) != 1+2+4*4 || seen[strings.Repeat("0", 64)] != 0 {
+		t.Errorf("%d digests of files that differ", len(seen))
 	}
 }
 

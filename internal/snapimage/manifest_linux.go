@@ -2,7 +2,6 @@ package snapimage
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -17,8 +16,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
@@ -36,9 +33,12 @@ type Manifest struct {
 	Tenant       sandbox.TenantID `json:"tenant"`
 	Template     string           `json:"template"`
 	ReadonlyRoot bool             `json:"readonly_root"`
-	Limits       sandbox.Limits   `json:"limits"`
-	Builds       []Build          `json:"builds"`
-	Files        []File           `json:"files"`
+	// Wired says whether the guest has a network device, which it was started with and
+	// which its programs have seen: one is neither taken from it nor added.
+	Wired  bool           `json:"wired,omitempty"`
+	Limits sandbox.Limits `json:"limits"`
+	Builds []Build        `json:"builds"`
+	Files  []File         `json:"files"`
 }
 
 // Build is one of the things an image fits one of only: memory holds pointers into
@@ -72,23 +72,42 @@ func Seal(ctx context.Context, dir string, m Manifest, sparse ...string) (sandbo
 	if err != nil {
 		return s, err
 	}
-	m.Files = nil
+	var names []string
 	for _, e := range entries {
-		if err := ctx.Err(); err != nil {
-			return s, err
-		}
-		name, mode, measure := filepath.Join(dir, e.Name()), fs.FileMode(0o600), measureWhole
+		name, mode := filepath.Join(dir, e.Name()), fs.FileMode(0o600)
 		if slices.Contains(sparse, e.Name()) {
-			mode, measure = 0o444, measureSparse
+			mode = 0o444
 		}
-		if err := errors.Join(os.Chmod(name, mode), flush(name)); err != nil {
+		if err := os.Chmod(name, mode); err != nil {
 			return s, err
 		}
-		f, used, err := measure(ctx, name)
+		names = append(names, name)
+	}
+	flushed := make(chan error, 1) // while they are read
+	go func() {
+		var errs []error
+		for _, name := range names {
+			errs = append(errs, flush(name))
+		}
+		flushed <- errors.Join(errs...)
+	}()
+	m.Files = nil
+	for _, name := range names {
+		var f File
+		var used int64
+		if slices.Contains(sparse, filepath.Base(name)) {
+			f, used, err = measureSparse(ctx, name)
+		} else {
+			f, err = Measure(ctx, name)
+			used = f.Size
+		}
 		if err != nil {
-			return s, err
+			return s, errors.Join(err, <-flushed)
 		}
 		m.Files, s.Size = append(m.Files, f), s.Size+used
+	}
+	if err := <-flushed; err != nil {
+		return s, err
 	}
 	b, err := json.MarshalIndent(m, "", "\t")
 	if err != nil {
@@ -116,34 +135,7 @@ func digest(b []byte) string {
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
-// open opens a regular file, which must not be a link.
-func open(name string) (*os.File, int64, error) {
-	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, 0, err
-	}
-	fi, err := f.Stat()
-	if err != nil || !fi.Mode().IsRegular() {
-		f.Close()
-		return nil, 0, cmp.Or(err, error(&fs.PathError{Op: "open", Path: name, Err: fs.ErrInvalid}))
-	}
-	return f, fi.Size(), nil
-}
-
-// measureWhole reads one regular file, which must not be a link. used is the room it
-// takes.
-func measureWhole(_ context.Context, name string) (file File, used int64, err error) {
-	f, _, err := open(name)
-	if err != nil {
-		return File{}, 0, err
-	}
-	defer f.Close()
-	h := sha256.New()
-	n, err := io.Copy(h, f)
-	return File{Name: filepath.Base(name), Size: n, SHA256: hex.EncodeToString(h.Sum(nil))}, n, err
-}
-
-// measureSparse is measureWhole for a file with holes.
+// measureSparse is Measure for a file with holes. used is the room that it takes.
 func measureSparse(ctx context.Context, name string) (file File, used int64, err error) {
 	f, size, err := open(name)
 	if err != nil {
@@ -242,6 +234,10 @@ func (img *Image) Fits(s sandbox.Spec) error {
 		return refuse(again, "this machine, which is the snapshot's template, has changed since it was taken")
 	case img.Template != s.Root.Digest:
 		return refuse("name the template it was taken of", "the snapshot is of another template")
+	case img.Wired && s.Wire == nil:
+		return refuse("give it a network: one that says `allow: []` allows nothing", "the snapshot is of a sandbox with a network device, which it cannot do without")
+	case !img.Wired && s.Wire != nil:
+		return refuse("leave the network rules and bindings out", "the snapshot is of a sandbox without a network device, and gets none")
 	case img.ReadonlyRoot != s.ReadonlyRoot || img.Limits != s.Limits:
 		return refuse("leave the limits and readonly_root out", "a restored sandbox has the limits of the one that was saved")
 	}
@@ -307,7 +303,7 @@ func (img *Image) with(ctx context.Context, name string, f func(io.Reader) error
 		return err
 	}
 	defer file.Close()
-	h := sha256.New()
+	h := newMeter()
 	r := io.TeeReader(contextReader{ctx, io.LimitReader(file, want.Size+1)}, h)
 	err = f(r)
 	if ctx.Err() != nil {
@@ -316,11 +312,44 @@ func (img *Image) with(ctx context.Context, name string, f func(io.Reader) error
 	if err != nil && !errors.Is(err, errPacked) {
 		return sandbox.Wrap("restore", "", bare(err))
 	}
-	if err != nil || hex.EncodeToString(h.Sum(nil)) != want.SHA256 {
+	if err != nil || h.sum() != want.SHA256 {
 		return img.changed(name)
 	}
 	return nil
 }
+
+// Verify compares every byte of an image without sparse files with its manifest, and returns the files
+// that it has read, by name and open: what becomes of their names meanwhile is all the
+// same. The caller closes them.
+//
+// Errors: KindConflict; ctx's.
+func (img *Image) Verify(ctx context.Context) (map[string]*os.File, error) {
+	files := map[string]*os.File{}
+	for _, want := range img.Files {
+		f, _, err := open(filepath.Join(img.dir, want.Name))
+		if err == nil {
+			files[want.Name] = f
+			var got File
+			if got, err = measure(ctx, f); err == nil && got != want {
+				err = fs.ErrInvalid
+			}
+		}
+		if err == nil {
+			continue
+		}
+		for _, f := range files {
+			f.Close()
+		}
+		if cause := ctx.Err(); cause != nil {
+			return nil, sandbox.Wrap("restore", "", cause)
+		}
+		return nil, img.changed(want.Name)
+	}
+	return files, nil
+}
+
+// Dir is where the image is; none of one that was not opened.
+func (img *Image) Dir() string { return img.dir }
 
 // Read returns a file of at most limit bytes.
 func (img *Image) Read(ctx context.Context, name string, limit int64) (b []byte, err error) {

@@ -23,7 +23,7 @@ import (
 // never "authentic".
 var hostWatched = []string{
 	// Package databases: Debian and its kin, RPM (three places), Alpine, Arch.
-	"var/lib/dpkg/status", "usr/lib/sysimage/rpm/rpmdb.sqlite", "var/lib/rpm/rpmdb.sqlite", "var/lib/rpm/Packages",
+	dpkgStatus, "usr/lib/sysimage/rpm/rpmdb.sqlite", "var/lib/rpm/rpmdb.sqlite", "var/lib/rpm/Packages",
 	"lib/apk/db/installed", "usr/lib/apk/db/installed", "var/lib/pacman/local",
 	// Libraries people install into the system trees with other tools.
 	"usr/lib/python3/dist-packages", "usr/lib/node_modules",
@@ -35,7 +35,7 @@ var hostWatched = []string{
 // anew when what it would write is different.
 var skeletonSum = sync.OnceValue(func() string {
 	h := sha256.New()
-	fmt.Fprintln(h, "layout 1", skeletonDirs, hostTrees)
+	fmt.Fprintln(h, "layout 2", skeletonDirs, hostTrees, packagedConfig)
 	for _, m := range []map[string]string{skeletonFiles, skeletonLinks, caLinks} {
 		for _, k := range slices.Sorted(maps.Keys(m)) {
 			fmt.Fprintf(h, "%q %q\n", k, m[k])

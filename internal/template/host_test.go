@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -80,7 +81,8 @@ func TestHostShowsNothingElse(t *testing.T) {
 			}
 		}
 	}
-	allowed := slices.Concat(hostEtcFiles, []string{caBundle, ldCache})
+	status, _ := os.ReadFile("/" + dpkgStatus) // not on every machine
+	allowed := slices.Concat(hostEtcFiles, []string{caBundle, ldCache}, slices.Collect(maps.Keys(conffiles(status))))
 	err := filepath.WalkDir(h.Root.Dir, func(p string, d fs.DirEntry, err error) error {
 		must(t, err)
 		rel := strings.TrimPrefix(p, h.Root.Dir+"/")
@@ -92,6 +94,32 @@ func TestHostShowsNothingElse(t *testing.T) {
 	must(t, err)
 	checkSkeleton(t, h.Root.Dir)
 	checkNoAccounts(t, h.Root.Dir)
+}
+
+// TestPackagedConfig: what a package brought is there, and nothing that somebody has
+// changed, that leads elsewhere, or that is no Java's.
+func TestPackagedConfig(t *testing.T) {
+	const text, sum = "as packaged", "db48e035d1d5fc4ec64f085a2d2e67a1"
+	files := map[string]string{"bin/sh": "#!", "etc/secret": text, "etc/java-9/linked": "-> ../secret", "etc/java-9/changed": "password", "etc/cron": text, "etc/java-9/obsolete": text,
+		"etc/java-9/security/as-it-was": text}
+	status := "Package: java\nConffiles:\n"
+	for _, name := range []string{"java-9/security/as-it-was", "java-9/changed", "java-9/linked", "java-9/gone", "cron", "java-9/../secret"} {
+		status += " /etc/" + name + " " + sum + "\n"
+	}
+	files[dpkgStatus] = status + " /etc/java-9/obsolete " + sum + " obsolete\nDescription: no /etc/java-9/changed " + sum + "\n"
+	root := t.TempDir()
+	must(t, fakeRoot(t, files).layConfig(root))
+	var laid []string
+	must(t, filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+		must(t, err)
+		if !d.IsDir() {
+			laid = append(laid, strings.TrimPrefix(p, root+"/"))
+		}
+		return nil
+	}))
+	if !slices.Equal(laid, []string{"etc/java-9/security/as-it-was"}) {
+		t.Errorf("there is %q", laid)
+	}
 }
 
 // emptySkeleton reports whether a file is the skeleton's, and has nothing in it.

@@ -52,6 +52,9 @@ func (v hostView) layEtc(rootfs string) error {
 	if err := v.layAlternatives(rootfs); err != nil {
 		return err
 	}
+	if err := v.layConfig(rootfs); err != nil {
+		return err
+	}
 	if _, ok := v.resolve("/usr/lib/os-release"); ok {
 		if err := replaceLink(filepath.Join(rootfs, "etc/os-release"), "../usr/lib/os-release"); err != nil {
 			return err

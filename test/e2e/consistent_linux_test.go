@@ -93,6 +93,12 @@ memory = check('/tmp/told', True)
 os.remove('/tmp/told')
 print(shm, disk, memory)`
 
+// begun waits until the program has written its first record everywhere.
+const begun = `import os, time
+for _ in range(6000):
+    if os.path.exists('/dev/shm/journal') and os.path.getsize('/dev/shm/journal'): break
+    time.sleep(0.01)`
+
 // records checks a sandbox's journals and returns how far it has come.
 func (s *server) records(t testing.TB, id string) int {
 	t.Helper()
@@ -117,6 +123,7 @@ func TestSnapshotsUnderLoad(t *testing.T) {
 	id := s.made(t, "/v1/sandboxes", `{}`)
 	body, _ := json.Marshal(map[string]string{"code": journalled, "language_pack": "python"})
 	s.must(t, "POST", "/v1/sandboxes/"+id+"/processes", string(body))
+	s.stdout(t, id, begun)
 	var snaps []string
 	var least, most []int // records there were before and after each
 	for range 6 {

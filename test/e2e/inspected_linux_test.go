@@ -58,7 +58,6 @@ print('by directory', urllib.request.urlopen('https://api.example/', context=c).
 	if has {
 		programs = append(programs, java.Program)
 		inputs[java.Name] = java.inputs
-		w.env = append(w.env, "FIREBREAK_ALLOW_ROOT=true")
 	}
 	wheels := internet.Wheels(t, "../../bin/network-clients")
 	upstream := strings.NewReplacer("by HTTP/1.1", "by HTTP/2.0") // whatever the client speaks
@@ -113,8 +112,7 @@ type aProgram struct {
 	inputs []string
 }
 
-// javaClient is a program for the machine's Java, as far as its packages are in the
-// host template: where its configuration is in /etc it is brought along.
+// javaClient is a program for the machine's Java.
 func javaClient(t *testing.T) (p aProgram, ok bool) {
 	t.Helper()
 	program, err := filepath.EvalSymlinks("/usr/bin/java")
@@ -129,11 +127,6 @@ func javaClient(t *testing.T) (p aProgram, ok bool) {
 	p.inputs = []string{"--input", "testdata/Client.java:Client.java"}
 	p.Script = "/usr/bin/java -XX:+UseSerialGC -XX:TieredStopAtLevel=1 Client.java https://api.example/"
 	p.Prints = `HTTP_1_1 200 reached .* by HTTP.* for api.example.*\n(.*\n)*.*HTTP_2 200 reached .* for api.example`
-	if conf, err := filepath.EvalSymlinks(filepath.Join(home, "conf/security/java.security")); err == nil && strings.HasPrefix(conf, "/etc/") {
-		dir := filepath.Dir(filepath.Dir(conf))
-		p.inputs = append(p.inputs, "--user", "root", "--input", dir+":java-conf")
-		p.Script = "cp -r java-conf " + dir + " && " + p.Script
-	}
 	abs, err := filepath.Abs("testdata/Client.java")
 	if err != nil {
 		t.Fatal(err)

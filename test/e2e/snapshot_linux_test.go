@@ -86,7 +86,7 @@ func (s *server) furnished(t testing.TB, id, pid string, n int) {
 	if e := s.eval(t, id, "python", "n += 1\nn"); e.text() != strconv.Itoa(n) {
 		t.Fatalf("turn %d: the variable is %q, %+v", n, e.text(), e.Error)
 	}
-	const look = "import time\nread = lambda: open('/tmp/count').read() or '0'\na = int(read())\nfor _ in range(3000):\n  time.sleep(0.01)\n  if int(read()) > a: break\nelse: print('stands still')\n" +
+	const look = "import time\ndef read():\n  try: return int(open('/tmp/count').read() or 0)\n  except FileNotFoundError: return 0  # it is about to begin\na = read()\nfor _ in range(3000):\n  time.sleep(0.01)\n  if read() > a: break\nelse: print('stands still')\n" +
 		"print(open('/home/user/kept').read(), open('/dev/shm/kept').read(), time.time())"
 	f := strings.Fields(s.stdout(t, id, look))
 	if len(f) != 3 || f[0] != "kept" || f[1] != "shm" {
@@ -101,6 +101,17 @@ func (s *server) furnished(t testing.TB, id, pid string, n int) {
 	}
 	if answer := s.must(t, "GET", "/v1/sandboxes/"+id+"/processes/"+pid, ""); json.Unmarshal([]byte(answer), &p) != nil || p.Exit != nil {
 		t.Fatalf("turn %d: the program is %s", n, answer)
+	}
+}
+
+// images are what is saved in a world, once what is not wanted any more is gone: it is
+// removed behind the answer.
+func (w *world) images() (left []string) {
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		left, _ = filepath.Glob(filepath.Join(w.dir, "data", "snapshots", "*")) // the pattern is good
+		if len(left) == 0 || time.Now().After(end) {
+			return left
+		}
 	}
 }
 
@@ -173,7 +184,7 @@ func TestPauseResume(t *testing.T) {
 		}
 		s.clockRight(t, id, paused, resumed)
 		s.furnished(t, id, pid, n+2)
-		if left, _ := filepath.Glob(filepath.Join(w.dir, "data", "snapshots", "*")); len(left) != 0 {
+		if left := w.images(); len(left) != 0 {
 			t.Fatalf("cycle %d: left %v", n, left)
 		}
 	}
@@ -237,7 +248,7 @@ func TestSnapshotForks(t *testing.T) {
 	s.furnished(t, a, pid, 4)
 	s.must(t, "POST", "/v1/sandboxes/"+b+"/pause", "{}")
 	s.furnished(t, b, pid, 4)
-	if left, _ := os.ReadDir(filepath.Join(w.dir, "data", "snapshots")); len(left) != 0 {
+	if left := w.images(); len(left) != 0 {
 		t.Errorf("left %v", left)
 	}
 }

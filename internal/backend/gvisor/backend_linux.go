@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/firebreak-dev/firebreak/internal/guest"
+	"github.com/firebreak-dev/firebreak/internal/snapimage"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -21,9 +22,9 @@ type Backend struct {
 	cfg Config
 	log *slog.Logger
 
-	probe  func() (probed, error) // once, then remembered
-	builds func() (builds, error) // ditto
-	agent  []string               // what runs as PID 1
+	probe  func() (probed, error)            // once, then remembered
+	builds func() ([]snapimage.Build, error) // ditto
+	agent  []string                          // what runs as PID 1
 
 	monitors sync.WaitGroup
 

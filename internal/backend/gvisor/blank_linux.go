@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/firebreak-dev/firebreak/internal/failpoint"
+	"github.com/firebreak-dev/firebreak/internal/snapimage"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -150,7 +151,7 @@ func (i *Instance) Hold(ctx context.Context) (sandbox.Snapshot, error) {
 	if err != nil {
 		return sandbox.Snapshot{}, sandbox.Wrap("hold", string(i.id), bare(err))
 	}
-	img := &image{manifest: i.manifest(here)}
+	img := &image{Image: &snapimage.Image{Manifest: i.manifest(here)}}
 	for range imageNames {
 		fd, err := unix.Open(i.b.cfg.Dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 		if err != nil {
@@ -213,5 +214,5 @@ func (b *Backend) openHeld(from sandbox.Snapshot) (*image, error) {
 	if err != nil {
 		return nil, sandbox.Wrap("restore", "", bare(err))
 	}
-	return &image{manifest: img.manifest, files: files}, nil
+	return &image{Image: img.Image, files: files}, nil
 }

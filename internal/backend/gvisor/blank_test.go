@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"strings"
 	"testing"
 
 	"github.com/firebreak-dev/firebreak/internal/guest"
@@ -219,34 +218,5 @@ func TestBlankBadImage(t *testing.T) {
 	}
 	if list, err := b.List(t.Context()); err != nil || len(list) != 1 {
 		t.Errorf("left are %v, %v", list, err)
-	}
-}
-
-// TestMeasure: each byte of a file counts, wherever its piece begins.
-func TestMeasure(t *testing.T) {
-	name := filepath.Join(t.TempDir(), "f")
-	data := bytes.Repeat([]byte("0123456789abcdef"), (2*pieceSize+100)/16)
-	seen := map[string]int{}
-	for _, n := range []int{0, 1, pieceSize - 1, pieceSize, pieceSize + 1, len(data)} {
-		for _, flip := range []int{-1, 0, n / 2, n - 1} {
-			b := bytes.Clone(data[:n])
-			if flip >= 0 && flip < n {
-				b[flip] ^= 0x80
-			} else if flip >= 0 {
-				continue
-			}
-			if err := os.WriteFile(name, b, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			m, err := digestFile(name)
-			if err != nil || m.Size != int64(n) {
-				t.Fatalf("%+v, %v", m, err)
-			}
-			seen[m.SHA256]++
-		}
-	}
-	// Of one byte the first is the middle and the last.
-	if len(seen) != 1+2+4*4 || seen[strings.Repeat("0", 64)] != 0 {
-		t.Errorf("%d digests of files that differ", len(seen))
 	}
 }

@@ -412,7 +412,7 @@ func runtimeArgs(i *Instance, s sandbox.Spec, p probed, command ...string) []str
 // runCommand starts a guest, or one that goes on from an image.
 func (i *Instance) runCommand(img *image) []string {
 	if img != nil {
-		return []string{"restore", "-detach", "-bundle=.", "-image-path=" + img.dir, string(i.id)}
+		return []string{"restore", "-detach", "-bundle=.", "-image-path=" + img.Dir(), string(i.id)}
 	}
 	return []string{"run", "-detach", "-bundle=.", string(i.id)}
 }

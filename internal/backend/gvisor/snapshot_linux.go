@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/firebreak-dev/firebreak/internal/failpoint"
+	"github.com/firebreak-dev/firebreak/internal/snapimage"
 	"github.com/firebreak-dev/firebreak/sandbox"
 )
 
@@ -42,7 +43,7 @@ func (i *Instance) Snapshot(ctx context.Context, dir string) (sandbox.Snapshot, 
 	}
 	if err == nil {
 		failpoint.Hit("gvisor.snapshot/after-checkpoint")
-		s, err = seal(ctx, dir, m, files)
+		s, err = snapimage.Seal(ctx, dir, m)
 	}
 	closeAll(files)
 	if err != nil {
@@ -53,9 +54,9 @@ func (i *Instance) Snapshot(ctx context.Context, dir string) (sandbox.Snapshot, 
 }
 
 // manifest is what there is to know of an image of the instance beside its files.
-func (i *Instance) manifest(here builds) manifest {
-	return manifest{Version: manifestVersion, Created: time.Now().UTC(), Tenant: i.intent.Tenant, Template: i.intent.Template,
-		ReadonlyRoot: i.intent.ReadonlyRoot, Wired: i.intent.Wired, Limits: i.intent.Limits, builds: here}
+func (i *Instance) manifest(here []snapimage.Build) snapimage.Manifest {
+	return snapimage.Manifest{Version: imageVersion, Created: time.Now().UTC(), Tenant: i.intent.Tenant, Template: i.intent.Template,
+		ReadonlyRoot: i.intent.ReadonlyRoot, Wired: i.intent.Wired, Limits: i.intent.Limits, Builds: here}
 }
 
 // savable says why an instance cannot be saved.
@@ -175,15 +176,20 @@ func (b *Backend) openFor(s sandbox.Spec, p probed, from sandbox.Snapshot) (*ima
 	if err != nil {
 		return nil, sandbox.Wrap("restore", string(s.Sandbox), bare(err))
 	}
-	open := openImage
+	var img *image
 	if from.Dir == "" {
-		open = b.openHeld
+		img, err = b.openHeld(from)
+	} else {
+		img = new(image)
+		img.Image, err = snapimage.Open(from, imageVersion)
 	}
-	img, err := open(from)
 	if err != nil {
 		return nil, err
 	}
-	if err := img.fits(s, here); err != nil {
+	if err = img.Fits(s); err == nil {
+		err = img.Built(s, here)
+	}
+	if err != nil {
 		img.close()
 		return nil, err
 	}
