@@ -299,6 +299,17 @@ func TestLend(t *testing.T) {
 	if errX != nil || errY != nil || !os.SameFile(x, y) || x.Mode().Perm() != 0o444 {
 		t.Errorf("%v and %v are not one file that nobody writes (%v, %v)", x, y, errX, errY)
 	}
+	if elsewhere, err := os.MkdirTemp("/dev/shm", "lend"); err == nil { // another file system, most of the time
+		defer os.RemoveAll(elsewhere)
+		to := filepath.Join(elsewhere, "a")
+		if err := img.Lend(t.Context(), "memory", to); err != nil {
+			t.Error(err)
+		}
+		c, err := os.ReadFile(to)
+		if fi, err2 := os.Stat(to); err != nil || err2 != nil || !bytes.Equal(b, c) || fi.Mode().Perm() != 0o444 {
+			t.Errorf("elsewhere it is another: %v, %v, %v", fi, err, err2)
+		}
+	}
 	if err := os.RemoveAll(s.Dir); err != nil {
 		t.Fatal(err)
 	}

@@ -19,7 +19,7 @@
 //	processes      the monitor, as soon as it runs
 //	ready          there once the agent has answered
 //	disk           the writable layer: an ext4 of the size of the disk limit, sparse
-//	origin.json    QEMU: what it was booted from, for a snapshot of it
+//	origin.json    what it was booted from, for a snapshot of it
 //	agent.in, .out    QEMU: FIFOs behind the agent's virtio port
 //	orders.in, .out   QEMU: those of the machine's first process
 //	qmp, control   QEMU: its control sockets, for who watches it and for who saves it
@@ -45,9 +45,10 @@
 //
 // # How it is saved
 //
-// QEMU's machines are Snapshotters. What runs inside is frozen, the machine stopped,
-// QEMU's state, memory and disk are copied, and it goes on. A machine that is made of
-// that is told to be another before anything in it goes on. See ADR 43.
+// Machines are Snapshotters, those of Firecracker from 1.13 on. What runs inside is
+// frozen, the machine stopped, the monitor's state, memory and disk are copied, and it
+// goes on. A machine that is made of that is told to be another before anything in it
+// goes on. See ADR 43 and, for Firecracker, which maps the memory's file, ADR 47.
 //
 // # What holds a guest
 //

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -25,6 +26,10 @@ const (
 	savedMemory = "/saved.memory"
 )
 
+// resumePatience bounds the wait until a machine goes on whose saver has no more time:
+// Firecracker answers when it has written what it was asked for.
+const resumePatience = 10 * time.Minute
+
 // builds: Firecracker wants to be the same, on the same kernel. A release has a format
 // of its own for a machine's state; one that calls itself the same need not.
 func (f *fireVMM) builds(c *images) ([]snapimage.Build, error) {
@@ -42,7 +47,7 @@ func (f *fireVMM) builds(c *images) ([]snapimage.Build, error) {
 
 // wake lets a machine go on that stands still.
 func (f *fireVMM) wake(ctx context.Context, dir string) error {
-	ctx, cancel := context.WithTimeout(ctx, control)
+	ctx, cancel := context.WithTimeout(ctx, resumePatience)
 	defer cancel()
 	c := client(dir)
 	i, err := c.Instance(ctx)
@@ -95,7 +100,7 @@ func (f *fireVMM) save(ctx context.Context, m vm, to string) (sparse []string, e
 	}
 	saved := false
 	defer func() { // whatever has become of ctx
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), control)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resumePatience)
 		defer cancel()
 		err = errors.Join(err, goOn(ctx, c, i.Version, saved))
 	}()
@@ -104,6 +109,9 @@ func (f *fireVMM) save(ctx context.Context, m vm, to string) (sparse []string, e
 	}
 	failpoint.Hit("microvm.snapshot/after-stop")
 	if err := c.CreateSnapshot(ctx, savedState, savedMemory); err != nil {
+		if nearlyFull(m.dir) {
+			err = errors.Join(unix.ENOSPC, err)
+		}
 		return nil, err
 	}
 	saved = true

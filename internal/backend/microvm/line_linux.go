@@ -9,8 +9,12 @@ import (
 )
 
 // maxEarly bounds what is kept of an agent's words while its machine is saved: more
-// than what can be on its way.
-const maxEarly = 8 << 20
+// than what can be on its way. settlePatience bounds the wait for it: a guest's kernel
+// that was taken over may count what it likes.
+const (
+	maxEarly       = 8 << 20
+	settlePatience = 5 * time.Second
+)
 
 // line is a stream to an agent over connections of which all are cut when its machine
 // is saved. For who saves it, it is held: what is on its way is waited for, nothing is
@@ -144,8 +148,13 @@ func (l *line) settle(ctx context.Context, want int64) {
 	if l == nil {
 		return
 	}
+	ctx, cancel := context.WithTimeout(ctx, settlePatience)
+	defer cancel()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if !l.held {
+		return
+	}
 	stop := context.AfterFunc(ctx, func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
@@ -164,6 +173,19 @@ func (l *line) stopLocked() {
 	l.conn.SetDeadline(past)
 	for l.pumping {
 		l.changed.Wait()
+	}
+}
+
+// drop ends a line that is held and does not settle, so that nobody waits for it.
+func (l *line) drop() {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.held && !l.settled {
+		l.closed = true
+		l.conn.Close()
 	}
 }
 

@@ -133,6 +133,7 @@ func (i *Instance) saveFrozen(ctx context.Context, k keeper, m vm, dir string) (
 	l, _ := i.conn.(*line)
 	i.mu.Unlock()
 	defer func() {
+		l.drop() // or the machine might wait for us, which is to do as it is told
 		if thawed := i.thaw(i.life); err == nil {
 			err = thawed
 		}
