@@ -200,6 +200,30 @@ func (o *Orchestrator) Ready(ctx context.Context) (shelves []Shelf, enabled bool
 	return shelves, enabled, nil
 }
 
+// Spare is where a backend's saved sandboxes of one shape can go on at once.
+type Spare struct {
+	Backend string
+	pool.PlaceStat
+}
+
+// Places tells what there is of places, that nobody has claimed.
+func (o *Orchestrator) Places(ctx context.Context) (all []Spare, err error) {
+	for _, b := range o.Backends {
+		p, ok := b.(interface{ Places() *pool.Places })
+		if !ok || p.Places() == nil {
+			continue
+		}
+		info, err := b.Info(ctx)
+		if err != nil {
+			return nil, sandbox.Wrap("pool", "", err)
+		}
+		for _, st := range p.Places().Stats(ctx) {
+			all = append(all, Spare{info.Name, st})
+		}
+	}
+	return all, nil
+}
+
 // Stock is pool.Options' Stock, for the templates that sandboxes are made of here.
 // Errors: KindNotFound for a template that is gone.
 func (o *Orchestrator) Stock(ctx context.Context, s pool.Shape) (pool.Stock, error) {

@@ -97,12 +97,14 @@ func (o *Orchestrator) Fork(ctx context.Context, who Caller, ref string, req For
 	if ctx.Err() != nil {
 		o.disown(ctx, who, children)
 	}
-	o.letGo(ctx, f.saved)
-	if err := o.images.remove(f.saved.Image.Name); err != nil { // the next start does
-		o.Log.Error("what sandboxes were forked from is left", "sandbox", l.id, "error", err)
-	}
-	o.ledger.store(l.tenant, -size)
-	failpoint.Hit("fork/after-remove")
+	o.work.Go(func() { // nobody waits for it: no other image is ever called that, and what is left of it the next start removes
+		o.letGo(ctx, f.saved)
+		if err := o.images.remove(f.saved.Image.Name); err != nil {
+			o.Log.Error("what sandboxes were forked from is left", "sandbox", l.id, "error", err)
+		}
+		o.ledger.store(l.tenant, -size)
+		failpoint.Hit("fork/after-remove")
+	})
 	if err := l.record(context.WithoutCancel(ctx), who, forkRecord(f, children, begun)); err != nil {
 		return nil, err
 	}

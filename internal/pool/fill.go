@@ -51,10 +51,12 @@ func (p *Pool) want(s *shelf, now time.Time) int {
 }
 
 // next chooses what to make, or to end: the shelf that lacks most of what it should
-// have, among those there is room for. Preconditions: p.mu is held.
+// have, among those there is room for, and before all others one whose tenant has less
+// than his share. For such a one somebody gives back what he has above his.
+// Preconditions: p.mu is held.
 func (p *Pool) next(now time.Time) (lacks *shelf, surplus *entry, wait time.Duration) {
 	wait = time.Minute
-	worst := 0.0
+	worst, all, crowded := 0.0, p.shares(now), false
 	for _, s := range p.shelves {
 		want := p.want(s, now)
 		have := len(s.ready) + s.making
@@ -63,20 +65,30 @@ func (p *Pool) next(now time.Time) (lacks *shelf, surplus *entry, wait time.Dura
 			continue
 		}
 		if len(s.ready) > want {
-			surplus = s.ready[0]
-			s.ready = s.ready[1:]
-			p.taken[surplus.claimed.Instance], surplus.leaving = surplus, true
-			return nil, surplus, 0
+			return nil, p.pop(s), 0
 		}
-		if have >= want || p.total >= p.o.Max || p.o.Limit > 0 && p.memory+s.shape.Limits.Memory > p.o.Limit {
+		if have >= want {
 			continue
 		}
 		if left := s.pause.Sub(now); left > 0 {
 			wait = min(wait, left)
 			continue
 		}
-		if lack := float64(want-have) / float64(want); lack > worst {
+		if p.full(s) {
+			crowded = crowded || all.below(s)
+			continue
+		}
+		lack := float64(want-have) / float64(want)
+		if all.below(s) {
+			lack++
+		}
+		if lack > worst {
 			lacks, worst = s, lack
+		}
+	}
+	if crowded && worst <= 1 {
+		if s := p.above(&all); s != nil {
+			return nil, p.pop(s), 0
 		}
 	}
 	return lacks, nil, wait

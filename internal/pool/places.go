@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -232,6 +233,62 @@ func (p *Places) Restore(ctx context.Context, spec sandbox.Spec, from sandbox.Sn
 	}
 	p.o.Log.Warn("a place that was ready cannot be used", "instance", spec.Instance, "error", err)
 	return p.from.Restore(ctx, spec, from)
+}
+
+// PlaceStat is what there is of places of a shape, whoever they are for.
+type PlaceStat struct {
+	Shape  Shape
+	Ready  int
+	Making int
+	Want   int
+	Used   int64 // bytes of memory that the ready ones use, as far as their backend measures it
+}
+
+// Stats says what there is, by template. Places that somebody has claimed are not among it.
+func (p *Places) Stats(ctx context.Context) []PlaceStat {
+	var blanks []*site
+	by := map[Shape]*PlaceStat{}
+	p.mu.Lock()
+	now := time.Now()
+	for k, s := range p.spots {
+		st := by[k.shape]
+		if st == nil {
+			st = &PlaceStat{Shape: k.shape}
+			by[k.shape] = st
+		}
+		if now.Before(s.until) {
+			st.Want += s.want
+		}
+		for _, x := range s.ready {
+			select {
+			case <-x.made:
+				st.Ready++
+				blanks = append(blanks, x)
+			default:
+				st.Making++
+			}
+		}
+	}
+	p.mu.Unlock()
+	for _, x := range blanks {
+		if m, ok := x.blank.(interface {
+			Status(context.Context) (sandbox.Status, error)
+		}); ok {
+			if u, err := m.Status(ctx); err == nil {
+				by[x.spot.shape].Used += u.Usage.Memory
+			}
+		}
+	}
+	out := make([]PlaceStat, 0, len(by))
+	for _, st := range by {
+		if st.Ready+st.Making+st.Want > 0 {
+			out = append(out, *st)
+		}
+	}
+	slices.SortFunc(out, func(a, b PlaceStat) int {
+		return cmp.Or(cmp.Compare(a.Shape.Tenant, b.Shape.Tenant), cmp.Compare(a.Shape.Digest, b.Shape.Digest), cmp.Compare(a.Shape.Limits.Memory, b.Shape.Limits.Memory), cmp.Compare(a.Ready, b.Ready))
+	})
+	return out
 }
 
 // Vacate destroys a place that was claimed and will not be used. Of what was handed

@@ -185,6 +185,9 @@ func TestPlacesAnew(t *testing.T) {
 	s := named("acme")
 	p.Expect(s, true, 2)
 	p.await(t, 2)
+	if st := p.Stats(t.Context()); len(st) != 1 || st[0].Shape.Tenant != "acme" || st[0].Ready != 2 || st[0].Want != 2 || st[0].Making != 0 {
+		t.Errorf("%+v", st)
+	}
 	other := s
 	other.Tenant = "other"
 	if _, ok := p.Claim(other, true); ok {

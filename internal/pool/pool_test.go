@@ -455,3 +455,48 @@ func TestWeaker(t *testing.T) {
 	}
 	p.Return(c.Instance)
 }
+
+// TestShares: who wants as much as there can be keeps it only as long as nobody else wants
+// some; then each gets as much as the other, and that does not change to and fro.
+func TestShares(t *testing.T) {
+	p, _, _ := open(t, Options{Size: 1, Max: 4})
+	of := func(tenant sandbox.TenantID) Shape {
+		s := spec()
+		s.Tenant = tenant
+		shape, _ := ShapeOf(s)
+		return shape
+	}
+	greedy, other, third := of("greedy"), of("other"), of("third")
+	has := func(shape Shape) (n int) {
+		for _, st := range p.Stats() {
+			if st.Shape == shape {
+				n = st.Ready
+			}
+		}
+		return n
+	}
+	p.Prewarm(greedy, 4)
+	eventually(t, "one tenant has all", func() bool { return has(greedy) == 4 })
+	s := spec()
+	s.Tenant = "other"
+	if _, ok := p.Claim(s); ok {
+		t.Fatal("there was one")
+	}
+	eventually(t, "another has what he asks for", func() bool { return has(other) == 1 && has(greedy) == 3 })
+	p.Prewarm(other, 4)
+	eventually(t, "two have as much", func() bool { return has(other) == 2 && has(greedy) == 2 })
+	p.Prewarm(greedy, 4) // again
+	for range 20 {
+		p.poke()
+		time.Sleep(time.Millisecond)
+		if has(other) < 2 {
+			t.Fatalf("%d and %d", has(greedy), has(other))
+		}
+	}
+	p.Prewarm(third, 1)
+	eventually(t, "a third has his", func() bool { return has(third) == 1 && has(greedy)+has(other) == 3 })
+	if n := p.DrainTenant("other") + p.DrainTenant("third"); n < 2 {
+		t.Errorf("%d were drained", n)
+	}
+	eventually(t, "what nobody else wants is had again", func() bool { return has(greedy) == 4 })
+}

@@ -61,6 +61,16 @@ func (s *Service) GetPool(ctx context.Context, req *v1.GetPoolRequest) (*v1.GetP
 		return nil, err
 	}
 	resp := &v1.GetPoolResponse{Enabled: enabled}
+	places, err := s.Orchestrator.Places(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, x := range places {
+		if x.Shape.Tenant == who.Tenant {
+			resp.Places = append(resp.Places, &v1.PoolPlaces{Backend: x.Backend, TemplateDigest: x.Shape.Digest, MemoryBytes: x.Shape.Limits.Memory, Cpus: x.Shape.Limits.CPUs,
+				Ready: int32(x.Ready), Making: int32(x.Making), Wanted: int32(x.Want), UsedBytes: x.Used})
+		}
+	}
 	for _, x := range shelves {
 		if x.Shape.Tenant != who.Tenant {
 			continue

@@ -295,7 +295,7 @@ func splitsOnce(tr *trial) scenario {
 	var sb *client.Sandbox
 	o := client.ForkOptions{Names: []string{tr.label + "-left", tr.label + "-right"}, IdempotencyKey: tr.label}
 	again := func() (ids []string, err error) {
-		children, err := sb.Fork(tr.ctx, o)
+		children, err := tr.c.Sandbox(sb.ID()).Fork(tr.ctx, o) // of the server that is there now
 		for _, c := range children {
 			if err = errors.Join(err, c.Err); err == nil {
 				ids = append(ids, c.ID())

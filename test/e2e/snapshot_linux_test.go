@@ -150,6 +150,51 @@ func TestPausedHoldsNothing(t *testing.T) {
 	}
 }
 
+// TestPlacesAreShown: the boundary that a pause has made ahead is told of by `firebreak
+// pool`, with what it uses and without whom it is for, and drained by it.
+func TestPlacesAreShown(t *testing.T) {
+	enforcing(t)
+	w := newWorld(t)
+	s := w.serve()
+	id := s.made(t, "/v1/sandboxes", "{}")
+	s.must(t, "POST", "/v1/sandboxes/"+id+"/pause", "{}")
+	var pool struct {
+		Enabled bool
+		Places  []struct {
+			Backend               string
+			Ready, Making, Wanted int
+			Used                  int64 `json:"used_bytes"`
+		}
+	}
+	for give := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		body := s.must(t, "GET", "/v1/pool", "")
+		if err := json.Unmarshal([]byte(body), &pool); err != nil || strings.Contains(body, id) {
+			t.Fatalf("%v: %s", err, body)
+		}
+		if len(pool.Places) == 1 && pool.Places[0].Ready == 1 {
+			break
+		}
+		if time.Now().After(give) {
+			t.Fatalf("%s", body)
+		}
+	}
+	if p := pool.Places[0]; pool.Enabled || p.Backend != "gvisor" || p.Wanted != 1 || p.Used < 1<<20 || p.Used > 256<<20 {
+		t.Errorf("%+v", pool)
+	}
+	if r := w.run("", "pool"); r.code != 0 || !strings.Contains(r.stdout, "PLACES FOR") || !strings.Contains(r.stdout, "gvisor") {
+		t.Errorf("%+v", r)
+	}
+	if r := w.run("", "pool", "drain"); r.code != 0 || r.stdout != "1\n" {
+		t.Errorf("%+v", r)
+	}
+	if body := s.must(t, "GET", "/v1/pool", ""); strings.Contains(body, `"ready":1`) {
+		t.Errorf("%s", body)
+	}
+	if out := s.stdout(t, id, "print(6*7)"); out != "42\n" {
+		t.Errorf("%q", out)
+	}
+}
+
 // TestPauseResume pauses a sandbox again and again: files, programs, interpreters
 // and their variables go on each time, whoever wakes it.
 func TestPauseResume(t *testing.T) {

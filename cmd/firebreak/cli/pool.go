@@ -19,7 +19,9 @@ func (a *App) poolCommand() *cobra.Command {
 create or a run of the same template and limits, without network rules and a host
 name of its own, takes one of them and boots nothing. The keys pool_size, pool_max,
 pool_memory and pool_share of firebreak.yaml say how many are kept, and at what
-cost.`,
+cost. Below are the places, if there are any: boundaries without a guest, made ahead
+for sandboxes that are paused and forked, and what memory they use; places_max
+bounds them.`,
 		Example: "  firebreak pool\n  firebreak pool --json | jq '.shelves[] | {ready, hits, misses}'",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -37,7 +39,7 @@ cost.`,
 				}
 				if !r.GetEnabled() {
 					fmt.Fprintln(a.Out, "nothing is kept ready; pool_size in firebreak.yaml, or FIREBREAK_POOL_SIZE, says how many")
-					return nil
+					return a.showPlaces(r.GetPlaces())
 				}
 				w := tabwriter.NewWriter(a.Out, 0, 0, 2, ' ', 0)
 				fmt.Fprintln(w, "TEMPLATE\tBACKEND\tMEMORY\tCPUS\tREADY\tMAKING\tWANTED\tHITS\tMISSES\tFAILED")
@@ -45,13 +47,30 @@ cost.`,
 					fmt.Fprintf(w, "%.19s\t%s\t%s\t%g\t%d\t%d\t%d\t%d\t%d\t%d\n", visible(x.GetTemplateDigest()), visible(x.GetBackend()), sandbox.FormatSize(x.GetMemoryBytes()),
 						x.GetCpus(), x.GetReady(), x.GetMaking(), x.GetWanted(), x.GetHits(), x.GetMisses(), x.GetFailed())
 				}
-				return w.Flush()
+				if err := w.Flush(); err != nil {
+					return err
+				}
+				return a.showPlaces(r.GetPlaces())
 			})
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print what the API shows")
 	cmd.AddCommand(a.poolPrewarmCommand(), a.poolDrainCommand())
 	return cmd
+}
+
+// showPlaces prints where what was saved can go on at once.
+func (a *App) showPlaces(places []*v1.PoolPlaces) error {
+	if len(places) == 0 {
+		return nil
+	}
+	w := tabwriter.NewWriter(a.Out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "\nPLACES FOR\tBACKEND\tMEMORY\tCPUS\tREADY\tMAKING\tWANTED\tUSED")
+	for _, x := range places {
+		fmt.Fprintf(w, "%.19s\t%s\t%s\t%g\t%d\t%d\t%d\t%s\n", visible(x.GetTemplateDigest()), visible(x.GetBackend()), sandbox.FormatSize(x.GetMemoryBytes()),
+			x.GetCpus(), x.GetReady(), x.GetMaking(), x.GetWanted(), sandbox.FormatSize(x.GetUsedBytes()))
+	}
+	return w.Flush()
 }
 
 func (a *App) poolPrewarmCommand() *cobra.Command {

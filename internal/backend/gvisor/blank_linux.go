@@ -27,6 +27,9 @@ type blank struct {
 	spec sandbox.Spec
 }
 
+// Status says what the boundary uses.
+func (b *blank) Status(ctx context.Context) (sandbox.Status, error) { return b.i.Status(ctx) }
+
 // Prepare implements sandbox.Preparer.
 func (b *Backend) Prepare(ctx context.Context, s sandbox.Spec) (sandbox.Blank, error) {
 	ctx, cancel := b.within(ctx)

@@ -361,7 +361,7 @@ func TestGivenElsewhere(t *testing.T) {
 // TestGivenInJail: Firecracker finds in its jail what the template brought, and gets no
 // kernel that it cannot load.
 func TestGivenInJail(t *testing.T) {
-	f, kernel := stub(t)
+	f, kernel := stub(t, "1.13.1")
 	b := open(t, t.TempDir())
 	b.look = pretend(b, f, kernel)
 	boot := &sandbox.Boot{Kernel: file(t, "vmlinux", halting()), Image: imageOf(t, t.TempDir())}

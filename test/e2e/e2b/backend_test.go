@@ -1,8 +1,12 @@
 package e2b
 
 import (
+	"encoding/json"
+	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -35,6 +39,48 @@ func (s *server) slowly() time.Duration {
 		return 10
 	}
 	return 1
+}
+
+// aboutThisMachine leaves a test out that says something of this machine's own programs as
+// a template.
+func (s *server) aboutThisMachine() {
+	s.t.Helper()
+	if s.machines() {
+		s.t.Skip("not run: it is about this machine's own programs as a template, and machines have another one here")
+	}
+}
+
+// networked leaves a test out where the backend attaches no network.
+func (s *server) networked() {
+	s.t.Helper()
+	key, err := os.ReadFile(filepath.Join(s.dir, "data/api-key"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	req, err := http.NewRequest("GET", s.api+"/v1/backends", nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(key)))
+	resp, err := s.client().Do(req)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var list struct {
+		Backends []struct {
+			Name    string
+			Network bool
+		}
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&list); err != nil || len(list.Backends) == 0 {
+		s.t.Fatal(err, list)
+	}
+	for _, b := range list.Backends {
+		if b.Name == s.backend && !b.Network {
+			s.t.Skipf("not run: %s attaches no network to its sandboxes here", s.backend)
+		}
+	}
 }
 
 // furnish gives the server the template that elsewhere names.

@@ -87,6 +87,7 @@ type surface interface {
 // the guide, and nothing tells of the host.
 func TestFileErrors(t *testing.T) {
 	s := serve(t, "--allow-root")
+	s.aboutThisMachine()
 	key, err := os.ReadFile(filepath.Join(s.dir, "data/api-key"))
 	if err != nil {
 		t.Fatal(err)

@@ -32,6 +32,7 @@ func TestNetwork(t *testing.T) {
 			tr := n.Transport()
 			defer tr.CloseIdleConnections()
 			s := serveIn(t, place{begin: n.Start, transport: tr, env: []string{"SSL_CERT_FILE=" + n.Authority.File}})
+			s.networked()
 			s.steps(t, client(s, t)...)
 			if slow.Ended() != 1 {
 				t.Errorf("%d answers without an end have ended, not one", slow.Ended())

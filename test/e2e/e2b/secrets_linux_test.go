@@ -46,6 +46,7 @@ func TestSecrets(t *testing.T) {
 			tr := n.Transport()
 			defer tr.CloseIdleConnections()
 			s := serveIn(t, place{begin: n.Start, transport: tr, env: []string{"SSL_CERT_FILE=" + n.Authority.File}})
+			s.networked()
 			s.also = []string{"DEVELOPER_KEY=" + s.key}
 			s.key = s.newKey("--role", "admin")
 			s.steps(t, client(s, t)...)
