@@ -112,7 +112,11 @@ func (f file) writeTo(name string) (sum string, err error) {
 	}
 	defer out.Close()
 	h := sha256.New()
-	large := bufio.NewWriterSize(out, writeSize)
+	size := 0 // what is not packed is written at once
+	if f.packing != "" {
+		size = writeSize
+	}
+	large := bufio.NewWriterSize(out, size)
 	if err = f.write(io.MultiWriter(large, h)); err == nil {
 		err = large.Flush()
 	}
