@@ -374,3 +374,42 @@ func FuzzFile(f *testing.F) {
 		}
 	})
 }
+
+// TestPrepare: events that were prepared are as others, from the first one on, and files
+// that were made for none are nobody's.
+func TestPrepare(t *testing.T) {
+	dir := t.TempDir()
+	h := open(t, dir, Options{})
+	id, none := sandbox.NewID(), sandbox.NewID()
+	for _, output := range []bool{false, true, true} {
+		for _, id := range []sandbox.ID{id, none} {
+			if err := h.Prepare(id, output); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if _, err := os.Stat(filepath.Join(dir, string(id)+outSuffix)); err != nil {
+		t.Error(err)
+	}
+	if n := publish(t, h, id, Event{Type: StateChange, Data: []byte("{}")}); n != 1 {
+		t.Errorf("the first event is %d", n)
+	}
+	publish(t, h, id, Event{Type: Stdout, Process: "1", Data: []byte("x")})
+	h.Close()
+	h = open(t, dir, Options{})
+	if last, err := h.Last(id); err != nil || last != 2 {
+		t.Error(last, err)
+	}
+	nobody := func(context.Context, []sandbox.ID) (map[sandbox.ID]bool, error) {
+		return map[sandbox.ID]bool{id: true}, nil
+	}
+	if _, err := h.Expire(t.Context(), time.Now().Add(time.Hour), nobody); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := filepath.Glob(filepath.Join(dir, string(none)+"*")); err != nil || len(left) > 0 {
+		t.Error(left, err)
+	}
+	if err := h.Prepare(id, false); err != nil {
+		t.Error(err)
+	}
+}

@@ -44,8 +44,8 @@ type plan struct {
 // first to notice. After the intent was journalled, any error leaves an ended
 // record that says why.
 //
-// Cost: a boot and three disk flushes; where one is ready, two that go on beside each
-// other.
+// Cost: a boot and three disk flushes; where one is ready, two, of which the second has
+// little left to do.
 func (o *Orchestrator) Create(ctx context.Context, who Caller, req CreateRequest) (Sandbox, error) {
 	if err := o.begin(); err != nil {
 		return Sandbox{}, err

@@ -500,3 +500,28 @@ func TestShares(t *testing.T) {
 	}
 	eventually(t, "what nobody else wants is had again", func() bool { return has(greedy) == 4 })
 }
+
+// What a claim is decided by is looked at while something is ready, and not without.
+func TestLook(t *testing.T) {
+	var looks atomic.Int64
+	p, _, _ := open(t, Options{Size: 1, Max: 1, Look: func() { looks.Add(1) }})
+	time.Sleep(LookEvery + LookEvery/2)
+	if n := looks.Load(); n != 0 {
+		t.Errorf("looked %d times with nothing ready", n)
+	}
+	p.Claim(spec())
+	p.ready(t, spec(), 1)
+	eventually(t, "it is looked at twice", func() bool { return looks.Load() >= 2 })
+}
+
+// A claim brings the status that its entry had when it was made.
+func TestClaimStatus(t *testing.T) {
+	p, _, _ := open(t, Options{Size: 1, Max: 1})
+	p.Claim(spec())
+	p.ready(t, spec(), 1)
+	c, ok := p.Claim(spec())
+	if !ok || !c.Status.Alive || c.Status.Instance != c.Instance {
+		t.Errorf("%v %+v", ok, c.Status)
+	}
+	p.GiveBack(c.Instance)
+}

@@ -101,3 +101,28 @@ func TestRoleOfThePassing(t *testing.T) {
 	}
 	t.Logf("%d looks at %d processes", looks, runs)
 }
+
+// TestAlive: what is said of an instance without a look at its files is true the moment
+// its sentry has ended, whether or not somebody has noticed.
+func TestAlive(t *testing.T) {
+	b := open(t, t.TempDir())
+	x := create(t, b, sandbox.Spec{Root: minimalRoot(t)})
+	if !x.Alive() || x.OOMKills() != 0 {
+		t.Errorf("alive %v, OOM kills %d", x.Alive(), x.OOMKills())
+	}
+	if err := x.running.Sentry.kill(); err != nil {
+		t.Fatal(err)
+	}
+	if !x.running.Sentry.waitGone(time.Now().Add(time.Minute)) {
+		t.Fatal("it does not end")
+	}
+	if x.Alive() {
+		t.Error("it is taken for alive")
+	}
+	if _, err := x.Instance.Wait(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	if x.Alive() {
+		t.Error("it is taken for alive after its end")
+	}
+}

@@ -114,7 +114,8 @@ type program struct {
 	errs   *outputPipe
 	tty    *terminal   // instead of in and errs; nil without one
 	status chan Status // capacity 1
-	// control is what a waiting program got its order by; it is closed with the program.
+	// control is what a waiting program gets its order by, set before that; it is closed
+	// when the program has ended.
 	control *os.File
 
 	alone bool // guarded by reaper.mu; no other program ran in its life so far

@@ -106,8 +106,7 @@ func (w *waiter) Become(g Program, code string, args []string) (Process, error) 
 		p.closeParent()
 		return nil, err
 	}
-	p.control = w.control // it knows where the order ends, and has time
-	return p, nil
+	return p, nil // it knows where its order ends: the socket is closed when it has ended
 }
 
 // tell gives the waiting program its order. What the socket takes at once, which is
@@ -144,6 +143,7 @@ func (w *waiter) enlist(id uint32) (ok bool) {
 	delete(r.waiting, p.pid)
 	// Nothing else has run since it was started, when there was nothing.
 	p.id, p.waits, p.first, p.alone = id, false, true, len(r.progs) == 0
+	p.control = w.control
 	for _, other := range r.progs {
 		other.alone = false
 	}
