@@ -35,6 +35,9 @@ func lacking(s Settings, filesystems, virtio string) error {
 	if s.VSock != 0 {
 		drivers[0] = VSockModules[0]
 	}
+	if s.Network != nil {
+		drivers = append(drivers, "virtio_net")
+	}
 	if !s.Probe {
 		drivers = append(drivers, "virtio_blk")
 		need := needed
