@@ -84,7 +84,7 @@ type Document struct {
 	RegoLine int
 	File     string // where it was read, for messages
 
-	connects bool // it has a key that is about connections, and be it an empty list
+	connects bool // it is about connections, and be it by an empty list
 }
 
 // Demand is the weakest boundary that is good enough, and who says so. The zero value

@@ -39,7 +39,9 @@ func Parse(file string, text []byte) (*Document, error) {
 		return nil, r.errorf(1, "there is more than one document")
 	}
 	d := &Document{File: file, Mode: ModeEnforce}
-	return d, r.document(root.Content[0], d)
+	err := r.document(root.Content[0], d)
+	d.connects = d.connects || d.MinIsolation == sandbox.IsolationNone // what else would it be about
+	return d, err
 }
 
 // reader turns nodes into a document.
@@ -162,6 +164,7 @@ func (r *reader) document(n *yaml.Node, d *Document) error {
 		"allow": func(n *yaml.Node) (err error) { d.connects = true; d.Allow, err = r.rules(n, "allow"); return err },
 		"deny":  func(n *yaml.Node) (err error) { d.connects = true; d.Deny, err = r.rules(n, "deny"); return err },
 		"rego": func(n *yaml.Node) (err error) {
+			d.connects = true
 			d.RegoLine = n.Line
 			if n.Style&(yaml.LiteralStyle|yaml.FoldedStyle) != 0 {
 				d.RegoLine++ // the text begins below the key

@@ -210,7 +210,7 @@ func TestYAML(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	for _, s := range []string{sample, "include: [pypi]", "mode: observe\nallow: []", `{"allow":[{"host":"*.a.example","budget":{"rate":"1/s"}}]}`,
 		"allow: [{cidr: 0.0.0.0/0, ports: 1-65535, protocol: [tcp, tls, http]}]", "rego: |\n  package firebreak", "allow: [a.b, {host: [1.2.3.4, '::1']}]",
-		"allow: [{host: a.b, inspect: none}, {host: a.b, methods: [GET], paths: [/v1]}]\ndeny: [{host: c.d, methods: PUT, paths: /x}]"} {
+		"allow: [{host: a.b, inspect: none}, {host: a.b, methods: [GET], paths: [/v1]}]\ndeny: [{host: c.d, methods: PUT, paths: /x}]", "min_isolation: hypervisor", "min_isolation: user-kernel\ninclude: [pypi]", "min_isolation: hypervisor\nmode: observe\nallow: []"} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {

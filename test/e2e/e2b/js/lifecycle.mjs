@@ -1,6 +1,6 @@
 // Pause, connect, snapshots and what happens at the end of a sandbox's time. The
 // package is the argument: the newest pinned one, or an older.
-import { step, assert, rejects, until, sleep, end } from './step.mjs'
+import { step, assert, rejects, until, sleep, slowly, end } from './step.mjs'
 const name = process.argv[2]
 const e2b = await import(name)
 const { Sandbox } = e2b
@@ -103,7 +103,7 @@ await step('kill while paused', async () => {
 })
 
 await step('onTimeout pause: paused at its end, and connected to after', async () => {
-  const box = await Sandbox.create({ timeoutMs: 3000, lifecycle: { onTimeout: 'pause' } })
+  const box = await Sandbox.create({ timeoutMs: 3000 * slowly, lifecycle: { onTimeout: 'pause' } })
   assert.deepEqual((await box.getInfo()).lifecycle, { onTimeout: 'pause', autoResume: false })
   await box.files.write('late', 'x')
   await box.commands.run('sleep 1000', { background: true, timeoutMs: 0 })
@@ -112,7 +112,7 @@ await step('onTimeout pause: paused at its end, and connected to after', async (
     assert.equal(await box.isRunning(), false)
     const kept = await left(box)
     assert.ok(kept > 29 * 86400000, `it is kept for ${kept} ms`)
-    await box.connect({ timeoutMs: n ? 60000 : 3000 })
+    await box.connect({ timeoutMs: n ? 60000 : 3000 * slowly })
     assert.deepEqual((await box.getInfo()).lifecycle, { onTimeout: 'pause', autoResume: false })
   }
   assert.equal(await box.files.read('late'), 'x')

@@ -9,7 +9,7 @@ import e2b
 from e2b import NotFoundException, SandboxQuery, SandboxState
 from e2b_code_interpreter import AsyncSandbox, Sandbox
 
-from step import end, raises, same, step, until
+from step import SLOWLY, end, raises, same, step, until
 
 s = None
 other = None
@@ -151,7 +151,7 @@ def _():
 
 @step("on_timeout pause")
 def _():
-    box = Sandbox.create(timeout=3, lifecycle={"on_timeout": "pause"})
+    box = Sandbox.create(timeout=3 * SLOWLY, lifecycle={"on_timeout": "pause"})
     box.run_code("v = 1")
     until("it is paused", lambda: box.get_info().state == SandboxState.PAUSED)
     same(box.get_info().lifecycle, {"on_timeout": "pause", "auto_resume": False})
