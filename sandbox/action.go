@@ -21,9 +21,9 @@ type Action struct {
 func Actions() []Action {
 	const path = "path in the sandbox"
 	return []Action{
-		{Name: "sandbox.create", Then: Flow, When: "before a boot; done or failed after it", Object: "name", Digest: "its policy, as in sandbox.network", Detail: "backend, isolation, template, limits, network, mode, documents, policies, transforms, bindings, tier, accept_weaker, run, snapshot, forked_from, git_commit; afterwards enforced, took or error"},
+		{Name: "sandbox.create", Then: Flow, When: "before a boot; done or failed after it", Object: "name", Digest: "its policy, as in sandbox.network", Detail: "backend, isolation, template, limits, network, mode, documents, policies, transforms, bindings, tier, accept_weaker, run, snapshot, forked_from, git_commit, min_isolation, demanded_by; afterwards enforced, took or error"},
 		{Name: "sandbox.timeout", When: "before the end is moved", Object: "new time to live"},
-		{Name: "sandbox.network", Then: Flow, When: "before a sandbox's policy is replaced; done or failed after it", Digest: "the policy: the SHA-256 of its documents, in hex, one a line, and its transforms as they are kept", Detail: "mode, documents, policies, transforms; afterwards closed or error"},
+		{Name: "sandbox.network", Then: Flow, When: "before a sandbox's policy is replaced; done or failed after it", Digest: "the policy: the SHA-256 of its documents, in hex, one a line, and its transforms as they are kept", Detail: "mode, documents, policies, transforms, min_isolation, demanded_by; afterwards closed or error"},
 		{Name: "sandbox.destroy", When: "before a teardown, whatever the cause; Reason says it", Detail: "detail"},
 		{Name: "sandbox.receipt", When: "after a teardown", Digest: "the receipt, canonical JSON", Detail: "objects, clean"},
 		{Name: "sandbox.orphan", When: "before what a dead process left is destroyed"},
