@@ -52,6 +52,11 @@ func (o *Orchestrator) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// Before anything is adopted: what is overdue is paused at once, into an image that
+	// no record names yet.
+	if err := o.sweepImages(ctx, recs); err != nil {
+		return err
+	}
 	var work sync.WaitGroup
 	slots := make(chan struct{}, o.Quota.Creating)
 	for _, rec := range recs {
@@ -76,9 +81,6 @@ func (o *Orchestrator) recover(ctx context.Context) error {
 	failpoint.Hit("recover/after-orphans")
 	o.recoverRuns(ctx, runs)
 	failpoint.Hit("recover/after-runs")
-	if err := o.sweepImages(ctx); err != nil {
-		return err
-	}
 	if err := o.journal.sweep(o.knows); err != nil {
 		return sandbox.Wrap("recover", o.Processes, err)
 	}

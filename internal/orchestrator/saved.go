@@ -303,8 +303,9 @@ func (o *Orchestrator) expireSnapshots(ctx context.Context) error {
 	return err
 }
 
-// sweepImages removes what no record names and counts what is left.
-func (o *Orchestrator) sweepImages(ctx context.Context) error {
+// sweepImages removes what neither a snapshot's record nor one of recs names, and counts
+// the snapshots that are left.
+func (o *Orchestrator) sweepImages(ctx context.Context, recs []store.Sandbox) error {
 	list, err := o.Store.System().Snapshots(ctx)
 	if err != nil {
 		return err
@@ -314,13 +315,11 @@ func (o *Orchestrator) sweepImages(ctx context.Context) error {
 		needed[string(s.ID)] = true
 		o.ledger.store(s.Tenant, s.Size)
 	}
-	o.mu.Lock()
-	for _, l := range o.lives {
-		if p := l.image(); p != nil {
+	for _, rec := range recs {
+		if p := unpack(rec).Details.Pause; p != nil {
 			needed[p.Image.Name] = true
 		}
 	}
-	o.mu.Unlock()
 	return sandbox.Wrap("recover", o.Snapshots, o.images.sweep(needed))
 }
 
