@@ -106,6 +106,7 @@ func (o *Orchestrator) Fork(ctx context.Context, who Caller, ref string, req For
 		failpoint.Hit("fork/after-remove")
 	})
 	if err := l.record(context.WithoutCancel(ctx), who, forkRecord(f, children, begun)); err != nil {
+		o.disown(ctx, who, children) // nobody is told of them
 		return nil, err
 	}
 	return children, sandbox.Wrap("fork", string(l.id), ctx.Err())
