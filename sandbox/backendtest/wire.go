@@ -75,7 +75,7 @@ func (s *suite) testExchange(t *testing.T) {
 	if len(dials) != 1 || kinds["other"] != 0 || kinds["tcp"] == 0 {
 		t.Errorf("the far end saw %v and the connections %v", kinds, dials)
 	}
-	if large < 4000 {
+	if large <= 14+1500 { // how much more is the guest's to decide, by how fast it finds the wire
 		t.Errorf("the largest frame has %d bytes: the guest cuts its segments itself", large)
 	}
 	// The guest's own addresses stay inside.

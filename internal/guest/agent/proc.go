@@ -98,12 +98,12 @@ func (p *proc) run(l *link, c *guest.ExecCall) {
 		return
 	}
 	p.mu.Lock()
-	p.p, p.started = sys, time.Now().UTC() // of the zone that needs no file
+	p.p, p.started = sys, time.Now() // by a clock that nobody sets: the wall's is, where a machine goes on elsewhere
 	doomed := p.unknown
 	p.mu.Unlock()
 	in, out, errs := sys.Stdio()
 	p.limit(p.allowed) // before anybody can move it
-	l.reply(p.id, guest.Reply{Process: &guest.ProcessInfo{ID: p.id, PID: sys.PID(), User: p.user, Started: p.started}})
+	l.reply(p.id, guest.Reply{Process: &guest.ProcessInfo{ID: p.id, PID: sys.PID(), User: p.user, Started: p.started.UTC()}}) // the zone that needs no file
 	s.watch.add(p)
 	if doomed {
 		_ = sys.Kill()
@@ -338,7 +338,7 @@ func (p *proc) reported() bool {
 func (p *proc) info() guest.ProcessInfo {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	i := guest.ProcessInfo{ID: p.id, Argv: p.argv, User: p.user, Started: p.started, Exit: p.exit}
+	i := guest.ProcessInfo{ID: p.id, Argv: p.argv, User: p.user, Started: p.started.UTC(), Exit: p.exit}
 	if p.p != nil {
 		i.PID = p.p.PID()
 	}
