@@ -47,6 +47,7 @@ type Config struct {
 	StopSandboxes bool
 	MaxSandboxes  int
 	PoolSize      int   // 0: nothing is kept ready
+	PoolMachines  int   // as PoolSize, of machines
 	PoolMax       int   // 0: four times PoolSize
 	PoolMemory    int64 // bytes; 0: no bound but PoolMax
 	PoolShare     int   // percent of the time

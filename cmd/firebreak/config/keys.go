@@ -139,9 +139,16 @@ var Keys = slices.Concat([]Key{
 		set:     func(c *Config, v string) error { return setCount(&c.PoolSize, v) },
 		get:     func(c *Config) string { return strconv.Itoa(c.PoolSize) },
 	}, {
+		Name: "pool_machines", Env: "FIREBREAK_POOL_MACHINES",
+		Kind:    "int",
+		Doc:     "as pool_size, of machines (backend microvm), of which the default template's are kept where they are the default backend; 0: none",
+		Default: func(Source) string { return "0" },
+		set:     func(c *Config, v string) error { return setCount(&c.PoolMachines, v) },
+		get:     func(c *Config) string { return strconv.Itoa(c.PoolMachines) },
+	}, {
 		Name: "pool_max", Env: "FIREBREAK_POOL_MAX",
 		Kind:    "int",
-		Doc:     "how many sandboxes serve keeps ready at most, of all templates; 0: four times pool_size",
+		Doc:     "how many sandboxes of a backend serve keeps ready at most, of all templates; 0: four times pool_size, or pool_machines",
 		Default: func(Source) string { return "0" },
 		set:     func(c *Config, v string) error { return setCount(&c.PoolMax, v) },
 		get:     func(c *Config) string { return strconv.Itoa(c.PoolMax) },

@@ -43,7 +43,7 @@ func backends(o options) (bs []sandbox.Backend, release func() error, err error)
 	if err != nil {
 		return nil, nil, errors.Join(err, g.Close(), programs.Close())
 	}
-	return []sandbox.Backend{o.pooled(g), m, sim.New(sim.Config{})}, programs.Close, nil
+	return []sandbox.Backend{o.pooled(g, o.config.PoolSize), o.pooled(m, o.config.PoolMachines), sim.New(sim.Config{})}, programs.Close, nil
 }
 
 // open unpacks the embedded programs.
