@@ -84,6 +84,7 @@ type Config struct {
 type Machine struct {
 	Kernel, Monitor, Accel string
 	DiskRate, DiskOps      int64 // per second; 0: no bound
+	NetworkRate            int64 // bytes per second, each way; 0: no bound
 }
 
 // Key is one thing that can be set.

@@ -177,6 +177,13 @@ func TestMachineKeys(t *testing.T) {
 	if err != nil || c.Machine.DiskRate != 256<<20 || c.Machine.DiskOps != 20000 || len(c.ImageDirs) != 0 {
 		t.Errorf("%+v, %q, %v", c.Machine, c.ImageDirs, err)
 	}
+	c, err = Load(Source{Root: true, Lookup: env(map[string]string{"FIREBREAK_MACHINE_NETWORK_RATE": "1MiB"})})
+	if err != nil || c.Machine.NetworkRate != 1<<20 {
+		t.Errorf("%+v, %v", c.Machine, err)
+	}
+	if _, err = Load(Source{Root: true, Lookup: env(map[string]string{"FIREBREAK_MACHINE_NETWORK_RATE": "1KiB"})}); err == nil {
+		t.Error("a network that no frame gets through")
+	}
 	c, err = Load(Source{Root: true, Lookup: env(map[string]string{"FIREBREAK_MACHINE_DISK_RATE": "0", "FIREBREAK_MACHINE_DISK_OPS": "0", "FIREBREAK_IMAGE_DIRS": "/srv/a/, /srv/b"})})
 	if err != nil || c.Machine.DiskRate != 0 || c.Machine.DiskOps != 0 || !slices.Equal(c.ImageDirs, []string{"/srv/a", "/srv/b"}) {
 		t.Errorf("%+v, %q, %v", c.Machine, c.ImageDirs, err)

@@ -9,7 +9,7 @@ import (
 	"github.com/firebreak-dev/firebreak/internal/orchestrator"
 )
 
-// machineKeys are the keys of what machines may do to the host's disks, and of what
+// machineKeys are the keys of what machines may do to the host's disks and network, and of what
 // they may be brought.
 func machineKeys() []Key {
 	return []Key{{
@@ -43,6 +43,24 @@ func machineKeys() []Key {
 			return nil
 		},
 		get: func(c *Config) string { return strconv.FormatInt(c.Machine.DiskOps, 10) },
+	}, {
+		Name: "machine_network_rate", Env: "FIREBREAK_MACHINE_NETWORK_RATE", Kind: "size",
+		Doc:     "how much may go to and how much from each of microvm's guests over its network per second, 64KiB at least; 0: no bound",
+		Default: func(Source) string { return "0" },
+		set: func(c *Config, v string) (err error) {
+			c.Machine.NetworkRate, err = parseAmount(orchestrator.Bytes, v)
+			if err == nil && c.Machine.NetworkRate > 0 && c.Machine.NetworkRate < 64<<10 {
+				err = fmt.Errorf("%q is less than a frame's worth of a network", v)
+			}
+			c.Machine.NetworkRate = max(c.Machine.NetworkRate, 0)
+			return err
+		},
+		get: func(c *Config) string {
+			if c.Machine.NetworkRate == 0 {
+				return none
+			}
+			return formatAmount(orchestrator.Bytes, c.Machine.NetworkRate)
+		},
 	}, {
 		Name: "image_dirs", Env: "FIREBREAK_IMAGE_DIRS",
 		Doc: "directories, with commas between, below which the server may read kernels and root file systems for templates of microvm, named by path; empty: none",

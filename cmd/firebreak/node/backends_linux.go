@@ -37,7 +37,7 @@ func backends(o options) (bs []sandbox.Backend, release func() error, err error)
 	}
 	m, err := microvm.New(microvm.Config{
 		Dir: filepath.Join(o.dir, "machines"), Cache: filepath.Join(o.config.Data, "machine-images"), Runtime: programs.Runtime,
-		VMM: o.config.Machine.Monitor, Accel: o.config.Machine.Accel, Kernel: o.config.Machine.Kernel, Wires: wire.Machines{},
+		VMM: o.config.Machine.Monitor, Accel: o.config.Machine.Accel, Kernel: o.config.Machine.Kernel, Wires: wire.Machines{Rate: o.config.Machine.NetworkRate},
 		Rate: microvm.Rate{Bytes: o.config.Machine.DiskRate, Ops: o.config.Machine.DiskOps}, Log: o.log,
 	})
 	if err != nil {

@@ -5,10 +5,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -26,7 +28,12 @@ const MachineLink = "vm0"
 const plugTable = "firebreak-machine"
 
 // Machines plugs virtual machines into wires.
-type Machines struct{}
+type Machines struct {
+	// Rate bounds what goes to a machine and what comes from it, each, in bytes per
+	// second and at least 64 KiB; 0: no bound. What is too much waits for a moment, and is
+	// dropped then.
+	Rate int64
+}
 
 // Device is what a machine's device is called and whom it speaks to: the link of its
 // monitor, the guest's hardware address and the gateway's.
@@ -48,14 +55,14 @@ func (Machines) Device() (link string, guest, gateway net.HardwareAddr) {
 // it; those of Open.
 //
 // Cost: 1 to 2 ms.
-func (Machines) Plug(w sandbox.Wire, id string, owner int) (tap *os.File, err error) {
+func (m Machines) Plug(w sandbox.Wire, id string, owner int) (tap *os.File, err error) {
 	ns, err := openNamespace(w.NetNS)
 	if err != nil {
 		return nil, sandbox.Errorf("plug wire", sandbox.KindNotFound, "no such wire: %w", err).WithID(id)
 	}
 	defer ns.Close()
 	err = visit(into(ns), func() error {
-		tap, err = plug(id, owner)
+		tap, err = m.plug(id, owner)
 		return err
 	})
 	switch {
@@ -110,7 +117,7 @@ func (Machines) Unplug(netns string) ([]sandbox.Object, error) {
 }
 
 // plug makes the link in the namespace this thread is in.
-func plug(id string, owner int) (tap *os.File, err error) {
+func (m Machines) plug(id string, owner int) (tap *os.File, err error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("netlink: %w", err)
@@ -149,6 +156,8 @@ func plug(id string, owner int) (tap *os.File, err error) {
 		{"queue", func() error { return h.LinkSetTxQLen(vm, queue) }},
 		{"mtu", func() error { return h.LinkSetMTU(vm, MTU) }},
 		{"addresses", func() error { return silence(h, eth) }},
+		{"rate of what comes from the machine", func() error { return m.limit(h, eth) }},
+		{"rate of what goes to it", func() error { return m.limit(h, vm) }},
 	} {
 		if err := s.do(); err != nil {
 			return nil, fmt.Errorf("set up the %s: %w", s.what, err)
@@ -162,6 +171,28 @@ func plug(id string, owner int) (tap *os.File, err error) {
 	}
 	failpoint.Hit("wire.plug/after-persist")
 	return nil, nil
+}
+
+// What may pass at once, a segment that the guest has not cut among it, and for how long
+// more may wait.
+const (
+	burst   = 64 << 10
+	patient = 20 * time.Millisecond
+)
+
+// limit bounds what is sent over a link: a token bucket in the kernel, which takes the
+// place of an earlier machine's.
+func (m Machines) limit(h *netlink.Handle, link netlink.Link) error {
+	if m.Rate <= 0 {
+		return nil
+	}
+	queue := burst + int64(patient.Seconds()*float64(m.Rate))
+	err := h.QdiscReplace(&netlink.Tbf{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Parent: netlink.HANDLE_ROOT, Handle: netlink.MakeHandle(1, 0)},
+		Rate: uint64(m.Rate), Buffer: netlink.Xmittime(uint64(m.Rate), burst), Limit: uint32(min(queue, math.MaxUint32))})
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("the kernel has no token buckets (sch_tbf), which machine_network_rate needs: %w", err)
+	}
+	return err
 }
 
 // silence takes the guest's address off the namespace's kernel: the guest has one of
@@ -244,12 +275,12 @@ var errNoForward = errors.New("have the kernel hand frames over")
 // Errors: those of Open.
 //
 // Cost: that of Open.
-func (Machines) Probe() error {
+func (m Machines) Probe() error {
 	return probe(func(tap *os.File) error {
 		if err := filters(tap); err != nil {
 			return err
 		}
-		fd, err := plug("probe", 0)
+		fd, err := m.plug("probe", 0)
 		if err != nil {
 			return err
 		}

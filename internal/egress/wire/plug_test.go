@@ -351,3 +351,57 @@ func TestPlugNoise(t *testing.T) {
 		t.Errorf("afterwards there comes % x", f)
 	}
 }
+
+// TestRate: what a machine sends, and what is sent to it, is no more than its rate and
+// what may pass at once, whatever is written; and it is nearly that much.
+func TestRate(t *testing.T) {
+	const rate = 1 << 20
+	l := open(t, wiresIn(t), newID())
+	m := Machines{Rate: rate}
+	if err := m.Probe(); err != nil {
+		t.Fatal(err)
+	}
+	machine, err := m.Plug(l.Wire, "machine", 0)
+	if err == nil {
+		err = m.Connect(l.Wire)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unplugged(t, l.Wire)
+	defer machine.Close()
+	body := make([]byte, 1400)
+	for _, way := range []struct {
+		name    string
+		in, out *os.File
+		frame   []byte
+	}{
+		{"from the machine", machine, l.Tap, ether(GatewayMAC, GuestMAC, unix.ETH_P_IP, ip4(unix.IPPROTO_UDP, guest, gateway, udp(1, DNSPort, string(body))))},
+		{"to the machine", l.Tap, machine, ether(GuestMAC, GatewayMAC, unix.ETH_P_IP, ip4(unix.IPPROTO_UDP, world, guest, udp(DNSPort, 1, string(body))))},
+	} {
+		rc, err := way.out.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		passed, buf, began := 0, make([]byte, headerSize+MTU+14), time.Now()
+		for time.Since(began) < 500*time.Millisecond {
+			for range 20 {
+				_ = write(t, way.in, way.frame) // the kernel drops what is too much
+			}
+			for {
+				n := 0
+				if err := rc.Control(func(fd uintptr) { n, _ = unix.Read(int(fd), buf) }); err != nil {
+					t.Fatal(err)
+				}
+				if n <= headerSize {
+					break
+				}
+				passed += n - headerSize
+			}
+		}
+		most := burst + time.Since(began).Seconds()*rate
+		if float64(passed) > 1.1*most || passed < rate/4 {
+			t.Errorf("%s: %d bytes passed in %s, at most %.0f could", way.name, passed, time.Since(began), most)
+		}
+	}
+}
