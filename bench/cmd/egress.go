@@ -38,8 +38,8 @@ func (s *set) wire(ctx context.Context) error {
 	}{
 		{"egress: 64 MiB up", "up", bench.PortUp, mib, true, 0.55},
 		{"egress: 64 MiB down", "down", bench.PortDown, mib, true, 0.55},
-		{"egress: connect + first byte, HTTP", "connect", bench.PortHTTP, 100, false, 1.8},
-		{"egress: connect + first byte, raw", "connect", bench.PortRaw, 100, false, 1.8},
+		{"egress: connect + first byte, HTTP", "connect", bench.PortHTTP, 50, false, 1.8},
+		{"egress: connect + first byte, raw", "connect", bench.PortRaw, 50, false, 1.8},
 		{"egress: keep-alive request", "request", bench.PortHTTP, 200, false, 1.8},
 		{"inspect: connect + first byte, HTTPS", "connect", bench.PortTLS, 50, false, 1.2},
 		{"inspect: keep-alive request, HTTPS", "request", bench.PortTLS, 200, false, 2.5},
