@@ -98,9 +98,48 @@ func TestForkCalledOff(t *testing.T) {
 	if exit, _ := mustExec(t, o, alice, sb.ID, sh("exit 3")); exit.Code != 3 {
 		t.Errorf("the parent does not go on: %+v", exit)
 	}
-	o.ledger.mu.Lock()
-	defer o.ledger.mu.Unlock()
-	if u := o.ledger.tenants[alice.Tenant]; u["sandboxes"] != 1 || u["snapshots"] != 0 {
-		t.Errorf("the ledger has %+v", u)
+	given := func() (sandboxes, snapshots int64) {
+		o.ledger.mu.Lock()
+		defer o.ledger.mu.Unlock()
+		u := o.ledger.tenants[alice.Tenant]
+		return u["sandboxes"], u["snapshots"]
+	}
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) { // what was saved goes behind the answer
+		if a, b := given(); a == 1 && b == 0 {
+			return
+		} else if time.Now().After(end) {
+			t.Fatalf("the ledger has %d sandboxes, and %d bytes of snapshots", a, b)
+		}
+	}
+}
+
+// unended is evidence that refuses the record of how a fork ended.
+type unended struct{ *evidence }
+
+func (e unended) Record(ctx context.Context, r sandbox.Record) (sandbox.Position, error) {
+	if r.Action == "sandbox.fork" && r.Outcome == sandbox.OutcomeDone {
+		return 0, sandbox.Errorf("record", sandbox.KindUnavailable, "no evidence")
+	}
+	return e.evidence.Record(ctx, r)
+}
+
+// TestForkUnrecorded: children whose fork cannot be put on record are ended: nobody is
+// told of them.
+func TestForkUnrecorded(t *testing.T) {
+	w := newWorld(t)
+	onGVisor(t, w)
+	with := w.cfg
+	w.cfg = func(c *Config) {
+		if with != nil {
+			with(c)
+		}
+		c.Recorder = unended{w.audit}
+	}
+	o := w.start()
+	sb := mustCreate(t, o, alice, CreateRequest{})
+	children, err := o.Fork(t.Context(), alice, string(sb.ID), ForkRequest{Count: 2})
+	wantKind(t, err, sandbox.KindUnavailable)
+	if all := living(t, o); len(children) != 0 || len(all) != 1 || all[0].ID != sb.ID {
+		t.Errorf("there are %+v, and %+v", children, all)
 	}
 }

@@ -152,8 +152,8 @@ func New(b sandbox.Backend, o Options) *Pool {
 }
 
 // Claim reserves an entry that can serve spec, for one Create or Return. Not ok:
-// there is none, which is noted as demand; one whose boundary is weaker than spec demands is none. It takes microseconds and touches no
-// disk.
+// there is none, which is noted as demand; one whose boundary is weaker than spec
+// demands is none. It takes microseconds and touches no disk.
 func (p *Pool) Claim(spec sandbox.Spec) (c Claimed, ok bool) {
 	shape, ok := ShapeOf(spec)
 	if !ok {

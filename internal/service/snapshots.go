@@ -114,8 +114,8 @@ func (s *Service) forkOnce(ctx context.Context, method string, p auth.Principal,
 	var children []orchestrator.Child
 	result, err := s.once(ctx, who, "fork", req, strings.Join(ids, " "), func(ctx context.Context) (err error) {
 		children, err = s.fork(ctx, method, p, who, req.GetId(), f)
-		if err != nil { // perhaps only its evidence is missing
-			return errors.Join(err, undo(ctx, strings.Join(ids, " ")))
+		if err != nil {
+			return err
 		}
 		if !slices.ContainsFunc(children, func(c orchestrator.Child) bool { return c.Err == nil }) {
 			err = errChildless

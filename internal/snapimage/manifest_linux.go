@@ -318,9 +318,9 @@ func (img *Image) with(ctx context.Context, name string, f func(io.Reader) error
 	return nil
 }
 
-// Verify compares every byte of an image without sparse files with its manifest, and returns the files
-// that it has read, by name and open: what becomes of their names meanwhile is all the
-// same. The caller closes them.
+// Verify compares every byte of an image without sparse files with its manifest, and
+// returns the files that it has read, by name and open: what becomes of their names
+// meanwhile is all the same. The caller closes them.
 //
 // Errors: KindConflict; ctx's.
 func (img *Image) Verify(ctx context.Context) (map[string]*os.File, error) {

@@ -81,7 +81,7 @@ type Rate struct {
 	Ops   int64 // requests, whatever their size
 }
 
-// minRate keeps a machine's boot, which reads some megabytes, within its time.
+// The least a machine boots with, which reads some megabytes, within its time.
 const (
 	minBytes = 1 << 20
 	minOps   = 100

@@ -155,11 +155,8 @@ func (l *line) settle(ctx context.Context, want int64) {
 	if !l.held {
 		return
 	}
-	stop := context.AfterFunc(ctx, func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.conn.SetDeadline(past)
-	})
+	c := l.conn // which release replaces: a late call must not reach the next one
+	stop := context.AfterFunc(ctx, func() { c.SetDeadline(past) })
 	defer stop()
 	for l.pumping && l.got < want {
 		l.changed.Wait()

@@ -168,10 +168,10 @@ func (i *Instance) unplug() ([]sandbox.Object, error) {
 	return i.b.cfg.Wires.Unplug(i.intent.NetNS)
 }
 
-// device are the arguments of a QEMU of that version for it. It may leave checksums and segments of TCP over
-// IPv4 to the other side, and that side to it, as the wire's own link does, and nothing
-// else: what is not there cannot be wrong. It has no boot program and does not
-// announce itself.
+// device are the arguments of a QEMU of that version for it. It may leave checksums
+// and segments of TCP over IPv4 to the other side, and that side to it, as the wire's
+// own link does, and nothing else: what is not there cannot be wrong. It has no boot
+// program and does not announce itself.
 func (n *nic) device(version [2]int) []string {
 	if n == nil {
 		return nil
