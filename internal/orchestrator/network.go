@@ -346,7 +346,8 @@ func (l *live) editDetails(ctx context.Context, edit func(*Details)) error {
 // stays so, and begins with p when it is resumed.
 //
 // Errors: KindNotFound, KindGone, KindTooLarge; KindUnsupported for a sandbox that
-// began without a network, unless p allows nothing, and for one whose boundary is weaker than p demands; those of Network, and what was
+// began without a network, unless p allows nothing, and for one whose boundary is
+// weaker than p demands; those of Network, and what was
 // allowed before still is, or the sandbox's report says that it is cut off.
 func (o *Orchestrator) UpdateNetwork(ctx context.Context, who Caller, ref string, p NetworkPolicy) (sb Sandbox, closed int, err error) {
 	if err := p.check("update network"); err != nil {

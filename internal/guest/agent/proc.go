@@ -102,8 +102,9 @@ func (p *proc) run(l *link, c *guest.ExecCall) {
 	doomed := p.unknown
 	p.mu.Unlock()
 	in, out, errs := sys.Stdio()
-	p.limit(p.allowed)                                                                                                        // before anybody can move it
-	l.reply(p.id, guest.Reply{Process: &guest.ProcessInfo{ID: p.id, PID: sys.PID(), User: p.user, Started: p.started.UTC()}}) // the zone that needs no file
+	p.limit(p.allowed) // before anybody can move it
+	// Told in the zone that needs no file.
+	l.reply(p.id, guest.Reply{Process: &guest.ProcessInfo{ID: p.id, PID: sys.PID(), User: p.user, Started: p.started.UTC()}})
 	s.watch.add(p)
 	if doomed {
 		_ = sys.Kill()
